@@ -1,0 +1,144 @@
+"""Settings: a TOML file and overrides from the command line <-> frozen dataclasses. Knows none of them."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from transduce.errors import TransduceError
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+
+def parse_toml(text: str, name: str) -> Table:
+    """The tables of a TOML document; `name` stands for it in the error."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TransduceError(f"{name} is not valid TOML: {error}.") from None
+
+
+def to_toml(settings: object) -> str:
+    """The TOML document that `build` turns into `settings` again."""
+    return tomli_w.dumps(to_table(settings))
+
+
+def to_table(settings: Any) -> Table:
+    """A dataclass as nested dicts and lists."""
+    return {
+        field.name: to_table(value) if dataclasses.is_dataclass(value) else _plain(value)
+        for field in dataclasses.fields(settings)
+        for value in [getattr(settings, field.name)]
+    }
+
+
+def override(table: Table, arguments: Sequence[str]) -> Table:
+    """`table` with settings such as `--model.dropout 0.1` or `--model.dropout=0.1` replaced; the table stays as it is.
+
+    A value is read as TOML if it can be (0.1, true, ["a", "b"]), else as the text it is.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
+        section, dot, key = name.partition(".")
+        if not word.startswith("--") or not (section and dot and key):
+            raise TransduceError(f"'{word}' is not understood: settings are given as --section.key value.")
+        if not has_value:
+            if not words:
+                raise TransduceError(f"--{name} has no value: write --{name} VALUE.")
+            value = words.pop(0)
+        if not isinstance(result.setdefault(section, {}), dict):
+            raise TransduceError(f"--{name}: '{section}' is not a section of settings.")
+        result[section][key] = _read_value(value)
+    return result
+
+
+def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
+    """The dataclass `kind` with the settings of `table`; what it does not mention keeps its default.
+
+    Raises TransduceError for a key that does not exist (naming the nearest that does), a value of the wrong type, and
+    a value that the dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
+        name = f"{path}{key}"
+        if key not in known:
+            raise TransduceError(f"unknown setting '{name}'.{nearest(name, [f'{path}{k}' for k in known])}")
+        values[key] = _convert(hints[key], value, name)
+    try:
+        return kind(**values)
+    except TransduceError:
+        raise
+    except ValueError as error:
+        raise TransduceError(str(error)) from None
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A hint to end an error with: what `word` was likely meant to be, or all there is."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+
+
+def differences(old: object, new: object) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs differ: dotted name -> (old value, new value)."""
+    before, after = _flatten(to_table(old)), _flatten(to_table(new))
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def names_of(settings: object) -> list[str]:
+    """The dotted names of all settings."""
+    return list(_flatten(to_table(settings)))
+
+
+def _flatten(table: Table, path: str = "") -> Table:
+    flat: Table = {}
+    for key, value in table.items():
+        flat |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise TransduceError(f"'{name}' is a section of settings, not a value: write [{name}].")
+        return build(typing.cast(type, kind), value, f"{name}.")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise TransduceError(f"{name} is {value!r}: it must be one of {', '.join(map(repr, arguments))}.")
+    if origin is tuple:  # tuple[X, ...]
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            value = [value]
+        return tuple(_convert(arguments[0], item, name) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise TransduceError(f"{name} is {value!r}: it must be {_described(kind)}.")
+
+
+def _described(kind: type | types.UnionType) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return words.get(typing.cast(type, kind), str(kind))

@@ -1,0 +1,56 @@
+"""Several processes as one: who I am, sums over all, and what rank 0 tells the others. Started by `torchrun`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of `world_size` processes; rank 0 writes, reports and validates."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over all processes, in one exchange."""
+        if self.world_size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value, on every process."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Process]:
+    """This process among its peers, by the environment that `torchrun` sets; alone without it."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Process()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Process(dist.get_rank(), world_size)
+    finally:
+        dist.destroy_process_group()

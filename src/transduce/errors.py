@@ -1,0 +1,55 @@
+"""What can go wrong through no fault of the code, each kind with the exit status of the command.
+
+A message is one line: what was given, what is allowed, how to mend it. The command prints it without a traceback
+(`--debug` shows one). All are `ValueError`s, so a caller in Python may catch just that.
+
+TransduceError              2   a setting or an argument that cannot be used
+├── DataError              65   a corpus that cannot be read as it is
+├── MissingInputError      66   a file or folder that is not there
+├── RunFolderError         73   a run folder that cannot be written, is taken, or belongs to another run
+├── DamagedFileError       74   bytes that are not the ones that were written
+├── DivergedError          76   a loss or gradient that is no longer finite
+└── ConfigMismatchError    78   a run resumed with settings or data it was not started with
+"""
+
+
+class TransduceError(ValueError):
+    """A setting or an argument that cannot be used."""
+
+    exit_status = 2
+
+
+class DataError(TransduceError):
+    """A corpus that cannot be read as it is: unequal line counts, bytes that are not UTF-8, nothing in it."""
+
+    exit_status = 65
+
+
+class MissingInputError(TransduceError):
+    """A file or folder that is not there."""
+
+    exit_status = 66
+
+
+class RunFolderError(TransduceError):
+    """A run folder that cannot be written, is taken, or belongs to another run."""
+
+    exit_status = 73
+
+
+class DamagedFileError(TransduceError):
+    """Bytes that are not the ones that were written."""
+
+    exit_status = 74
+
+
+class DivergedError(TransduceError):
+    """A loss or gradient that is no longer finite."""
+
+    exit_status = 76
+
+
+class ConfigMismatchError(TransduceError):
+    """A run resumed with settings or data it was not started with."""
+
+    exit_status = 78

@@ -1,0 +1,432 @@
+"""How good predictions are, how sure that is, and whether one system is better than another.
+
+A metric is two functions: one measures a corpus as a row of counts per segment, the other turns a sum of rows into a
+score. To resample segments is then to resample rows, so one piece of numpy serves the interval and both paired tests
+of every metric. BLEU, chrF and TER are sacreBLEU's own, with its defaults. Scores are in per cent; error rates can
+pass 100.
+
+References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
+segment i. None marks one that is absent; an empty string is a reference that happens to be empty.
+
+Intervals and p-values speak of the choice of test segments only, not of how another training run would have ended.
+"""
+
+import difflib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.base import Metric as SacreMetric
+from sacrebleu.metrics.base import Signature
+
+from transduce.errors import DataError, TransduceError
+
+References: TypeAlias = Sequence[Sequence[str | None]]
+Array: TypeAlias = NDArray[np.float64]
+Option = TypeVar("Option")
+
+_SIGNIFICANCE_LEVEL = 0.05
+_DEFINITIONS_VERSION = "transduce-1"  # in our signatures; another one whenever a definition below changes a value
+_CHUNK_CELLS = 1 << 22  # resamples x segments held at once, to bound memory
+_ROUNDING = 1e-9  # score differences closer than this are equal: only rounding tells them apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A corpus score with its 95 % bootstrap percentile interval over segments; `name` is one of METRICS."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_segments: int
+    signature: str  # all that is needed to compute `value`, `low` and `high` again, in sacreBLEU's notation
+    is_higher_better: bool
+
+    def __str__(self) -> str:
+        return f"{_METRICS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Score of B minus score of A on the same segments, with a two-sided p-value; `low` to `high` is its 95 % interval."""
+
+    name: str
+    score_a: float
+    score_b: float
+    difference: float
+    p_value: float
+    low: float
+    high: float
+    method: str
+    num_resamples: int
+    num_segments: int
+    is_higher_better: bool
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p_value < _SIGNIFICANCE_LEVEL
+
+    def __str__(self) -> str:
+        test = f"p = {self.p_value:.2g} ({_METHODS[self.method]}, {self.num_resamples} resamples)"
+        label = _METRICS[self.name].label
+        if not self.is_significant:
+            interval = f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+            return f"{label}: no significant difference, B minus A is {interval}, {test}"
+        winner = "B" if (self.difference > 0) == self.is_higher_better else "A"
+        low, high = (self.low, self.high) if self.difference > 0 else (-self.high, -self.low)
+        return f"{label}: {winner} is better by {abs(self.difference):.2f} [{low:.2f}, {high:.2f}], {test}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"is_significant": self.is_significant}
+
+
+def evaluate(
+    metrics: Sequence[str],
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 12345,
+) -> list[Score]:
+    """One score per name in `metrics`, in that order; the same arguments give the same scores in any process.
+
+    wer, per  edits to the nearest reference / its length, in blank-separated words (phonemes)
+    cer       the same in Unicode code points, blanks included
+    exact_match  share of segments that equal one of their references; word_error  share of those that do not, where
+                 runs of blanks count as one: what `wer` means for pronunciation (`evaluate_pronunciation`)
+
+    Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
+    """
+    chosen = [_choose("metric", name, _METRICS) for name in metrics]
+    _check(hypotheses, references, num_resamples)
+    draw = partial(_resampled_sums, _picks, num_resamples=num_resamples, seed=seed)
+    scores = []
+    for name, metric in zip(metrics, chosen, strict=True):
+        measured = metric.measure(hypotheses, references)
+        low, high = _interval(metric.score(draw(measured.rows)))
+        scores.append(
+            Score(
+                name=name,
+                value=measured.value,
+                low=low,
+                high=high,
+                num_segments=len(hypotheses),
+                signature=_signature_text(measured.signature, num_resamples, seed),
+                is_higher_better=metric.is_higher_better,
+            )
+        )
+    return scores
+
+
+def evaluate_pronunciation(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 12345,
+) -> list[Score]:
+    """The scores "wer" and "per" of a pronunciation lexicon, whose rows may repeat a source with another reference.
+
+    wer  share of distinct sources whose output is none of their pronunciations
+    per  edits, in blank-separated phonemes, to the nearest pronunciation of each source / total length of those
+
+    `num_segments` counts the distinct sources. Raises as `evaluate` and `group_by_source` do.
+    """
+    _, grouped_hypotheses, grouped_references = group_by_source(sources, hypotheses, references)
+    names = ("word_error", "per")
+    word, phoneme = evaluate(names, grouped_hypotheses, grouped_references, num_resamples=num_resamples, seed=seed)
+    return [replace(word, name="wer"), phoneme]
+
+
+def group_by_source(
+    sources: Sequence[str], hypotheses: Sequence[str], references: References
+) -> tuple[list[str], list[str], list[list[str | None]]]:
+    """Makes rows with the same source one segment that has the references of all of them, each once.
+
+    Sources keep the order of their first row; the references come back as sets padded with None, as `evaluate` takes
+    them. Raises DataError if a source has two different hypotheses.
+    """
+    _check(hypotheses, references)
+    if len(sources) != len(hypotheses):
+        raise DataError(f"{len(sources)} sources but {len(hypotheses)} hypotheses: each needs the other.")
+    first_row: dict[str, int] = {}
+    targets: dict[str, dict[str, None]] = {}  # a dict because it is a set that keeps the order
+    for row, (source, hypothesis) in enumerate(zip(sources, hypotheses, strict=True)):
+        first = first_row.setdefault(source, row)
+        if hypothesis != hypotheses[first]:
+            raise DataError(
+                f"Source {source!r} has two hypotheses, {hypotheses[first]!r} (row {first + 1}) and {hypothesis!r} "
+                f"(row {row + 1}): rows are grouped by source only if equal sources have equal hypotheses."
+            )
+        present = (references_of_set[row] for references_of_set in references)
+        targets.setdefault(source, {}).update((target, None) for target in present if target is not None)
+    num_sets = max(len(distinct) for distinct in targets.values())
+    padded = [[*distinct, *[None] * (num_sets - len(distinct))] for distinct in targets.values()]
+    return (
+        list(first_row),
+        [hypotheses[row] for row in first_row.values()],
+        [list(r) for r in zip(*padded, strict=True)],
+    )
+
+
+def compare(
+    metric: str,
+    hypotheses_a: Sequence[str],
+    hypotheses_b: Sequence[str],
+    references: References,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 12345,
+    method: str = "bootstrap",
+) -> Comparison:
+    """Whether A and B differ, by the paired "bootstrap" or by approximate "randomisation" (Riezler and Maxwell 2005).
+
+    Either p-value is two-sided and counts ties as chance: p = 1 for equal systems, and the bootstrap's is below 0.05
+    about when 0 is outside the interval. Differs from sacreBLEU's PairedTest, which centres |difference| (in effect a
+    one-sided test, half our p where the difference is clear) and does not count ties. Raises as `evaluate` does.
+    """
+    chosen, _ = _choose("metric", metric, _METRICS), _choose("method", method, _METHODS)
+    _check(hypotheses_a, references, num_resamples)
+    _check(hypotheses_b, references, num_resamples)
+    a, b = chosen.measure(hypotheses_a, references), chosen.measure(hypotheses_b, references)
+    draw = partial(_resampled_sums, num_resamples=num_resamples, seed=seed)
+    sums_a, sums_b = np.split(draw(_picks, np.hstack([a.rows, b.rows])), 2, axis=-1)
+    differences = chosen.score(sums_b) - chosen.score(sums_a)
+    if method == "bootstrap":
+        by_chance = differences - differences.mean()
+    else:
+        moved = draw(
+            _swaps, b.rows - a.rows
+        )  # what A gains and B loses when the outputs of some segments change places
+        by_chance = chosen.score(b.rows.sum(0) - moved) - chosen.score(a.rows.sum(0) + moved)
+    difference = b.value - a.value
+    num_as_large = int(np.count_nonzero(np.abs(by_chance) >= abs(difference) - _ROUNDING))
+    low, high = _interval(differences)
+    return Comparison(
+        name=metric,
+        score_a=a.value,
+        score_b=b.value,
+        difference=difference,
+        p_value=(num_as_large + 1) / (num_resamples + 1),
+        low=low,
+        high=high,
+        method=method,
+        num_resamples=num_resamples,
+        num_segments=len(hypotheses_a),
+        is_higher_better=chosen.is_higher_better,
+    )
+
+
+def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable]) -> int:
+    """Levenshtein distance: the fewest insertions, deletions and substitutions that turn one into the other.
+
+    Bit-parallel (Myers 1999 in the form of Hyyrö 2003, figure 3): bit i of an integer is row i of the current column of
+    the dynamic programme, which is kept as its steps of +1 and -1 from one row to the next.
+    """
+    if not reference:
+        return len(hypothesis)
+    rows_of: dict[Hashable, int] = {}
+    for row, token in enumerate(reference):
+        rows_of[token] = rows_of.get(token, 0) | 1 << row
+    last_row = 1 << (len(reference) - 1)
+    all_rows = 2 * last_row - 1
+    rises, falls, distance = all_rows, 0, len(reference)  # the first column counts 1, 2, 3, ...
+    for token in hypothesis:
+        matches = rows_of.get(token, 0)
+        free_diagonals = (((matches & rises) + rises) ^ rises) | matches | falls
+        rises_across = falls | ~(free_diagonals | rises)
+        falls_across = free_diagonals & rises
+        distance += bool(rises_across & last_row) - bool(falls_across & last_row)
+        rises_across = rises_across << 1 | 1
+        rises = (falls_across << 1 | ~(free_diagonals | rises_across)) & all_rows
+        falls = rises_across & free_diagonals & all_rows
+    return distance
+
+
+class _Measured(NamedTuple):
+    rows: Array  # [segments, counts]
+    value: float
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class _Metric:
+    label: str
+    is_higher_better: bool
+    measure: Callable[[Sequence[str], References], _Measured]
+    score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
+
+
+class _KeepsRows(SacreMetric):
+    """Keeps the rows whose sum `corpus_score` scores, the ones that sacreBLEU resamples in its own tests."""
+
+    def _extract_corpus_statistics(self, hypotheses: Sequence[str], references: Any) -> Any:
+        self.rows = super()._extract_corpus_statistics(hypotheses, references)
+        return self.rows
+
+
+class _BLEU(_KeepsRows, BLEU):
+    """Rows: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4)."""
+
+
+class _CHRF(_KeepsRows, CHRF):
+    """Rows: for n = 1..6, n-grams in the hypothesis, in the reference, matched."""
+
+
+class _TER(_KeepsRows, TER):
+    """Rows: edits, mean reference length."""
+
+
+def _by_sacrebleu(metric_type: Callable[[], _KeepsRows]) -> Callable[[Sequence[str], References], _Measured]:
+    def measure(hypotheses: Sequence[str], references: References) -> _Measured:
+        metric = metric_type()
+        value = metric.corpus_score(hypotheses, references).score  # type: ignore[arg-type]  # None is allowed there too
+        return _Measured(np.array(metric.rows, dtype=np.float64), float(value), metric.get_signature())
+
+    return measure
+
+
+def _by_segment(
+    row_of: Callable[[str, list[str]], tuple[int, int]], description: str
+) -> Callable[[Sequence[str], References], _Measured]:
+    """A metric of ours: the rate of what `row_of(hypothesis, references)` counts, 1 of 2 numbers, in the other."""
+
+    def measure(hypotheses: Sequence[str], references: References) -> _Measured:
+        present = [[r for r in of_segment if r is not None] for of_segment in zip(*references, strict=True)]
+        rows = np.array([row_of(h, rs) for h, rs in zip(hypotheses, present, strict=True)], dtype=np.float64)
+        num_refs = {len(of_segment) for of_segment in present}
+        signature = Signature({"num_refs": num_refs.pop() if len(num_refs) == 1 else -1})
+        signature.update("rate", description)
+        signature.update("version", _DEFINITIONS_VERSION)
+        return _Measured(rows, float(_rate(rows.sum(0))), signature)
+
+    return measure
+
+
+def _edits(units: Callable[[str], Sequence[str]], hypothesis: str, references: list[str]) -> tuple[int, int]:
+    """Edits to the nearest reference and its length; of equally near ones the shortest, so no tie flatters the rate."""
+    units_of_hypothesis = units(hypothesis)
+    return min((edit_distance(units_of_hypothesis, r), len(r)) for r in map(units, references))
+
+
+def _has_edits(hypothesis: str, references: list[str]) -> tuple[int, int]:
+    return int(hypothesis.split() not in [r.split() for r in references]), 1
+
+
+def _is_match(hypothesis: str, references: list[str]) -> tuple[int, int]:
+    return int(hypothesis in references), 1
+
+
+def _rate(sums: Array) -> Array:
+    """Counted / total in per cent; where the total is 0, 100 if anything was counted, as sacreBLEU's TER has it."""
+    counted, total = sums[..., 0], sums[..., 1]
+    return 100 * np.where(total > 0, counted / np.where(total > 0, total, 1), counted > 0)
+
+
+def _bleu(sums: Array) -> Array:
+    """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match."""
+    hypothesis_len, reference_len = sums[..., 0], sums[..., 1]
+    matched, total = sums[..., 2:6], sums[..., 6:10]
+    is_scored = (matched > 0).any(-1) & (total > 0).all(-1)
+    smoothed = np.where(matched > 0, matched, 0.5 ** (matched == 0).cumsum(-1))
+    log_precision = np.log(smoothed / np.maximum(total, 1)).mean(-1)
+    log_brevity = np.minimum(0, 1 - reference_len / np.maximum(hypothesis_len, 1))
+    return np.where(is_scored, 100 * np.exp(log_brevity + log_precision), 0)
+
+
+def _chrf(sums: Array) -> Array:
+    """Popović 2015: F2 of precision and recall, each the mean over the orders that both sides have."""
+    num_hypothesis, num_reference, num_matched = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    is_counted = (num_hypothesis > 0) & (num_reference > 0)
+    num_orders = np.maximum(is_counted.sum(-1), 1)
+    precision = (num_matched / np.where(is_counted, num_hypothesis, np.inf)).sum(-1) / num_orders
+    recall = (num_matched / np.where(is_counted, num_reference, np.inf)).sum(-1) / num_orders
+    weighted = CHRF.BETA**2 * precision + recall
+    return 100 * (1 + CHRF.BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1)
+
+
+_METRICS = {
+    "bleu": _Metric("BLEU", True, _by_sacrebleu(_BLEU), _bleu),
+    "chrf": _Metric("chrF2", True, _by_sacrebleu(_CHRF), _chrf),
+    "ter": _Metric("TER", False, _by_sacrebleu(_TER), _rate),
+    "wer": _Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),
+    "cer": _Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
+    "per": _Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),
+    "exact_match": _Metric("exact match", True, _by_segment(_is_match, "matches/segments"), _rate),
+    "word_error": _Metric("WER", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
+}
+METRICS = tuple(_METRICS)
+_METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
+
+
+def _picks(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
+    """How often each resample of as many segments, drawn with replacement, holds each segment."""
+    picked = rng.integers(num_segments, size=(num_resamples, num_segments))
+    picked += num_segments * np.arange(num_resamples)[:, None]
+    counts = np.bincount(picked.ravel(), minlength=picked.size)
+    return counts.reshape(num_resamples, num_segments).astype(np.float64)
+
+
+def _swaps(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
+    """1 where a segment changes sides, by the toss of a coin."""
+    return rng.integers(2, size=(num_resamples, num_segments)).astype(np.float64)
+
+
+def _resampled_sums(
+    weights: Callable[[np.random.Generator, int, int], Array], rows: Array, *, num_resamples: int, seed: int
+) -> Array:
+    """Weighted sums of `rows` [resamples, counts] under weights drawn for every resample; a function of `seed` alone."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_CELLS // len(rows))
+    sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
+    return np.concatenate([weights(rng, size, len(rows)) @ rows for size in sizes])
+
+
+def _interval(scores: Array) -> tuple[float, float]:
+    low, high = np.quantile(scores, [_SIGNIFICANCE_LEVEL / 2, 1 - _SIGNIFICANCE_LEVEL / 2])
+    return float(low), float(high)
+
+
+def _signature_text(signature: Signature, num_resamples: int, seed: int) -> str:
+    signature.update("bs", num_resamples)
+    signature.update("seed", seed)
+    return str(signature)
+
+
+def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
+    if name in options:
+        return options[name]
+    nearest = difflib.get_close_matches(name.lower(), options, n=1)
+    suggestion = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise TransduceError(f"There is no {kind} {name!r}: {suggestion}Choose from {', '.join(options)}.")
+
+
+def _check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:
+    """Raises DataError unless every segment has a hypothesis and a reference, TransduceError for a wrong call."""
+    if num_resamples < 1:
+        raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; 1000 is usual.")
+    if not references or any(isinstance(reference_set, str) for reference_set in references):
+        raise TransduceError(
+            "references must be a list of reference sets, each a list of strings: [references] if one."
+        )
+    if not hypotheses:
+        raise DataError("There are no segments to score: the hypotheses are empty.")
+    for number, reference_set in enumerate(references, start=1):
+        if len(reference_set) != len(hypotheses):
+            which = f" in reference set {number}" if len(references) > 1 else ""
+            raise DataError(
+                f"{len(hypotheses)} hypotheses but {len(reference_set)} references{which}: line k of one must answer "
+                "line k of the other."
+            )
+    for number, of_segment in enumerate(zip(*references, strict=True), start=1):
+        if all(reference is None for reference in of_segment):
+            raise DataError(f"Segment {number} has no reference: each needs at least one, which may be empty.")

@@ -1,0 +1,17 @@
+"""The network of Figure 1. Read transformer.py first, then encoder.py, decoder.py, attention.py."""
+
+from transduce.model.attention import MultiHeadAttention, attention, causal_mask, padding_mask
+from transduce.model.cache import DecoderState
+from transduce.model.transformer import PRESETS, Transformer, TransformerConfig, VocabularySizes
+
+__all__ = [
+    "PRESETS",
+    "DecoderState",
+    "MultiHeadAttention",
+    "Transformer",
+    "TransformerConfig",
+    "VocabularySizes",
+    "attention",
+    "causal_mask",
+    "padding_mask",
+]

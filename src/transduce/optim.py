@@ -1,0 +1,91 @@
+"""The optimizer, the learning rate at each step, and the moving average of the weights."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam and its schedule; the defaults are the paper's (section 5.3)."""
+
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
+    learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
+    warmup_steps: int = 4000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.0  # decoupled (AdamW), on matrices alone
+    max_grad_norm: float = 0.0  # gradients longer than this are shortened to it; 0: left as they are
+    ema_decay: float = 0.0  # the weights used are an average over about 1 / (1 - decay) steps; 0: the last ones
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.learning_rate < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
+            raise ValueError(
+                "optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative."
+            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
+            raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
+        if self.learning_rate == 0 and self.warmup_steps == 0:
+            raise ValueError("equation 3 needs a warm-up: set optim.warmup_steps, or a peak with optim.learning_rate.")
+
+
+def inverse_sqrt_rate(step: int, d_model: int, warmup_steps: int) -> float:
+    """Learning rate at `step`, counted from 1 (Vaswani et al. 2017, section 5.3, equation 3).
+
+    Rises linearly for `warmup_steps`, then falls as 1 / sqrt(step). Raises ValueError if `step` < 1.
+    """
+    if step < 1:
+        raise ValueError(f"step is {step}: steps are counted from 1.")
+    return d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+
+
+def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: int) -> float:
+    """Learning rate at `step`, counted from 1, in a run of `num_steps`.
+
+    Every schedule rises linearly over the warm-up to the peak; linear and cosine fall to zero at the last step.
+    """
+    peak = config.learning_rate or inverse_sqrt_rate(config.warmup_steps, d_model, config.warmup_steps)
+    if step < config.warmup_steps:
+        return peak * step / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(config.warmup_steps, 1) / step)
+    # The last step still moves: the rate would be zero one step after it.
+    progress = (step - config.warmup_steps) / max(1, num_steps + 1 - config.warmup_steps)
+    return peak * (1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay; the trainer sets the rate before each step."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+
+
+@torch.no_grad()
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], *, decay: float, step: int) -> None:
+    """Moves `average` towards `current`: average = d * average + (1 - d) * current, in place.
+
+    d is `decay`, but at most (1 + step) / (10 + step), so that the random start is soon forgotten.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average), list(current), weight)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Shortens the gradient to length `max_norm` if it is longer (0: never); returns its length before that."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -1,0 +1,370 @@
+"""Pairs of text from files: the one place where corpora are read.
+
+A file is read as bytes and split on `\\n` only, so that line k here is line k of `wc -l`, `paste` and `sed`; everything
+else that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085, U+2028, U+2029) is text.
+"""
+
+import hashlib
+import json
+import lzma
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from transduce.errors import DataError, TransduceError
+from transduce.files import read_bytes, sha256_of
+
+_BYTE_ORDER_MARK = "\ufeff"
+_CHUNK_BYTES = 1 << 20
+_MOST_KEYS_SHOWN = 8
+
+_GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_COMPRESSED_SUFFIXES = {".gz", ".xz", ".zst"}
+# A file of parallel compressors (pzstd) starts with a "skippable" frame, numbered in the low half of its first byte.
+_ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
+# First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
+_REFUSED = {
+    b"\xff\xfe\x00\x00": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
+    b"\x00\x00\xfe\xff": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
+    b"\xff\xfe": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
+    b"\xfe\xff": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
+    b"PK\x03\x04": ("a zip archive or an office document", "Unpack it, or save the sheet as tab-separated UTF-8 text."),
+    b"BZh": ("a bzip2 file", "Unpack it with `bunzip2`; .gz, .xz and .zst are read as they are."),
+}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Parallel text: `src[k]` belongs to `tgt[k]`."""
+
+    src: list[str]
+    tgt: list[str]
+    skipped: dict[str, int]  # reason -> number of pairs left out, e.g. {"empty source": 3}
+    notes: list[str]  # what was mended in reading, one line each
+    sha256: dict[str, str]  # file, as given -> SHA-256 of its bytes on disk
+
+    def __len__(self) -> int:
+        return len(self.src)
+
+
+@dataclass(frozen=True)
+class _Text:
+    lines: list[str]
+    notes: list[str]
+    sha256: str
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, plain or compressed, without their ends (`\\n` or `\\r\\n`) and byte-order mark.
+
+    Raises DataError where the bytes are not UTF-8 or not all there, MissingInputError if there is no such file.
+    """
+    return _read_text(path).lines
+
+
+def read_pairs(paths: Sequence[str | Path]) -> Pairs:
+    """Parallel text from one file of pairs or from two files, line k of one belonging to line k of the other.
+
+    One file is `.tsv` (source, tab, target) or `.jsonl` (one object a line with "source" and "target", or "src" and
+    "tgt"); two are plain text under any name. All may be compressed by gzip, xz or Zstandard, which is told from
+    their first bytes. Pairs with an empty or blank side are skipped and counted.
+    """
+    if len(paths) not in (1, 2) or isinstance(paths, str):
+        number = "a bare string" if isinstance(paths, str) else f"{len(paths)} paths"
+        raise TransduceError(
+            f"Pairs are read from a list of one file (.tsv or .jsonl) or of two parallel text files, not from {number}."
+        )
+    texts = {str(path): _read_text(Path(path)) for path in paths}
+    names = [str(path) for path in paths]
+    rows = _parallel(names, texts) if len(names) == 2 else _rows_of_one_file(names[0], texts[names[0]].lines)
+    src, tgt, skipped = _without_empty(rows)
+    where = " and ".join(names)
+    if not src and skipped:
+        raise DataError(f"{where}: no pair left: {', '.join(f'{n} with {why}' for why, n in skipped.items())}.")
+    if not src:
+        raise DataError(f"{where}: no pairs: the file is empty.")
+    notes = [note for text in texts.values() for note in text.notes]
+    return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
+
+
+def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
+    """How many rows of `other` occur in `train`: as a "pair", by their "source", by their "target".
+
+    Compared without regard to case and to the number and kind of blanks.
+    """
+    train_src, train_tgt = [_normalised(s) for s in train.src], [_normalised(t) for t in train.tgt]
+    src, tgt = [_normalised(s) for s in other.src], [_normalised(t) for t in other.tgt]
+    pairs, sources, targets = set(zip(train_src, train_tgt, strict=True)), set(train_src), set(train_tgt)
+    return {
+        "pairs": sum(pair in pairs for pair in zip(src, tgt, strict=True)),
+        "source": sum(source in sources for source in src),
+        "target": sum(target in targets for target in tgt),
+    }
+
+
+def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, Pairs]:
+    """Train, validation and test parts that share no source and no target, compared as in `count_overlap`.
+
+    Rows with the same source or the same target, directly or through others, form a group, and a group stays
+    together. Groups are drawn in the order of their SHA-256 while they fit into `test`, then `valid` rows, so the
+    parts hold at most that many; the largest group always stays in train. The parts depend on the set of rows and
+    not on their order, and neither does the order within a part. Raises DataError if a wanted part would be empty.
+    """
+    if valid < 0 or test < 0 or valid + test >= len(pairs):
+        raise TransduceError(
+            f"valid ({valid}) and test ({test}) must not be negative and must leave some of the "
+            f"{len(pairs):,} pairs for training."
+        )
+    digests = [_digest(source, target) for source, target in zip(pairs.src, pairs.tgt, strict=True)]
+    groups = sorted(_linked_rows(pairs), key=lambda rows: min(digests[row] for row in rows))
+    kept = max(range(len(groups)), key=lambda number: len(groups[number]))
+    free = groups[:kept] + groups[kept + 1 :]
+    test_rows, free = _draw(free, test)
+    valid_rows, free = _draw(free, valid)
+    for name, asked, rows in (("validation", valid, valid_rows), ("test", test, test_rows)):
+        if asked and not rows:
+            raise DataError(
+                f"No {name} part of {asked:,} rows can be held out: the {len(pairs):,} pairs fall into {len(groups):,} "
+                f"groups linked by equal sources or targets, the largest of {len(groups[kept]):,}. "
+                f"Give a {name} file of your own."
+            )
+    train_rows = groups[kept] + [row for rows in free for row in rows]
+
+    def part(rows: list[int]) -> Pairs:
+        ordered = sorted(rows, key=lambda row: digests[row])
+        return Pairs([pairs.src[row] for row in ordered], [pairs.tgt[row] for row in ordered], {}, [], pairs.sha256)
+
+    return part(train_rows), part(valid_rows), part(test_rows)
+
+
+def decompressed(raw: bytes, name: str) -> bytes:
+    """`raw` unpacked if it starts as gzip, xz or Zstandard does, else `raw` itself; `name` is for the message.
+
+    Raises DataError unless every compressed stream is whole and nothing but streams follows.
+    """
+    if raw.startswith(_GZIP):
+        return _unpack(raw, name, "gzip", lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
+    if raw.startswith(_XZ):
+        return _unpack(raw, name, "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
+    if raw.startswith(_ZSTD_STARTS):
+        return _unpack(raw, name, "Zstandard", _zstd_decompressor(name))
+    if Path(name).suffix.lower() in _COMPRESSED_SUFFIXES and len(raw) < len(_XZ):
+        raise DataError(f"{name}: {len(raw)} bytes are no {Path(name).suffix} file. Copy or download it again.")
+    return raw
+
+
+def _read_text(path: Path) -> _Text:
+    try:
+        raw = read_bytes(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    content = decompressed(raw, str(path))
+    for start, (kind, advice) in _REFUSED.items():
+        if content.startswith(start):
+            raise DataError(f"{path}: this is {kind}, not UTF-8 text. {advice}")
+    text = _decode(content, path)
+    notes = []
+    if text.startswith(_BYTE_ORDER_MARK):
+        text = text.removeprefix(_BYTE_ORDER_MARK)
+        notes.append(f"{path}: byte-order mark removed")
+    num_crlf = text.count("\r\n")
+    lines = text.replace("\r\n", "\n").split("\n")
+    if not lines[-1]:
+        lines.pop()  # what follows the last line end is no line
+    if num_crlf:
+        share = "" if num_crlf >= len(lines) - 1 else f" ({num_crlf:,} of {len(lines):,} lines)"
+        notes.append(f"{path}: CRLF line ends removed{share}")
+    return _Text(lines, notes, sha256_of(raw))
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{path}, line {line}, byte {column}: {content[error.start]:#04x} is not UTF-8 here ({error.reason}). "
+            "Correct the line, or convert the file with `iconv -f ENCODING -t UTF-8`."
+        ) from None
+
+
+class _Decompressor(Protocol):
+    """What zlib, lzma and zstandard have in common: one stream, and the bytes that follow it."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def _unpack(raw: bytes, name: str, kind: str, new_decompressor: Callable[[], _Decompressor]) -> bytes:
+    """All streams of `raw`, one after the other.
+
+    Written out because `lzma.decompress` passes over trailing garbage and Zstandard's reader over a missing end.
+    """
+    parts, position = [], 0
+    try:
+        while position < len(raw):
+            stream = new_decompressor()
+            while not stream.eof and position < len(raw):
+                chunk = raw[position : position + _CHUNK_BYTES]
+                parts.append(stream.decompress(chunk))
+                position += len(chunk)
+            position -= len(stream.unused_data)
+            if not stream.eof:
+                raise EOFError("it ends too early")
+            if not raw[position : position + _CHUNK_BYTES].strip(b"\0") and not raw[position:].strip(b"\0"):
+                break  # gzip and xz files may be padded with zeros
+    except MemoryError:
+        raise
+    except Exception as error:  # each library has its own error class, and zstandard may be absent
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name}: damaged {kind} file: {reason}. Copy or download it again.") from None
+    return b"".join(parts)
+
+
+def _zstd_decompressor(name: str) -> Callable[[], _Decompressor]:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{name}: Zstandard files need an extra: pip install 'transduce[zstd]'") from None
+    return lambda: zstandard.ZstdDecompressor().decompressobj()
+
+
+def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, str]]:
+    src, tgt = (texts[name].lines for name in names)
+    if len(src) != len(tgt):
+        raise DataError(
+            f"{names[0]} has {len(src):,} lines and {names[1]} has {len(tgt):,}: line k of one must belong to line k "
+            "of the other."
+        )
+    return zip(src, tgt, strict=True)
+
+
+def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    readers = {".tsv": _tsv_row, ".jsonl": _jsonl_row}
+    read_row = readers.get(suffixes[-1] if suffixes else "")
+    if read_row is None:
+        raise TransduceError(
+            f"{name}: one file of pairs must be named .tsv (source, tab, target) or .jsonl; "
+            "for two parallel text files give both."
+        )
+    end = len(lines)
+    while end and not lines[end - 1]:
+        end -= 1  # empty lines at the end are a habit of editors
+    return (read_row(line, f"{name}, line {number}") for number, line in enumerate(lines[:end], 1))
+
+
+def _tsv_row(line: str, where: str) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) == 2:
+        return columns[0], columns[1]
+    if len(columns) == 1:
+        raise DataError(f"{where}: 1 column found, 2 needed: source and target with a tab between them.")
+    raise DataError(
+        f"{where}: {len(columns)} columns found, 2 needed: source and target with a tab between them. "
+        "If these are the first two, cut them out with `cut -f1,2`."
+    )
+
+
+def _jsonl_row(line: str, where: str) -> tuple[str, str]:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} at character {error.colno}.") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+        raise DataError(f"{where}: not JSON that can be read ({type(error).__name__}).") from None
+    wanted = 'an object with the strings "source" and "target" (or "src" and "tgt")'
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {wanted} is needed, found {_json_type(row)}.")
+    for source_key, target_key in (("source", "target"), ("src", "tgt")):
+        if source_key in row and target_key in row:
+            return _string(row, source_key, where), _string(row, target_key, where)
+    shown = [json.dumps(key) for key in list(row)[:_MOST_KEYS_SHOWN]] + ["..."] * (len(row) > _MOST_KEYS_SHOWN)
+    raise DataError(f"{where}: {wanted} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
+
+
+def _string(row: dict[str, Any], key: str, where: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise DataError(f'{where}: "{key}" must be a string, found {_json_type(value)}.')
+    if "\n" in value:
+        raise DataError(f'{where}: "{key}" holds a line feed, and a text must be one line. Put a blank in its place.')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f'{where}: "{key}" holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character '
+            f"{error.start + 1}, which no UTF-8 text can hold. Correct the line."
+        ) from None
+    return value
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _without_empty(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str], dict[str, int]]:
+    src, tgt = [], []
+    skipped: Counter[str] = Counter()
+    for source, target in rows:
+        if not source or source.isspace():
+            skipped["empty source"] += 1
+        elif not target or target.isspace():
+            skipped["empty target"] += 1
+        else:
+            src.append(source)
+            tgt.append(target)
+    return src, tgt, dict(skipped)
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _digest(source: str, target: str) -> bytes:
+    # The length keeps ("ab", "c") apart from ("a", "bc").
+    return hashlib.sha256(f"{len(source)} {source}{target}".encode()).digest()
+
+
+def _linked_rows(pairs: Pairs) -> list[list[int]]:
+    """The rows in groups connected by equal sources or equal targets (union-find)."""
+    parents = list(range(len(pairs)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    for side in (pairs.src, pairs.tgt):
+        first_with: dict[str, int] = {}
+        for row, text in enumerate(side):
+            parents[root(row)] = root(first_with.setdefault(_normalised(text), row))
+    groups: dict[int, list[int]] = {}
+    for row in range(len(pairs)):
+        groups.setdefault(root(row), []).append(row)
+    return list(groups.values())
+
+
+def _draw(groups: list[list[int]], num_rows: int) -> tuple[list[int], list[list[int]]]:
+    """Rows of the first groups that fit into `num_rows`, and the groups left."""
+    drawn: list[int] = []
+    left = []
+    for rows in groups:
+        if len(drawn) + len(rows) <= num_rows:
+            drawn += rows
+        else:
+            left.append(rows)
+    return drawn, left

@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM, turned into a stop at a moment where nothing is lost."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
+    """The process was told to stop by signal `signum`; `message` says what was saved and how to go on."""
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.message = message
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell reports of a process ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signum
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM is only noted, for `check` to raise; a second ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._raises_at_once = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal came."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In this block a signal raises where it strikes: for long work that changes nothing worth keeping."""
+        self.check()
+        self._raises_at_once = True
+        try:
+            yield
+        finally:
+            self._raises_at_once = False
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise Stopped(signum)
+        self.received = signum
+        if self._raises_at_once:
+            raise Stopped(signum)
