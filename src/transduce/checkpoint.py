@@ -335,8 +335,8 @@ class RunFolder:
 
     def write_file(self, name: str, content: bytes) -> None:
         """Writes a file beside the others, such as a picture."""
-        if name in _OWN_NAMES or Path(name).name != name:
-            raise ValueError(f"{name!r} must be a plain file name, and none of {', '.join(_OWN_NAMES)}.")
+        if name in _OWN_NAMES or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(_OWN_NAMES)}.")
         files.write_atomically(self.path / name, content)
 
     def verify(self) -> list[tuple[str, str]]:

@@ -57,8 +57,9 @@ class EncodedPairs:
 
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "EncodedPairs":
         """The pairs of these rows, in this order."""
+        index = np.asarray(rows, dtype=np.intp)
         selected = EncodedPairs.__new__(EncodedPairs)
-        selected._src, selected._tgt = self._src.select(np.asarray(rows)), self._tgt.select(np.asarray(rows))
+        selected._src, selected._tgt = self._src.select(index), self._tgt.select(index)
         return selected
 
     def padded(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -69,15 +70,15 @@ class EncodedPairs:
 def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[EncodedPairs, int]:
     """The pairs as ids, and how many were left out because a side has more than `max_len` of them, eos included.
 
-    Raises DataError if none is left.
+    Raises DataError if that is all of them.
     """
     encoded = EncodedPairs(tokenizer.encode_source(pairs.src), tokenizer.encode_target(pairs.tgt))
-    kept = np.flatnonzero(np.maximum(encoded.src_lens, encoded.tgt_lens) <= max_len)
-    if not len(kept):
-        shortest = int(np.maximum(encoded.src_lens, encoded.tgt_lens).min(initial=0))
+    longer_lens = np.maximum(encoded.src_lens, encoded.tgt_lens)
+    kept = np.flatnonzero(longer_lens <= max_len)
+    if len(encoded) and not len(kept):
         raise DataError(
             f"No pair is left: in each of the {len(pairs):,} a side is longer than max_len ({max_len}) ids; "
-            f"the shortest pair has {shortest:,}. Raise max_len, or split the texts into sentences."
+            f"the shortest pair has {longer_lens.min():,}. Raise max_len, or split the texts into sentences."
         )
     num_dropped = len(encoded) - len(kept)
     return (encoded.select(kept) if num_dropped else encoded), num_dropped
@@ -85,13 +86,12 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[E
 
 def collate(pairs: EncodedPairs, rows: Sequence[int] | NDArray[np.integer]) -> Batch:
     """The batch of these rows; the target is shifted here: position t of `tgt_in` is position t - 1 of `tgt_out`."""
-    index = np.asarray(rows)
+    index = np.asarray(rows, dtype=np.intp)
     src, tgt_out = pairs.padded(index)
     tgt_in = np.empty_like(tgt_out)
     tgt_in[:, 0] = Tokenizer.bos_id
-    tgt_in[:, 1:] = np.where(
-        tgt_out[:, 1:] != Tokenizer.pad_id, tgt_out[:, :-1], Tokenizer.pad_id
-    )  # so that no eos goes in
+    is_token = tgt_out[:, 1:] != Tokenizer.pad_id
+    tgt_in[:, 1:] = np.where(is_token, tgt_out[:, :-1], Tokenizer.pad_id)  # so that no eos goes in
     return Batch(torch.from_numpy(src), torch.from_numpy(tgt_in), torch.from_numpy(tgt_out), index.tolist())
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from transduce.errors import DamagedFileError, DataError, MissingInputError, TransduceError
-from transduce.files import sha256_of, sha256_of_file, write_atomically
+from transduce.files import explained_write_errors, sha256_of, sha256_of_file, write_atomically
 from transduce.reading import Pairs, decompressed, read_pairs
 
 DEFAULT_CACHE = Path("~/.cache/transduce")
@@ -182,10 +182,8 @@ def _fetch(file: DataFile, places: Places) -> bytes:
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TransduceError(f"{folder}: cannot be made a folder ({error.strerror}). Name another.") from None
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -401,11 +399,13 @@ _GENERATED_SPLITS = {"train": 20_000, "valid": 500, "test": 1_000}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SHORTEST_WORD, _LONGEST_WORD = 3, 12
 _LARGEST_ADDEND = 999
+_Below = Callable[[int], int]  # a random number from 0 to n - 1
+_Draw = Callable[[_Below], tuple[str, str, str]]  # an identity that is used once, a source, a target
 
 
 def _generated() -> list[Dataset]:
     letters = f"Random words of {_SHORTEST_WORD} to {_LONGEST_WORD} lower-case letters"
-    tasks: list[tuple[str, str, Callable[[Callable[[int], int]], tuple[str, str, str]]]] = [
+    tasks: list[tuple[str, str, _Draw]] = [
         ("copy", f"{letters}, unchanged.", lambda below: _letters_task(below, lambda word: word)),
         ("reverse", f"{letters}, backwards.", lambda below: _letters_task(below, lambda word: word[::-1])),
         ("sort", f"{letters}, in alphabetical order.", lambda below: _letters_task(below, _sorted_letters)),
@@ -431,13 +431,8 @@ def _generated() -> list[Dataset]:
     ]
 
 
-def _from_generator(
-    name: str, draw: Callable[[Callable[[int], int]], tuple[str, str, str]]
-) -> Callable[[str, Places], Pairs]:
-    """Rows from `draw(below)`, which gives an identity, a source and a target; each identity is used once.
-
-    `below(n)` is a random number from 0 to n - 1, the same ones for the same name on every machine and version.
-    """
+def _from_generator(name: str, draw: _Draw) -> Callable[[str, Places], Pairs]:
+    """`load` of a set whose rows are drawn one after the other, the same on every machine and in every version."""
 
     def load(split: str, places: Places) -> Pairs:  # noqa: ARG001 (nothing is read)
         # Of Python's generators only `random()` is promised to give the same numbers in every version.
@@ -446,16 +441,14 @@ def _from_generator(
         while len(rows) < sum(_GENERATED_SPLITS.values()):
             identity, source, target = draw(lambda n: int(source_of_numbers.random() * n))
             rows.setdefault(identity, (source, target))
-        start = sum(
-            _GENERATED_SPLITS[other] for other in list(_GENERATED_SPLITS)[: list(_GENERATED_SPLITS).index(split)]
-        )
+        starts = dict(zip(_GENERATED_SPLITS, accumulate(_GENERATED_SPLITS.values(), initial=0), strict=False))
         chosen = list(rows.values())[starts[split] : starts[split] + _GENERATED_SPLITS[split]]
         return _made(name, split, chosen, ("source", "target"), [])
 
     return load
 
 
-def _letters_task(below: Callable[[int], int], change: Callable[[str], str]) -> tuple[str, str, str]:
+def _letters_task(below: _Below, change: Callable[[str], str]) -> tuple[str, str, str]:
     length = _SHORTEST_WORD + below(_LONGEST_WORD - _SHORTEST_WORD + 1)
     word = "".join(_LETTERS[below(len(_LETTERS))] for _ in range(length))
     return word, word, change(word)
@@ -465,7 +458,7 @@ def _sorted_letters(word: str) -> str:
     return "".join(sorted(word))
 
 
-def _addition(below: Callable[[int], int]) -> tuple[str, str, str]:
+def _addition(below: _Below) -> tuple[str, str, str]:
     a, b = below(_LARGEST_ADDEND + 1), below(_LARGEST_ADDEND + 1)
     # One identity for a+b and b+a: whoever has seen the one knows the other.
     return f"{min(a, b)}+{max(a, b)}", f"{a}+{b}", str(a + b)

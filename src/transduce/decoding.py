@@ -30,6 +30,7 @@ class DecodingConfig:
     temperature: float = 0.0  # above 0: draw each token instead of searching; 1 draws from the model's distribution
     top_k: int = 0  # draw from the k likeliest tokens alone; 0: from all
     top_p: float = 1.0  # draw from the smallest set of tokens with at least this probability
+    seed: int = 1  # of the draws
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:

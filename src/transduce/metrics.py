@@ -29,13 +29,14 @@ References: TypeAlias = Sequence[Sequence[str | None]]
 Array: TypeAlias = NDArray[np.float64]
 Option = TypeVar("Option")
 
+NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
 _SIGNIFICANCE_LEVEL = 0.05
 _DEFINITIONS_VERSION = "transduce-1"  # in our signatures; another one whenever a definition below changes a value
 _CHUNK_CELLS = 1 << 22  # resamples x segments held at once, to bound memory
 _ROUNDING = 1e-9  # score differences closer than this are equal: only rounding tells them apart
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Score:
     """A corpus score with its 95 % bootstrap percentile interval over segments; `name` is one of METRICS."""
 
@@ -56,7 +57,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Score of B minus score of A on the same segments, with a two-sided p-value; `low` to `high` is its 95 % interval."""
+    """Score of B minus score of A on the same segments, its 95 % interval and a two-sided p-value."""
 
     name: str
     score_a: float
@@ -93,15 +94,16 @@ def evaluate(
     hypotheses: Sequence[str],
     references: References,
     *,
-    num_resamples: int = 1000,
-    seed: int = 12345,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = SEED,
 ) -> list[Score]:
     """One score per name in `metrics`, in that order; the same arguments give the same scores in any process.
 
-    wer, per  edits to the nearest reference / its length, in blank-separated words (phonemes)
-    cer       the same in Unicode code points, blanks included
-    exact_match  share of segments that equal one of their references; word_error  share of those that do not, where
-                 runs of blanks count as one: what `wer` means for pronunciation (`evaluate_pronunciation`)
+    bleu, chrf, ter  sacreBLEU's, with its defaults
+    wer, per     edits / length of the nearest reference, over the corpus, in blank-separated words (phonemes)
+    cer          the same in Unicode code points, blanks included
+    exact_match  share of segments that equal one of their references
+    word_error   share of segments with an edit to every reference: the `wer` of `evaluate_pronunciation`
 
     Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
     """
@@ -111,18 +113,11 @@ def evaluate(
     scores = []
     for name, metric in zip(metrics, chosen, strict=True):
         measured = metric.measure(hypotheses, references)
+        measured.signature.update("bs", num_resamples)
+        measured.signature.update("seed", seed)
         low, high = _interval(metric.score(draw(measured.rows)))
-        scores.append(
-            Score(
-                name=name,
-                value=measured.value,
-                low=low,
-                high=high,
-                num_segments=len(hypotheses),
-                signature=_signature_text(measured.signature, num_resamples, seed),
-                is_higher_better=metric.is_higher_better,
-            )
-        )
+        about = (len(hypotheses), str(measured.signature), metric.is_higher_better)
+        scores.append(Score(name, measured.value, low, high, *about))
     return scores
 
 
@@ -131,8 +126,8 @@ def evaluate_pronunciation(
     hypotheses: Sequence[str],
     references: References,
     *,
-    num_resamples: int = 1000,
-    seed: int = 12345,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = SEED,
 ) -> list[Score]:
     """The scores "wer" and "per" of a pronunciation lexicon, whose rows may repeat a source with another reference.
 
@@ -171,11 +166,8 @@ def group_by_source(
         targets.setdefault(source, {}).update((target, None) for target in present if target is not None)
     num_sets = max(len(distinct) for distinct in targets.values())
     padded = [[*distinct, *[None] * (num_sets - len(distinct))] for distinct in targets.values()]
-    return (
-        list(first_row),
-        [hypotheses[row] for row in first_row.values()],
-        [list(r) for r in zip(*padded, strict=True)],
-    )
+    sets = [list(reference_set) for reference_set in zip(*padded, strict=True)]
+    return list(first_row), [hypotheses[row] for row in first_row.values()], sets
 
 
 def compare(
@@ -184,15 +176,16 @@ def compare(
     hypotheses_b: Sequence[str],
     references: References,
     *,
-    num_resamples: int = 1000,
-    seed: int = 12345,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = SEED,
     method: str = "bootstrap",
 ) -> Comparison:
     """Whether A and B differ, by the paired "bootstrap" or by approximate "randomisation" (Riezler and Maxwell 2005).
 
-    Either p-value is two-sided and counts ties as chance: p = 1 for equal systems, and the bootstrap's is below 0.05
-    about when 0 is outside the interval. Differs from sacreBLEU's PairedTest, which centres |difference| (in effect a
-    one-sided test, half our p where the difference is clear) and does not count ties. Raises as `evaluate` does.
+    The p-value of either is two-sided and counts ties as chance, so it is 1 for equal systems; the bootstrap's is below
+    0.05 about when the interval excludes 0. Differs from the bootstrap of sacreBLEU's PairedTest, which subtracts the
+    mean of |difference|: in effect one tail, half our p, and twice as many equal systems called different as promised.
+    Raises as `evaluate` does.
     """
     chosen, _ = _choose("metric", metric, _METRICS), _choose("method", method, _METHODS)
     _check(hypotheses_a, references, num_resamples)
@@ -204,9 +197,7 @@ def compare(
     if method == "bootstrap":
         by_chance = differences - differences.mean()
     else:
-        moved = draw(
-            _swaps, b.rows - a.rows
-        )  # what A gains and B loses when the outputs of some segments change places
+        moved = draw(_swaps, b.rows - a.rows)  # what A gains and B loses when some outputs change sides
         by_chance = chosen.score(b.rows.sum(0) - moved) - chosen.score(a.rows.sum(0) + moved)
     difference = b.value - a.value
     num_as_large = int(np.count_nonzero(np.abs(by_chance) >= abs(difference) - _ROUNDING))
@@ -298,7 +289,7 @@ def _by_sacrebleu(metric_type: Callable[[], _KeepsRows]) -> Callable[[Sequence[s
 def _by_segment(
     row_of: Callable[[str, list[str]], tuple[int, int]], description: str
 ) -> Callable[[Sequence[str], References], _Measured]:
-    """A metric of ours: the rate of what `row_of(hypothesis, references)` counts, 1 of 2 numbers, in the other."""
+    """A metric of ours: `row_of(hypothesis, references)` counts two numbers, and the first is a rate of the second."""
 
     def measure(hypotheses: Sequence[str], references: References) -> _Measured:
         present = [[r for r in of_segment if r is not None] for of_segment in zip(*references, strict=True)]
@@ -362,7 +353,7 @@ _METRICS = {
     "cer": _Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
     "per": _Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),
     "exact_match": _Metric("exact match", True, _by_segment(_is_match, "matches/segments"), _rate),
-    "word_error": _Metric("WER", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
+    "word_error": _Metric("word error", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
 }
 METRICS = tuple(_METRICS)
 _METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
@@ -384,7 +375,7 @@ def _swaps(rng: np.random.Generator, num_resamples: int, num_segments: int) -> A
 def _resampled_sums(
     weights: Callable[[np.random.Generator, int, int], Array], rows: Array, *, num_resamples: int, seed: int
 ) -> Array:
-    """Weighted sums of `rows` [resamples, counts] under weights drawn for every resample; a function of `seed` alone."""
+    """Sums of `rows` [resamples, counts], weighted anew for every resample; the draws depend on `seed` alone."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_CELLS // len(rows))
     sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
@@ -394,12 +385,6 @@ def _resampled_sums(
 def _interval(scores: Array) -> tuple[float, float]:
     low, high = np.quantile(scores, [_SIGNIFICANCE_LEVEL / 2, 1 - _SIGNIFICANCE_LEVEL / 2])
     return float(low), float(high)
-
-
-def _signature_text(signature: Signature, num_resamples: int, seed: int) -> str:
-    signature.update("bs", num_resamples)
-    signature.update("seed", seed)
-    return str(signature)
 
 
 def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
@@ -413,11 +398,9 @@ def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
 def _check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:
     """Raises DataError unless every segment has a hypothesis and a reference, TransduceError for a wrong call."""
     if num_resamples < 1:
-        raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; 1000 is usual.")
+        raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; {NUM_RESAMPLES} is usual.")
     if not references or any(isinstance(reference_set, str) for reference_set in references):
-        raise TransduceError(
-            "references must be a list of reference sets, each a list of strings: [references] if one."
-        )
+        raise TransduceError("references must be a list of reference sets, each a list of strings: with one, [lines].")
     if not hypotheses:
         raise DataError("There are no segments to score: the hypotheses are empty.")
     for number, reference_set in enumerate(references, start=1):

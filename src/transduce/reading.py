@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _MOST_KEYS_SHOWN = 8
 
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
-_COMPRESSED_SUFFIXES = {".gz", ".xz", ".zst"}
+_STARTS = {".gz": _GZIP, ".xz": _XZ, ".zst": _ZSTD}
 # A file of parallel compressors (pzstd) starts with a "skippable" frame, numbered in the low half of its first byte.
 _ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
 # First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
@@ -119,7 +119,12 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
             f"{len(pairs):,} pairs for training."
         )
     digests = [_digest(source, target) for source, target in zip(pairs.src, pairs.tgt, strict=True)]
-    groups = sorted(_linked_rows(pairs), key=lambda rows: min(digests[row] for row in rows))
+
+    def group_digest(rows: list[int]) -> bytes:
+        # Hashed again, for the least of many is small, and large groups would always come first.
+        return hashlib.sha256(min(digests[row] for row in rows)).digest()
+
+    groups = sorted(_linked_rows(pairs), key=group_digest)
     kept = max(range(len(groups)), key=lambda number: len(groups[number]))
     free = groups[:kept] + groups[kept + 1 :]
     test_rows, free = _draw(free, test)
@@ -151,16 +156,14 @@ def decompressed(raw: bytes, name: str) -> bytes:
         return _unpack(raw, name, "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
     if raw.startswith(_ZSTD_STARTS):
         return _unpack(raw, name, "Zstandard", _zstd_decompressor(name))
-    if Path(name).suffix.lower() in _COMPRESSED_SUFFIXES and len(raw) < len(_XZ):
-        raise DataError(f"{name}: {len(raw)} bytes are no {Path(name).suffix} file. Copy or download it again.")
+    suffix = Path(name).suffix.lower()
+    if suffix in _STARTS and _STARTS[suffix].startswith(raw):  # cut before it could be recognised
+        raise DataError(f"{name}: {len(raw)} bytes are no {suffix} file. Copy or download it again.")
     return raw
 
 
 def _read_text(path: Path) -> _Text:
-    try:
-        raw = read_bytes(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    raw = read_bytes(path)
     content = decompressed(raw, str(path))
     for start, (kind, advice) in _REFUSED.items():
         if content.startswith(start):
@@ -250,7 +253,7 @@ def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, 
 
 def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED_SUFFIXES:
+    if suffixes and suffixes[-1] in _STARTS:
         suffixes.pop()
     readers = {".tsv": _tsv_row, ".jsonl": _jsonl_row}
     read_row = readers.get(suffixes[-1] if suffixes else "")

@@ -2,10 +2,11 @@
 
 import copy
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -70,14 +71,13 @@ class TrainerState:
     step: int = 0
     epoch: int = 0
     position: int = 0  # steps done in this epoch
-    seconds: float = 0.0  # spent training, over all sittings
+    seconds: float = 0.0  # spent in training steps, over all sittings
     target_tokens: int = 0
     validated_step: int = 0
     best_step: int = 0
     best_goodness: float = -math.inf
     num_bad_validations: int = 0
     is_finished: bool = False
-    history: list[int] = field(default_factory=list)  # steps at which the run was resumed
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
@@ -150,23 +150,18 @@ class Trainer:
         return self.state
 
     def _run(self) -> None:
-        # The rate of a first row counts from here; loading and planning are in it, as they are in the run.
-        window = _Window(time.perf_counter())
-        self._validate_if_due()
+        if self._validate_if_due():  # the last sitting may have ended between a step and its validation
+            self._save()
+        window = _Window(self.state.seconds)
         while not self.state.is_finished:
-            result = self._next_step()
-            window.add(result)
-            if self.state.step % self.config.log_every == 0 or self.state.step == self.config.steps:
-                self._observe_training(window)
-                window = _Window(time.perf_counter())
+            window.add(self._next_step())
             self._finish_if_due()
-            paused_at = time.perf_counter()
+            if self._is_due(self.config.log_every) or self.state.is_finished:
+                self._observe_training(window)
+                window = _Window(self.state.seconds)
             validated = self._validate_if_due()
-            if self.state.is_finished or validated or self._is_due(self.config.save_every):
+            if validated or self.state.is_finished or self._is_due(self.config.save_every):
                 self._save()
-            window.start += time.perf_counter() - paused_at
-        self._validate_if_due()
-        self._save()
 
     def train_step(self, micro_batches: list[np.ndarray], step: int) -> StepResult:
         """One update from the pairs in `micro_batches`; this process computes its share of them.
@@ -264,7 +259,7 @@ class Trainer:
             wish = wish.to(self.device)
             self.process.sum_([wish])
             if wish[0]:
-                raise Stopped(self.signals.received or int(wish[0] / self.process.world_size))
+                raise Stopped(self.signals.received or signal.SIGTERM)
         self.state.is_finished = bool(wish[1]) or self.state.step >= self.config.steps
 
     def _is_due(self, every: int) -> bool:
@@ -280,13 +275,11 @@ class Trainer:
             state.best_step = state.validated_step = state.step
             self._keep_model({})
             return True
-        started = time.perf_counter()
         found = Validation({}, 0.0)
         if self.process.is_main:
             with self.signals.at_once() if self.process.world_size == 1 else nullcontext():
                 found = self.validate(self.best_model)
         found = self.process.from_main(found)
-        state.seconds += time.perf_counter() - started
         self._judge(found)
         self._observe_row({"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics)
         return True
@@ -337,7 +330,7 @@ class Trainer:
 
     def _observe_training(self, window: "_Window") -> None:
         state = self.state
-        row = window.summary(time.perf_counter())
+        row = window.summary(state.seconds)
         self._observe_row(
             {"kind": "training", "step": state.step, "epoch": state.epoch, "seconds": round(state.seconds, 2)} | row
         )
@@ -359,7 +352,7 @@ class Trainer:
 
 
 class _Window:
-    """Sums over the steps since the last logged row."""
+    """Sums over the steps since the last logged row; times are seconds of training."""
 
     def __init__(self, start: float) -> None:
         self.start = start

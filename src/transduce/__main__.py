@@ -1,0 +1,7 @@
+"""`python -m transduce`, which is also how `torchrun -m transduce train ...` starts it."""
+
+import sys
+
+from transduce.cli import main
+
+sys.exit(main())

@@ -1,0 +1,211 @@
+"""The command `transduce`: its verbs and options, and what a person sees when something is wrong.
+
+Nothing here needs torch, so that help is there at once; `commands` does the work.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from transduce import __version__
+from transduce.errors import TransduceError
+from transduce.stopping import Stopped
+
+_INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (see `errors` for their meaning)."""
+    arguments, rest = build_parser().parse_known_args(argv)
+    if rest and arguments.verb != "train":  # `train` takes settings: --section.key value
+        build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.verb} --help")
+    arguments.overrides = rest
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        from transduce import commands
+
+        return commands.run(arguments)
+    except Stopped as stopped:
+        return _tell(stopped.message or "stopped.", stopped.exit_status)
+    except KeyboardInterrupt:
+        return _tell("stopped.", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Whoever read our output has left: nobody to tell. Python must not flush into the closed pipe at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:
+        if arguments.debug:
+            raise
+        if isinstance(error, TransduceError):
+            return _tell(f"error: {error}", error.exit_status)
+        if isinstance(error, OSError):
+            return _tell(f"error: {error}", _IO_ERROR)
+        message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+        return _tell(f"{message} (--debug shows where)", _INTERNAL_ERROR)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="transduce",
+        description="Learn, use and trust an encoder-decoder Transformer on pairs of text.",
+        epilog="Answers and tables go to standard output, progress and errors to standard error.",
+    )
+    parser.add_argument("--version", action="version", version=f"transduce {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (_add_fit, _add_train, _add_predict, _add_evaluate, _add_compare, _add_average):
+        add(verbs)
+    _add_describe(verbs)
+    _add_data(verbs)
+    _add_verify(verbs)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"transduce: error: {message}\n")
+
+
+def _add_verb(verbs: "argparse._SubParsersAction[_Parser]", name: str, text: str, **more: object) -> _Parser:
+    verb = verbs.add_parser(name, help=text, description=text, **more)  # type: ignore[arg-type]
+    common = verb.add_argument_group("on every verb")
+    common.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
+    common.add_argument("--threads", type=_positive, help="CPU threads (default: one per core)")
+    common.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    common.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    return verb
+
+
+def _add_fit(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "fit", "learn from raw pairs with no settings at all, and say how good it is")
+    verb.add_argument("pairs", nargs="+", metavar="PAIRS", help="a .tsv or .jsonl file, or two parallel text files")
+    verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-PAIRS)")
+    verb.add_argument("--minutes", type=float, default=15.0, help="for everything, until the score (default: 15)")
+    verb.add_argument("--seed", type=int, default=1)
+    verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs,
+        "train",
+        "train as a TOML file says",
+        epilog="Any setting can be given here instead: --model.dropout 0.1 --training.steps 5000",
+    )
+    verb.add_argument("config", metavar="CONFIG.toml")
+    verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-CONFIG)")
+    verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    verb.add_argument("--accept-changes", action="store_true", help="with --resume: let settings differ; recorded")
+    verb.add_argument("--init-from", metavar="RUN", help="start from the weights and the tokenizer of a run")
+    verb.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the folder, too")
+    verb.add_argument("--seed", type=int, help="the same as --training.seed")
+
+
+def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "predict", "answer lines: line k in, line k out", aliases=["translate"])
+    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="default: standard input")
+    verb.add_argument("-o", "--output", metavar="FILE", help="written whole or not at all")
+    verb.add_argument("--n-best", type=_positive, default=1, metavar="N", help="answers per line, joined by tabs")
+    verb.add_argument("--json", action="store_true", help="one JSON object per line, with scores")
+    _add_decoding(verb)
+    drawing = verb.add_argument_group("drawing instead of searching")
+    drawing.add_argument("--temperature", type=float, help="above 0: draw; 1 draws from the model's distribution")
+    drawing.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens alone")
+    drawing.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens that have P together")
+    drawing.add_argument("--seed", type=int, help="of the draws")
+
+
+def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "evaluate", "score a run on a source file and its reference answers")
+    verb.add_argument("run", metavar="RUN")
+    _add_references(verb)
+    verb.add_argument("--metric", help="comma-separated: bleu, chrf, ter, wer, cer, per, exact_match")
+    verb.add_argument(
+        "--group-sources",
+        action="store_true",
+        help="lines of the same source are its alternatives: wer = share of wrong sources, per = phoneme errors",
+    )
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_decoding(verb)
+
+
+def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "compare", "say whether two runs differ by more than chance")
+    verb.add_argument("run_a", metavar="RUN_A")
+    verb.add_argument("run_b", metavar="RUN_B")
+    _add_references(verb)
+    verb.add_argument("--metric", default="bleu", help="one of bleu, chrf, ter, wer, cer, per, exact_match")
+    verb.add_argument("--method", choices=["bootstrap", "randomisation"], default="bootstrap")
+    verb.add_argument("--seed", type=int, default=12345, help="of the resampling")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_decoding(verb)
+
+
+def _add_average(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "average", "make a run whose weights are the mean of a run's checkpoints")
+    verb.add_argument("run", metavar="RUN")
+    which = verb.add_mutually_exclusive_group(required=True)
+    which.add_argument("--last", type=_positive, metavar="N", help="the newest N checkpoints")
+    which.add_argument("--steps", type=_whole_numbers, metavar="A,B,C", help="the checkpoints of these steps")
+    verb.add_argument("-o", "--output", required=True, metavar="RUN2", help="folder to make")
+
+
+def _add_describe(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "describe", "show the size of a preset, or what a run is")
+    verb.add_argument("what", metavar="RUN|PRESET", help="a run folder, or tiny, small, base, big")
+    verb.add_argument("--vocab-size", type=_positive, default=37_000, metavar="N", help="of a preset (default: 37000)")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_data(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "data", "list the named data sets, or write one out as text files")
+    verb.add_argument("name", nargs="?", metavar="NAME")
+    verb.add_argument("-o", "--output", metavar="DIR", help="folder to write to")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_verify(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "verify", "check every byte of a run folder against its SHA-256")
+    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_references(verb: _Parser) -> None:
+    verb.add_argument("--source", required=True, metavar="FILE")
+    verb.add_argument("--target", required=True, nargs="+", metavar="FILE", help="one file per reference")
+
+
+def _add_decoding(verb: _Parser) -> None:
+    search = verb.add_argument_group("search (defaults: those of the run)")
+    search.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at each step; 1: greedy")
+    search.add_argument("--length-penalty", type=float, metavar="ALPHA", help="0: none; more favours long answers")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is given, but it must be at least 1")
+    return value
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _stop(signum: int, _frame: FrameType | None) -> None:
+    raise Stopped(signum)
+
+
+def _tell(message: str, status: int) -> int:
+    print(f"transduce: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,404 @@
+"""The composition root of a run: settings in, a trained and validated run folder out."""
+
+import copy
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from transduce import __version__
+from transduce.checkpoint import RunFolder, load_parameters
+from transduce.config import differences, to_toml
+from transduce.data import EncodedPairs, encode_pairs, plan_epoch
+from transduce.datasets import DEFAULT_CACHE, load_split
+from transduce.distributed import Process, joined
+from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.metrics import Score, evaluate, evaluate_pronunciation
+from transduce.model import Transformer
+from transduce.monitoring import TerminalDisplay, learning_curve
+from transduce.predictor import Predictor, corpus_loss, find_device, vocabulary_sizes
+from transduce.reading import Pairs, count_overlap, read_pairs
+from transduce.settings import (
+    CHANGES_PLAN,
+    DataConfig,
+    ExperimentConfig,
+    carry_over,
+    load_config,
+    refuse_changes,
+    with_steps,
+)
+from transduce.tokenizer import Tokenizer
+from transduce.trainer import Observe, Trainer, TrainerState, Validation
+
+
+# How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
+_WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
+_VALIDATION_SHARE = 0.1  # of the time is kept for validations and for slower moments than the measured ones
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a run finds around it: machine, folders, and who listens."""
+
+    device: str = "auto"
+    data_root: Path | None = None  # holds multi30k/train.en and the like; None: fetched into `data_cache`
+    data_cache: Path = DEFAULT_CACHE
+    report: Callable[[str], None] = lambda line: None
+    observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
+    show_progress: bool = False  # rows on standard error: a live bar on a terminal
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of a run."""
+
+    train: Pairs
+    valid: Pairs | None
+
+    @property
+    def sha256(self) -> dict[str, list[str]]:
+        """What the files say, wherever they lie."""
+        sides = {"train": self.train, "valid": self.valid}
+        return {name: list(pairs.sha256.values()) for name, pairs in sides.items() if pairs is not None}
+
+
+def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
+    """Reads training and validation pairs, and reports what was skipped and how much they overlap."""
+
+    def read(split: str, paths: tuple[str, ...]) -> Pairs | None:
+        if config.dataset:
+            return load_split(config.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
+        return read_pairs(paths) if paths else None
+
+    train = read("train", config.train)
+    assert train is not None
+    corpus = Corpus(train, read("valid", config.valid))
+    for name, pairs in (("training", corpus.train), ("validation", corpus.valid)):
+        if pairs is None:
+            continue
+        skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in pairs.skipped.items())
+        surroundings.report(f"{name}: {len(pairs):,} pairs{skipped}")
+        for note in pairs.notes:
+            surroundings.report(note)
+    if corpus.valid is not None:
+        overlap = count_overlap(corpus.train, corpus.valid)
+        surroundings.report(
+            f"in training too, of the validation: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
+            f"{overlap['target']:,} targets"
+        )
+    return corpus
+
+
+def train(
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    corpus: Corpus | None = None,
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
+    resume: bool = False,
+    accept_changes: bool = False,
+    init_from: Path | None = None,
+    started: float | None = None,
+) -> TrainerState:
+    """Trains as `config` says into `run_dir`, or goes on with the run there (`resume`).
+
+    `corpus` stands in for what `config.data` names, if it is in memory already; `started`, by `time.perf_counter`,
+    is when the time that `training.minutes` allows began, if before now. Raises Stopped, after saving, when
+    told to stop; TransduceError, with nothing lost, for what cannot be.
+    """
+    started = started or time.perf_counter()
+    with joined(find_device(surroundings.device)) as process:
+        if not process.is_main:
+            surroundings = replace(surroundings, report=lambda line: None, observers=(), show_progress=False)
+        resume = process.from_main(resume and (run_dir / "run.json").exists())
+        if not resume:
+            RunFolder.refuse_other_use(run_dir)  # before the long work
+        if corpus is None:
+            corpus = read_corpus(config.data, surroundings)
+        if resume:
+            run = _reopen(config, run_dir, corpus, process, surroundings, accept_changes)
+        else:
+            run = _begin(config, run_dir, corpus, process, surroundings, init_from)
+        with run.folder.lock() if process.is_main else nullcontext():
+            return _train(run, corpus, process, surroundings, started)
+
+
+@dataclass
+class _Run:
+    """A run about to be trained: everything but the clock."""
+
+    folder: RunFolder
+    config: ExperimentConfig
+    tokenizer: Tokenizer
+    model: Transformer
+    pairs: EncodedPairs
+    checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+
+def _begin(
+    config: ExperimentConfig,
+    run_dir: Path,
+    corpus: Corpus,
+    process: Process,
+    surroundings: Surroundings,
+    init_from: Path | None,
+) -> _Run:
+    """A new run folder, with a tokenizer learnt from the training pairs or, like the weights, taken from a run."""
+    ancestor = RunFolder.open(init_from) if init_from else None
+    if ancestor is not None:
+        config = _like(ancestor, config)
+        learnt = ancestor.tokenizer
+        surroundings.report(f"tokenizer, model settings and weights are those of {ancestor.path}")
+    else:
+        learnt = process.from_main(
+            Tokenizer.learn(config.tokenizer, corpus.train.src, corpus.train.tgt).to_json() if process.is_main else ""
+        )
+    tokenizer = Tokenizer.from_json(learnt)
+    pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
+    model = build_model(config, tokenizer)
+    if ancestor is not None:
+        load_parameters(model, ancestor.read_model()[0])
+    folder = RunFolder(run_dir)
+    if process.is_main:
+        facts = {"data": corpus.sha256, "started": machine_facts(surroundings.device)}
+        if ancestor is not None:
+            facts["initialised_from"] = str(ancestor.path)
+        folder = RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt, facts=facts)
+    return _Run(folder, config, tokenizer, model, pairs)
+
+
+def _like(ancestor: RunFolder, config: ExperimentConfig) -> ExperimentConfig:
+    """`config` with the tokenizer and the shape of the model of another run; the dropout stays its own."""
+    other = load_config(ancestor.config, f"{ancestor.path}/config.toml")
+    return replace(config, tokenizer=other.tokenizer, model=replace(other.model, dropout=config.model.dropout))
+
+
+def _reopen(
+    config: ExperimentConfig,
+    run_dir: Path,
+    corpus: Corpus,
+    process: Process,
+    surroundings: Surroundings,
+    accept_changes: bool,
+) -> _Run:
+    """The run in `run_dir` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
+    folder = RunFolder.open(run_dir)
+    saved = load_config(folder.config, f"{run_dir}/config.toml")
+    config = carry_over(config, saved)
+    changes = differences(saved, config)
+    refuse_changes(changes, accept_changes=accept_changes)
+    if corpus.sha256 != folder.facts["data"]:
+        changed = sorted(k for k in corpus.sha256 | folder.facts["data"] if corpus.sha256.get(k) != folder.facts["data"].get(k))
+        raise ConfigMismatchError(
+            f"the {' and '.join(changed)} data are not those that {run_dir} was started with: put them back, or start a "
+            f"new run on them with --init-from {run_dir} and another --run-dir."
+        )
+    tokenizer = Tokenizer.from_json(folder.tokenizer)
+    pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
+    found = folder.newest_checkpoint(report=surroundings.report)
+    step = found[0] if found else 0
+    here, there = machine_facts(surroundings.device), folder.facts["started"]
+    for name in sorted(name for name in here if here[name] != there[name]):
+        surroundings.report(f"{name} was {there[name]} and is {here[name]}: the weights may differ in their last bits")
+    if process.is_main:
+        with folder.lock():
+            folder.truncate_metrics(step)
+            folder.rewrite_config(to_toml(config))
+            told = {key: [old, new] for key, (old, new) in changes.items()}
+            resumed = folder.facts.get("resumed", [])
+            folder.update_facts({"resumed": [*resumed, {"step": step, "changes": told, "machine": here}]})
+    for name, (old, new) in changes.items():
+        surroundings.report(f"{name}: {old!r} -> {new!r}")
+    surroundings.report(f"going on from step {step:,} of {config.training.steps:,}")
+    run = _Run(folder, config, tokenizer, build_model(config, tokenizer), pairs)
+    if found is not None:
+        tensors, state = found[1:]
+        if CHANGES_PLAN & changes.keys():
+            state = state | {"epoch": state["epoch"] + 1, "position": 0}
+            surroundings.report("the batches are others now: going on with the next epoch")
+        run.checkpoint = (tensors, state)
+    return run
+
+
+def _train(
+    run: _Run, corpus: Corpus, process: Process, surroundings: Surroundings, started: float
+) -> TrainerState:
+    validate = None
+    if corpus.valid is not None and process.is_main:
+        validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)
+    elif corpus.valid is not None:
+        validate = _never_called
+    budget = run.config.training.minutes * 60 - (time.perf_counter() - started)
+    if not run.config.training.steps:
+        steps = process.from_main(_plan_steps(run, budget) if process.is_main else 0)
+        run.config = with_steps(run.config, steps)
+        if process.is_main:
+            run.folder.rewrite_config(to_toml(run.config))
+        surroundings.report(f"{steps:,} steps fit into {run.config.training.minutes:g} minutes")
+    trainer = Trainer(
+        run.model,
+        run.pairs,
+        config=run.config.training,
+        optim=run.config.optim,
+        folder=run.folder,
+        validate=validate,
+        process=process,
+        deadline=budget if run.config.training.minutes else math.inf,
+    )
+    if run.checkpoint is not None:
+        trainer.restore(*run.checkpoint)
+    with ExitStack() as stack:
+        observers = list(surroundings.observers)
+        if surroundings.show_progress:
+            display = TerminalDisplay(run.config.training.steps, first_step=trainer.state.step)
+            observers.append(stack.enter_context(display))
+        trainer.observe = lambda row: [observe(row) for observe in observers]
+        state = trainer.run()
+    if process.is_main:
+        _draw_learning_curve(run.folder, surroundings.report)
+    return state
+
+
+def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
+    """The network with its random start, a function of `training.seed` alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.training.seed)
+        return Transformer(config.model, vocabulary_sizes(tokenizer))
+
+
+def build_validation(
+    config: ExperimentConfig, tokenizer: Tokenizer, valid: Pairs, report: Callable[[str], None]
+) -> Callable[[nn.Module], Validation]:
+    """The function that says how good a model is: its loss on all of `valid`, its scores on an even selection."""
+    settings = config.validation
+    encoded = _encode(tokenizer, valid, config.data, report)
+    sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
+    chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
+    rows = [row for row, source in enumerate(valid.src) if source in chosen]
+    texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
+    decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
+
+    def validate(model: nn.Module) -> Validation:
+        assert isinstance(model, Transformer)
+        found = {"loss": corpus_loss(model, encoded)}
+        goodness = -found["loss"]
+        if settings.metrics:
+            predictor = Predictor(model, tokenizer, decoding)
+            scores = score(predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1)
+            for result in scores:
+                found[result.name] = result.value
+                if result.name == settings.best:
+                    goodness = result.value if result.is_higher_better else -result.value
+        return Validation(found, goodness)
+
+    return validate
+
+
+def score(
+    predictor: Predictor,
+    sources: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str],
+    *,
+    group_sources: bool = False,
+    num_resamples: int = 1000,
+) -> list[Score]:
+    """Answers `sources` and scores the answers; `references` are sets of one line per source.
+
+    With `group_sources`, rows of the same source are its alternatives, and the scores are wer and per of distinct
+    sources.
+    """
+    distinct = list(dict.fromkeys(sources))
+    answers = dict(zip(distinct, predictor.predict(distinct), strict=True))
+    hypotheses = [answers[source] for source in sources]
+    if group_sources:
+        found = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
+        return [result for result in found if result.name in metrics]
+    return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """What equal bits depend on."""
+    return {
+        "transduce": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(find_device(device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _plan_steps(run: _Run, budget: float) -> int:
+    """How many steps `training.epochs` are, or fit into `budget` seconds by the time that some take here."""
+    training = run.config.training
+    plan = plan_epoch(
+        run.pairs,
+        batch_tokens=training.batch_tokens,
+        micro_batches=training.micro_batches,
+        seed=training.seed,
+        epoch=0,
+    )
+    if training.epochs:
+        return max(1, round(training.epochs * len(plan)))
+    trial = Trainer(
+        copy.deepcopy(run.model), run.pairs, config=training, optim=run.config.optim, folder=run.folder
+    )
+    with torch.random.fork_rng():
+        for step in range(_WARM_UP_STEPS):
+            trial.train_step(plan[step % len(plan)], step + 1)
+        started, num_steps = time.perf_counter(), 0
+        while num_steps < _MEASURED_STEPS and time.perf_counter() - started < _MEASURED_SHARE * budget:
+            trial.train_step(plan[(_WARM_UP_STEPS + num_steps) % len(plan)], _WARM_UP_STEPS + num_steps + 1)
+            num_steps += 1
+        elapsed = time.perf_counter() - started
+    left = budget * (1 - _VALIDATION_SHARE) - elapsed
+    if num_steps == 0 or left <= 0:
+        raise TransduceError(
+            f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Allow more."
+        )
+    return max(1, int(left / (elapsed / num_steps)))
+
+
+def _encode(tokenizer: Tokenizer, pairs: Pairs, config: DataConfig, report: Callable[[str], None]) -> EncodedPairs:
+    encoded, num_long = encode_pairs(tokenizer, pairs, max_len=config.max_len)
+    if num_long:
+        report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {config.max_len} tokens")
+    return encoded
+
+
+def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> None:
+    try:
+        picture = learning_curve(folder.metrics(), folder.path.name)
+    except ImportError:
+        report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
+        return
+    folder.write_file("learning_curve.png", picture)
+
+
+def _never_called(_model: nn.Module) -> Validation:
+    raise AssertionError("rank 0 validates for all")
+
+
+def count_training_overlap(
+    config: ExperimentConfig,
+    folder: RunFolder,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    surroundings: Surroundings,
+) -> dict[str, int] | None:
+    """How many of these lines the run was trained on; None if its training data are not where they were."""
+    try:
+        train = read_corpus(config.data, replace(surroundings, report=lambda line: None)).train
+    except TransduceError:
+        return None
+    if list(train.sha256.values()) != folder.facts["data"]["train"]:
+        return None
+    return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))

@@ -1,0 +1,147 @@
+"""`fit`: from raw pairs to a scored model with no settings at all."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transduce.checkpoint import RunFolder
+from transduce.errors import DataError
+from transduce.experiment import Corpus, Surroundings, score, train
+from transduce.metrics import Score
+from transduce.model import PRESETS, TransformerConfig
+from transduce.optim import OptimConfig
+from transduce.predictor import Predictor
+from transduce.reading import Pairs, read_pairs, split_pairs
+from transduce.settings import DataConfig, ExperimentConfig, ValidationConfig
+from transduce.tokenizer import Kind, TokenizerConfig
+from transduce.trainer import TrainingConfig
+
+MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
+_FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Where the model is and how good it was on pairs that it had never seen."""
+
+    run_dir: Path
+    scores: list[Score]
+    num_train: int
+    num_valid: int
+    num_test: int
+    training_seconds: float
+    example: str  # a source of the test part
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        scores = {found.name: found.as_dict() for found in self.scores}
+        return asdict(self) | {"run_dir": str(self.run_dir), "scores": scores}
+
+
+def fit(
+    paths: Sequence[str | Path],
+    run_dir: Path,
+    *,
+    minutes: float = 15.0,
+    seed: int = 1,
+    resume: bool = False,
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
+) -> FitResult:
+    """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
+
+    Nothing in the held-out parts occurs in training, on either side. Raises DataError for fewer than MINIMUM_PAIRS.
+    """
+    started = time.perf_counter()
+    if not resume:
+        RunFolder.refuse_other_use(run_dir)
+    pairs = read_pairs(paths)
+    for note in pairs.notes:
+        surroundings.report(note)
+    for reason, count in pairs.skipped.items():
+        surroundings.report(f"{count:,} pairs skipped: {reason}")
+    if len(pairs) < MINIMUM_PAIRS:
+        raise DataError(
+            f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
+            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
+        )
+    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
+    train_pairs, valid, test = split_pairs(pairs, valid=held_out, test=held_out)
+    if not len(valid) or not len(test):
+        raise DataError(
+            f"{paths[0]}: the pairs share so many sources and targets that no part can be held out for a score: "
+            "remove repeated ones, or use `transduce train` with a validation file of your own."
+        )
+    surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
+    config = choose_settings(train_pairs, paths, minutes=minutes, seed=seed)
+    surroundings.report(_described(config))
+    state = train(
+        config,
+        run_dir,
+        corpus=Corpus(train_pairs, valid),
+        started=started,
+        resume=resume,
+        surroundings=surroundings,
+    )
+    predictor = Predictor.load(run_dir, device=surroundings.device)
+    scores = score(predictor, test.src, [test.tgt], config.validation.metrics)
+    return FitResult(
+        run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
+    )
+
+
+def choose_settings(
+    train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int
+) -> ExperimentConfig:
+    """Settings that suit the pairs and the time; a function of the text, not of the machine."""
+    source, target = _kind_of(train_pairs.src), _kind_of(train_pairs.tgt)
+    if source != "bpe" and target == "bpe":
+        target = "characters" if _mean_len(train_pairs.tgt) < 40 else "bpe"
+    is_joint = source == target
+    num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
+    # Heaps' law: the number of useful subwords grows about with the root of the text.
+    vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
+    metrics = ("bleu", "chrf") if target == "bpe" else ("exact_match", "cer" if target == "characters" else "per")
+    return ExperimentConfig(
+        data=DataConfig(train=tuple(map(str, paths))),
+        tokenizer=TokenizerConfig(source=source, target=target, joint=is_joint, vocab_size=vocab_size),
+        model=_model_for(num_characters, minutes),
+        optim=OptimConfig(
+            schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995
+        ),
+        training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
+        validation=ValidationConfig(metrics=metrics, best="loss", max_pairs=200),
+    )
+
+
+def _model_for(num_characters: int, minutes: float) -> TransformerConfig:
+    """The tiny model, pre-norm; the fewer the words per minute, the more dropout, as each is seen the more often."""
+    characters_per_minute = 1_000_000  # about what two cores train on with this model, both sides together
+    passes = minutes * characters_per_minute / num_characters
+    dropout = 0.1 if passes < 15 else 0.2 if passes < 50 else 0.3
+    return replace(PRESETS["tiny"], norm_first=True, dropout=dropout)
+
+
+def _kind_of(lines: Sequence[str]) -> Kind:
+    """Characters for single words, whole words for a small set of symbols, else subwords."""
+    words = [line.split(" ") for line in lines]
+    if sum(map(len, words)) <= 1.2 * len(words) and _mean_len(lines) <= 30:
+        return "characters"
+    types = {word for line in words for word in line}
+    return "words" if len(types) <= _FEW_TYPES else "bpe"
+
+
+def _mean_len(lines: Sequence[str]) -> float:
+    return sum(map(len, lines)) / len(lines)
+
+
+def _described(config: ExperimentConfig) -> str:
+    model, tokenizer = config.model, config.tokenizer
+    kinds = tokenizer.source if tokenizer.joint else f"{tokenizer.source} -> {tokenizer.target}"
+    return (
+        f"{kinds} (at most {tokenizer.vocab_size:,} subwords), {model.num_encoder_layers} + "
+        f"{model.num_decoder_layers} layers of width {model.d_model}, dropout {model.dropout:g}"
+    )

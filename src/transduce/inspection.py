@@ -1,0 +1,45 @@
+"""Attention weights of an unchanged model: recorded from outside, as the fused kernel never shows them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transduce.model import MultiHeadAttention, attention, causal_mask
+
+AttentionMaps = dict[str, Float[Tensor, "batch heads queries keys"]]
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[AttentionMaps]:
+    """Fills the dictionary it gives, while entered, with the weights of every attention in the latest forward pass.
+
+    Keys are module names such as "encoder.layers.0.self_attention" and "decoder.layers.3.cross_attention". The
+    weights are computed again from the inputs, by equation 1 written out.
+    """
+    maps: AttentionMaps = {}
+
+    def recorder(name: str) -> Any:
+        @torch.no_grad()
+        def hook(module: MultiHeadAttention, inputs: tuple[Any, ...], settings: dict[str, Any], _output: Tensor) -> None:
+            q, k, v = module.project(*inputs)
+            mask = settings.get("mask")
+            if settings.get("is_causal"):
+                mask = causal_mask(q.size(-2)).to(q.device)
+            maps[name] = attention(q, k, v, mask)[1]
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(recorder(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, MultiHeadAttention)
+    ]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()

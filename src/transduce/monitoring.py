@@ -1,0 +1,132 @@
+"""What a person sees of a training run: a live line in the terminal, TensorBoard events, a learning curve."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Row = dict[str, Any]
+
+
+class TerminalDisplay:
+    """Training rows as a live progress bar, or as plain lines where standard error is not a terminal.
+
+    Use it as a context manager, and as the function that observes rows.
+    """
+
+    def __init__(self, num_steps: int, *, first_step: int = 0, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.num_steps = num_steps
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=first_step)
+
+    def __enter__(self) -> "TerminalDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def __call__(self, row: Row) -> None:
+        if row["kind"] == "training":
+            text = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            self._progress.update(self._task, completed=row["step"], description=text)
+            if not self.console.is_terminal:
+                self.console.print(f"step {row['step']:,}/{self.num_steps:,}  {text}", soft_wrap=True)
+        elif row["kind"] == "validation":
+            found = "  ".join(f"{name} {value:.4g}" for name, value in metrics_of(row).items())
+            self.console.print(f"step {row['step']:,}  validation: {found}", soft_wrap=True)
+
+
+class TensorBoardWriter:
+    """Training and validation rows as TensorBoard events in `folder`. Needs the extra `tensorboard`."""
+
+    def __init__(self, folder: Path) -> None:
+        # Raises ImportError without the extra: the caller says once what is left out.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def __call__(self, row: Row) -> None:
+        for name, value in metrics_of(row).items():
+            self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        self._writer.flush()
+
+
+def metrics_of(row: Row) -> dict[str, float]:
+    """The measured numbers of a row: what is left without its place in the run."""
+    return {name: value for name, value in row.items() if name not in ("kind", "step", "epoch", "seconds")}
+
+
+def learning_curve(rows: Sequence[Row], title: str) -> bytes:
+    """A PNG: training and validation loss over the steps, and below them each decoded score. Needs `matplotlib`."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    training = [row for row in rows if row["kind"] == "training"]
+    validation = [row for row in rows if row["kind"] == "validation"]
+    scores = [name for name in (metrics_of(validation[-1]) if validation else {}) if name != "loss"]
+    figure = Figure(figsize=(7, 2.8 * (1 + len(scores))), layout="constrained")
+    axes = figure.subplots(1 + len(scores), 1, sharex=True, squeeze=False)[:, 0]
+    axes[0].plot(*_series(training, "loss"), color="#9db4d0", linewidth=1.2, label="training (smoothed labels, dropout)")
+    if validation:
+        axes[0].plot(*_series(validation, "loss"), color="#1b4f8a", marker="o", markersize=3, label="validation")
+    axes[0].set(title=title, ylabel="loss (nats / token)")
+    axes[0].legend(frameon=False)
+    for axis, name in zip(axes[1:], scores, strict=True):
+        axis.plot(*_series(validation, name), color="#b5502a", marker="o", markersize=3)
+        axis.set_ylabel(f"{name} (validation)")
+    axes[-1].set_xlabel("optimizer step")
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return png_of(figure)
+
+
+def attention_map(
+    weights: Sequence[Sequence[float]], *, source: Sequence[str], target: Sequence[str], title: str
+) -> bytes:
+    """A PNG: which source token (columns) each target token (rows) looked at. Needs `matplotlib`.
+
+    `weights[t][s]` in [0, 1], each row summing to 1.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 0.42 * len(source), 1.4 + 0.36 * len(target)), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axis.set_xticks(range(len(source)), source, fontsize=11)
+    axis.set_yticks(range(len(target)), target, fontsize=11)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axis, shrink=0.7, label="attention weight")
+    return png_of(figure)
+
+
+def png_of(figure: Any) -> bytes:
+    """The bytes of a matplotlib figure as a PNG."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
+
+
+def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+    return [row["step"] for row in rows], [row.get(name, math.nan) for row in rows]

@@ -1,0 +1,149 @@
+"""All settings of a run, and which of them a resumed run may change."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transduce.config import build, override, parse_toml
+from transduce.decoding import DecodingConfig
+from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.model import PRESETS, TransformerConfig
+from transduce.optim import OptimConfig
+from transduce.tokenizer import TokenizerConfig
+from transduce.trainer import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the pairs are: a named data set, or files (one with both sides, or one for each)."""
+
+    dataset: str = ""  # see `transduce data`; gives train and valid
+    train: tuple[str, ...] = ()
+    valid: tuple[str, ...] = ()
+    max_len: int = 256  # training pairs with a longer side, in ids, are left out
+
+    def __post_init__(self) -> None:
+        if bool(self.dataset) == bool(self.train):
+            raise TransduceError("which data? Set either data.dataset (a name) or data.train (one or two files).")
+        if self.dataset and self.valid:
+            raise TransduceError("data.valid goes with data.train: a named data set brings its own.")
+        if self.max_len < 2:
+            raise TransduceError(f"data.max_len is {self.max_len}: it must be at least 2, a token and its end.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How good a model is found to be during training."""
+
+    metrics: tuple[str, ...] = ("bleu",)  # of decoded answers; none: the loss alone
+    best: str = "loss"  # the weights with the best of this are kept: "loss" or one of `metrics`
+    max_pairs: int = 500  # decoded at each validation, spread evenly; the loss is of all
+    beam_size: int = 1
+    group_sources: bool = False  # rows of one source are its alternatives: the pronunciation scores wer and per
+
+    def __post_init__(self) -> None:
+        if self.best != "loss" and self.best not in self.metrics:
+            raise TransduceError(
+                f"validation.best is '{self.best}': it must be 'loss' or one of validation.metrics "
+                f"({', '.join(self.metrics) or 'none'})."
+            )
+        if self.group_sources and not set(self.metrics) <= {"wer", "per"}:
+            raise TransduceError("with validation.group_sources, validation.metrics may hold wer and per alone.")
+        if self.max_pairs < 1:
+            raise TransduceError(f"validation.max_pairs is {self.max_pairs}: it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """All settings of a run, by section."""
+
+    data: DataConfig
+    training: TrainingConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: TransformerConfig = TransformerConfig()
+    optim: OptimConfig = OptimConfig()
+    validation: ValidationConfig = ValidationConfig()
+    decoding: DecodingConfig = DecodingConfig()
+
+
+# What a resumed run may change. Every setting is in one class: a test looks.
+ON_RESUME = {
+    "free": [
+        "training.steps", "training.epochs", "training.minutes", "training.save_every", "training.keep_checkpoints",
+        "training.log_every", "training.patience", "decoding.*", "data.dataset", "data.train", "data.valid",
+    ],  # where the data lie is free: what they say is compared by hash
+    "with --accept-changes": [
+        "optim.*", "validation.*", "data.max_len", "training.batch_tokens", "training.micro_batches",
+        "training.label_smoothing", "training.validate_every", "training.precision", "training.compile",
+        "training.seed", "model.dropout",
+    ],
+    "never": [
+        "tokenizer.*", "model.d_*", "model.num_*", "model.norm*", "model.positions", "model.feed_forward",
+        "model.tie_embeddings", "model.max_len",
+    ],
+}  # fmt: skip
+# Changes after which the batches of an epoch are others: what was left of it is not what it would have been.
+CHANGES_PLAN = {"data.max_len", "training.batch_tokens", "training.micro_batches", "training.seed"}
+
+
+def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The settings in a TOML document, with overrides such as `--model.dropout 0.1`; `name` stands for it in errors.
+
+    `model.preset` ("tiny", "small", "base", "big") gives the other model settings their defaults.
+    """
+    table = override(parse_toml(text, name), overrides)
+    for section in ("data", "training"):
+        table.setdefault(section, {})
+    model = table.get("model")
+    if isinstance(model, Mapping) and "preset" in model:
+        model = dict(model)
+        preset = model.pop("preset")
+        if preset not in PRESETS:
+            raise TransduceError(f"model.preset is {preset!r}: it must be one of {', '.join(PRESETS)}.")
+        table["model"] = dataclasses.asdict(PRESETS[preset]) | model
+    return build(ExperimentConfig, table)
+
+
+def refuse_changes(changes: Mapping[str, tuple[Any, Any]], *, accept_changes: bool) -> None:
+    """Raises ConfigMismatchError, showing the differences, if a resumed run may not have them."""
+
+    def told(names: Sequence[str]) -> str:
+        return ", ".join(f"{name} ({changes[name][0]!r} -> {changes[name][1]!r})" for name in names)
+
+    if never := [name for name in changes if resume_class(name) == "never"]:
+        raise ConfigMismatchError(
+            f"a run cannot go on with another {told(never)}: start a new one in another --run-dir, or undo the change."
+        )
+    flagged = [name for name in changes if resume_class(name) == "with --accept-changes"]
+    if flagged and not accept_changes:
+        raise ConfigMismatchError(
+            f"the settings differ from those the run was started with: {told(flagged)}. Undo the change, or add "
+            "--accept-changes to go on with it (it is recorded)."
+        )
+
+
+def resume_class(name: str) -> str:
+    """In which class of ON_RESUME a setting is."""
+    classes = [kind for kind, patterns in ON_RESUME.items() if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    assert len(classes) == 1, (name, classes)
+    return classes[0]
+
+
+def carry_over(config: ExperimentConfig, saved: ExperimentConfig) -> ExperimentConfig:
+    """`config` with what was worked out at the start of the saved run, where it is still left open."""
+    asked, had = config.training, saved.training
+    steps = asked.steps or had.steps
+    if not asked.steps and asked.minutes != had.minutes and had.minutes:
+        steps = round(had.steps * asked.minutes / had.minutes)
+    if not asked.steps and asked.epochs != had.epochs and had.epochs:
+        steps = round(had.steps * asked.epochs / had.epochs)
+    return replace(
+        config, training=replace(asked, steps=steps, validate_every=asked.validate_every or had.validate_every)
+    )
+
+
+def with_steps(config: ExperimentConfig, steps: int) -> ExperimentConfig:
+    validate_every = config.training.validate_every or max(1, steps // 10)
+    return replace(config, training=replace(config.training, steps=steps, validate_every=validate_every))
