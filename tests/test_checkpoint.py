@@ -24,8 +24,9 @@ import torch
 from safetensors import safe_open
 
 import transduce
-from transduce.checkpoint import RunFolder, average_tensors, read_tensors, write_tensors
+from transduce.checkpoint import RunFolder
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
+from transduce.tensor_files import average_tensors, read_tensors, write_tensors
 
 CONFIG = "[model]\nd_model = 24  # ä\n"
 TOKENIZER = '{"kind": "characters"}'
@@ -567,24 +568,41 @@ def test_nothing_takes_effect_before_its_bytes_are_on_disk(run):
             assert [kind for kind, _ in disk.log if kind != "unlink"][-1] == "fsync"
 
 
+class Child:
+    """A forked process; its id is used only until it was waited for, since then it may name another process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+
+    def wait(self) -> int:
+        if self.status is None:
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def kill(self) -> int:
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+
 @contextmanager
-def forked(work: Callable[[], object]) -> Iterator[int]:
+def forked(work: Callable[[], object]) -> Iterator[Child]:
     """A child process that does the work and exits; killed at the end of the block at the latest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads and ends by _exit
-        child = os.fork()
-    if child == 0:
+        pid = os.fork()
+    if pid == 0:
         try:
             work()
             os._exit(0)
         finally:
             os._exit(1)
+    child = Child(pid)
     try:
         yield child
     finally:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        child.kill()
 
 
 def kill_this_process() -> BaseException:
@@ -603,7 +621,7 @@ def test_kill_9_at_any_operation_of_a_checkpoint_leaves_the_old_or_the_new(run, 
                 RunFolder(path).write_checkpoint(40, value(40.0), {"epoch": 40}, keep=1)
 
         with forked(work) as child:
-            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            statuses.append(child.wait())
         content = content_of(path)
         assert content == before or content[4:6] == (40, {"epoch": 40})
         if statuses[-1] == 0:
@@ -713,10 +731,9 @@ def test_a_second_process_is_refused_until_the_first_is_gone(run):
 
     with forked(hold) as child:
         assert os.read(receiver, 6) == b"locked"
-        with pytest.raises(RunFolderError, match=f"process {child}"), run.lock():
+        with pytest.raises(RunFolderError, match=f"process {child.pid}"), run.lock():
             pass
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert child.kill() == -signal.SIGKILL
         with run.lock():
             assert (run.path / "run.lock").read_text().strip() == str(os.getpid())
     os.close(receiver)

@@ -1,38 +1,23 @@
-"""The run folder, the only bridge between training and use, and the files in it that certify themselves.
+"""The run folder: the only bridge between training and use."""
 
-A .safetensors file written here carries the SHA-256 of all its bytes inside its own header, computed while the 64
-digits of the hash itself read as zeros. So one file is one rename is one commit, any byte that changes is noticed
-before a tensor is used, and every other tool still reads an ordinary safetensors file. Nothing is ever unpickled.
-"""
-
-import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transduce import files
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
+from transduce.tensor_files import MEND_TENSORS, NO_DIGEST, damaged, read_tensors, verified, write_tensors
 
 FORMAT_VERSION = 1
 
-_DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-}  # fmt: skip
-_TENSOR_NAME = re.compile(r"\w+([.-]\w+)*", re.ASCII)  # a name is never a path
-_MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
-_NO_DIGEST = b"0" * 64
-_HEADER_START = b'{"__metadata__":{"sha256":"'
 _RECORD_START = b'{\n  "sha256": "'
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
 _OWN_NAMES = (
@@ -44,119 +29,7 @@ _OWN_NAMES = (
     "metrics.jsonl",
     "run.lock",
 )
-_MEND_TENSORS = "Restore it from a copy; a checkpoint may be deleted, training then resumes from the one before it."
 _MEND_TEXT = "Restore it from a copy, or start a new run in another --run-dir."
-
-
-# Files of tensors
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that certifies itself; the same content gives the same bytes in every process.
-
-    The library's own writer orders the metadata differently at each call, so the header is written here.
-    """
-    header, names, num_bytes = _header(tensors, metadata)
-    with files.explained_write_errors(path, num_bytes), files.replacing(path) as file:
-        digest = hashlib.sha256(header)
-        file.write(header)
-        for name in names:
-            data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            digest.update(data)
-            file.write(data)
-        file.seek(8 + len(_HEADER_START))
-        file.write(digest.hexdigest().encode())
-
-
-def read_tensors(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors whose names start with `prefix`, without it and on the CPU, and the metadata.
-
-    Every byte is verified first. Raises MissingInputError, or DamagedFileError if a byte is not as written.
-    """
-    with _verified(path) as (file, metadata):
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
-        # Cloned, because the library's tensors are windows on the file: a later change to it would change them.
-        return {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}, metadata
-
-
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str], int]:
-    """The file up to the first tensor, the order of the tensors, and the size of the whole file in bytes."""
-    # Wide elements first, as the library does it: then every tensor lies at a multiple of its element's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    _check_names(names, tensors)
-    if "sha256" in metadata:
-        raise ValueError("The metadata key 'sha256' is taken: the hash of the file itself is stored under it.")
-    entries: dict[str, Any] = {"__metadata__": {"sha256": _NO_DIGEST.decode()} | dict(sorted(metadata.items()))}
-    end = 0
-    for name in names:
-        tensor, start = tensors[name], end
-        end += tensor.numel() * tensor.element_size()
-        offsets = [start, end]
-        entries[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > _MAX_HEADER_BYTES:
-        raise ValueError(f"The header has {len(text):,} bytes; readers accept up to {_MAX_HEADER_BYTES:,}.")
-    return len(text).to_bytes(8, "little") + text, names, 8 + len(text) + end
-
-
-def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    owners: dict[tuple[int, torch.Size], str] = {}
-    for name in names:
-        tensor = tensors[name]
-        if not _TENSOR_NAME.fullmatch(name):
-            raise ValueError(f"A tensor cannot be called {name!r}: letters, digits and '_', with '.' or '-' between.")
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise ValueError(f"{name} has type {tensor.dtype}; storable are {', '.join(map(str, _DTYPE_NAMES))}.")
-        other = owners.setdefault((tensor.data_ptr(), tensor.shape), name)
-        if other != name and tensor.numel():
-            raise ValueError(f"{name} is the same memory as {other}: a tied parameter is saved once, under one name.")
-
-
-@contextmanager
-def _verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The open file (of safetensors) and its metadata, after the hash of all its bytes was found right."""
-    with files.explained_read_errors(path):
-        with path.open("rb") as file:
-            start, stated = file.read(8 + len(_HEADER_START)), file.read(64)
-            digest = hashlib.sha256(start + _NO_DIGEST)
-            if start[8:] != _HEADER_START or files.digest_rest(file, digest).encode() != stated:
-                raise _damaged(path, "its SHA-256 is not the one it states", _MEND_TENSORS)
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dict
-                    if not _TENSOR_NAME.fullmatch(name):
-                        raise _damaged(path, f"{name!r} is no name for a tensor", _MEND_TENSORS)
-                metadata = opened.metadata() or {}
-                yield opened, {key: metadata[key] for key in sorted(metadata) if key != "sha256"}
-        except SafetensorError as error:  # a file made to look right: its hash holds, its content does not
-            raise _damaged(path, str(error), _MEND_TENSORS) from None
-
-
-def average_tensors(many: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The arithmetic mean (section 6.1), added up in float64; one set beside the sum is in memory at a time.
-
-    Raises TransduceError if the sets differ in a name or a shape, or if there is none.
-    """
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    count = 0
-    for count, tensors in enumerate(many, start=1):
-        if count == 1:
-            sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
-            dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        for name in sorted(sums.keys() | shapes.keys()):
-            if name not in sums or name not in shapes or sums[name].shape != shapes[name]:
-                raise TransduceError(f"Cannot average: {name} differs in presence or shape between set 1 and {count}.")
-        for name, tensor in tensors.items():
-            sums[name] += tensor
-    if not count:
-        raise TransduceError("Nothing to average: name at least one checkpoint.")
-    return {name: (total / count).to(dtypes[name]) for name, total in sums.items()}
-
-
-# The folder
 
 
 class RunFolder:
@@ -174,12 +47,12 @@ class RunFolder:
     def create(cls, path: Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
         """A new run. Raises RunFolderError if the folder is in use for anything else, or cannot be written."""
         run = cls(path)
-        run._refuse_other_use()
+        run.refuse_other_use()
         with files.explained_write_errors(run.path):
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             files.sync_folder(run.path.absolute().parent)
         with run.lock():
-            run._refuse_other_use()  # another process may have been faster
+            run.refuse_other_use()  # another process may have been faster
             # In this order: `config.toml` alone in a folder is then never ours, and never overwritten.
             files.write_atomically(run.path / "tokenizer.json", tokenizer.encode())
             files.write_atomically(run.path / "config.toml", config.encode())
@@ -302,7 +175,7 @@ class RunFolder:
                 report(f"Skipped a checkpoint: {error}")
         if steps:
             mend = "Restore one from a copy, or delete them all and start a new run with --init-from this one."
-            raise _damaged(self._checkpoint_folder, f"none of its {len(steps)} checkpoints is readable", mend)
+            raise damaged(self._checkpoint_folder, f"none of its {len(steps)} checkpoints is readable", mend)
         return None
 
     # Everything else
@@ -365,7 +238,8 @@ class RunFolder:
     def _checkpoint_path(self, step: int) -> Path:
         return self._checkpoint_folder / f"step-{step:08d}.safetensors"
 
-    def _refuse_other_use(self) -> None:
+    def refuse_other_use(self) -> None:
+        """Raises RunFolderError if the folder holds a run already, or anything that is not a run begun."""
         if (self.path / "run.json").exists():
             raise RunFolderError(f"{self.path} holds a run already. Choose another --run-dir, or --resume to go on.")
         with files.explained_write_errors(self.path):
@@ -380,9 +254,9 @@ class RunFolder:
         path = self.path / "run.json"
         content = files.read_bytes(path)
         start, stated = len(_RECORD_START), content[len(_RECORD_START) :][:64]
-        zeroed = content[:start] + _NO_DIGEST + content[start + 64 :]
+        zeroed = content[:start] + NO_DIGEST + content[start + 64 :]
         if not content.startswith(_RECORD_START) or files.sha256_of(zeroed).encode() != stated:
-            raise _damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
+            raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
         record = _json_object(content, path)
         if record["format"] != FORMAT_VERSION:
             raise RunFolderError(
@@ -392,15 +266,15 @@ class RunFolder:
         return record
 
     def _write_record(self, hashes: Mapping[str, list[str]], facts: Mapping[str, Any]) -> None:
-        record = {"sha256": _NO_DIGEST.decode(), "format": FORMAT_VERSION, "files": hashes, "facts": facts}
+        record = {"sha256": NO_DIGEST.decode(), "format": FORMAT_VERSION, "files": hashes, "facts": facts}
         content = json.dumps(record, indent=2).encode() + b"\n"
-        content = content.replace(_NO_DIGEST, files.sha256_of(content).encode(), 1)
+        content = content.replace(NO_DIGEST, files.sha256_of(content).encode(), 1)
         files.write_atomically(self.path / "run.json", content)
 
     def _text(self, name: str) -> str:
         content = files.read_bytes(self.path / name)
         if files.sha256_of(content) not in self._record()["files"][name]:
-            raise _damaged(self.path / name, "its SHA-256 is not the one in run.json", _MEND_TEXT)
+            raise damaged(self.path / name, "its SHA-256 is not the one in run.json", _MEND_TEXT)
         return content.decode()
 
     @cached_property
@@ -412,18 +286,14 @@ class RunFolder:
     ) -> dict[str, Any]:
         """What the caller of write stored under `key`, after a check that the file belongs where it lies."""
         if metadata.get("tokenizer") != self._tokenizer_sha256:
-            raise _damaged(path, "it belongs to a run with another tokenizer", _MEND_TENSORS)
+            raise damaged(path, "it belongs to a run with another tokenizer", MEND_TENSORS)
         if metadata.get("step") != (None if step is None else str(step)):
-            raise _damaged(path, f"it was written for step {metadata.get('step')}", _MEND_TENSORS)
+            raise damaged(path, f"it was written for step {metadata.get('step')}", MEND_TENSORS)
         return _json_object(metadata[key], path)
 
     def _verify_weights(self, path: Path, key: str, step: int | None = None) -> None:
-        with _verified(path) as (_, metadata):
+        with verified(path) as (_, metadata):
             self._own_metadata(path, metadata, key, step)
-
-
-def _damaged(path: Path | str, reason: str, mend: str) -> DamagedFileError:
-    return DamagedFileError(f"{path} is damaged: {reason}. {mend}")
 
 
 def _problem(check: Callable[[], object]) -> str:
@@ -440,7 +310,7 @@ def _json_object(text: str | bytes, where: Path | str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _damaged(where, "it should hold a JSON object", _MEND_TEXT)
+        raise damaged(where, "it should hold a JSON object", _MEND_TEXT)
     return value
 
 

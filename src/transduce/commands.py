@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transduce import datasets
-from transduce.checkpoint import RunFolder, average_tensors
+from transduce.checkpoint import RunFolder
 from transduce.config import nearest
 from transduce.errors import DamagedFileError, DataError, MissingInputError, TransduceError
 from transduce.experiment import Surroundings, count_training_overlap, score, train
@@ -30,6 +30,7 @@ from transduce.predictor import Predictor, vocabulary_sizes
 from transduce.reading import iterate_lines, read_lines
 from transduce.settings import load_config
 from transduce.stopping import Stopped
+from transduce.tensor_files import average_tensors
 from transduce.tokenizer import Tokenizer
 
 Arguments = argparse.Namespace
@@ -100,11 +101,15 @@ def _fit(arguments: Arguments) -> int:
 
 def _predict(arguments: Arguments) -> int:
     predictor = _load(arguments, arguments.run)
-    if arguments.output and Path(arguments.output).exists() and arguments.file != "-":
-        if Path(arguments.output).samefile(arguments.file):
-            raise TransduceError(f"-o {arguments.output} is the file that is read: give the answers another name.")
-    with _opened(arguments.file) as (lines, read_ahead), _output(arguments.output) as output:
-        lines, sources = itertools.tee(lines)
+    if (
+        arguments.output
+        and arguments.file != "-"
+        and Path(arguments.output).absolute() == Path(arguments.file).absolute()
+    ):
+        raise TransduceError(f"-o {arguments.output} is the file that is read: give the answers another name.")
+    lines, read_ahead = _lines_of(arguments.file)
+    lines, sources = itertools.tee(lines)
+    with _output(arguments.output) as output:
         answered = predictor.stream(lines, arguments.n_best, read_ahead=read_ahead)
         for source, answers in zip(sources, answered, strict=True):
             if arguments.json:
@@ -157,8 +162,8 @@ def _evaluate(arguments: Arguments) -> int:
 
 def _compare(arguments: Arguments) -> int:
     sources, references = _references(arguments)
-    answers = [_load(arguments, name).predict(sources) for name in (arguments.run_a, arguments.run_b)]
-    found = compare(arguments.metric, *answers, references, seed=arguments.seed, method=arguments.method)
+    a, b = (_load(arguments, name).predict(sources) for name in (arguments.run_a, arguments.run_b))
+    found = compare(arguments.metric, a, b, references, seed=arguments.seed, method=arguments.method)
     if arguments.json:
         _print_json({"run_a": arguments.run_a, "run_b": arguments.run_b} | found.as_dict())
     else:
@@ -271,7 +276,7 @@ def _surroundings(arguments: Arguments) -> Surroundings:
     return Surroundings(
         device=arguments.device,
         data_root=Path(root) if root else None,
-        report=(lambda line: None) if arguments.quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
+        report=(lambda _line: None) if arguments.quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
         show_progress=not arguments.quiet,
     )
 
@@ -333,16 +338,11 @@ def _sublayer(words: list[str]) -> str:
     return words[3].replace("_", "-")
 
 
-@contextmanager
-def _opened(name: str) -> Iterator[tuple[Any, int]]:
-    """The lines of a file or of standard input, and how many may be read ahead: one when a person types them."""
+def _lines_of(name: str) -> tuple[Iterable[str], int]:
+    """The lines of a file or of standard input, and how many to read ahead: none when a person types them."""
     if name == "-":
-        yield iterate_lines(sys.stdin.buffer, "standard input"), 1 if sys.stdin.isatty() else _READ_AHEAD
-    elif not Path(name).is_file():
-        raise MissingInputError(f"{name}: no such file. Check the path, or give - for standard input.")
-    else:
-        with Path(name).open("rb") as file:
-            yield iterate_lines(file, name), _READ_AHEAD
+        return iterate_lines(sys.stdin.buffer, "standard input"), 1 if sys.stdin.isatty() else _READ_AHEAD
+    return read_lines(Path(name)), _READ_AHEAD
 
 
 @contextmanager

@@ -80,9 +80,7 @@ Choose = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"], int], Int[T
 _COMPACT_WHEN_IDLE = 0.25
 
 
-def greedy_search(
-    step: Step[S], state: S, max_lens: Int[Tensor, "batch"], special: SpecialIds
-) -> list[Hypothesis]:
+def greedy_search(step: Step[S], state: S, max_lens: Int[Tensor, "batch"], special: SpecialIds) -> list[Hypothesis]:
     """The likeliest token at each position, until the end symbol: one hypothesis per sentence."""
     return _token_by_token(step, state, max_lens, special, lambda logits, _rows, _position: logits.argmax(dim=-1))
 
@@ -196,9 +194,7 @@ class _Beams(NamedTuple):
         return _Beams(*(field[rows] for field in self))
 
 
-def _rank_continuations(
-    logits: Float[Tensor, "batch beam vocab"], log_probs: Float[Tensor, "batch beam"]
-) -> _Ranked:
+def _rank_continuations(logits: Float[Tensor, "batch beam vocab"], log_probs: Float[Tensor, "batch beam"]) -> _Ranked:
     """The 2 * beam_size likeliest of all continuations; `logits` are log-probabilities of one more token."""
     num_ranks = min(2 * logits.size(1), logits.size(2))
     top, ids = logits.topk(num_ranks)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from transduce import __version__
-from transduce.checkpoint import RunFolder, load_parameters
+from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import DEFAULT_CACHE, load_split
@@ -35,13 +35,14 @@ from transduce.settings import (
     refuse_changes,
     with_steps,
 )
+from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
 from transduce.trainer import Observe, Trainer, TrainerState, Validation
-
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
 _VALIDATION_SHARE = 0.1  # of the time is kept for validations and for slower moments than the measured ones
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
@@ -50,7 +51,7 @@ class Surroundings:
     device: str = "auto"
     data_root: Path | None = None  # holds multi30k/train.en and the like; None: fetched into `data_cache`
     data_cache: Path = DEFAULT_CACHE
-    report: Callable[[str], None] = lambda line: None
+    report: Callable[[str], None] = lambda _line: None
     observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
     show_progress: bool = False  # rows on standard error: a live bar on a terminal
 
@@ -101,7 +102,7 @@ def train(
     run_dir: Path,
     *,
     corpus: Corpus | None = None,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
+    surroundings: Surroundings = Surroundings(),
     resume: bool = False,
     accept_changes: bool = False,
     init_from: Path | None = None,
@@ -116,10 +117,10 @@ def train(
     started = started or time.perf_counter()
     with joined(find_device(surroundings.device)) as process:
         if not process.is_main:
-            surroundings = replace(surroundings, report=lambda line: None, observers=(), show_progress=False)
+            surroundings = replace(surroundings, report=lambda _line: None, observers=(), show_progress=False)
         resume = process.from_main(resume and (run_dir / "run.json").exists())
         if not resume:
-            RunFolder.refuse_other_use(run_dir)  # before the long work
+            RunFolder(run_dir).refuse_other_use()  # before the long work
         if corpus is None:
             corpus = read_corpus(config.data, surroundings)
         if resume:
@@ -167,7 +168,7 @@ def _begin(
         load_parameters(model, ancestor.read_model()[0])
     folder = RunFolder(run_dir)
     if process.is_main:
-        facts = {"data": corpus.sha256, "started": machine_facts(surroundings.device)}
+        facts: dict[str, Any] = {"data": corpus.sha256, "started": machine_facts(surroundings.device)}
         if ancestor is not None:
             facts["initialised_from"] = str(ancestor.path)
         folder = RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt, facts=facts)
@@ -195,7 +196,8 @@ def _reopen(
     changes = differences(saved, config)
     refuse_changes(changes, accept_changes=accept_changes)
     if corpus.sha256 != folder.facts["data"]:
-        changed = sorted(k for k in corpus.sha256 | folder.facts["data"] if corpus.sha256.get(k) != folder.facts["data"].get(k))
+        had = folder.facts["data"]
+        changed = [side for side in ("train", "valid") if corpus.sha256.get(side) != had.get(side)]
         raise ConfigMismatchError(
             f"the {' and '.join(changed)} data are not those that {run_dir} was started with: put them back, or start a "
             f"new run on them with --init-from {run_dir} and another --run-dir."
@@ -227,9 +229,7 @@ def _reopen(
     return run
 
 
-def _train(
-    run: _Run, corpus: Corpus, process: Process, surroundings: Surroundings, started: float
-) -> TrainerState:
+def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundings, started: float) -> TrainerState:
     validate = None
     if corpus.valid is not None and process.is_main:
         validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)
@@ -259,7 +259,7 @@ def _train(
         if surroundings.show_progress:
             display = TerminalDisplay(run.config.training.steps, first_step=trainer.state.step)
             observers.append(stack.enter_context(display))
-        trainer.observe = lambda row: [observe(row) for observe in observers]
+        trainer.observe = lambda row: _tell_all(observers, row)
         state = trainer.run()
     if process.is_main:
         _draw_learning_curve(run.folder, surroundings.report)
@@ -291,7 +291,9 @@ def build_validation(
         goodness = -found["loss"]
         if settings.metrics:
             predictor = Predictor(model, tokenizer, decoding)
-            scores = score(predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1)
+            scores = score(
+                predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1
+            )
             for result in scores:
                 found[result.name] = result.value
                 if result.name == settings.best:
@@ -348,9 +350,7 @@ def _plan_steps(run: _Run, budget: float) -> int:
     )
     if training.epochs:
         return max(1, round(training.epochs * len(plan)))
-    trial = Trainer(
-        copy.deepcopy(run.model), run.pairs, config=training, optim=run.config.optim, folder=run.folder
-    )
+    trial = Trainer(copy.deepcopy(run.model), run.pairs, config=training, optim=run.config.optim, folder=run.folder)
     with torch.random.fork_rng():
         for step in range(_WARM_UP_STEPS):
             trial.train_step(plan[step % len(plan)], step + 1)
@@ -383,6 +383,11 @@ def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> No
     folder.write_file("learning_curve.png", picture)
 
 
+def _tell_all(observers: Sequence[Observe], row: dict[str, Any]) -> None:
+    for observe in observers:
+        observe(row)
+
+
 def _never_called(_model: nn.Module) -> Validation:
     raise AssertionError("rank 0 validates for all")
 
@@ -396,7 +401,7 @@ def count_training_overlap(
 ) -> dict[str, int] | None:
     """How many of these lines the run was trained on; None if its training data are not where they were."""
     try:
-        train = read_corpus(config.data, replace(surroundings, report=lambda line: None)).train
+        train = read_corpus(config.data, replace(surroundings, report=lambda _line: None)).train
     except TransduceError:
         return None
     if list(train.sha256.values()) != folder.facts["data"]["train"]:

@@ -57,7 +57,7 @@ def fit(
     """
     started = time.perf_counter()
     if not resume:
-        RunFolder.refuse_other_use(run_dir)
+        RunFolder(run_dir).refuse_other_use()
     pairs = read_pairs(paths)
     for note in pairs.notes:
         surroundings.report(note)
@@ -93,9 +93,7 @@ def fit(
     )
 
 
-def choose_settings(
-    train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int
-) -> ExperimentConfig:
+def choose_settings(train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int) -> ExperimentConfig:
     """Settings that suit the pairs and the time; a function of the text, not of the machine."""
     source, target = _kind_of(train_pairs.src), _kind_of(train_pairs.tgt)
     if source != "bpe" and target == "bpe":
@@ -109,9 +107,7 @@ def choose_settings(
         data=DataConfig(train=tuple(map(str, paths))),
         tokenizer=TokenizerConfig(source=source, target=target, joint=is_joint, vocab_size=vocab_size),
         model=_model_for(num_characters, minutes),
-        optim=OptimConfig(
-            schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995
-        ),
+        optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
         validation=ValidationConfig(metrics=metrics, best="loss", max_pairs=200),
     )

@@ -24,7 +24,9 @@ def record_attention(model: nn.Module) -> Iterator[AttentionMaps]:
 
     def recorder(name: str) -> Any:
         @torch.no_grad()
-        def hook(module: MultiHeadAttention, inputs: tuple[Any, ...], settings: dict[str, Any], _output: Tensor) -> None:
+        def hook(
+            module: MultiHeadAttention, inputs: tuple[Any, ...], settings: dict[str, Any], _output: Tensor
+        ) -> None:
             q, k, v = module.project(*inputs)
             mask = settings.get("mask")
             if settings.get("is_causal"):

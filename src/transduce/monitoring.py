@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,9 +61,11 @@ class TensorBoardWriter:
         # Raises ImportError without the extra: the caller says once what is left out.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._new_writer = partial(SummaryWriter, str(folder))
+        self._writer: Any = None  # made with the first row: a folder must be free for the run that begins there
 
     def __call__(self, row: Row) -> None:
+        self._writer = self._writer or self._new_writer()
         for name, value in metrics_of(row).items():
             self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
         self._writer.flush()
@@ -82,7 +85,9 @@ def learning_curve(rows: Sequence[Row], title: str) -> bytes:
     scores = [name for name in (metrics_of(validation[-1]) if validation else {}) if name != "loss"]
     figure = Figure(figsize=(7, 2.8 * (1 + len(scores))), layout="constrained")
     axes = figure.subplots(1 + len(scores), 1, sharex=True, squeeze=False)[:, 0]
-    axes[0].plot(*_series(training, "loss"), color="#9db4d0", linewidth=1.2, label="training (smoothed labels, dropout)")
+    axes[0].plot(
+        *_series(training, "loss"), color="#9db4d0", linewidth=1.2, label="training (smoothed labels, dropout)"
+    )
     if validation:
         axes[0].plot(*_series(validation, "loss"), color="#1b4f8a", marker="o", markersize=3, label="validation")
     axes[0].set(title=title, ylabel="loss (nats / token)")

@@ -25,9 +25,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or self.learning_rate < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
-            raise ValueError(
-                "optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative."
-            )
+            raise ValueError("optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative.")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
             raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
         if self.learning_rate == 0 and self.warmup_steps == 0:

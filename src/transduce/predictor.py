@@ -18,8 +18,8 @@ from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, beam_sear
 from transduce.errors import TransduceError
 from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
-from transduce.trainer import load_parameters
 
 # Source tokens decoded side by side, over all hypotheses: large products, but a state of moderate size.
 _TOKENS_AT_ONCE = 16_384
@@ -51,7 +51,7 @@ class Predictor:
         tokenizer: Tokenizer,
         decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
         *,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -67,7 +67,7 @@ class Predictor:
         *,
         device: str = "auto",
         decoding: DecodingConfig | None = None,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda _line: None,
     ) -> "Predictor":
         """The best model of a run folder, with the run's own decoding settings unless others are given.
 
@@ -113,9 +113,7 @@ class Predictor:
                 ]
         return answers
 
-    def stream(
-        self, lines: Iterable[str], num_best: int = 1, *, read_ahead: int = 2_000
-    ) -> Iterator[list[Prediction]]:
+    def stream(self, lines: Iterable[str], num_best: int = 1, *, read_ahead: int = 2_000) -> Iterator[list[Prediction]]:
         """Answers line by line, in order. `read_ahead` lines are in memory at a time and sorted among themselves, so
         that little is padded; 1 answers each line before it reads the next.
         """
@@ -153,6 +151,11 @@ class Predictor:
     def _max_len(self, source: list[int]) -> int:
         longest = self.decoding.max_len(len(source))
         return min(longest, self.model.config.max_len)
+
+
+def load(run: str | Path, *, device: str = "auto") -> Predictor:
+    """The best model of a run folder, ready to answer: `transduce.load("runs/x").predict(["a text"])`."""
+    return Predictor.load(run, device=device)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from transduce.errors import DataError, TransduceError
 from transduce.files import read_bytes, sha256_of
@@ -63,6 +63,23 @@ def read_lines(path: Path) -> list[str]:
     Raises DataError where the bytes are not UTF-8 or not all there, MissingInputError if there is no such file.
     """
     return _read_text(path).lines
+
+
+def iterate_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of an open, plain UTF-8 text, one at a time and no sooner than they are asked for.
+
+    Ends and byte-order mark are treated as by `read_lines`. Raises DataError, naming the line, for other bytes.
+    """
+    for number, line in enumerate(file, start=1):
+        content = line.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}, line {number}, byte {error.start + 1}: {content[error.start]:#04x} is not UTF-8 here "
+                f"({error.reason}). Convert the text with `iconv -f ENCODING -t UTF-8`."
+            ) from None
+        yield text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
 
 
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transduce.config import build, override, parse_toml
@@ -61,11 +61,11 @@ class ExperimentConfig:
 
     data: DataConfig
     training: TrainingConfig
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    model: TransformerConfig = TransformerConfig()
-    optim: OptimConfig = OptimConfig()
-    validation: ValidationConfig = ValidationConfig()
-    decoding: DecodingConfig = DecodingConfig()
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 # What a resumed run may change. Every setting is in one class: a test looks.

@@ -21,6 +21,7 @@ from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer
 from transduce.optim import OptimConfig, build_optimizer, clip_gradients, learning_rate, update_average
 from transduce.stopping import Stopped, StopSignals
+from transduce.tensor_files import load_parameters
 
 Observe = Callable[[dict[str, Any]], None]
 
@@ -110,7 +111,7 @@ class Trainer:
         optim: OptimConfig,
         folder: RunFolder,
         validate: Callable[[nn.Module], Validation] | None = None,
-        observe: Observe = lambda row: None,
+        observe: Observe = lambda _row: None,
         process: Process = Process(),  # noqa: B008 - frozen
         deadline: float = math.inf,
     ) -> None:
@@ -205,9 +206,7 @@ class Trainer:
         torch._foreach_div_(gradients, num_tokens)
         norm = clip_gradients(parameters, self.optim_config.max_grad_norm)
         loss, grad_norm = (loss_sum / num_tokens).item(), norm.item()
-        rate = learning_rate(
-            self.optim_config, step, d_model=self.model.config.d_model, num_steps=self.config.steps
-        )
+        rate = learning_rate(self.optim_config, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(
                 f"step {step}: the loss is {loss}, the gradient's length {grad_norm}, at learning rate {rate:.2g}; no "
@@ -281,7 +280,9 @@ class Trainer:
                 found = self.validate(self.best_model)
         found = self.process.from_main(found)
         self._judge(found)
-        self._observe_row({"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics)
+        self._observe_row(
+            {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics
+        )
         return True
 
     def _judge(self, found: Validation) -> None:
@@ -310,9 +311,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             for slot, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = value
-        self.folder.write_checkpoint(
-            self.state.step, tensors, asdict(self.state), keep=self.config.keep_checkpoints
-        )
+        self.folder.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=self.config.keep_checkpoints)
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what `_save` wrote."""
@@ -373,19 +372,6 @@ class _Window:
             "grad_norm": self.last.grad_norm,
             "tokens_per_second": round(self.target_tokens / (now - self.start), 1),
         }
-
-
-@torch.no_grad()
-def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies saved weights into `model`. Raises TransduceError unless names and shapes are just its own."""
-    own = dict(model.named_parameters())
-    wrong = sorted(own.keys() ^ tensors.keys()) or sorted(n for n in own if own[n].shape != tensors[n].shape)
-    if wrong:
-        raise TransduceError(
-            f"these weights are of another model: '{wrong[0]}' differs ({len(wrong)} do). Is config.toml their own?"
-        )
-    for name, parameter in own.items():
-        parameter.copy_(tensors[name])
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -103,9 +103,7 @@ class MultiHeadAttention(nn.Module):
         k, v = projected.chunk(2, dim=-1)
         return self._split_heads(k), self._split_heads(v)
 
-    def combine(
-        self, heads: Float[Tensor, "batch heads tgt_len head_dim"]
-    ) -> Float[Tensor, "batch tgt_len d_model"]:
+    def combine(self, heads: Float[Tensor, "batch heads tgt_len head_dim"]) -> Float[Tensor, "batch tgt_len d_model"]:
         """Concat(head_1, ..., head_h) W^O."""
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
 

@@ -15,7 +15,9 @@ class DecoderState:
 
     def __init__(
         self,
-        cross: list[tuple[Float[Tensor, "batch heads src_len head_dim"], Float[Tensor, "batch heads src_len head_dim"]]],
+        cross: list[
+            tuple[Float[Tensor, "batch heads src_len head_dim"], Float[Tensor, "batch heads src_len head_dim"]]
+        ],
         memory_mask: Bool[Tensor, "batch 1 1 src_len"] | None,
         *,
         beam_size: int,

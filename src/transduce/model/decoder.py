@@ -1,5 +1,7 @@
 """The decoder: the right half of Figure 1, over whole targets (training) and one token at a time (decoding)."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -35,6 +37,10 @@ class DecoderLayer(nn.Module):
         x = self.residual_2(x, lambda x: self.cross_attention(x, memory, mask=memory_mask))
         return self.residual_3(x, self.feed_forward)
 
+    def start(self, memory: Float[Tensor, "batch src_len d_model"]) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, K) of the memory: the same at every step."""
+        return self.cross_attention.project_memory(memory)
+
     def step(
         self, x: Float[Tensor, "batch beam d_model"], state: DecoderState, index: int
     ) -> Float[Tensor, "batch beam d_model"]:
@@ -60,7 +66,7 @@ class Decoder(nn.Module):
 
     def __init__(self, layers: list[DecoderLayer], final_norm: nn.Module | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Iterable[DecoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.final_norm = final_norm or nn.Identity()
 
     def forward(
@@ -80,7 +86,7 @@ class Decoder(nn.Module):
         beam_size: int,
     ) -> DecoderState:
         """The state before the first token: keys and values of the memory, which no step changes."""
-        cross = [layer.cross_attention.project_memory(memory) for layer in self.layers]
+        cross = [layer.start(memory) for layer in self.layers]
         return DecoderState(cross, memory_mask, beam_size=beam_size)
 
     def step(self, x: Float[Tensor, "batch beam d_model"], state: DecoderState) -> Float[Tensor, "batch beam d_model"]:

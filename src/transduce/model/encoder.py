@@ -4,13 +4,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transduce.model.attention import MultiHeadAttention
-from transduce.model.residual import AddAndNorm, build_norm
+from transduce.model.residual import AddAndNorm
 
 
 class EncoderLayer(nn.Module):
     """Self-attention, then the feed-forward network, each within Add & Norm (section 3.1)."""
 
-    def __init__(self, self_attention: MultiHeadAttention, feed_forward: nn.Module, residuals: list[AddAndNorm]) -> None:
+    def __init__(
+        self, self_attention: MultiHeadAttention, feed_forward: nn.Module, residuals: list[AddAndNorm]
+    ) -> None:
         super().__init__()
         self.self_attention = self_attention
         self.feed_forward = feed_forward

@@ -160,7 +160,7 @@ class Transformer(nn.Module):
         ids: Int[Tensor, "batch len"],
         positions: Int[Tensor, "len"],
         embedding: nn.Embedding,
-        add_positions: nn.Module | None,
+        add_positions: SinusoidalPositions | LearnedPositions | None,
         len_so_far: int | None = None,
     ) -> Float[Tensor, "batch len d_model"]:
         x = embedding(ids) * math.sqrt(self.config.d_model)  # section 3.4

@@ -1,0 +1,104 @@
+"""Learns how English words are pronounced, scores itself, and pronounces words that are in no dictionary.
+
+Run it again after an interruption and it goes on; with the model finished, it scores and pronounces at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import transduce
+from transduce.datasets import load_split
+from transduce.experiment import Surroundings, machine_facts, score
+from transduce.inspection import record_attention
+from transduce.monitoring import attention_map
+from transduce.settings import load_config
+from transduce.stopping import Stopped
+
+CONFIG = Path(__file__).parents[1] / "configs" / "cmudict.toml"
+NEW_WORDS = ["transduce", "tokenizer", "blorptastic", "snizzlewick", "quantumly", "grokking", "zephyrine", "vaswanian"]
+
+
+def main() -> int:
+    """Trains or resumes, scores, pronounces, draws."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
+    run_dir = parser.parse_args().run_dir
+    began = _clocks()
+    config = load_config(CONFIG.read_text(encoding="utf-8"), str(CONFIG))
+    surroundings = Surroundings(report=_report, show_progress=True)
+    try:
+        state = transduce.train(config, run_dir, surroundings=surroundings, resume=True)
+    except Stopped as stopped:
+        _report(f"{stopped.message} Run the same command to go on.")
+        return stopped.exit_status
+
+    predictor = transduce.load(run_dir)
+    test = load_split("cmudict", "test")
+    word_errors, phoneme_errors = score(predictor, test.src, [test.tgt], ("wer", "per"), group_sources=True)
+    spent = {name: round(now - then, 1) for (name, now), then in zip(_clocks().items(), began.values(), strict=True)}
+    found = {
+        "wer": round(word_errors.value, 2),
+        "per": round(phoneme_errors.value, 2),
+        "wer_interval": [round(word_errors.low, 2), round(word_errors.high, 2)],
+        "per_interval": [round(phoneme_errors.low, 2), round(phoneme_errors.high, 2)],
+        "training_seconds": spent["wall"],
+        "cpu_seconds": spent["cpu"],
+        "stolen_seconds": spent["stolen"],
+        "num_test_words": word_errors.num_segments,
+        "num_test_pronunciations": len(test),
+        "steps": state.step,
+        "target_tokens": state.target_tokens,
+        "beam_size": predictor.decoding.beam_size,
+        "machine": machine_facts("auto") | {"cores": os.cpu_count()},
+    }
+    (run_dir / "score.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{word_errors}: of {found['num_test_words']:,} words never seen, this share came out wrong (per cent)")
+    print(f"{phoneme_errors}: the share of wrong phonemes")
+    print(f"after {spent['wall']:.0f} seconds from the command to the score\n")
+
+    known = {word for split in ("train", "valid", "test") for word in load_split("cmudict", split).src}
+    print("Words that are in no dictionary:")
+    for word, phonemes in zip(NEW_WORDS, predictor.predict(NEW_WORDS), strict=True):
+        print(f"  {word:14} {phonemes}{'   (in the dictionary after all)' if word in known else ''}")
+    (run_dir / "attention.png").write_bytes(draw_attention(predictor, NEW_WORDS[0]))
+    print(f"\nWhich letter each phoneme looked at: {run_dir}/attention.png    Learning: {run_dir}/learning_curve.png")
+    print(f"Try your own: {Path(sys.executable).parent / 'transduce'} predict {run_dir}")
+    return 0
+
+
+def draw_attention(predictor: transduce.Predictor, word: str) -> bytes:
+    """A PNG of the last decoder layer's cross-attention, averaged over its heads, while it writes its answer."""
+    tokenizer, model = predictor.tokenizer, predictor.model
+    src = tokenizer.encode_source([word])[0]
+    tgt = tokenizer.encode_target(predictor.predict([word]))[0]
+    with torch.inference_mode(), record_attention(model) as maps:
+        model(torch.tensor([src]), torch.tensor([[tokenizer.bos_id, *tgt[:-1]]]))
+    last = f"decoder.layers.{model.config.num_decoder_layers - 1}.cross_attention"
+    return attention_map(
+        maps[last][0].mean(dim=0).tolist(),
+        source=tokenizer.source_tokens(src),
+        target=tokenizer.target_tokens(tgt),
+        title=f"Cross-attention while pronouncing “{word}”",
+    )
+
+
+def _clocks() -> dict[str, float]:
+    """Seconds by the wall, of this process's work, and taken from this machine by its neighbours."""
+    times = os.times()
+    stat = Path("/proc/stat")
+    stolen = int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK") if stat.exists() else 0.0
+    return {"wall": time.perf_counter(), "cpu": times.user + times.system, "stolen": stolen}
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
