@@ -7,20 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from transduce import datasets
-from transduce.datasets import (
-    DataFile,
-    Dataset,
-    Places,
-    export,
-    find_dataset,
-    list_datasets,
-    load_split,
-    locate,
-    pronunciations,
-    split_words,
-)
+from transduce import datasets, fetching
+from transduce.datasets import Dataset, export, find_dataset, list_datasets, load_split
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
+from transduce.fetching import DataFile, Places, locate
+from transduce.pronouncing_dictionary import pronunciations, split_words
 from transduce.reading import Pairs, count_overlap, read_pairs
 
 CONTENT = b"ein Hund\nzwei Hunde\n"
@@ -325,4 +316,4 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
 
 
 def test_nothing_here_reads_the_environment():
-    assert "environ" not in Path(datasets.__file__).read_text()
+    assert all("environ" not in Path(module.__file__).read_text() for module in (datasets, fetching))

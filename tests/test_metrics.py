@@ -16,14 +16,8 @@ from sacrebleu.significance import PairedTest
 
 from transduce import metrics
 from transduce.errors import DataError, TransduceError
-from transduce.metrics import (
-    METRICS,
-    compare,
-    edit_distance,
-    evaluate,
-    evaluate_pronunciation,
-    group_by_source,
-)
+from transduce.metric_definitions import DEFINITIONS, edit_distance
+from transduce.metrics import METRICS, compare, evaluate, evaluate_pronunciation, group_by_source
 
 SACREBLEU = {"bleu": BLEU, "chrf": CHRF, "ter": TER}
 VOCABULARY = [f"w{number}" for number in range(53)]
@@ -103,7 +97,7 @@ def test_both_systems_are_resampled_alike(name, rows, seed):
 def test_the_formula_gives_sacrebleus_score_on_a_long_corpus(name):
     references = [random_references(301, seed=1), random_references(301, seed=2)]
     hypotheses = corrupted(references[0], 0.3, seed=3)
-    metric = metrics._METRICS[name]
+    metric = DEFINITIONS[name]
     measured = metric.measure(hypotheses, references)
     assert float(metric.score(measured.rows.sum(0))) == pytest.approx(measured.value, abs=1e-9)
 

@@ -13,8 +13,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transduce.decompression import decompressed
 from transduce.errors import DataError, MissingInputError, TransduceError
-from transduce.reading import Pairs, count_overlap, decompressed, read_lines, read_pairs, split_pairs
+from transduce.reading import Pairs, count_overlap, read_lines, read_pairs, split_pairs
 
 COMPRESSORS = {
     ".gz": gzip.compress,

@@ -362,3 +362,23 @@ def test_a_word_of_twelve_thousand_letters_comes_back_exactly(kind: Kind) -> Non
     line = "thedog" * 2000
     assert round_trip(TOKENIZERS[kind], line) == (line, line)
     assert round_trip(learn(kind, [line], [line]), line) == (line, line)
+
+
+def test_a_target_of_source_only_pieces_is_written_in_target_ids():
+    tokenizer = Tokenizer.learn(
+        TokenizerConfig(vocab_size=400), ["the quick brown fox jumps"] * 5, ["der flinke fuchs"] * 5
+    )
+    for line in ("the quick brown fox", "quick flinke", "jumps!"):
+        ids = tokenizer.encode_target([line])[0]
+        assert max(ids) < tokenizer.num_target_ids
+        assert tokenizer.decode_target(ids) == line
+    assert max(tokenizer.encode_source(["the quick brown fox"])[0]) >= tokenizer.num_target_ids
+
+
+@each_kind
+def test_a_source_only_word_of_three_thousand_letters_is_written_in_target_ids(kind: Kind) -> None:
+    line = "ab" * 1500 + " dog"
+    tokenizer = learn(kind, [line] * 3, ["der dog x y z"] * 3, size=400)
+    ids = tokenizer.encode_target([line])[0]
+    assert max(ids) < tokenizer.num_target_ids
+    assert tokenizer.decode_target(ids) == line

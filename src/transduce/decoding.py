@@ -9,7 +9,7 @@ symbol are never chosen. Letters: B sentences, V vocabulary, T tokens so far.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,6 +65,7 @@ class Hypothesis(NamedTuple):
     score: float
 
 
+@runtime_checkable
 class State(Protocol):
     """What a step remembers. `keep` drops all sentences but `rows`."""
 
@@ -153,8 +154,7 @@ def beam_search(
             state.keep(kept)
             beams, max_lens, norm_at_limit = beams.keep(kept), max_lens[kept], norm_at_limit[kept]
             sentences = [sentences[row] for row in kept.tolist()]
-    if not all(answers):
-        raise TransduceError("the model's scores are not numbers (NaN): its weights are unusable. Train it again.")
+    assert all(answers), "every hypothesis ends"
     return [sorted(found, key=lambda answer: -answer.score)[:num_best] for found in answers]
 
 
@@ -258,6 +258,8 @@ def _restrict(
 ) -> Float[Tensor, "batch beam vocab"]:
     """Log-probabilities; -inf for what may not be chosen (the rest is not renormalised)."""
     log_probs = logits.float().log_softmax(dim=-1)
+    if log_probs[..., special.eos].isnan().any():  # one NaN or infinite logit makes NaN of all beside it
+        raise TransduceError("the model's scores are not numbers (NaN): its weights are unusable. Train it again.")
     log_probs[..., [special.pad, special.bos]] = -math.inf
     if is_at_limit.any():
         ends = log_probs[..., special.eos].clone()

@@ -1,7 +1,7 @@
 """Several processes as one: who I am, sums over all, and what rank 0 tells the others. Started by `torchrun`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -41,6 +41,28 @@ class Process:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def decide(self, work: Callable[[], T]) -> T:
+        """What `work` returns, called on rank 0 alone, on every process; if it raises there, all raise that."""
+        if self.world_size == 1:
+            return work()
+        outcome: tuple[Any, Exception | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (work(), None)
+            except Exception as error:
+                outcome = (None, error)
+        found, error = self.from_main(outcome)
+        if error is not None:
+            raise error
+        return found
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: of several GPUs the one with its number on this machine, as `torchrun` counts."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Process]:
@@ -49,6 +71,8 @@ def joined(device: torch.device) -> Iterator[Process]:
     if world_size == 1:
         yield Process()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL exchanges objects through
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Process(dist.get_rank(), world_size)

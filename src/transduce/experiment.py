@@ -5,7 +5,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import DEFAULT_CACHE, load_split
-from transduce.distributed import Process, joined
+from transduce.distributed import Process, joined, own_device
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.metrics import Score, evaluate, evaluate_pronunciation
 from transduce.model import Transformer
@@ -27,12 +27,12 @@ from transduce.monitoring import TerminalDisplay, learning_curve
 from transduce.predictor import Predictor, corpus_loss, find_device, vocabulary_sizes
 from transduce.reading import Pairs, count_overlap, read_pairs
 from transduce.settings import (
-    CHANGES_PLAN,
     DataConfig,
     ExperimentConfig,
     carry_over,
     load_config,
     refuse_changes,
+    with_shape_of,
     with_steps,
 )
 from transduce.tensor_files import load_parameters
@@ -115,20 +115,29 @@ def train(
     told to stop; TransduceError, with nothing lost, for what cannot be.
     """
     started = started or time.perf_counter()
-    with joined(find_device(surroundings.device)) as process:
+    with joined(own_device(find_device(surroundings.device))) as process, ExitStack() as held:
         if not process.is_main:
             surroundings = replace(surroundings, report=lambda _line: None, observers=(), show_progress=False)
-        resume = process.from_main(resume and (run_dir / "run.json").exists())
-        if not resume:
-            RunFolder(run_dir).refuse_other_use()  # before the long work
+        folder = process.decide(lambda: _find_run(run_dir, resume))
+        if folder is not None and process.is_main:
+            held.enter_context(folder.lock())
         if corpus is None:
             corpus = read_corpus(config.data, surroundings)
-        if resume:
-            run = _reopen(config, run_dir, corpus, process, surroundings, accept_changes)
+        if folder is not None:
+            run = _reopen(config, folder, corpus, process, surroundings, accept_changes)
         else:
             run = _begin(config, run_dir, corpus, process, surroundings, init_from)
-        with run.folder.lock() if process.is_main else nullcontext():
-            return _train(run, corpus, process, surroundings, started)
+            if process.is_main:
+                held.enter_context(run.folder.lock())
+        return _train(run, corpus, process, surroundings, started)
+
+
+def _find_run(run_dir: Path, resume: bool) -> RunFolder | None:
+    """The run to go on with; None if a new one can begin there. Raises RunFolderError, before any long work, if not."""
+    if resume and (run_dir / "run.json").exists():
+        return RunFolder.open(run_dir)
+    RunFolder(run_dir).refuse_other_use()
+    return None
 
 
 @dataclass
@@ -154,16 +163,14 @@ def _begin(
     """A new run folder, with a tokenizer learnt from the training pairs or, like the weights, taken from a run."""
     ancestor = RunFolder.open(init_from) if init_from else None
     if ancestor is not None:
-        config = _like(ancestor, config)
+        config = with_shape_of(load_config(ancestor.config, f"{ancestor.path}/config.toml"), config)
         learnt = ancestor.tokenizer
         surroundings.report(f"tokenizer, model settings and weights are those of {ancestor.path}")
     else:
-        learnt = process.from_main(
-            Tokenizer.learn(config.tokenizer, corpus.train.src, corpus.train.tgt).to_json() if process.is_main else ""
-        )
+        learnt = process.decide(lambda: Tokenizer.learn(config.tokenizer, corpus.train.src, corpus.train.tgt).to_json())
     tokenizer = Tokenizer.from_json(learnt)
     pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
     if ancestor is not None:
         load_parameters(model, ancestor.read_model()[0])
     folder = RunFolder(run_dir)
@@ -175,58 +182,53 @@ def _begin(
     return _Run(folder, config, tokenizer, model, pairs)
 
 
-def _like(ancestor: RunFolder, config: ExperimentConfig) -> ExperimentConfig:
-    """`config` with the tokenizer and the shape of the model of another run; the dropout stays its own."""
-    other = load_config(ancestor.config, f"{ancestor.path}/config.toml")
-    return replace(config, tokenizer=other.tokenizer, model=replace(other.model, dropout=config.model.dropout))
-
-
 def _reopen(
     config: ExperimentConfig,
-    run_dir: Path,
+    folder: RunFolder,
     corpus: Corpus,
     process: Process,
     surroundings: Surroundings,
     accept_changes: bool,
 ) -> _Run:
-    """The run in `run_dir` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
-    folder = RunFolder.open(run_dir)
-    saved = load_config(folder.config, f"{run_dir}/config.toml")
+    """The run in `folder` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
+    config, step = process.decide(lambda: _settle(config, folder, corpus, surroundings, accept_changes))
+    tokenizer = Tokenizer.from_json(folder.tokenizer)
+    pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
+    model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
+    return _Run(folder, config, tokenizer, model, pairs, folder.read_checkpoint(step) if step is not None else None)
+
+
+def _settle(
+    config: ExperimentConfig, folder: RunFolder, corpus: Corpus, surroundings: Surroundings, accept_changes: bool
+) -> tuple[ExperimentConfig, int | None]:
+    """The settings to go on with, and from which checkpoint, after all that was changed is refused or recorded."""
+    facts, report = folder.facts, surroundings.report
+    saved = load_config(folder.config, f"{folder.path}/config.toml")
+    if "initialised_from" in facts:
+        config = with_shape_of(saved, config)
     config = carry_over(config, saved)
     changes = differences(saved, config)
     refuse_changes(changes, accept_changes=accept_changes)
-    if corpus.sha256 != folder.facts["data"]:
-        had = folder.facts["data"]
+    if corpus.sha256 != facts["data"]:
+        had = facts["data"]
         changed = [side for side in ("train", "valid") if corpus.sha256.get(side) != had.get(side)]
         raise ConfigMismatchError(
-            f"the {' and '.join(changed)} data are not those that {run_dir} was started with: put them back, or start a "
-            f"new run on them with --init-from {run_dir} and another --run-dir."
+            f"the {' and '.join(changed)} data are not those that {folder.path} was started with: put them back, or "
+            f"start a new run on them with --init-from {folder.path} and another --run-dir."
         )
-    tokenizer = Tokenizer.from_json(folder.tokenizer)
-    pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
-    found = folder.newest_checkpoint(report=surroundings.report)
-    step = found[0] if found else 0
-    here, there = machine_facts(surroundings.device), folder.facts["started"]
+    found = folder.newest_checkpoint(report=report)
+    step = found[0] if found else None
+    here, there = machine_facts(surroundings.device), facts["started"]
     for name in sorted(name for name in here if here[name] != there[name]):
-        surroundings.report(f"{name} was {there[name]} and is {here[name]}: the weights may differ in their last bits")
-    if process.is_main:
-        with folder.lock():
-            folder.truncate_metrics(step)
-            folder.rewrite_config(to_toml(config))
-            told = {key: [old, new] for key, (old, new) in changes.items()}
-            resumed = folder.facts.get("resumed", [])
-            folder.update_facts({"resumed": [*resumed, {"step": step, "changes": told, "machine": here}]})
+        report(f"{name} was {there[name]} and is {here[name]}: the weights may differ in their last bits")
+    folder.truncate_metrics(step or 0)
+    told = {"step": step or 0, "changes": {name: list(pair) for name, pair in changes.items()}, "machine": here}
+    folder.update_facts({"resumed": [*facts.get("resumed", []), told]})  # first: nothing changes unrecorded
+    folder.rewrite_config(to_toml(config))
     for name, (old, new) in changes.items():
-        surroundings.report(f"{name}: {old!r} -> {new!r}")
-    surroundings.report(f"going on from step {step:,} of {config.training.steps:,}")
-    run = _Run(folder, config, tokenizer, build_model(config, tokenizer), pairs)
-    if found is not None:
-        tensors, state = found[1:]
-        if CHANGES_PLAN & changes.keys():
-            state = state | {"epoch": state["epoch"] + 1, "position": 0}
-            surroundings.report("the batches are others now: going on with the next epoch")
-        run.checkpoint = (tensors, state)
-    return run
+        report(f"{name}: {old!r} -> {new!r}")
+    report(f"going on from step {step or 0:,} of {config.training.steps:,}")
+    return config, step
 
 
 def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundings, started: float) -> TrainerState:
@@ -235,13 +237,16 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
         validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)
     elif corpus.valid is not None:
         validate = _never_called
-    budget = run.config.training.minutes * 60 - (time.perf_counter() - started)
-    if not run.config.training.steps:
-        steps = process.from_main(_plan_steps(run, budget) if process.is_main else 0)
-        run.config = with_steps(run.config, steps)
+    training = run.config.training
+    budget = training.minutes * 60 - (time.perf_counter() - started)
+    steps = training.steps or process.decide(lambda: _plan_steps(run, budget))
+    if (settled := with_steps(run.config, steps)) != run.config:
         if process.is_main:
-            run.folder.rewrite_config(to_toml(run.config))
-        surroundings.report(f"{steps:,} steps fit into {run.config.training.minutes:g} minutes")
+            run.folder.rewrite_config(to_toml(settled))
+        if not training.steps:
+            limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
+            surroundings.report(f"{limit} {steps:,} steps")
+        run.config = settled
     trainer = Trainer(
         run.model,
         run.pairs,
@@ -250,10 +255,12 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
         folder=run.folder,
         validate=validate,
         process=process,
-        deadline=budget if run.config.training.minutes else math.inf,
+        deadline=budget if training.minutes else math.inf,
     )
     if run.checkpoint is not None:
         trainer.restore(*run.checkpoint)
+        if trainer.state.epoch != run.checkpoint[1]["epoch"]:
+            surroundings.report("the batches are others now: going on with the next epoch")
     with ExitStack() as stack:
         observers = list(surroundings.observers)
         if surroundings.show_progress:
@@ -284,6 +291,8 @@ def build_validation(
     rows = [row for row, source in enumerate(valid.src) if source in chosen]
     texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
     decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
+    is_loss = settings.best == "loss"  # of all pairs; a score is comparable with others of the same answers alone
+    measure = settings.best if is_loss else f"{settings.best} of {len(rows)} pairs, beam {settings.beam_size}"
 
     def validate(model: nn.Module) -> Validation:
         assert isinstance(model, Transformer)
@@ -298,7 +307,7 @@ def build_validation(
                 found[result.name] = result.value
                 if result.name == settings.best:
                     goodness = result.value if result.is_higher_better else -result.value
-        return Validation(found, goodness)
+        return Validation(found, goodness, measure)
 
     return validate
 
@@ -350,7 +359,8 @@ def _plan_steps(run: _Run, budget: float) -> int:
     )
     if training.epochs:
         return max(1, round(training.epochs * len(plan)))
-    trial = Trainer(copy.deepcopy(run.model), run.pairs, config=training, optim=run.config.optim, folder=run.folder)
+    config = replace(training, steps=_WARM_UP_STEPS + _MEASURED_STEPS)
+    trial = Trainer(copy.deepcopy(run.model), run.pairs, config=config, optim=run.config.optim, folder=run.folder)
     with torch.random.fork_rng():
         for step in range(_WARM_UP_STEPS):
             trial.train_step(plan[step % len(plan)], step + 1)

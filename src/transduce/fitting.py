@@ -1,5 +1,6 @@
 """`fit`: from raw pairs to a scored model with no settings at all."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from transduce.model import PRESETS, TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.predictor import Predictor
 from transduce.reading import Pairs, read_pairs, split_pairs
-from transduce.settings import DataConfig, ExperimentConfig, ValidationConfig
+from transduce.settings import DataConfig, ExperimentConfig, ValidationConfig, load_config
 from transduce.tokenizer import Kind, TokenizerConfig
 from transduce.trainer import TrainingConfig
 
@@ -53,7 +54,8 @@ def fit(
 ) -> FitResult:
     """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
 
-    Nothing in the held-out parts occurs in training, on either side. Raises DataError for fewer than MINIMUM_PAIRS.
+    Nothing in the held-out parts occurs in training, on either side. The result is in `score.json` of the run folder,
+    too. Raises DataError for fewer than MINIMUM_PAIRS.
     """
     started = time.perf_counter()
     if not resume:
@@ -69,14 +71,17 @@ def fit(
             f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
         )
     held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
-    train_pairs, valid, test = split_pairs(pairs, valid=held_out, test=held_out)
-    if not len(valid) or not len(test):
+    try:
+        train_pairs, valid, test = split_pairs(pairs, valid=held_out, test=held_out)
+    except DataError:
         raise DataError(
-            f"{paths[0]}: the pairs share so many sources and targets that no part can be held out for a score: "
+            f"{paths[0]}: the pairs share so many sources and targets that none can be held out for a score: "
             "remove repeated ones, or use `transduce train` with a validation file of your own."
-        )
+        ) from None
     surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
     config = choose_settings(train_pairs, paths, minutes=minutes, seed=seed)
+    if resume and (run_dir / "run.json").exists():
+        config = _going_on(config, RunFolder.open(run_dir))
     surroundings.report(_described(config))
     state = train(
         config,
@@ -88,9 +93,11 @@ def fit(
     )
     predictor = Predictor.load(run_dir, device=surroundings.device)
     scores = score(predictor, test.src, [test.tgt], config.validation.metrics)
-    return FitResult(
+    result = FitResult(
         run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
     )
+    RunFolder.open(run_dir).write_text("score.json", json.dumps(result.as_dict(), indent=2) + "\n")
+    return result
 
 
 def choose_settings(train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int) -> ExperimentConfig:
@@ -111,6 +118,11 @@ def choose_settings(train_pairs: Pairs, paths: Sequence[str | Path], *, minutes:
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
         validation=ValidationConfig(metrics=metrics, best="loss", max_pairs=200),
     )
+
+
+def _going_on(config: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
+    """`config` with the model of the run in `folder`: other minutes may have called for another dropout."""
+    return replace(config, model=load_config(folder.config, f"{folder.path}/config.toml").model)
 
 
 def _model_for(num_characters: int, minutes: float) -> TransformerConfig:

@@ -28,6 +28,8 @@ def cross_entropy_sum(
     """
     is_real = tgt_out != pad_id
     targets = tgt_out[is_real]
+    if not torch.is_grad_enabled():
+        output_weight = output_weight.detach()  # else its gradient would be computed, for nobody
     return _CrossEntropySum.apply(hidden[is_real], output_weight, targets, label_smoothing), targets.numel()
 
 
@@ -50,25 +52,36 @@ class _CrossEntropySum(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         total = hidden.new_zeros((), dtype=torch.float64)
+        product_dtype, sum_dtype = _precisions(hidden)
+        hidden, weight = hidden.to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).float()
+            logits = (hidden[rows] @ weight.T).to(sum_dtype)
             loss, grad_logits = _loss_and_gradient(logits, targets[rows], label_smoothing)
             total += loss
-            grad_logits = grad_logits.to(hidden.dtype)
+            grad_logits = grad_logits.to(product_dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == product_dtype:
                 grad_weight.addmm_(grad_logits.T, hidden[rows])
+            elif grad_weight is not None:  # the sum over chunks keeps the precision of the parameter
+                grad_weight += grad_logits.T @ hidden[rows]
         ctx.gradients = (grad_hidden, grad_weight)
-        return total.float()
+        return total.to(sum_dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_weight = (g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
         del ctx.gradients  # they were scaled in place: a second backward pass would scale them twice
         return grad_hidden, grad_weight, None, None
+
+
+def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """What matrices are multiplied in (autocast's choice, where it is on), and what logits are summed in."""
+    device = hidden.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return product, torch.promote_types(product, torch.float32)
 
 
 def _loss_and_gradient(

@@ -1,37 +1,30 @@
 """How good predictions are, how sure that is, and whether one system is better than another.
 
-A metric is two functions: one measures a corpus as a row of counts per segment, the other turns a sum of rows into a
-score. To resample segments is then to resample rows, so one piece of numpy serves the interval and both paired tests
-of every metric. BLEU, chrF and TER are sacreBLEU's own, with its defaults. Scores are in per cent; error rates can
-pass 100.
-
-References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
-segment i. None marks one that is absent; an empty string is a reference that happens to be empty.
+Every metric turns sums of rows of counts, one row per segment, into scores (`metric_definitions`). To resample segments
+is then to resample rows, so one piece of numpy serves the interval and both paired tests of every metric. Scores are in
+per cent; error rates can pass 100.
 
 Intervals and p-values speak of the choice of test segments only, not of how another training run would have ended.
 """
 
 import difflib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.metrics.base import Metric as SacreMetric
-from sacrebleu.metrics.base import Signature
 
 from transduce.errors import DataError, TransduceError
+from transduce.metric_definitions import DEFINITIONS, Array, References
+from transduce.metric_definitions import edit_distance as edit_distance  # public here too
 
-References: TypeAlias = Sequence[Sequence[str | None]]
-Array: TypeAlias = NDArray[np.float64]
 Option = TypeVar("Option")
 
+METRICS = tuple(DEFINITIONS)
 NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
+_METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
 _SIGNIFICANCE_LEVEL = 0.05
-_DEFINITIONS_VERSION = "transduce-1"  # in our signatures; another one whenever a definition below changes a value
 _CHUNK_CELLS = 1 << 22  # resamples x segments held at once, to bound memory
 _ROUNDING = 1e-9  # score differences closer than this are equal: only rounding tells them apart
 
@@ -49,7 +42,7 @@ class Score:
     is_higher_better: bool
 
     def __str__(self) -> str:
-        return f"{_METRICS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{DEFINITIONS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +70,7 @@ class Comparison:
 
     def __str__(self) -> str:
         test = f"p = {self.p_value:.2g} ({_METHODS[self.method]}, {self.num_resamples} resamples)"
-        label = _METRICS[self.name].label
+        label = DEFINITIONS[self.name].label
         if not self.is_significant:
             interval = f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
             return f"{label}: no significant difference, B minus A is {interval}, {test}"
@@ -99,6 +92,8 @@ def evaluate(
 ) -> list[Score]:
     """One score per name in `metrics`, in that order; the same arguments give the same scores in any process.
 
+    `references[r][i]` is the r-th reference of segment i, None where it has no r-th one.
+
     bleu, chrf, ter  sacreBLEU's, with its defaults
     wer, per     edits / length of the nearest reference, over the corpus, in blank-separated words (phonemes)
     cer          the same in Unicode code points, blanks included
@@ -107,7 +102,7 @@ def evaluate(
 
     Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
     """
-    chosen = [_choose("metric", name, _METRICS) for name in metrics]
+    chosen = [_choose("metric", name, DEFINITIONS) for name in metrics]
     _check(hypotheses, references, num_resamples)
     draw = partial(_resampled_sums, _picks, num_resamples=num_resamples, seed=seed)
     scores = []
@@ -116,8 +111,8 @@ def evaluate(
         measured.signature.update("bs", num_resamples)
         measured.signature.update("seed", seed)
         low, high = _interval(metric.score(draw(measured.rows)))
-        about = (len(hypotheses), str(measured.signature), metric.is_higher_better)
-        scores.append(Score(name, measured.value, low, high, *about))
+        signature = str(measured.signature)
+        scores.append(Score(name, measured.value, low, high, len(hypotheses), signature, metric.is_higher_better))
     return scores
 
 
@@ -187,7 +182,7 @@ def compare(
     mean of |difference|: in effect one tail, half our p, and twice as many equal systems called different as promised.
     Raises as `evaluate` does.
     """
-    chosen, _ = _choose("metric", metric, _METRICS), _choose("method", method, _METHODS)
+    chosen, _ = _choose("metric", metric, DEFINITIONS), _choose("method", method, _METHODS)
     _check(hypotheses_a, references, num_resamples)
     _check(hypotheses_b, references, num_resamples)
     a, b = chosen.measure(hypotheses_a, references), chosen.measure(hypotheses_b, references)
@@ -215,148 +210,6 @@ def compare(
         num_segments=len(hypotheses_a),
         is_higher_better=chosen.is_higher_better,
     )
-
-
-def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable]) -> int:
-    """Levenshtein distance: the fewest insertions, deletions and substitutions that turn one into the other.
-
-    Bit-parallel (Myers 1999 in the form of Hyyrö 2003, figure 3): bit i of an integer is row i of the current column of
-    the dynamic programme, which is kept as its steps of +1 and -1 from one row to the next.
-    """
-    if not reference:
-        return len(hypothesis)
-    rows_of: dict[Hashable, int] = {}
-    for row, token in enumerate(reference):
-        rows_of[token] = rows_of.get(token, 0) | 1 << row
-    last_row = 1 << (len(reference) - 1)
-    all_rows = 2 * last_row - 1
-    rises, falls, distance = all_rows, 0, len(reference)  # the first column counts 1, 2, 3, ...
-    for token in hypothesis:
-        matches = rows_of.get(token, 0)
-        free_diagonals = (((matches & rises) + rises) ^ rises) | matches | falls
-        rises_across = falls | ~(free_diagonals | rises)
-        falls_across = free_diagonals & rises
-        distance += bool(rises_across & last_row) - bool(falls_across & last_row)
-        rises_across = rises_across << 1 | 1
-        rises = (falls_across << 1 | ~(free_diagonals | rises_across)) & all_rows
-        falls = rises_across & free_diagonals & all_rows
-    return distance
-
-
-class _Measured(NamedTuple):
-    rows: Array  # [segments, counts]
-    value: float
-    signature: Signature
-
-
-@dataclass(frozen=True)
-class _Metric:
-    label: str
-    is_higher_better: bool
-    measure: Callable[[Sequence[str], References], _Measured]
-    score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
-
-
-class _KeepsRows(SacreMetric):
-    """Keeps the rows whose sum `corpus_score` scores, the ones that sacreBLEU resamples in its own tests."""
-
-    def _extract_corpus_statistics(self, hypotheses: Sequence[str], references: Any) -> Any:
-        self.rows = super()._extract_corpus_statistics(hypotheses, references)
-        return self.rows
-
-
-class _BLEU(_KeepsRows, BLEU):
-    """Rows: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4)."""
-
-
-class _CHRF(_KeepsRows, CHRF):
-    """Rows: for n = 1..6, n-grams in the hypothesis, in the reference, matched."""
-
-
-class _TER(_KeepsRows, TER):
-    """Rows: edits, mean reference length."""
-
-
-def _by_sacrebleu(metric_type: Callable[[], _KeepsRows]) -> Callable[[Sequence[str], References], _Measured]:
-    def measure(hypotheses: Sequence[str], references: References) -> _Measured:
-        metric = metric_type()
-        value = metric.corpus_score(hypotheses, references).score  # type: ignore[arg-type]  # None is allowed there too
-        return _Measured(np.array(metric.rows, dtype=np.float64), float(value), metric.get_signature())
-
-    return measure
-
-
-def _by_segment(
-    row_of: Callable[[str, list[str]], tuple[int, int]], description: str
-) -> Callable[[Sequence[str], References], _Measured]:
-    """A metric of ours: `row_of(hypothesis, references)` counts two numbers, and the first is a rate of the second."""
-
-    def measure(hypotheses: Sequence[str], references: References) -> _Measured:
-        present = [[r for r in of_segment if r is not None] for of_segment in zip(*references, strict=True)]
-        rows = np.array([row_of(h, rs) for h, rs in zip(hypotheses, present, strict=True)], dtype=np.float64)
-        num_refs = {len(of_segment) for of_segment in present}
-        signature = Signature({"num_refs": num_refs.pop() if len(num_refs) == 1 else -1})
-        signature.update("rate", description)
-        signature.update("version", _DEFINITIONS_VERSION)
-        return _Measured(rows, float(_rate(rows.sum(0))), signature)
-
-    return measure
-
-
-def _edits(units: Callable[[str], Sequence[str]], hypothesis: str, references: list[str]) -> tuple[int, int]:
-    """Edits to the nearest reference and its length; of equally near ones the shortest, so no tie flatters the rate."""
-    units_of_hypothesis = units(hypothesis)
-    return min((edit_distance(units_of_hypothesis, r), len(r)) for r in map(units, references))
-
-
-def _has_edits(hypothesis: str, references: list[str]) -> tuple[int, int]:
-    return int(hypothesis.split() not in [r.split() for r in references]), 1
-
-
-def _is_match(hypothesis: str, references: list[str]) -> tuple[int, int]:
-    return int(hypothesis in references), 1
-
-
-def _rate(sums: Array) -> Array:
-    """Counted / total in per cent; where the total is 0, 100 if anything was counted, as sacreBLEU's TER has it."""
-    counted, total = sums[..., 0], sums[..., 1]
-    return 100 * np.where(total > 0, counted / np.where(total > 0, total, 1), counted > 0)
-
-
-def _bleu(sums: Array) -> Array:
-    """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match."""
-    hypothesis_len, reference_len = sums[..., 0], sums[..., 1]
-    matched, total = sums[..., 2:6], sums[..., 6:10]
-    is_scored = (matched > 0).any(-1) & (total > 0).all(-1)
-    smoothed = np.where(matched > 0, matched, 0.5 ** (matched == 0).cumsum(-1))
-    log_precision = np.log(smoothed / np.maximum(total, 1)).mean(-1)
-    log_brevity = np.minimum(0, 1 - reference_len / np.maximum(hypothesis_len, 1))
-    return np.where(is_scored, 100 * np.exp(log_brevity + log_precision), 0)
-
-
-def _chrf(sums: Array) -> Array:
-    """Popović 2015: F2 of precision and recall, each the mean over the orders that both sides have."""
-    num_hypothesis, num_reference, num_matched = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    is_counted = (num_hypothesis > 0) & (num_reference > 0)
-    num_orders = np.maximum(is_counted.sum(-1), 1)
-    precision = (num_matched / np.where(is_counted, num_hypothesis, np.inf)).sum(-1) / num_orders
-    recall = (num_matched / np.where(is_counted, num_reference, np.inf)).sum(-1) / num_orders
-    weighted = CHRF.BETA**2 * precision + recall
-    return 100 * (1 + CHRF.BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1)
-
-
-_METRICS = {
-    "bleu": _Metric("BLEU", True, _by_sacrebleu(_BLEU), _bleu),
-    "chrf": _Metric("chrF2", True, _by_sacrebleu(_CHRF), _chrf),
-    "ter": _Metric("TER", False, _by_sacrebleu(_TER), _rate),
-    "wer": _Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),
-    "cer": _Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
-    "per": _Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),
-    "exact_match": _Metric("exact match", True, _by_segment(_is_match, "matches/segments"), _rate),
-    "word_error": _Metric("word error", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
-}
-METRICS = tuple(_METRICS)
-_METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
 
 
 def _picks(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:

@@ -1,6 +1,5 @@
 """Text in, predictions out: the one object that every front end uses, from memory or from a run folder."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -94,17 +93,12 @@ class Predictor:
         With sampling they are draws, and `first_row` is the number of the first text among all: text k is always
         drawn for with the same numbers, whatever comes before it.
         """
-        is_sampling = self.decoding.temperature > 0
-        if not 1 <= num_best <= (math.inf if is_sampling else self.decoding.beam_size):
-            raise TransduceError(
-                f"{num_best} answers per line were asked for: at least 1 and at most the beam size "
-                f"({self.decoding.beam_size}) can be had."
-            )
+        self._check(num_best)
         answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources = [self._cut(ids) for ids in self.tokenizer.encode_source([texts[row] for row in rows])]
         lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        budget = _TOKENS_AT_ONCE // (1 if is_sampling else self.decoding.beam_size)
+        budget = _TOKENS_AT_ONCE // (1 if self._is_sampling else self.decoding.beam_size)
         for batch in bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens))):
             found = self._search([sources[i] for i in batch], num_best, [first_row + rows[i] for i in batch])
             for i, hypotheses in zip(batch, found, strict=True):
@@ -117,10 +111,27 @@ class Predictor:
         """Answers line by line, in order. `read_ahead` lines are in memory at a time and sorted among themselves, so
         that little is padded; 1 answers each line before it reads the next.
         """
+        self._check(num_best)  # now, not when the first answer is asked for
+        return self._stream(lines, num_best, read_ahead)
+
+    def _stream(self, lines: Iterable[str], num_best: int, read_ahead: int) -> Iterator[list[Prediction]]:
         remaining, first_row = iter(lines), 0
         while ahead := list(islice(remaining, read_ahead)):
             yield from self.predict_n_best(ahead, num_best, first_row=first_row)
             first_row += len(ahead)
+
+    @property
+    def _is_sampling(self) -> bool:
+        return self.decoding.temperature > 0
+
+    def _check(self, num_best: int) -> None:
+        beam_size = self.decoding.beam_size
+        if num_best < 1 or (num_best > beam_size and not self._is_sampling):
+            raise TransduceError(
+                f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
+            )
+        if beam_size > _TOKENS_AT_ONCE and not self._is_sampling:
+            raise TransduceError(f"the beam size is {beam_size:,}: at most {_TOKENS_AT_ONCE:,} can be searched.")
 
     def _cut(self, ids: list[int]) -> list[int]:
         longest = self.model.config.max_len
@@ -136,7 +147,7 @@ class Predictor:
         src = pad_sources(sources).to(self.model.output_weight.device)
         max_lens = torch.tensor([self._max_len(ids) for ids in sources], device=src.device)
         config, step = self.decoding, self.model.step
-        if config.temperature > 0:
+        if self._is_sampling:
             draws = []
             for draw in range(num_best):
                 uniforms = _uniforms(rows, draw, config.seed, int(max_lens.max())).to(src.device)
@@ -189,8 +200,8 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):
         has_gpu = torch.cuda.is_available()
         raise TransduceError(
             f"there is no device '{name}' here: take {'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."

@@ -6,25 +6,19 @@ else that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085
 
 import hashlib
 import json
-import lzma
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
+from transduce.decompression import COMPRESSED_SUFFIXES, decompressed
 from transduce.errors import DataError, TransduceError
 from transduce.files import read_bytes, sha256_of
 
 _BYTE_ORDER_MARK = "\ufeff"
-_CHUNK_BYTES = 1 << 20
 _MOST_KEYS_SHOWN = 8
 
-_GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
-_STARTS = {".gz": _GZIP, ".xz": _XZ, ".zst": _ZSTD}
-# A file of parallel compressors (pzstd) starts with a "skippable" frame, numbered in the low half of its first byte.
-_ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
 # First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
 _REFUSED = {
     b"\xff\xfe\x00\x00": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
@@ -162,23 +156,6 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
     return part(train_rows), part(valid_rows), part(test_rows)
 
 
-def decompressed(raw: bytes, name: str) -> bytes:
-    """`raw` unpacked if it starts as gzip, xz or Zstandard does, else `raw` itself; `name` is for the message.
-
-    Raises DataError unless every compressed stream is whole and nothing but streams follows.
-    """
-    if raw.startswith(_GZIP):
-        return _unpack(raw, name, "gzip", lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
-    if raw.startswith(_XZ):
-        return _unpack(raw, name, "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
-    if raw.startswith(_ZSTD_STARTS):
-        return _unpack(raw, name, "Zstandard", _zstd_decompressor(name))
-    suffix = Path(name).suffix.lower()
-    if suffix in _STARTS and _STARTS[suffix].startswith(raw):  # cut before it could be recognised
-        raise DataError(f"{name}: {len(raw)} bytes are no {suffix} file. Copy or download it again.")
-    return raw
-
-
 def _read_text(path: Path) -> _Text:
     raw = read_bytes(path)
     content = decompressed(raw, str(path))
@@ -212,52 +189,6 @@ def _decode(content: bytes, path: Path) -> str:
         ) from None
 
 
-class _Decompressor(Protocol):
-    """What zlib, lzma and zstandard have in common: one stream, and the bytes that follow it."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _unpack(raw: bytes, name: str, kind: str, new_decompressor: Callable[[], _Decompressor]) -> bytes:
-    """All streams of `raw`, one after the other.
-
-    Written out because `lzma.decompress` passes over trailing garbage and Zstandard's reader over a missing end.
-    """
-    parts, position = [], 0
-    try:
-        while position < len(raw):
-            stream = new_decompressor()
-            while not stream.eof and position < len(raw):
-                chunk = raw[position : position + _CHUNK_BYTES]
-                parts.append(stream.decompress(chunk))
-                position += len(chunk)
-            position -= len(stream.unused_data)
-            if not stream.eof:
-                raise EOFError("it ends too early")
-            if not raw[position : position + _CHUNK_BYTES].strip(b"\0") and not raw[position:].strip(b"\0"):
-                break  # gzip and xz files may be padded with zeros
-    except MemoryError:
-        raise
-    except Exception as error:  # each library has its own error class, and zstandard may be absent
-        reason = " ".join(str(error).split())
-        raise DataError(f"{name}: damaged {kind} file: {reason}. Copy or download it again.") from None
-    return b"".join(parts)
-
-
-def _zstd_decompressor(name: str) -> Callable[[], _Decompressor]:
-    try:
-        import zstandard
-    except ImportError:
-        raise DataError(f"{name}: Zstandard files need an extra: pip install 'transduce[zstd]'") from None
-    return lambda: zstandard.ZstdDecompressor().decompressobj()
-
-
 def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, str]]:
     src, tgt = (texts[name].lines for name in names)
     if len(src) != len(tgt):
@@ -270,7 +201,7 @@ def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, 
 
 def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in _STARTS:
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes.pop()
     readers = {".tsv": _tsv_row, ".jsonl": _jsonl_row}
     read_row = readers.get(suffixes[-1] if suffixes else "")

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transduce.config import build, override, parse_toml
+from transduce.config import build, nearest, override, parse_toml
 from transduce.decoding import DecodingConfig
 from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.metrics import METRICS
 from transduce.model import PRESETS, TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.tokenizer import TokenizerConfig
 from transduce.trainer import TrainingConfig
+
+GROUPED_METRICS = ("wer", "per")  # the pronunciation scores: rows of one source are its alternatives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +44,24 @@ class ValidationConfig:
     best: str = "loss"  # the weights with the best of this are kept: "loss" or one of `metrics`
     max_pairs: int = 500  # decoded at each validation, spread evenly; the loss is of all
     beam_size: int = 1
-    group_sources: bool = False  # rows of one source are its alternatives: the pronunciation scores wer and per
+    group_sources: bool = False  # rows of one source are its alternatives: see GROUPED_METRICS
 
     def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise TransduceError(f"validation.metrics has '{name}', which is unknown.{nearest(name, METRICS)}")
         if self.best != "loss" and self.best not in self.metrics:
             raise TransduceError(
                 f"validation.best is '{self.best}': it must be 'loss' or one of validation.metrics "
                 f"({', '.join(self.metrics) or 'none'})."
             )
-        if self.group_sources and not set(self.metrics) <= {"wer", "per"}:
-            raise TransduceError("with validation.group_sources, validation.metrics may hold wer and per alone.")
-        if self.max_pairs < 1:
-            raise TransduceError(f"validation.max_pairs is {self.max_pairs}: it must be at least 1.")
+        if self.group_sources and not set(self.metrics) <= set(GROUPED_METRICS):
+            raise TransduceError(
+                f"with validation.group_sources, validation.metrics may hold {' and '.join(GROUPED_METRICS)} alone."
+            )
+        for name in ("max_pairs", "beam_size"):
+            if getattr(self, name) < 1:
+                raise TransduceError(f"validation.{name} is {getattr(self, name)}: it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,13 @@ class ExperimentConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.max_len > self.model.max_len:
+            raise TransduceError(
+                f"data.max_len ({self.data.max_len}) must be at most model.max_len ({self.model.max_len}): longer "
+                "pairs than the model is meant for cannot be learnt from."
+            )
 
 
 # What a resumed run may change. Every setting is in one class: a test looks.
@@ -84,8 +100,6 @@ ON_RESUME = {
         "model.tie_embeddings", "model.max_len",
     ],
 }  # fmt: skip
-# Changes after which the batches of an epoch are others: what was left of it is not what it would have been.
-CHANGES_PLAN = {"data.max_len", "training.batch_tokens", "training.micro_batches", "training.seed"}
 
 
 def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -100,7 +114,7 @@ def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> Experime
     if isinstance(model, Mapping) and "preset" in model:
         model = dict(model)
         preset = model.pop("preset")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise TransduceError(f"model.preset is {preset!r}: it must be one of {', '.join(PRESETS)}.")
         table["model"] = dataclasses.asdict(PRESETS[preset]) | model
     return build(ExperimentConfig, table)
@@ -144,6 +158,12 @@ def carry_over(config: ExperimentConfig, saved: ExperimentConfig) -> ExperimentC
     )
 
 
+def with_shape_of(other: ExperimentConfig, config: ExperimentConfig) -> ExperimentConfig:
+    """`config` with the tokenizer and the shape of the model of another run; the dropout stays its own."""
+    return replace(config, tokenizer=other.tokenizer, model=replace(other.model, dropout=config.model.dropout))
+
+
 def with_steps(config: ExperimentConfig, steps: int) -> ExperimentConfig:
+    """`config` for a run of so many steps, with the validations that it leaves open."""
     validate_every = config.training.validate_every or max(1, steps // 10)
     return replace(config, training=replace(config.training, steps=steps, validate_every=validate_every))

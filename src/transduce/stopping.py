@@ -31,6 +31,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
+        self.received = None
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._handle)

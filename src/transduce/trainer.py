@@ -6,8 +6,9 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from transduce.errors import DivergedError, TransduceError
 from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer
 from transduce.optim import OptimConfig, build_optimizer, clip_gradients, learning_rate, update_average
+from transduce.progress import StepResult, TrainerState, Validation
 from transduce.stopping import Stopped, StopSignals
 from transduce.tensor_files import load_parameters
 
@@ -56,42 +58,6 @@ class TrainingConfig:
             raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
         if not (self.steps or self.epochs or self.minutes):
             raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
-
-
-class Validation(NamedTuple):
-    """What a validation found, and one number to compare it by: the larger the better."""
-
-    metrics: dict[str, float]
-    goodness: float
-
-
-@dataclass
-class TrainerState:
-    """All that a run knows beside tensors. The random state is in it too: every draw is a function of the step."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0  # steps done in this epoch
-    seconds: float = 0.0  # spent in training steps, over all sittings
-    target_tokens: int = 0
-    validated_step: int = 0
-    best_step: int = 0
-    best_goodness: float = -math.inf
-    num_bad_validations: int = 0
-    is_finished: bool = False
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
-
-
-class StepResult(NamedTuple):
-    """What one optimizer step saw. Loss in nats per target token; `grad_norm` before clipping."""
-
-    loss: float
-    target_tokens: int
-    grad_norm: float
-    learning_rate: float
 
 
 class Trainer:
@@ -132,11 +98,17 @@ class Trainer:
         self.signals = StopSignals()
         self._plan: list[list[np.ndarray]] = []
         self._plan_epoch = -1
+        self._are_told_to_stop = False
 
     @property
     def best_model(self) -> nn.Module:
         """The weights that are judged and kept: the average if there is one."""
         return self.average or self.model
+
+    @property
+    def is_finished(self) -> bool:
+        config = self.config
+        return self.state.is_finished(steps=config.steps, patience=config.patience, minutes=config.minutes)
 
     def run(self) -> TrainerState:
         """Trains to the end, from wherever the state stands. Raises Stopped when told to, after saving."""
@@ -153,15 +125,13 @@ class Trainer:
     def _run(self) -> None:
         if self._validate_if_due():  # the last sitting may have ended between a step and its validation
             self._save()
-        window = _Window(self.state.seconds)
-        while not self.state.is_finished:
-            window.add(self._next_step())
-            self._finish_if_due()
-            if self._is_due(self.config.log_every) or self.state.is_finished:
-                self._observe_training(window)
-                window = _Window(self.state.seconds)
+        while not self.is_finished:
+            result = self._next_step()
+            self._agree()
+            if self._is_due(self.config.log_every) or self.is_finished:
+                self._observe_row(self.state.take_row(result))
             validated = self._validate_if_due()
-            if validated or self.state.is_finished or self._is_due(self.config.save_every):
+            if validated or self._is_due(self.config.save_every):
                 self._save()
 
     def train_step(self, micro_batches: list[np.ndarray], step: int) -> StepResult:
@@ -175,7 +145,7 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         num_tokens = torch.zeros((), device=self.device)
         for index in range(self.process.rank, len(micro_batches), self.process.world_size):
-            if self.process.world_size == 1:  # several processes must agree: see _agree_to_stop
+            if self.process.world_size == 1:  # several processes must agree: see _agree
                 self.signals.check()
             torch.manual_seed(_seed_of(self.config.seed, step, index))
             loss, count = self._loss(micro_batches[index])
@@ -222,6 +192,8 @@ class Trainer:
         return StepResult(loss, int(num_tokens.item()), grad_norm, rate)
 
     def _next_step(self) -> StepResult:
+        if self._are_told_to_stop:
+            raise Stopped(self.signals.received or signal.SIGTERM)
         state = self.state
         started = time.perf_counter()
         if self._plan_epoch != state.epoch:
@@ -234,15 +206,13 @@ class Trainer:
         except Stopped:
             self.optimizer.zero_grad()  # half a step's gradients: the step is repeated from its beginning
             raise
-        state.step += 1
-        state.position += 1
-        state.target_tokens += result.target_tokens
-        state.seconds += time.perf_counter() - started
+        state.add(result, time.perf_counter() - started)
         return result
 
     def _load_plan(self) -> None:
         config = self.config
         self._plan_epoch = self.state.epoch
+        self.state.plan_of = self._plan_of
         self._plan = plan_epoch(
             self.pairs,
             batch_tokens=config.batch_tokens,
@@ -251,15 +221,19 @@ class Trainer:
             epoch=self.state.epoch,
         )
 
-    def _finish_if_due(self) -> None:
-        """Ends the run at its last step, or at the deadline; stops it if any process was told to."""
-        wish = torch.tensor([float(self.signals.received or 0), float(self.state.seconds > self.deadline)])
+    @property
+    def _plan_of(self) -> list[int]:
+        return [self.config.seed, self.config.batch_tokens, self.config.micro_batches, len(self.pairs)]
+
+    def _agree(self) -> None:
+        """Ends the run at the deadline; lets all processes stop before their next step if any was told to."""
+        is_over = self.state.seconds > self.deadline
         if self.process.world_size > 1:
-            wish = wish.to(self.device)
+            wish = torch.tensor([self.signals.received is not None, is_over], dtype=torch.float32, device=self.device)
             self.process.sum_([wish])
-            if wish[0]:
-                raise Stopped(self.signals.received or signal.SIGTERM)
-        self.state.is_finished = bool(wish[1]) or self.state.step >= self.config.steps
+            self._are_told_to_stop, is_over = wish.bool().tolist()
+        if is_over:
+            self.state.minutes_over = self.config.minutes
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
@@ -267,34 +241,23 @@ class Trainer:
     def _validate_if_due(self) -> bool:
         """Validates at every `validate_every`-th step and at the end; keeps the weights if none were better."""
         state = self.state
-        due = (self._is_due(self.config.validate_every) and state.step > 0) or state.is_finished
+        due = (self._is_due(self.config.validate_every) and state.step > 0) or self.is_finished
         if not due or state.validated_step == state.step:
             return False
         if self.validate is None:
             state.best_step = state.validated_step = state.step
             self._keep_model({})
             return True
-        found = Validation({}, 0.0)
-        if self.process.is_main:
-            with self.signals.at_once() if self.process.world_size == 1 else nullcontext():
-                found = self.validate(self.best_model)
-        found = self.process.from_main(found)
-        self._judge(found)
-        self._observe_row(
-            {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics
-        )
+        found = self.process.decide(partial(self._validation, self.validate))
+        if state.judge(found):
+            self._keep_model(found.metrics)
+        row = {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics
+        self._observe_row(row, may_be_logged=True)
         return True
 
-    def _judge(self, found: Validation) -> None:
-        state = self.state
-        state.validated_step = state.step
-        if found.goodness > state.best_goodness:
-            state.best_goodness, state.best_step, state.num_bad_validations = found.goodness, state.step, 0
-            self._keep_model(found.metrics)
-        else:
-            state.num_bad_validations += 1
-            if self.config.patience and state.num_bad_validations >= self.config.patience:
-                state.is_finished = True
+    def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
+        with self.signals.at_once():
+            return validate(self.best_model)
 
     def _keep_model(self, metrics: dict[str, float]) -> None:
         if self.process.is_main:
@@ -314,12 +277,12 @@ class Trainer:
         self.folder.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=self.config.keep_checkpoints)
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Puts back what `_save` wrote."""
+        """Puts back what `_save` wrote. What was left of an epoch is left out if its batches are others now."""
         self.state = TrainerState.from_dict(state)
-        self.state.is_finished = self.state.is_finished and self.state.step >= self.config.steps
+        self.state.leave_plan(self._plan_of)
         load_parameters(self.model, _with_prefix(tensors, "model."))
-        if self.average is not None:
-            load_parameters(self.average, _with_prefix(tensors, "ema."))
+        if self.average is not None:  # switched on only now, it begins with the weights as they are
+            load_parameters(self.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
             for slot in ("step", "exp_avg", "exp_avg_sq"):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
@@ -327,16 +290,12 @@ class Trainer:
                     # The count of steps stays a float32 on the device of its parameter: what fused Adam expects.
                     self.optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 
-    def _observe_training(self, window: "_Window") -> None:
-        state = self.state
-        row = window.summary(state.seconds)
-        self._observe_row(
-            {"kind": "training", "step": state.step, "epoch": state.epoch, "seconds": round(state.seconds, 2)} | row
-        )
-
-    def _observe_row(self, row: dict[str, Any]) -> None:
+    def _observe_row(self, row: dict[str, Any], *, may_be_logged: bool = False) -> None:
+        """With `may_be_logged`, a row that a sitting wrote before it was killed, unsaved, is not written twice."""
         if self.process.is_main:
-            self.folder.append_metrics(row)
+            here = (row["kind"], row["step"])
+            if not (may_be_logged and here in [(old["kind"], old["step"]) for old in self.folder.metrics()[-1:]]):
+                self.folder.append_metrics(row)
             self.observe(row)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -348,30 +307,6 @@ class Trainer:
 
     def _cuda_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.device.type == "cuda" else []
-
-
-class _Window:
-    """Sums over the steps since the last logged row; times are seconds of training."""
-
-    def __init__(self, start: float) -> None:
-        self.start = start
-        self.loss_sum = 0.0
-        self.target_tokens = 0
-        self.last: StepResult | None = None
-
-    def add(self, result: StepResult) -> None:
-        self.loss_sum += result.loss * result.target_tokens
-        self.target_tokens += result.target_tokens
-        self.last = result
-
-    def summary(self, now: float) -> dict[str, Any]:
-        assert self.last is not None
-        return {
-            "loss": self.loss_sum / self.target_tokens,
-            "learning_rate": self.last.learning_rate,
-            "grad_norm": self.last.grad_norm,
-            "tokens_per_second": round(self.target_tokens / (now - self.start), 1),
-        }
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Where a token stands: the sinusoids of section 3.5, and learned, rotary or no positions in their place."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 _BASE = 10_000.0  # wavelengths run from 2 pi to 10000 * 2 pi
@@ -83,8 +83,8 @@ class RotaryPositions(nn.Module):
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
-def _angles(positions: Int[Tensor, "len"], num_channels: int) -> Float[Tensor, "len half"]:
-    """pos / 10000^(2i / d), one column for each pair of channels 2i and 2i + 1."""
+def _angles(positions: Int[Tensor, "len"], num_channels: int) -> Float64[Tensor, "len half"]:
+    """pos / 10000^(2i / d), one column for each pair of channels 2i and 2i + 1; round their sines, never them."""
     # Float64: a float32 angle of some thousand radians is off in the fourth digit of its sine.
     exponents = torch.arange(0, num_channels, 2, device=positions.device, dtype=torch.float64) / num_channels
-    return (positions[:, None].double() / _BASE**exponents).float()
+    return positions[:, None] / _BASE**exponents

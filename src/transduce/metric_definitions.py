@@ -1,0 +1,169 @@
+"""What each metric is: one function measures a corpus as a row of counts per segment, the other scores sums of rows.
+
+BLEU, chrF and TER are sacreBLEU's own, with its defaults. Its rows are kept, and its formulas stand here once more in
+numpy, where they score many sums at once.
+
+References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
+segment i. None marks one that is absent; an empty string is a reference that happens to be empty.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.base import Metric as SacreMetric
+from sacrebleu.metrics.base import Signature
+
+References: TypeAlias = Sequence[Sequence[str | None]]
+Array: TypeAlias = NDArray[np.float64]
+
+_VERSION = "transduce-1"  # in our signatures; another one whenever a definition below changes a value
+
+
+class Measured(NamedTuple):
+    """A corpus measured by one metric: `value` is the score of the sum of `rows`."""
+
+    rows: Array  # [segments, counts]
+    value: float
+    signature: Signature
+
+
+Measure: TypeAlias = Callable[[Sequence[str], References], Measured]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric as two functions."""
+
+    label: str
+    is_higher_better: bool
+    measure: Measure
+    score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
+
+
+class _KeepsRows(SacreMetric):
+    """Keeps the rows whose sum `corpus_score` scores, the ones that sacreBLEU resamples in its own tests."""
+
+    def _extract_corpus_statistics(self, hypotheses: Sequence[str], references: Any) -> Any:
+        self.rows = super()._extract_corpus_statistics(hypotheses, references)
+        return self.rows
+
+
+class _BLEU(_KeepsRows, BLEU):
+    """Rows: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4)."""
+
+
+class _CHRF(_KeepsRows, CHRF):
+    """Rows: for n = 1..6, n-grams in the hypothesis, in the reference, matched."""
+
+
+class _TER(_KeepsRows, TER):
+    """Rows: edits, mean reference length."""
+
+
+def _by_sacrebleu(metric_type: Callable[[], _KeepsRows]) -> Measure:
+    def measure(hypotheses: Sequence[str], references: References) -> Measured:
+        metric = metric_type()
+        value = metric.corpus_score(hypotheses, references).score  # type: ignore[arg-type]  # None is allowed there too
+        return Measured(np.array(metric.rows, dtype=np.float64), float(value), metric.get_signature())
+
+    return measure
+
+
+def _by_segment(row_of: Callable[[str, list[str]], tuple[int, int]], description: str) -> Measure:
+    """A metric of ours: `row_of(hypothesis, references)` counts two numbers, and the first is a rate of the second."""
+
+    def measure(hypotheses: Sequence[str], references: References) -> Measured:
+        present = [[r for r in of_segment if r is not None] for of_segment in zip(*references, strict=True)]
+        rows = np.array([row_of(h, rs) for h, rs in zip(hypotheses, present, strict=True)], dtype=np.float64)
+        num_refs = {len(of_segment) for of_segment in present}
+        signature = Signature({"num_refs": num_refs.pop() if len(num_refs) == 1 else -1})
+        signature.update("rate", description)
+        signature.update("version", _VERSION)
+        return Measured(rows, float(_rate(rows.sum(0))), signature)
+
+    return measure
+
+
+def _edits(units: Callable[[str], Sequence[str]], hypothesis: str, references: list[str]) -> tuple[int, int]:
+    """Edits to the nearest reference and its length; of equally near ones the shortest, so no tie flatters the rate."""
+    units_of_hypothesis = units(hypothesis)
+    return min((edit_distance(units_of_hypothesis, r), len(r)) for r in map(units, references))
+
+
+def _has_edits(hypothesis: str, references: list[str]) -> tuple[int, int]:
+    return int(hypothesis.split() not in [r.split() for r in references]), 1
+
+
+def _is_match(hypothesis: str, references: list[str]) -> tuple[int, int]:
+    return int(hypothesis in references), 1
+
+
+def _rate(sums: Array) -> Array:
+    """Counted / total in per cent; where the total is 0, 100 if anything was counted, as sacreBLEU's TER has it."""
+    counted, total = sums[..., 0], sums[..., 1]
+    return 100 * np.where(total > 0, counted / np.where(total > 0, total, 1), counted > 0)
+
+
+def _bleu(sums: Array) -> Array:
+    """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match."""
+    hypothesis_len, reference_len = sums[..., 0], sums[..., 1]
+    matched, total = sums[..., 2:6], sums[..., 6:10]
+    is_scored = (matched > 0).any(-1) & (total > 0).all(-1)
+    smoothed = np.where(matched > 0, matched, 0.5 ** (matched == 0).cumsum(-1))
+    log_precision = np.log(smoothed / np.maximum(total, 1)).mean(-1)
+    log_brevity = np.minimum(0, 1 - reference_len / np.maximum(hypothesis_len, 1))
+    return np.where(is_scored, 100 * np.exp(log_brevity + log_precision), 0)
+
+
+def _chrf(sums: Array) -> Array:
+    """Popović 2015: F2 of precision and recall, each the mean over the orders that both sides have."""
+    num_hypothesis, num_reference, num_matched = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    is_counted = (num_hypothesis > 0) & (num_reference > 0)
+    num_orders = np.maximum(is_counted.sum(-1), 1)
+    precision = (num_matched / np.where(is_counted, num_hypothesis, np.inf)).sum(-1) / num_orders
+    recall = (num_matched / np.where(is_counted, num_reference, np.inf)).sum(-1) / num_orders
+    weighted = CHRF.BETA**2 * precision + recall
+    return 100 * (1 + CHRF.BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1)
+
+
+def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable]) -> int:
+    """Levenshtein distance: the fewest insertions, deletions and substitutions that turn one into the other.
+
+    Bit-parallel (Myers 1999 in the form of Hyyrö 2003, figure 3): bit i of an integer is row i of the current column of
+    the dynamic programme, which is kept as its steps of +1 and -1 from one row to the next.
+    """
+    if not reference:
+        return len(hypothesis)
+    rows_of: dict[Hashable, int] = {}
+    for row, token in enumerate(reference):
+        rows_of[token] = rows_of.get(token, 0) | 1 << row
+    last_row = 1 << (len(reference) - 1)
+    all_rows = 2 * last_row - 1
+    rises, falls, distance = all_rows, 0, len(reference)  # the first column counts 1, 2, 3, ...
+    for token in hypothesis:
+        matches = rows_of.get(token, 0)
+        free_diagonals = (((matches & rises) + rises) ^ rises) | matches | falls
+        rises_across = falls | ~(free_diagonals | rises)
+        falls_across = free_diagonals & rises
+        distance += bool(rises_across & last_row) - bool(falls_across & last_row)
+        rises_across = rises_across << 1 | 1
+        rises = (falls_across << 1 | ~(free_diagonals | rises_across)) & all_rows
+        falls = rises_across & free_diagonals & all_rows
+    return distance
+
+
+DEFINITIONS = {
+    "bleu": Metric("BLEU", True, _by_sacrebleu(_BLEU), _bleu),
+    "chrf": Metric("chrF2", True, _by_sacrebleu(_CHRF), _chrf),
+    "ter": Metric("TER", False, _by_sacrebleu(_TER), _rate),
+    "wer": Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),
+    "cer": Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
+    "per": Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),
+    "exact_match": Metric("exact match", True, _by_segment(_is_match, "matches/segments"), _rate),
+    "word_error": Metric("word error", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
+}

@@ -1,0 +1,94 @@
+"""Where a training run stands: all that it knows beside tensors, and what follows from it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step saw. Loss in nats per target token; `grad_norm` before clipping."""
+
+    loss: float
+    target_tokens: int
+    grad_norm: float
+    learning_rate: float
+
+
+class Validation(NamedTuple):
+    """What a validation found, and one number to compare it by: the larger the better."""
+
+    metrics: dict[str, float]
+    goodness: float
+    measure: str = ""  # what `goodness` is: numbers of different measures are not compared
+
+
+@dataclass
+class TrainerState:
+    """All that a run knows beside tensors. The random state is in it too: every draw is a function of the step."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # steps done in this epoch
+    plan_of: list[int] = field(default_factory=list)  # what the batches depend on: `position` counts in those
+    seconds: float = 0.0  # spent in training steps, over all sittings
+    target_tokens: int = 0
+    unlogged_loss: float = 0.0  # since the last logged row, summed over the target tokens
+    unlogged_tokens: int = 0
+    logged_seconds: float = 0.0
+    validated_step: int = 0
+    best_step: int = 0
+    best_goodness: float = -math.inf
+    best_measure: str = ""
+    num_bad_validations: int = 0
+    minutes_over: float | None = None  # the setting `minutes` at which the clock ended the run
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def is_finished(self, *, steps: int, patience: int, minutes: float) -> bool:
+        """By the limits as they are now: a run that is resumed with higher ones goes on."""
+        is_out_of_patience = 0 < patience <= self.num_bad_validations
+        is_out_of_time = self.minutes_over is not None and self.minutes_over >= minutes
+        return self.step >= steps or is_out_of_patience or is_out_of_time
+
+    def add(self, result: StepResult, seconds: float) -> None:
+        """Counts one step that took so long."""
+        self.step += 1
+        self.position += 1
+        self.target_tokens += result.target_tokens
+        self.unlogged_loss += result.loss * result.target_tokens
+        self.unlogged_tokens += result.target_tokens
+        self.seconds += seconds
+
+    def leave_plan(self, plan_of: list[int]) -> None:
+        """Goes on to the next epoch if the batches of this one, begun already, are others now."""
+        if self.position and self.plan_of != plan_of:
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def take_row(self, last: StepResult) -> dict[str, Any]:
+        """A row on the steps since the row before it."""
+        row = {
+            "kind": "training",
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": round(self.seconds, 2),
+            "loss": self.unlogged_loss / self.unlogged_tokens,
+            "learning_rate": last.learning_rate,
+            "grad_norm": last.grad_norm,
+            "tokens_per_second": round(self.unlogged_tokens / (self.seconds - self.logged_seconds), 1),
+        }
+        self.unlogged_loss, self.unlogged_tokens, self.logged_seconds = 0.0, 0, self.seconds
+        return row
+
+    def judge(self, found: Validation) -> bool:
+        """Takes note of a validation; True if no earlier one of its measure was as good."""
+        self.validated_step = self.step
+        is_best = found.goodness > self.best_goodness or found.measure != self.best_measure
+        if is_best:
+            self.best_goodness, self.best_measure = found.goodness, found.measure
+            self.best_step, self.num_bad_validations = self.step, 0
+        else:
+            self.num_bad_validations += 1
+        return is_best

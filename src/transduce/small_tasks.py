@@ -1,0 +1,62 @@
+"""Tasks that need no file: `copy`, `reverse` and `sort` of random letters, and `addition` of random numbers.
+
+The rows are the same on every machine and in every version of Python, and no source occurs twice.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
+
+SPLITS = {"train": 20_000, "valid": 500, "test": 1_000}  # of every task: split -> number of rows
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_SHORTEST_WORD, _LONGEST_WORD = 3, 12
+_LARGEST_ADDEND = 999
+
+Below: TypeAlias = Callable[[int], int]  # a random number from 0 to n - 1
+
+
+@dataclass(frozen=True)
+class SmallTask:
+    """What a task asks for, and how one row of it is drawn."""
+
+    description: str
+    draw: Callable[[Below], tuple[str, str, str]]  # an identity that is used once, a source, a target
+
+
+def generate(name: str, split: str) -> list[tuple[str, str]]:
+    """The rows (source, target) of one split of the task of this name."""
+    # Of Python's generators only `random()` is promised to give the same numbers in every version.
+    source_of_numbers = random.Random(name)
+    rows: dict[str, tuple[str, str]] = {}
+    while len(rows) < sum(SPLITS.values()):
+        identity, source, target = SMALL_TASKS[name].draw(lambda n: int(source_of_numbers.random() * n))
+        rows.setdefault(identity, (source, target))
+    starts = dict(zip(SPLITS, accumulate(SPLITS.values(), initial=0), strict=False))
+    return list(rows.values())[starts[split] : starts[split] + SPLITS[split]]
+
+
+def _of_letters(change: Callable[[str], str]) -> Callable[[Below], tuple[str, str, str]]:
+    def draw(below: Below) -> tuple[str, str, str]:
+        length = _SHORTEST_WORD + below(_LONGEST_WORD - _SHORTEST_WORD + 1)
+        word = "".join(_LETTERS[below(len(_LETTERS))] for _ in range(length))
+        return word, word, change(word)
+
+    return draw
+
+
+def _addition(below: Below) -> tuple[str, str, str]:
+    a, b = below(_LARGEST_ADDEND + 1), below(_LARGEST_ADDEND + 1)
+    # One identity for a+b and b+a: whoever has seen the one knows the other.
+    return f"{min(a, b)}+{max(a, b)}", f"{a}+{b}", str(a + b)
+
+
+_WORDS = f"Random words of {_SHORTEST_WORD} to {_LONGEST_WORD} lower-case letters"
+_SUMS = f"Sums of two whole numbers from 0 to {_LARGEST_ADDEND}"
+SMALL_TASKS = {
+    "copy": SmallTask(f"{_WORDS}, unchanged.", _of_letters(lambda word: word)),
+    "reverse": SmallTask(f"{_WORDS}, backwards.", _of_letters(lambda word: word[::-1])),
+    "sort": SmallTask(f"{_WORDS}, in alphabetical order.", _of_letters(lambda word: "".join(sorted(word)))),
+    "addition": SmallTask(f"{_SUMS}, '12+345' to '357'; 345+12 is in no other split.", _addition),
+}

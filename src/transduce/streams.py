@@ -1,0 +1,89 @@
+"""What the command reads and writes: lines in, answers, tables and JSON out."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.console import Console
+from rich.table import Table
+
+from transduce.errors import DataError, MissingInputError
+from transduce.files import explained_write_errors, read_bytes, replacing
+from transduce.metrics import Score
+from transduce.reading import iterate_lines, read_lines
+
+_READ_AHEAD = 2_000  # lines of a file answered together
+
+
+def read_utf8(path: Path) -> str:
+    """A text file as one string, for what is not lines of a corpus."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
+
+
+def lines_of(name: str) -> tuple[Iterable[str], int]:
+    """The lines of a file or of standard input, and how many to read ahead: none when a person types them."""
+    if name == "-":
+        return _standard_input(), 1 if sys.stdin.isatty() else _READ_AHEAD
+    return read_lines(Path(name)), _READ_AHEAD
+
+
+def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The lines of a source file, and of each file of reference answers to it."""
+    sources = read_lines(Path(source))
+    references = [read_lines(Path(name)) for name in targets]
+    for name, lines in zip(targets, references, strict=True):
+        if len(lines) != len(sources):
+            raise DataError(
+                f"{source} has {len(sources):,} lines and {name} has {len(lines):,}: line k of one must belong to "
+                "line k of the other."
+            )
+    if not sources:
+        raise DataError(f"{source}: no lines: the file is empty.")
+    return sources, references
+
+
+def _standard_input() -> Iterator[str]:
+    try:
+        yield from iterate_lines(sys.stdin.buffer, "standard input")
+    except OSError as error:
+        raise MissingInputError(f"standard input: cannot be read: {error.strerror or error}.") from error
+
+
+def is_same_file(output: str, source: str) -> bool:
+    """Whether both names are of one file that exists."""
+    return Path(output).exists() and Path(source).exists() and Path(output).samefile(source)
+
+
+@contextmanager
+def answers_to(name: str | None) -> Iterator[BinaryIO]:
+    """Where answers go: to the file `name`, whole or not at all, or to standard output."""
+    if name is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with explained_write_errors(Path(name)), replacing(Path(name)) as file:
+            yield file
+
+
+def print_scores(scores: list[Score], about: str) -> None:
+    """Each score, and below them what is needed to compute them again."""
+    for found in scores:
+        print(f"{found}  {about}")
+    for found in scores:
+        print(f"  {found.name}: {found.signature}")
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; a file or a pipe gets whole lines."""
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on one line."""
+    print(json.dumps(value, ensure_ascii=False))
