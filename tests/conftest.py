@@ -1,4 +1,4 @@
-"""What holds for every test: the shapes in annotations are checked at each call, and one thread adds up in one order."""
+"""What holds for every test: annotated shapes are checked at each call, and one thread adds up in one order."""
 
 import torch
 from jaxtyping import install_import_hook

@@ -36,7 +36,8 @@ class Script:
         self.prefixes = [[of[p] + (t,) for t, p in zip(ts, ps, strict=True)] for of, ts, ps in moves]
         self.rows_seen.append(len(self.prefixes))
         rows = zip(self.sentences, self.prefixes, strict=True)
-        return torch.tensor([[self.score(sentence, prefix) for prefix in of] for sentence, of in rows]), state
+        logits = [[self.score(sentence, prefix) for prefix in of] for sentence, of in rows]
+        return torch.tensor(logits, dtype=torch.float32), state
 
 
 def random_score(seed: int) -> Score:
@@ -125,8 +126,8 @@ def test_a_log_probability_is_that_of_the_answer_and_its_end(search):
     score, max_lens = random_score(3), [6, 4, 5]
     for sentence, found in enumerate(search(score, max_lens)):
         tokens = [*found.ids, EOS]
-        prefixes = [(BOS, *tokens[:length]) for length in range(len(tokens))]
-        expected = sum(log_probs(score(sentence, prefix))[token] for prefix, token in zip(prefixes, tokens, strict=True))
+        following = [log_probs(score(sentence, (BOS, *tokens[:length]))) for length in range(len(tokens))]
+        expected = sum(of_all[token] for of_all, token in zip(following, tokens, strict=True))
         assert found.log_prob == pytest.approx(expected, abs=1e-5)
 
 

@@ -12,7 +12,9 @@ PAD = 0
 VOCAB_SIZE, D_MODEL = 13, 5
 
 
-def example(batch_size: int = 23, tgt_len: int = 29, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def example(
+    batch_size: int = 23, tgt_len: int = 29, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden vectors, output weight, targets: a third of these is padding, the rest fills more than one chunk."""
     random = torch.Generator().manual_seed(1)
     hidden = torch.randn(batch_size, tgt_len, D_MODEL, generator=random, dtype=torch.float64).to(dtype)

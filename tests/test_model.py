@@ -320,8 +320,9 @@ def test_number_of_parameters_with_37000_shared_subwords(preset, expected):
     of_attention = 4 * (d_model * d_model + d_model)
     of_feed_forward = 2 * d_model * d_ff + d_ff + d_model
     of_norm = 2 * d_model
-    of_layers = 6 * (of_attention + of_feed_forward + 2 * of_norm) + 6 * (2 * of_attention + of_feed_forward + 3 * of_norm)
-    assert vocab_size * d_model + of_layers == expected
+    of_encoder_layer = of_attention + of_feed_forward + 2 * of_norm
+    of_decoder_layer = 2 * of_attention + of_feed_forward + 3 * of_norm
+    assert vocab_size * d_model + 6 * (of_encoder_layer + of_decoder_layer) == expected
     with torch.device("meta"):
         model = Transformer(config, VocabularySizes.joint(vocab_size))
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
@@ -364,7 +365,8 @@ def test_biases_start_at_zero_and_gains_at_one():
 
 
 @pytest.mark.parametrize(
-    ("tie", "vocabulary", "num_matrices"), [(True, JOINT, 1), (True, SEPARATE, 2), (False, JOINT, 3), (False, SEPARATE, 3)]
+    ("tie", "vocabulary", "num_matrices"),
+    [(True, JOINT, 1), (True, SEPARATE, 2), (False, JOINT, 3), (False, SEPARATE, 3)],
 )
 def test_tying_shares_the_matrices_it_can(tie, vocabulary, num_matrices):
     model = small_model(vocabulary, tie_embeddings=tie)

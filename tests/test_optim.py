@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_the_warm_up_is_a_straight_line_to_the_peak(schedule):
 def test_no_rate_jumps_or_exceeds_the_peak(schedule):
     found = rates(schedule)
     assert max(found) == pytest.approx(0.3)
-    assert max(abs(a - b) for a, b in zip(found, found[1:], strict=False)) <= 0.3 / WARMUP_STEPS + 1e-12
+    assert max(abs(a - b) for a, b in pairwise(found)) <= 0.3 / WARMUP_STEPS + 1e-12
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -99,7 +99,7 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "train as a TOML file says",
         epilog="Any setting can be given here instead: --model.dropout 0.1 --training.steps 5000",
     )
-    verb.add_argument("config", metavar="CONFIG.toml")
+    verb.add_argument("config", metavar="CONFIG.toml", help="see configs/ for examples")
     verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-CONFIG)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     verb.add_argument("--accept-changes", action="store_true", help="with --resume: let settings differ; recorded")
@@ -110,7 +110,7 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "predict", "answer lines: line k in, line k out", aliases=["translate"])
-    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("run", metavar="RUN", help="a run folder")
     verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="default: standard input")
     verb.add_argument("-o", "--output", metavar="FILE", help="written whole or not at all")
     verb.add_argument("--n-best", type=_positive, default=1, metavar="N", help="answers per line, joined by tabs")
@@ -125,7 +125,7 @@ def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "evaluate", "score a run on a source file and its reference answers")
-    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("run", metavar="RUN", help="a run folder")
     _add_references(verb)
     verb.add_argument(
         "--metric",
@@ -143,8 +143,8 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "compare", "say whether two runs differ by more than chance")
-    verb.add_argument("run_a", metavar="RUN_A")
-    verb.add_argument("run_b", metavar="RUN_B")
+    verb.add_argument("run_a", metavar="RUN_A", help="a run folder")
+    verb.add_argument("run_b", metavar="RUN_B", help="the run folder compared with it")
     _add_references(verb)
     verb.add_argument(
         "--metric",
@@ -152,7 +152,12 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="NAME",
         help="one of bleu, chrf, ter, wer, cer, per, exact_match (default: bleu)",
     )
-    verb.add_argument("--method", choices=["bootstrap", "randomisation"], default="bootstrap")
+    verb.add_argument(
+        "--method",
+        choices=["bootstrap", "randomisation"],
+        default="bootstrap",
+        help="of the paired test (default: bootstrap)",
+    )
     verb.add_argument("--seed", type=_number_from_0, default=12345, help="of the resampling (default: 12345)")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_decoding(verb)
@@ -160,7 +165,7 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_average(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "average", "make a run whose weights are the mean of a run's checkpoints")
-    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("run", metavar="RUN", help="a run folder")
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("--last", type=_positive, metavar="N", help="the newest N checkpoints")
     which.add_argument("--steps", type=_steps, metavar="A,B,C", help="the checkpoints of these steps")
@@ -176,19 +181,19 @@ def _add_describe(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_data(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "data", "list the named data sets, or write one out as text files")
-    verb.add_argument("name", nargs="?", metavar="NAME")
+    verb.add_argument("name", nargs="?", metavar="NAME", help="a data set; without it, all are listed")
     verb.add_argument("-o", "--output", metavar="DIR", help="folder to write to")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_verify(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "verify", "check every byte of a run folder against its SHA-256")
-    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("run", metavar="RUN", help="a run folder")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_references(verb: _Parser) -> None:
-    verb.add_argument("--source", required=True, metavar="FILE")
+    verb.add_argument("--source", required=True, metavar="FILE", help="texts to answer, one a line")
     verb.add_argument("--target", required=True, nargs="+", metavar="FILE", help="one file per reference")
 
 

@@ -23,15 +23,19 @@ class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is only noted, for `check` to raise; a second ends at once."""
+    """While entered, the first SIGINT or SIGTERM is only noted, for `check` to raise; a second raises where it strikes.
+
+    After a second one (`is_urgent`) nothing may be saved: it may have struck within an update.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.is_urgent = False
         self._raises_at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self.received = None
+        self.received, self.is_urgent = None, False
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._handle)
@@ -58,6 +62,7 @@ class StopSignals:
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self.received is not None:
+            self.is_urgent = True
             raise Stopped(signum)
         self.received = signum
         if self._raises_at_once:

@@ -81,7 +81,10 @@ def print_scores(scores: list[Score], about: str) -> None:
 
 def print_table(table: Table) -> None:
     """As wide as the terminal; a file or a pipe gets whole lines."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    with console.capture() as captured:  # for rich has its own idea of what to do about a reader that has left
+        console.print(table)
+    print(captured.get(), end="")
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -116,6 +116,8 @@ class Trainer:
             try:
                 self._run()
             except Stopped as stopped:
+                if self.signals.is_urgent:
+                    raise
                 self._save()
                 raise Stopped(
                     stopped.signum, f"Stopped at step {self.state.step:,} of {self.config.steps:,}; all is saved."

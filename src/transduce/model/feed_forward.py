@@ -1,7 +1,5 @@
 """The position-wise feed-forward network (section 3.3): the same two layers at every position."""
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(d_model, d_ff)
         self.down_proj = nn.Linear(d_ff, d_model)
-        self.activation: Callable[[Tensor], Tensor] = {"relu": F.relu, "gelu": F.gelu}[activation]
+        self.activation = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return self.down_proj(self.activation(self.up_proj(x)))

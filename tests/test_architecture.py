@@ -1,0 +1,144 @@
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import transduce
+
+SOURCE = Path(__file__).parent.parent / "src/transduce"
+
+# Rows from the bottom up: a module may import any lower row, and of its own row what SIDEWAYS grants.
+ROWS = {
+    "leaves": {
+        "errors", "files", "stopping", "config", "unigram", "vocabulary", "tokenizer", "model", "loss", "optim",
+        "decoding", "metric_definitions", "metrics", "distributed", "decompression", "reading",
+    },
+    "stores": {
+        "data", "pronouncing_dictionary", "small_tasks", "fetching", "datasets", "tensor_files", "checkpoint",
+        "inspection", "progress", "monitoring",
+    },
+    "workers": {"trainer", "predictor"},
+    "composition": {"settings", "experiment", "fitting"},
+    "front ends": {"streams", "commands", "cli", "__main__"},
+}  # fmt: skip
+FREE = {"errors", "stopping", "files"}  # what goes wrong, how a stop is told, how a file is written: for everyone
+SIDEWAYS = {
+    "files": {"errors"},
+    "tokenizer": {"vocabulary"},
+    "vocabulary": {"unigram"},
+    "metrics": {"metric_definitions"},
+    "reading": {"decompression"},
+    "datasets": {"fetching", "pronouncing_dictionary", "small_tasks"},
+    "checkpoint": {"tensor_files"},
+    "experiment": {"settings"},
+    "fitting": {"settings", "experiment"},
+    "commands": {"streams"},
+    "cli": {"commands"},
+    "__main__": {"cli"},
+}
+MOST_FILE_LINES, MOST_FUNCTION_LINES = 400, 60
+
+
+def paths() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The module of ours a file belongs to; the folder `model` is one."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_by(path: Path) -> Iterator[str]:
+    """The dotted names of ours that a file imports, at its top or where they are used, below `transduce`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno} has a relative import: write `from transduce.…`."
+            if node.module == "transduce":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("transduce."):
+                yield str(node.module).removeprefix("transduce.")
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("transduce.") for a in node.names if a.name.startswith("transduce."))
+
+
+def allowed(module: str) -> set[str]:
+    names = list(ROWS)
+    row = next(number for number, name in enumerate(names) if module in ROWS[name])
+    return set().union(*(ROWS[name] for name in names[:row])) | SIDEWAYS.get(module, set()) | FREE | {"__version__"}
+
+
+def graph() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for path in paths():
+        names = {name.split(".")[0] for name in imported_by(path)}
+        found.setdefault(name_of(path), set()).update(names - {name_of(path), "__version__"})
+    return found
+
+
+def test_every_module_has_one_place_on_the_map() -> None:
+    mapped = [module for row in ROWS.values() for module in row]
+    assert sorted(mapped) == sorted({name_of(path) for path in paths()} - {"__init__"})
+
+
+@pytest.mark.parametrize("module", sorted(set().union(*ROWS.values())))
+def test_a_module_imports_only_what_the_map_allows(module: str) -> None:
+    wrong = graph()[module] - allowed(module)
+    assert not wrong, f"{module} may not import {', '.join(sorted(wrong))}: pass a function down instead."
+
+
+def test_the_map_grants_nothing_that_nobody_uses() -> None:
+    found = graph()
+    unused = {module: granted - found[module] for module, granted in SIDEWAYS.items() if granted - found[module]}
+    assert not unused, f"no longer needed in SIDEWAYS: {unused}"
+
+
+def test_the_network_imports_nothing_of_ours_outside_its_folder() -> None:
+    assert graph()["model"] == set()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    found = graph() | {"__init__": set()}
+
+    def reached(module: str, seen: tuple[str, ...]) -> None:
+        assert module not in seen, f"import cycle: {' -> '.join([*seen, module])}"
+        for other in sorted(found[module]):
+            reached(other, (*seen, module))
+
+    for module in found:
+        reached(module, ())
+
+
+@pytest.mark.parametrize("path", paths(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_file_loads_code_or_splits_text_its_own_way(path: Path) -> None:
+    """Pickles and `eval` run what they read; `str.splitlines` ends lines where `wc -l` does not; YAML guesses types."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
+            banned = {"pickle", "cloudpickle", "dill", "joblib", "yaml"} & {name.split(".")[0] for name in names}
+            assert not banned, f"{where} imports {banned}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "torch.load"}, f"{where} calls {called}"
+            assert not re.search(r"\.splitlines$", called), f"{where} calls {called}"
+
+
+@pytest.mark.parametrize("path", paths(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    num_lines = text.count("\n")
+    assert num_lines <= MOST_FILE_LINES, f"{path.name} has {num_lines} lines, at most {MOST_FILE_LINES} are meant."
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MOST_FUNCTION_LINES, f"{path.name}: {node.name} has {length} lines."
+
+
+def test_the_public_names_are_sorted_and_can_be_imported() -> None:
+    assert transduce.__all__ == sorted(transduce.__all__)
+    for name in transduce.__all__:
+        assert getattr(transduce, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = transduce.nothing

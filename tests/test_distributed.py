@@ -1,0 +1,188 @@
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from transduce.checkpoint import RunFolder
+
+NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
+
+SETTINGS = f"""
+[data]
+train = "train.tsv"
+valid = "valid.tsv"
+[tokenizer]
+source = "characters"
+target = "characters"
+[model]
+d_model = 16
+d_ff = 24
+num_heads = 2
+num_encoder_layers = 1
+num_decoder_layers = 1
+dropout = 0.2
+[optim]
+schedule = "constant"
+learning_rate = 0.01
+warmup_steps = 4
+ema_decay = 0.8
+epsilon = 1e-5
+[training]
+steps = {NUM_STEPS}
+batch_tokens = 60
+micro_batches = {MICRO_BATCHES}
+validate_every = 4
+log_every = 1
+[validation]
+metrics = ["exact_match"]
+max_pairs = 3
+"""
+
+# Trains as the command does; writes down which pairs this process computed in which step, and can strike itself.
+DRIVER = """
+import json, os, signal, sys
+from pathlib import Path
+import transduce.trainer as trainer
+from transduce import cli, experiment
+
+rank, strike_at = os.environ.get("RANK", "0"), json.loads(os.environ.get("STRIKE_AT", "{}"))
+collate, train_step = trainer.collate, trainer.Trainer.train_step
+current = []
+
+def recording_collate(pairs, rows):
+    current.append(sorted(rows.tolist()))
+    return collate(pairs, rows)
+
+def recording_step(self, micro_batches, step):
+    current.clear()
+    if strike_at.get(rank) == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+    result = train_step(self, micro_batches, step)
+    with Path(f"steps-{rank}.jsonl").open("a") as file:
+        file.write(json.dumps([step, current, result.loss]) + chr(10))
+    return result
+
+trainer.collate, trainer.Trainer.train_step = recording_collate, recording_step
+experiment._draw_learning_curve = lambda *_: None
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw = random.Random(1)
+    for name, num_pairs in (("train", 70), ("valid", 9)):
+        words = ["".join(draw.choices("abcdefg", k=draw.randint(2, 9))) for _ in range(num_pairs)]
+        (tmp_path / f"{name}.tsv").write_text("".join(f"{word}\t{word[::-1]}\n" for word in words))
+    (tmp_path / "settings.toml").write_text(SETTINGS)
+    (tmp_path / "driver.py").write_text(DRIVER)
+    return tmp_path
+
+
+def start(folder: Path, run: str, words: Sequence[str], **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "driver.py", "train", "settings.toml", "--run-dir", run, "--threads", "1", *words]
+    own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, cwd=folder, env=own, stderr=subprocess.PIPE, text=True)
+
+
+def train_together(folder: Path, run: str, *words: str, strike_at: dict[str, int] | None = None) -> list[Any]:
+    """Two processes, as `torchrun` would start them; returns the exit status and the messages of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    common["STRIKE_AT"] = json.dumps(strike_at or {})
+    both = [start(folder, run, words, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
+    try:
+        messages = [process.communicate(timeout=90)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return [(process.returncode, told) for process, told in zip(both, messages, strict=True)]
+
+
+def train_alone(folder: Path, run: str, *words: str) -> tuple[int, str]:
+    process = start(folder, run, words)
+    told = process.communicate(timeout=90)[1]
+    return process.returncode, told
+
+
+def take_steps(folder: Path) -> dict[int, tuple[list[list[int]], float]]:
+    """Step -> the pairs of its micro-batches over all processes, and its loss; what is taken is forgotten."""
+    found: dict[int, tuple[list[list[int]], float]] = {}
+    for path in sorted(folder.glob("steps-*.jsonl")):
+        for step, micro_batches, loss in map(json.loads, path.read_text().splitlines()):
+            seen, first_loss = found.get(step, ([], loss))
+            assert loss == first_loss, "the processes disagree"
+            found[step] = (sorted(seen + micro_batches), loss)
+        path.unlink()
+    return found
+
+
+def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) -> None:
+    """One test for all, as a process takes seconds to start."""
+    status, told = train_alone(folder, "alone")
+    assert status == 0, told
+    alone = take_steps(folder)
+    assert [len(alone[step][0]) for step in sorted(alone)].count(1) >= 2  # nothing there for the second process
+
+    (status, told), (other_status, silence) = train_together(folder, "together")
+    assert (status, other_status) == (0, 0), told + silence
+    together = take_steps(folder)
+    assert sorted(together) == list(range(1, NUM_STEPS + 1))
+    assert {step: rows for step, (rows, _) in together.items()} == {step: rows for step, (rows, _) in alone.items()}
+    losses = [[steps[step][1] for step in sorted(steps)] for steps in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    first, second = (RunFolder.open(folder / run) for run in ("together", "alone"))
+    torch.testing.assert_close(first.read_model()[0], second.read_model()[0], rtol=1e-4, atol=1e-4)
+
+    # Rank 0 alone writes and reports.
+    assert [(row["kind"], row["step"]) for row in first.metrics()] == [
+        (row["kind"], row["step"]) for row in second.metrics()
+    ]
+    assert "pairs" not in silence
+    assert [name for name, problem in first.verify() if problem] == []
+
+    # A signal to one process stops both, at the same step, with one checkpoint.
+    (status, told), (other_status, other_told) = train_together(folder, "stopped", strike_at={"1": 6})
+    assert (status, other_status) == (143, 143), told + other_told
+    assert "Stopped at step 6 of 12; all is saved. Go on with: transduce train" in told
+    assert "Traceback" not in told + other_told
+    assert RunFolder.open(folder / "stopped").checkpoints() == [4, 6]
+    before = take_steps(folder)
+
+    # One process goes on in the same order.
+    status, told = train_alone(folder, "stopped", "--resume")
+    assert status == 0, told
+    joined = before | take_steps(folder)
+    assert {step: rows for step, (rows, _) in joined.items()} == {step: rows for step, (rows, _) in alone.items()}
+    assert [joined[step][1] for step in sorted(joined)] == pytest.approx(losses[1], rel=1e-5)
+    assert [(row["kind"], row["step"]) for row in RunFolder.open(folder / "stopped").metrics()] == [
+        (row["kind"], row["step"]) for row in second.metrics()
+    ]
+
+
+def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> None:
+    (status, told), (other_status, other_told) = train_together(folder, "run", strike_at={"0": 3, "1": 3})
+    assert (status, other_status) == (143, 143), told + other_told
+    assert RunFolder.open(folder / "run").checkpoints() == [3]
+
+    # What rank 0 refuses, all refuse, in the same words.
+    both = train_together(folder, "run", "--resume", "--model.d_model", "18")
+    assert [status for status, _ in both] == [78, 78]
+    assert all("model.d_model (16 -> 18)" in told for _, told in both)
+
+    both = train_together(folder, "run", "--resume", "--training.batch_tokens", "90", "--accept-changes")
+    assert [status for status, _ in both] == [0, 0], both
+    steps = take_steps(folder)
+    assert sorted(steps) == list(range(1, NUM_STEPS + 1))
+    assert signal.SIGTERM == 15

@@ -1,0 +1,243 @@
+import math
+import shutil
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from transduce.decoding import DecodingConfig
+from transduce.errors import DamagedFileError, MissingInputError, TransduceError
+from transduce.model import Transformer, TransformerConfig
+from transduce.predictor import Predictor, find_device, load, vocabulary_sizes
+from transduce.tokenizer import Tokenizer, TokenizerConfig
+
+pytest_plugins = ["runs"]
+
+LINES = ["abc", "", "zyxwv", "   ", "a", "\u3000\t", "qrst", "longerword"]
+DRAWING = DecodingConfig(temperature=1.3, seed=5)
+
+
+@pytest.fixture
+def predictor(run: Path) -> Predictor:
+    return Predictor.load(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lines(data: Path) -> list[str]:
+    """500 short lines."""
+    return (data / "test.source").read_text().split("\n")[:500]
+
+
+def untrained(max_len: int, **settings: object) -> Predictor:
+    """A random model over the letters a to e that reads and writes at most `max_len` ids."""
+    tokenizer = Tokenizer.learn(TokenizerConfig(source="characters", target="characters"), ["abcde"], ["abcde"])
+    config = TransformerConfig(
+        d_model=16, d_ff=24, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, max_len=max_len
+    )
+    torch.manual_seed(3)
+    return Predictor(
+        Transformer(config, vocabulary_sizes(tokenizer)), tokenizer, DecodingConfig(**settings), report=lambda _: None
+    )
+
+
+def test_line_k_is_answered_in_place_k(predictor: Predictor) -> None:
+    together = predictor.predict(LINES)
+    assert together == [predictor.predict([line])[0] for line in LINES]
+    assert len(set(together)) > 3
+
+
+def test_blank_texts_are_answered_without_the_model(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the model was called")
+
+    monkeypatch.setattr(predictor.model, "start", never)
+    assert predictor.predict(["", " ", "\t", "\u2003", "\u2028"]) == [""] * 5
+    assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("beam_size", [1, 5])
+def test_batching_order_and_neighbours_change_no_answer(
+    beam_size: int, predictor: Predictor, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
+    expected = predictor.predict(lines)
+    assert predictor.predict(lines[::-1])[::-1] == expected
+    neighbour = "x" * 200
+    assert [predictor.predict([line, neighbour])[0] for line in lines[:10]] == expected[:10]
+    for tokens_at_once in (beam_size, 64 * beam_size, 700 * beam_size):  # one line at a time, a few, many
+        monkeypatch.setattr("transduce.predictor._TOKENS_AT_ONCE", tokens_at_once)
+        num_lines = 60 if tokens_at_once == beam_size else len(lines)
+        assert predictor.predict(lines[:num_lines]) == expected[:num_lines]
+
+
+@pytest.mark.parametrize("read_ahead", [1, 3, 1000])
+def test_a_stream_is_answered_as_a_list_is(read_ahead: int, predictor: Predictor) -> None:
+    answers = predictor.stream(LINES, 2, read_ahead=read_ahead)
+    assert [[answer.text for answer in of_line] for of_line in answers] == [
+        [answer.text for answer in of_line] for of_line in predictor.predict_n_best(LINES, 2)
+    ]
+
+
+def test_a_stream_reads_no_further_than_it_was_told_to(predictor: Predictor) -> None:
+    read = []
+
+    def endless() -> object:
+        while True:
+            read.append("ab")
+            yield "ab"
+
+    assert len(list(islice(predictor.stream(endless(), read_ahead=1), 3))) == 3
+    assert len(read) == 3
+
+
+def test_n_best_is_sorted_begins_with_the_best_and_repeats_no_ids(predictor: Predictor) -> None:
+    texts = ["abc", "zyxwv", "q"]
+    predictor.decoding = replace(predictor.decoding, beam_size=5)
+    best = predictor.predict(texts)
+    for text, answers in zip(best, predictor.predict_n_best(texts, 5), strict=True):
+        scores = [answer.score for answer in answers]
+        assert len(answers) == 5
+        assert scores == sorted(scores, reverse=True)
+        assert answers[0].text == text
+
+
+@pytest.mark.parametrize(("length_norm", "length_penalty"), [("wu", 0.6), ("power", 1.0), ("wu", 0.0)])
+@torch.no_grad()
+def test_scores_are_those_of_a_full_pass_over_the_answer(
+    length_norm: str, length_penalty: float, predictor: Predictor
+) -> None:
+    predictor.decoding = DecodingConfig(beam_size=4, length_norm=length_norm, length_penalty=length_penalty)
+    model, tokenizer = predictor.model, predictor.tokenizer
+    for text, answers in zip(["abc", "zyxwv"], predictor.predict_n_best(["abc", "zyxwv"], 4), strict=True):
+        for answer in answers:
+            (ids,) = tokenizer.encode_target([answer.text])
+            src = torch.tensor(tokenizer.encode_source([text]))
+            hidden = model(src, torch.tensor([[tokenizer.bos_id, *ids[:-1]]]))
+            log_probs = torch.log_softmax(hidden[0] @ model.output_weight.T, dim=-1)
+            total = sum(log_probs[place, i].item() for place, i in enumerate(ids))
+            base = (5 + len(ids)) / 6 if length_norm == "wu" else len(ids)
+            assert answer.log_prob == pytest.approx(total, abs=1e-4)
+            assert answer.score == pytest.approx(total / base**length_penalty, abs=1e-4)
+
+
+def test_a_beam_larger_than_the_vocabulary_finds_at_least_as_good_an_answer() -> None:
+    predictor = untrained(8, beam_size=1, length_penalty=0.0, max_len_ratio=0.0, max_len_extra=3)
+    (greedy,) = predictor.predict_n_best(["abc"], 1)[0]
+    size = predictor.tokenizer.target_vocab_size
+    predictor.decoding = replace(predictor.decoding, beam_size=size + 7)
+    answers = predictor.predict_n_best(["abc"], size + 7)[0]
+    assert len(answers) > 5
+    assert answers[0].score >= greedy.score - 1e-5
+
+
+def test_a_source_too_long_is_cut_off_counted_and_reported_once() -> None:
+    predictor, reported = untrained(6), []
+    predictor.report = reported.append
+    texts = ["abcde", "abcdea", "abcdeabcde" * 20]  # 6 ids with their end, 7, 201
+    answers = predictor.predict(texts)
+    assert predictor.num_truncated == 2
+    assert len(reported) == 1
+    assert "model.max_len = 6" in reported[0]
+    assert answers[1] == answers[2] == answers[0]  # what is left of each is the same
+
+
+def test_asking_for_more_answers_than_hypotheses_is_refused_before_any_work(predictor: Predictor) -> None:
+    for num_best in (0, -1, predictor.decoding.beam_size + 1):
+        with pytest.raises(TransduceError, match="beam size"):
+            predictor.stream(iter(LINES), num_best)
+    with pytest.raises(TransduceError, match="beam size"):
+        untrained(6, beam_size=10**9).predict(["a"])
+
+
+def test_half_a_surrogate_pair_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(TransduceError):
+        predictor.predict(["a\ud800"])
+
+
+# Drawing
+
+
+def test_the_same_seed_draws_the_same_answers_and_another_one_others(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    texts = ["abcdef", "ghijkl", "mnopqr"]
+    drawn = predictor.predict(texts)
+    assert predictor.predict(texts) == drawn
+    predictor.decoding = replace(DRAWING, seed=6)
+    assert predictor.predict(texts) != drawn
+
+
+def test_drawn_answers_do_not_depend_on_reading_ahead_or_on_the_lines_before(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    expected = [[answer.text for answer in answers] for answers in predictor.stream(LINES, 3)]
+    for read_ahead in (1, 3):
+        found = predictor.stream(LINES, 3, read_ahead=read_ahead)
+        assert [[answer.text for answer in answers] for answers in found] == expected
+    last = predictor.predict_n_best(LINES[-1:], 3, first_row=len(LINES) - 1)
+    assert [answer.text for answer in last[0]] == expected[-1]
+
+
+def test_several_draws_for_one_line_differ(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    answers = predictor.predict_n_best(["abcdefgh"], 8)[0]
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_drawing_leaves_the_callers_random_numbers_alone(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    predictor.predict(["abc"])
+    assert torch.equal(torch.rand(3), expected)
+
+
+# Loading
+
+
+def test_a_moved_run_answers_as_before(run: Path, predictor: Predictor, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "a b" / "moved")
+    shutil.rmtree(moved / "checkpoints")  # for resuming only
+    assert load(moved, device="cpu").predict(LINES) == predictor.predict(LINES)
+
+
+def test_loading_takes_no_random_number_of_the_caller(run: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    Predictor.load(run, device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.toml", "run.json"])
+def test_a_damaged_file_is_not_loaded(name: str, run: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(run, tmp_path / "run")
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(DamagedFileError, match=name):
+        Predictor.load(damaged, device="cpu")
+
+
+def test_a_run_without_a_model_or_no_run_is_missing(run: Path, tmp_path: Path) -> None:
+    unfinished = shutil.copytree(run, tmp_path / "run")
+    (unfinished / "model.safetensors").unlink()
+    for folder in (unfinished, tmp_path / "none"):
+        with pytest.raises(MissingInputError):
+            Predictor.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "meta", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(TransduceError, match=f"no device '{name}'"):
+        find_device(name)
+
+
+def test_auto_and_cpu_are_devices() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_log_probabilities_are_at_most_zero(predictor: Predictor) -> None:
+    for answers in predictor.predict_n_best(["abc", "z"], 3):
+        assert all(-math.inf < answer.log_prob <= 0 for answer in answers)
