@@ -193,8 +193,9 @@ def test_a_reader_that_leaves_ends_predict_without_a_word(run: Path, data: Path)
     assert head.stderr == b""
 
 
-def test_a_reader_that_leaves_ends_a_table_without_a_word() -> None:
-    found = in_shell("$transduce describe tiny | true; echo ${PIPESTATUS[0]}")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_a_table_without_a_word(unbuffered: str) -> None:
+    found = in_shell("$transduce describe tiny | true; echo ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert (found.stdout, found.stderr) == (b"141\n", b"")
 
 
@@ -231,6 +232,13 @@ def test_evaluate_gives_the_numbers_of_sacrebleu(run: Path, few: dict[str, Path]
     assert scores["bleu"]["value"] == pytest.approx(sacrebleu.corpus_bleu(answers, references).score, abs=1e-9)
     assert scores["chrf"]["value"] == pytest.approx(sacrebleu.corpus_chrf(answers, references).score, abs=1e-9)
     assert scores["ter"]["value"] == pytest.approx(sacrebleu.corpus_ter(answers, references).score, abs=1e-9)
+
+
+def test_targets_can_be_given_together_or_one_by_one(run: Path, few: dict[str, Path]) -> None:
+    words = ["evaluate", run, "--source", few["source"], "--metric", "exact_match", "--json"]
+    together = json.loads(command(*words, "--target", few["target"], few["answers"]).out)
+    one_by_one = json.loads(command(*words, "--target", few["answers"], "--target", few["target"]).out)
+    assert together["scores"]["exact_match"]["value"] == one_by_one["scores"]["exact_match"]["value"] == 100
 
 
 def test_evaluate_shows_each_score_with_its_interval_and_its_signature(run: Path, few: dict[str, Path]) -> None:

@@ -185,13 +185,8 @@ def test_defaults_of_all_sections_are_valid() -> None:
 
 
 # What a config is called where it is read.
-READERS = {
-    "self",
-    "config",
-    "settings",
-    "optim_config",
-    *(field.name for field in dataclasses.fields(ExperimentConfig)),
-}
+SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]
+READERS = {"self", "config", "settings", "optim_config", *SECTIONS}
 
 
 def sections() -> dict[str, type]:

@@ -3,8 +3,9 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from transduce import cli, experiment, trainer
 from transduce.checkpoint import RunFolder
 
 NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
@@ -47,35 +49,6 @@ metrics = ["exact_match"]
 max_pairs = 3
 """
 
-# Trains as the command does; writes down which pairs this process computed in which step, and can strike itself.
-DRIVER = """
-import json, os, signal, sys
-from pathlib import Path
-import transduce.trainer as trainer
-from transduce import cli, experiment
-
-rank, strike_at = os.environ.get("RANK", "0"), json.loads(os.environ.get("STRIKE_AT", "{}"))
-collate, train_step = trainer.collate, trainer.Trainer.train_step
-current = []
-
-def recording_collate(pairs, rows):
-    current.append(sorted(rows.tolist()))
-    return collate(pairs, rows)
-
-def recording_step(self, micro_batches, step):
-    current.clear()
-    if strike_at.get(rank) == step:
-        os.kill(os.getpid(), signal.SIGTERM)
-    result = train_step(self, micro_batches, step)
-    with Path(f"steps-{rank}.jsonl").open("a") as file:
-        file.write(json.dumps([step, current, result.loss]) + chr(10))
-    return result
-
-trainer.collate, trainer.Trainer.train_step = recording_collate, recording_step
-experiment._draw_learning_curve = lambda *_: None
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -84,36 +57,76 @@ def folder(tmp_path: Path) -> Path:
         words = ["".join(draw.choices("abcdefg", k=draw.randint(2, 9))) for _ in range(num_pairs)]
         (tmp_path / f"{name}.tsv").write_text("".join(f"{word}\t{word[::-1]}\n" for word in words))
     (tmp_path / "settings.toml").write_text(SETTINGS)
-    (tmp_path / "driver.py").write_text(DRIVER)
     return tmp_path
 
 
-def start(folder: Path, run: str, words: Sequence[str], **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "driver.py", "train", "settings.toml", "--run-dir", run, "--threads", "1", *words]
-    own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, cwd=folder, env=own, stderr=subprocess.PIPE, text=True)
+def record_and_strike(rank: str, strike_at: int | None) -> None:
+    """Lets this process write down which pairs it computes in which step, and send itself a signal in one of them."""
+    collate, train_step = trainer.collate, trainer.Trainer.train_step
+    current: list[list[int]] = []
+
+    def recording_collate(pairs: Any, rows: Any) -> Any:
+        current.append(sorted(rows.tolist()))
+        return collate(pairs, rows)
+
+    def recording_step(self: trainer.Trainer, micro_batches: Any, step: int) -> Any:
+        current.clear()
+        if step == strike_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result = train_step(self, micro_batches, step)
+        with Path(f"steps-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps([step, current, result.loss]) + "\n")
+        return result
+
+    trainer.collate, trainer.Trainer.train_step = recording_collate, recording_step
+    experiment._draw_learning_curve = lambda *_: None
 
 
-def train_together(folder: Path, run: str, *words: str, strike_at: dict[str, int] | None = None) -> list[Any]:
-    """Two processes, as `torchrun` would start them; returns the exit status and the messages of each."""
+def start(folder: Path, words: Sequence[str], strike_at: int | None = None, **environment: str) -> int:
+    """The pid of a process that trains: forked, as all that is slow to import is here already."""
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        os.chdir(folder)
+        os.environ.update(environment)
+        rank = environment.get("RANK", "0")
+        sys.stderr = Path(f"messages-{rank}").open("w")  # noqa: SIM115 - for the rest of this process
+        record_and_strike(rank, strike_at)
+        status = cli.main(["train", "settings.toml", "--threads", "1", *words])
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def outcome_of(folder: Path, pid: int, rank: str = "0") -> tuple[int, str]:
+    """Exit status and messages of a process, killed if it hangs."""
+    end = time.monotonic() + 90
+    while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(found[1]), (folder / f"messages-{rank}").read_text()
+
+
+def train_together(
+    folder: Path, run: str, *words: str, strike_at: dict[str, int] | None = None
+) -> list[tuple[int, str]]:
+    """Two processes with the environment of `torchrun`; returns the exit status and the messages of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    common["STRIKE_AT"] = json.dumps(strike_at or {})
-    both = [start(folder, run, words, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
-    try:
-        messages = [process.communicate(timeout=90)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    return [(process.returncode, told) for process, told in zip(both, messages, strict=True)]
+    words = ("--run-dir", run, *words)
+    pids = {rank: start(folder, words, (strike_at or {}).get(rank), RANK=rank, **common) for rank in ("0", "1")}
+    return [outcome_of(folder, pid, rank) for rank, pid in pids.items()]
 
 
 def train_alone(folder: Path, run: str, *words: str) -> tuple[int, str]:
-    process = start(folder, run, words)
-    told = process.communicate(timeout=90)[1]
-    return process.returncode, told
+    return outcome_of(folder, start(folder, ["--run-dir", run, *words]))
 
 
 def take_steps(folder: Path) -> dict[int, tuple[list[list[int]], float]]:
@@ -129,7 +142,6 @@ def take_steps(folder: Path) -> dict[int, tuple[list[list[int]], float]]:
 
 
 def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) -> None:
-    """One test for all, as a process takes seconds to start."""
     status, told = train_alone(folder, "alone")
     assert status == 0, told
     alone = take_steps(folder)
@@ -185,4 +197,3 @@ def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> 
     assert [status for status, _ in both] == [0, 0], both
     steps = take_steps(folder)
     assert sorted(steps) == list(range(1, NUM_STEPS + 1))
-    assert signal.SIGTERM == 15

@@ -194,7 +194,14 @@ def _add_verify(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_references(verb: _Parser) -> None:
     verb.add_argument("--source", required=True, metavar="FILE", help="texts to answer, one a line")
-    verb.add_argument("--target", required=True, nargs="+", metavar="FILE", help="one file per reference")
+    verb.add_argument(
+        "--target",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="right answers to them; several files, or --target again, give several to each text",
+    )
 
 
 def _add_decoding(verb: _Parser) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,11 @@ from transduce.config import nearest
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError
 from transduce.experiment import Surroundings, count_training_overlap, score, train
 from transduce.fitting import fit
-from transduce.metrics import METRICS, compare
+from transduce.metrics import compare
 from transduce.model import PRESETS, Transformer, VocabularySizes
 from transduce.monitoring import TensorBoardWriter
 from transduce.predictor import Predictor, vocabulary_sizes
-from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config
+from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config, refuse_unknown_metrics
 from transduce.stopping import Stopped
 from transduce.streams import (
     answers_to,
@@ -163,20 +163,14 @@ def _metrics_to_score(arguments: Arguments, config: ExperimentConfig) -> tuple[s
         metrics = GROUPED_METRICS
     else:
         metrics = config.validation.metrics or ("bleu",)
-    _refuse_unknown_metrics(metrics)
+    refuse_unknown_metrics(metrics, "--metric")
     if arguments.group_sources and not set(metrics) <= set(GROUPED_METRICS):
         raise TransduceError(f"--group-sources scores {' and '.join(GROUPED_METRICS)} alone, not {', '.join(metrics)}.")
     return metrics
 
 
-def _refuse_unknown_metrics(names: Iterable[str]) -> None:
-    for name in names:
-        if name not in METRICS:
-            raise TransduceError(f"--metric '{name}' is unknown.{nearest(name, METRICS)}")
-
-
 def _compare(arguments: Arguments) -> int:
-    _refuse_unknown_metrics([arguments.metric])
+    refuse_unknown_metrics([arguments.metric], "--metric")
     sources, references = read_references(arguments.source, arguments.target)
     a, b = (_load(arguments, name).predict(sources) for name in (arguments.run_a, arguments.run_b))
     found = compare(arguments.metric, a, b, references, seed=arguments.seed, method=arguments.method)

@@ -275,7 +275,7 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
     """The network with its random start, a function of `training.seed` alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return Transformer(config.model, vocabulary_sizes(tokenizer))
 

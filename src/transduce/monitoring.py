@@ -25,7 +25,7 @@ class TerminalDisplay:
         self.num_steps = num_steps
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
@@ -65,10 +65,16 @@ class TensorBoardWriter:
         self._writer: Any = None  # made with the first row: a folder must be free for the run that begins there
 
     def __call__(self, row: Row) -> None:
-        self._writer = self._writer or self._new_writer()
+        # What a killed process wrote of this step and later ones is repeated now: readers are told to forget it.
+        self._writer = self._writer or self._new_writer(purge_step=row["step"])
         for name, value in metrics_of(row).items():
             self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
         self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def metrics_of(row: Row) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,9 +47,7 @@ class ValidationConfig:
     group_sources: bool = False  # rows of one source are its alternatives: see GROUPED_METRICS
 
     def __post_init__(self) -> None:
-        for name in self.metrics:
-            if name not in METRICS:
-                raise TransduceError(f"validation.metrics has '{name}', which is unknown.{nearest(name, METRICS)}")
+        refuse_unknown_metrics(self.metrics, "validation.metrics")
         if self.best != "loss" and self.best not in self.metrics:
             raise TransduceError(
                 f"validation.best is '{self.best}': it must be 'loss' or one of validation.metrics "
@@ -100,6 +98,13 @@ ON_RESUME = {
         "model.tie_embeddings", "model.max_len",
     ],
 }  # fmt: skip
+
+
+def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
+    """Raises TransduceError, naming the setting `where`, before the long work and not after it."""
+    for name in names:
+        if name not in METRICS:
+            raise TransduceError(f"{where} has '{name}', which is unknown.{nearest(name, METRICS)}")
 
 
 def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
