@@ -172,3 +172,12 @@ def test_gradients_are_shortened_together_and_only_if_too_long(max_norm, factor)
     assert norm.item() == pytest.approx(13.0)  # of 3, 4 and 12
     assert layer.weight.grad[0, :2].tolist() == pytest.approx([3 * factor, 4 * factor])
     assert layer.bias.grad[1].item() == pytest.approx(12 * factor)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_run_shorter_than_its_warm_up_still_reaches_the_peak_after_a_quarter(schedule):
+    config = OptimConfig(schedule=schedule, learning_rate=3e-3, warmup_steps=500)
+    rates = [learning_rate(config, step, d_model=16, num_steps=40) for step in range(1, 41)]
+    assert rates.index(max(rates)) == 9
+    assert max(rates) == pytest.approx(3e-3)
+    assert rates[-1] < 0.1 * max(rates)

@@ -133,7 +133,7 @@ def test_micro_batches_of_different_sizes_give_the_gradient_of_one_batch_of_them
 def test_training_equals_a_loop_written_by_hand_with_adamw_and_cross_entropy(new_trainer: NewTrainer) -> None:
     # A large epsilon: the bias of the keys has no gradient but rounding, which Adam would blow up to full steps.
     optim = replace(OPTIM, weight_decay=0.1, max_grad_norm=0.5, schedule="linear", epsilon=1e-4)
-    trainer = new_trainer(optim=optim, model=replace(MODEL, dropout=0.0))
+    trainer = new_trainer(replace(TRAINING, steps=12), optim=optim, model=replace(MODEL, dropout=0.0))
     model = new_model(replace(MODEL, dropout=0.0))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
@@ -144,9 +144,9 @@ def test_training_equals_a_loop_written_by_hand_with_adamw_and_cross_entropy(new
         fused=False,
         foreach=False,
     )
-    # By hand: up to the peak at step 3, then down a straight line that would reach zero at step 8.
-    rates = [0.003 * share for share in (1 / 3, 2 / 3, 5 / 5, 4 / 5, 3 / 5, 2 / 5, 1 / 5)]
-    steps = planned_steps(trainer, 7)
+    # By hand: up to the peak at step 3, then down a straight line that would reach zero at step 13.
+    rates = [0.003 * share for share in (1 / 3, 2 / 3, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)]
+    steps = planned_steps(trainer, 12)
     losses = []
     for rate, micro_batches in zip(rates, steps, strict=True):
         for group in optimizer.param_groups:

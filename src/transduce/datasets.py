@@ -164,7 +164,7 @@ b1f6013c9158e3baa3a393773941b142e3ed8fef246c625d3194bb21678a9c85  cmudict-g2p/de
 0fb3536e8dd0aaeea208c2c5f4353196b2beee657c467095487238a3f18f461f  cmudict-g2p/train.graphemes
 2e173e7a25634679dcdb48d9d44a38a5e5dc5d34deecb0168cb901bb707421df  cmudict-g2p/train.phonemes
 """
-_SHA256 = {path: digest for digest, path in (line.split() for line in _SHA256SUMS.strip().splitlines())}
+_SHA256 = {path: digest for digest, path in (line.split() for line in _SHA256SUMS.strip().split("\n"))}
 
 _MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 _MULTI30K_NAMES = {"test2016": "test_2016_flickr", "test2017": "test_2017_flickr", "testcoco": "test_2017_mscoco"}

@@ -20,7 +20,7 @@ from transduce.config import differences, to_toml
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import DEFAULT_CACHE, load_split
 from transduce.distributed import Process, joined, own_device
-from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.errors import TransduceError
 from transduce.metrics import Score, evaluate, evaluate_pronunciation
 from transduce.model import Transformer
 from transduce.monitoring import TerminalDisplay, learning_curve
@@ -32,12 +32,13 @@ from transduce.settings import (
     carry_over,
     load_config,
     refuse_changes,
+    refuse_other_data,
     with_shape_of,
     with_steps,
 )
 from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
-from transduce.trainer import Observe, Trainer, TrainerState, Validation
+from transduce.trainer import Observe, Trainer, TrainerState, Validation, measure_steps
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
@@ -209,13 +210,7 @@ def _settle(
     config = carry_over(config, saved)
     changes = differences(saved, config)
     refuse_changes(changes, accept_changes=accept_changes)
-    if corpus.sha256 != facts["data"]:
-        had = facts["data"]
-        changed = [side for side in ("train", "valid") if corpus.sha256.get(side) != had.get(side)]
-        raise ConfigMismatchError(
-            f"the {' and '.join(changed)} data are not those that {folder.path} was started with: put them back, or "
-            f"start a new run on them with --init-from {folder.path} and another --run-dir."
-        )
+    refuse_other_data(facts["data"], corpus.sha256, folder.path)
     found = folder.newest_checkpoint(report=report)
     step = found[0] if found else None
     here, there = machine_facts(surroundings.device), facts["started"]
@@ -233,10 +228,8 @@ def _settle(
 
 def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundings, started: float) -> TrainerState:
     validate = None
-    if corpus.valid is not None and process.is_main:
+    if corpus.valid is not None:
         validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)
-    elif corpus.valid is not None:
-        validate = _never_called
     training = run.config.training
     budget = training.minutes * 60 - (time.perf_counter() - started)
     steps = training.steps or process.decide(lambda: _plan_steps(run, budget))
@@ -266,7 +259,7 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
         if surroundings.show_progress:
             display = TerminalDisplay(run.config.training.steps, first_step=trainer.state.step)
             observers.append(stack.enter_context(display))
-        trainer.observe = lambda row: _tell_all(observers, row)
+        trainer.observe = lambda row: [observe(row) for observe in observers]
         state = trainer.run()
     if process.is_main:
         _draw_learning_curve(run.folder, surroundings.report)
@@ -359,16 +352,12 @@ def _plan_steps(run: _Run, budget: float) -> int:
     )
     if training.epochs:
         return max(1, round(training.epochs * len(plan)))
+    # Of a long enough run, on a copy: its schedule must hold, its weights are thrown away.
     config = replace(training, steps=_WARM_UP_STEPS + _MEASURED_STEPS)
     trial = Trainer(copy.deepcopy(run.model), run.pairs, config=config, optim=run.config.optim, folder=run.folder)
     with torch.random.fork_rng():
-        for step in range(_WARM_UP_STEPS):
-            trial.train_step(plan[step % len(plan)], step + 1)
-        started, num_steps = time.perf_counter(), 0
-        while num_steps < _MEASURED_STEPS and time.perf_counter() - started < _MEASURED_SHARE * budget:
-            trial.train_step(plan[(_WARM_UP_STEPS + num_steps) % len(plan)], _WARM_UP_STEPS + num_steps + 1)
-            num_steps += 1
-        elapsed = time.perf_counter() - started
+        measure_steps(trial, plan, num_steps=_WARM_UP_STEPS, seconds=math.inf)
+        num_steps, elapsed = measure_steps(trial, plan, num_steps=_MEASURED_STEPS, seconds=_MEASURED_SHARE * budget)
     left = budget * (1 - _VALIDATION_SHARE) - elapsed
     if num_steps == 0 or left <= 0:
         raise TransduceError(
@@ -391,15 +380,6 @@ def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> No
         report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
         return
     folder.write_file("learning_curve.png", picture)
-
-
-def _tell_all(observers: Sequence[Observe], row: dict[str, Any]) -> None:
-    for observe in observers:
-        observe(row)
-
-
-def _never_called(_model: nn.Module) -> Validation:
-    raise AssertionError("rank 0 validates for all")
 
 
 def count_training_overlap(

@@ -45,17 +45,21 @@ def inverse_sqrt_rate(step: int, d_model: int, warmup_steps: int) -> float:
 def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: int) -> float:
     """Learning rate at `step`, counted from 1, in a run of `num_steps`.
 
-    Every schedule rises linearly over the warm-up to the peak; linear and cosine fall to zero at the last step.
+    Every schedule rises linearly over the warm-up to the peak; linear and cosine fall to zero at the last step, and
+    their warm-up is at most a quarter of the run: a short run must not end before it has begun.
     """
-    peak = config.learning_rate or inverse_sqrt_rate(config.warmup_steps, d_model, config.warmup_steps)
-    if step < config.warmup_steps:
-        return peak * step / config.warmup_steps
+    warmup_steps = config.warmup_steps
+    peak = config.learning_rate or inverse_sqrt_rate(warmup_steps, d_model, warmup_steps)
+    if config.schedule in ("linear", "cosine"):
+        warmup_steps = min(warmup_steps, num_steps // 4)
+    if step < warmup_steps:
+        return peak * step / warmup_steps
     if config.schedule == "constant":
         return peak
     if config.schedule == "inverse_sqrt":
-        return peak * math.sqrt(max(config.warmup_steps, 1) / step)
+        return peak * math.sqrt(max(warmup_steps, 1) / step)
     # The last step still moves: the rate would be zero one step after it.
-    progress = (step - config.warmup_steps) / max(1, num_steps + 1 - config.warmup_steps)
+    progress = (step - warmup_steps) / (num_steps + 1 - warmup_steps)
     return peak * (1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from transduce.config import build, nearest, override, parse_toml
@@ -140,6 +141,15 @@ def refuse_changes(changes: Mapping[str, tuple[Any, Any]], *, accept_changes: bo
         raise ConfigMismatchError(
             f"the settings differ from those the run was started with: {told(flagged)}. Undo the change, or add "
             "--accept-changes to go on with it (it is recorded)."
+        )
+
+
+def refuse_other_data(had: Mapping[str, list[str]], has: Mapping[str, list[str]], run_dir: Path) -> None:
+    """Raises ConfigMismatchError if the hashes of a run's data, by side, are not those that it was started with."""
+    if changed := [side for side in ("train", "valid") if has.get(side) != had.get(side)]:
+        raise ConfigMismatchError(
+            f"the {' and '.join(changed)} data are not those that {run_dir} was started with: put them back, or "
+            f"start a new run on them with --init-from {run_dir} and another --run-dir."
         )
 
 

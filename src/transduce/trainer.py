@@ -25,7 +25,7 @@ from transduce.progress import StepResult, TrainerState, Validation
 from transduce.stopping import Stopped, StopSignals
 from transduce.tensor_files import load_parameters
 
-Observe = Callable[[dict[str, Any]], None]
+Observe = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +309,17 @@ class Trainer:
 
     def _cuda_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.device.type == "cuda" else []
+
+
+def measure_steps(
+    trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int, seconds: float
+) -> tuple[int, float]:
+    """Makes up to `num_steps` steps of `plan`, fewer if they take more than `seconds`; how many, and how long."""
+    started, done = time.perf_counter(), 0
+    while done < num_steps and time.perf_counter() - started < seconds:
+        trainer.train_step(plan[done % len(plan)], done + 1)
+        done += 1
+    return done, time.perf_counter() - started
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
