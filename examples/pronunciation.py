@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 
 import transduce
+from transduce.corpus import Surroundings
 from transduce.datasets import load_split
-from transduce.experiment import Surroundings, machine_facts, score
+from transduce.experiment import machine_facts
 from transduce.inspection import record_attention
 from transduce.monitoring import attention_map
+from transduce.scoring import score
 from transduce.settings import load_config
 from transduce.stopping import Stopped
 

@@ -20,7 +20,7 @@ ROWS = {
         "inspection", "progress", "monitoring",
     },
     "workers": {"trainer", "predictor"},
-    "composition": {"settings", "experiment", "fitting"},
+    "composition": {"settings", "corpus", "scoring", "experiment", "fitting"},
     "front ends": {"streams", "commands", "cli", "__main__"},
 }  # fmt: skip
 FREE = {"errors", "stopping", "files"}  # what goes wrong, how a stop is told, how a file is written: for everyone
@@ -32,8 +32,10 @@ SIDEWAYS = {
     "reading": {"decompression"},
     "datasets": {"fetching", "pronouncing_dictionary", "small_tasks"},
     "checkpoint": {"tensor_files"},
-    "experiment": {"settings"},
-    "fitting": {"settings", "experiment"},
+    "corpus": {"settings"},
+    "scoring": {"settings", "corpus"},
+    "experiment": {"settings", "corpus", "scoring"},
+    "fitting": {"settings", "corpus", "scoring", "experiment"},
     "commands": {"streams"},
     "cli": {"commands"},
     "__main__": {"cli"},

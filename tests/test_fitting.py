@@ -8,8 +8,8 @@ import pytest
 
 from calling import Outcome, command
 from transduce.checkpoint import RunFolder
+from transduce.corpus import Surroundings
 from transduce.errors import DataError, RunFolderError
-from transduce.experiment import Surroundings
 from transduce.fitting import MINIMUM_PAIRS, choose_settings, fit
 from transduce.metrics import METRICS
 from transduce.predictor import Predictor

@@ -19,8 +19,9 @@ import torch
 from transduce import cli, experiment, files
 from transduce.checkpoint import RunFolder
 from transduce.config import names_of, to_toml
+from transduce.corpus import Surroundings
 from transduce.errors import ConfigMismatchError, RunFolderError
-from transduce.experiment import Surroundings, train
+from transduce.experiment import train
 from transduce.model import TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.progress import TrainerState
@@ -143,7 +144,7 @@ def signalling(signum: int, times: int = 1) -> Callable[[], None]:
 
 
 def strike_at(monkeypatch: pytest.MonkeyPatch, where: str, call: int, strike: Callable[[], None]) -> pytest.MonkeyPatch:
-    names = {"micro_batch": "transduce.trainer.collate", "validation": "transduce.experiment.corpus_loss"}
+    names = {"micro_batch": "transduce.trainer.collate", "validation": "transduce.scoring.corpus_loss"}
     module, _, name = names[where].rpartition(".")
     monkeypatch.setattr(names[where], Striking(getattr(sys.modules[module], name), call, strike))
     return monkeypatch

@@ -19,13 +19,15 @@ from rich.table import Table
 from transduce import datasets
 from transduce.checkpoint import RunFolder
 from transduce.config import nearest
+from transduce.corpus import Surroundings, count_training_overlap
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError
-from transduce.experiment import Surroundings, count_training_overlap, score, train
+from transduce.experiment import train
 from transduce.fitting import fit
 from transduce.metrics import compare
 from transduce.model import PRESETS, Transformer, VocabularySizes
 from transduce.monitoring import TensorBoardWriter
 from transduce.predictor import Predictor, vocabulary_sizes
+from transduce.scoring import score
 from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config, refuse_unknown_metrics
 from transduce.stopping import Stopped
 from transduce.streams import (

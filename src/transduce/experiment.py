@@ -4,30 +4,27 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transduce import __version__
 from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
-from transduce.data import EncodedPairs, encode_pairs, plan_epoch
-from transduce.datasets import DEFAULT_CACHE, load_split
+from transduce.corpus import Corpus, Surroundings, encode_reporting, read_corpus
+from transduce.data import EncodedPairs, plan_epoch
 from transduce.distributed import Process, joined, own_device
 from transduce.errors import TransduceError
-from transduce.metrics import Score, evaluate, evaluate_pronunciation
 from transduce.model import Transformer
 from transduce.monitoring import TerminalDisplay, learning_curve
-from transduce.predictor import Predictor, corpus_loss, find_device, vocabulary_sizes
-from transduce.reading import Pairs, count_overlap, read_pairs
+from transduce.predictor import find_device, vocabulary_sizes
+from transduce.scoring import build_validation
 from transduce.settings import (
-    DataConfig,
     ExperimentConfig,
     carry_over,
     load_config,
@@ -38,64 +35,11 @@ from transduce.settings import (
 )
 from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
-from transduce.trainer import Observe, Trainer, TrainerState, Validation, measure_steps
+from transduce.trainer import Trainer, TrainerState, measure_steps
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
 _VALIDATION_SHARE = 0.1  # of the time is kept for validations and for slower moments than the measured ones
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a run finds around it: machine, folders, and who listens."""
-
-    device: str = "auto"
-    data_root: Path | None = None  # holds multi30k/train.en and the like; None: fetched into `data_cache`
-    data_cache: Path = DEFAULT_CACHE
-    report: Callable[[str], None] = lambda _line: None
-    observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
-    show_progress: bool = False  # rows on standard error: a live bar on a terminal
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The text of a run."""
-
-    train: Pairs
-    valid: Pairs | None
-
-    @property
-    def sha256(self) -> dict[str, list[str]]:
-        """What the files say, wherever they lie."""
-        sides = {"train": self.train, "valid": self.valid}
-        return {name: list(pairs.sha256.values()) for name, pairs in sides.items() if pairs is not None}
-
-
-def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
-    """Reads training and validation pairs, and reports what was skipped and how much they overlap."""
-
-    def read(split: str, paths: tuple[str, ...]) -> Pairs | None:
-        if config.dataset:
-            return load_split(config.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
-        return read_pairs(paths) if paths else None
-
-    train = read("train", config.train)
-    assert train is not None
-    corpus = Corpus(train, read("valid", config.valid))
-    for name, pairs in (("training", corpus.train), ("validation", corpus.valid)):
-        if pairs is None:
-            continue
-        skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in pairs.skipped.items())
-        surroundings.report(f"{name}: {len(pairs):,} pairs{skipped}")
-        for note in pairs.notes:
-            surroundings.report(note)
-    if corpus.valid is not None:
-        overlap = count_overlap(corpus.train, corpus.valid)
-        surroundings.report(
-            f"in training too, of the validation: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
-            f"{overlap['target']:,} targets"
-        )
-    return corpus
 
 
 def train(
@@ -103,7 +47,7 @@ def train(
     run_dir: Path,
     *,
     corpus: Corpus | None = None,
-    surroundings: Surroundings = Surroundings(),
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
     resume: bool = False,
     accept_changes: bool = False,
     init_from: Path | None = None,
@@ -170,13 +114,17 @@ def _begin(
     else:
         learnt = process.decide(lambda: Tokenizer.learn(config.tokenizer, corpus.train.src, corpus.train.tgt).to_json())
     tokenizer = Tokenizer.from_json(learnt)
-    pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
+    pairs = encode_reporting(tokenizer, corpus.train, config.data, surroundings.report)
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
     if ancestor is not None:
         load_parameters(model, ancestor.read_model()[0])
     folder = RunFolder(run_dir)
     if process.is_main:
-        facts: dict[str, Any] = {"data": corpus.sha256, "started": machine_facts(surroundings.device)}
+        facts: dict[str, Any] = {
+            "data": corpus.sha256,
+            "num_train_pairs": len(corpus.train),
+            "started": machine_facts(surroundings.device),
+        }
         if ancestor is not None:
             facts["initialised_from"] = str(ancestor.path)
         folder = RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt, facts=facts)
@@ -194,7 +142,7 @@ def _reopen(
     """The run in `folder` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
     config, step = process.decide(lambda: _settle(config, folder, corpus, surroundings, accept_changes))
     tokenizer = Tokenizer.from_json(folder.tokenizer)
-    pairs = _encode(tokenizer, corpus.train, config.data, surroundings.report)
+    pairs = encode_reporting(tokenizer, corpus.train, config.data, surroundings.report)
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
     return _Run(folder, config, tokenizer, model, pairs, folder.read_checkpoint(step) if step is not None else None)
 
@@ -273,61 +221,6 @@ def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
         return Transformer(config.model, vocabulary_sizes(tokenizer))
 
 
-def build_validation(
-    config: ExperimentConfig, tokenizer: Tokenizer, valid: Pairs, report: Callable[[str], None]
-) -> Callable[[nn.Module], Validation]:
-    """The function that says how good a model is: its loss on all of `valid`, its scores on an even selection."""
-    settings = config.validation
-    encoded = _encode(tokenizer, valid, config.data, report)
-    sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
-    chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
-    rows = [row for row, source in enumerate(valid.src) if source in chosen]
-    texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
-    decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
-    is_loss = settings.best == "loss"  # of all pairs; a score is comparable with others of the same answers alone
-    measure = settings.best if is_loss else f"{settings.best} of {len(rows)} pairs, beam {settings.beam_size}"
-
-    def validate(model: nn.Module) -> Validation:
-        assert isinstance(model, Transformer)
-        found = {"loss": corpus_loss(model, encoded)}
-        goodness = -found["loss"]
-        if settings.metrics:
-            predictor = Predictor(model, tokenizer, decoding)
-            scores = score(
-                predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1
-            )
-            for result in scores:
-                found[result.name] = result.value
-                if result.name == settings.best:
-                    goodness = result.value if result.is_higher_better else -result.value
-        return Validation(found, goodness, measure)
-
-    return validate
-
-
-def score(
-    predictor: Predictor,
-    sources: Sequence[str],
-    references: Sequence[Sequence[str]],
-    metrics: Sequence[str],
-    *,
-    group_sources: bool = False,
-    num_resamples: int = 1000,
-) -> list[Score]:
-    """Answers `sources` and scores the answers; `references` are sets of one line per source.
-
-    With `group_sources`, rows of the same source are its alternatives, and the scores are wer and per of distinct
-    sources.
-    """
-    distinct = list(dict.fromkeys(sources))
-    answers = dict(zip(distinct, predictor.predict(distinct), strict=True))
-    hypotheses = [answers[source] for source in sources]
-    if group_sources:
-        found = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
-        return [result for result in found if result.name in metrics]
-    return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)
-
-
 def machine_facts(device: str) -> dict[str, Any]:
     """What equal bits depend on."""
     return {
@@ -366,13 +259,6 @@ def _plan_steps(run: _Run, budget: float) -> int:
     return max(1, int(left / (elapsed / num_steps)))
 
 
-def _encode(tokenizer: Tokenizer, pairs: Pairs, config: DataConfig, report: Callable[[str], None]) -> EncodedPairs:
-    encoded, num_long = encode_pairs(tokenizer, pairs, max_len=config.max_len)
-    if num_long:
-        report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {config.max_len} tokens")
-    return encoded
-
-
 def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> None:
     try:
         picture = learning_curve(folder.metrics(), folder.path.name)
@@ -380,20 +266,3 @@ def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> No
         report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
         return
     folder.write_file("learning_curve.png", picture)
-
-
-def count_training_overlap(
-    config: ExperimentConfig,
-    folder: RunFolder,
-    sources: Sequence[str],
-    targets: Sequence[str],
-    surroundings: Surroundings,
-) -> dict[str, int] | None:
-    """How many of these lines the run was trained on; None if its training data are not where they were."""
-    try:
-        train = read_corpus(config.data, replace(surroundings, report=lambda _line: None)).train
-    except TransduceError:
-        return None
-    if list(train.sha256.values()) != folder.facts["data"]["train"]:
-        return None
-    return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))

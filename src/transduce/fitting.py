@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from transduce.checkpoint import RunFolder
+from transduce.corpus import Corpus, Surroundings
 from transduce.errors import DataError
-from transduce.experiment import Corpus, Surroundings, score, train
+from transduce.experiment import train
 from transduce.metrics import Score
 from transduce.model import PRESETS, TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.predictor import Predictor
 from transduce.reading import Pairs, read_pairs, split_pairs
+from transduce.scoring import score
 from transduce.settings import DataConfig, ExperimentConfig, ValidationConfig, load_config
 from transduce.tokenizer import Kind, TokenizerConfig
 from transduce.trainer import TrainingConfig

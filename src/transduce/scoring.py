@@ -1,0 +1,71 @@
+"""How good a model is: its scores on any lines, and the validation that training goes by."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from transduce.corpus import encode_reporting
+from transduce.metrics import Score, evaluate, evaluate_pronunciation
+from transduce.model import Transformer
+from transduce.predictor import Predictor, corpus_loss
+from transduce.progress import Validation
+from transduce.reading import Pairs
+from transduce.settings import ExperimentConfig
+from transduce.tokenizer import Tokenizer
+
+
+def build_validation(
+    config: ExperimentConfig, tokenizer: Tokenizer, valid: Pairs, report: Callable[[str], None]
+) -> Callable[[nn.Module], Validation]:
+    """The function that says how good a model is: its loss on all of `valid`, its scores on an even selection."""
+    settings = config.validation
+    encoded = encode_reporting(tokenizer, valid, config.data, report)
+    sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
+    chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
+    rows = [row for row, source in enumerate(valid.src) if source in chosen]
+    texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
+    decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
+    is_loss = settings.best == "loss"  # of all pairs; a score is comparable with others of the same answers alone
+    measure = settings.best if is_loss else f"{settings.best} of {len(rows)} pairs, beam {settings.beam_size}"
+
+    def validate(model: nn.Module) -> Validation:
+        assert isinstance(model, Transformer)
+        found = {"loss": corpus_loss(model, encoded)}
+        goodness = -found["loss"]
+        if settings.metrics:
+            predictor = Predictor(model, tokenizer, decoding)
+            scores = score(
+                predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1
+            )
+            for result in scores:
+                found[result.name] = result.value
+                if result.name == settings.best:
+                    goodness = result.value if result.is_higher_better else -result.value
+        return Validation(found, goodness, measure)
+
+    return validate
+
+
+def score(
+    predictor: Predictor,
+    sources: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str],
+    *,
+    group_sources: bool = False,
+    num_resamples: int = 1000,
+) -> list[Score]:
+    """Answers `sources` and scores the answers; `references` are sets of one line per source.
+
+    With `group_sources`, rows of the same source are its alternatives, and the scores are wer and per of distinct
+    sources.
+    """
+    distinct = list(dict.fromkeys(sources))
+    answers = dict(zip(distinct, predictor.predict(distinct), strict=True))
+    hypotheses = [answers[source] for source in sources]
+    if group_sources:
+        found = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
+        return [result for result in found if result.name in metrics]
+    return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)
