@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from transduce import cli, experiment, files
+from transduce import cli, experiment, files, scoring
 from transduce.checkpoint import RunFolder
 from transduce.config import names_of, to_toml
 from transduce.corpus import Surroundings
@@ -271,7 +271,7 @@ def test_a_run_that_lost_patience_stays_finished_until_it_is_given_more(
     hopeless = replace(config, optim=replace(config.optim, learning_rate=1e-9, ema_decay=0.0))
     impatient = replace(hopeless, training=replace(config.training, patience=1, validate_every=1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "corpus_loss", lambda *_: 1.0)
+        patch.setattr(scoring, "corpus_loss", lambda *_: 1.0)
         assert train(impatient, tmp_path / "run").step == 2
         assert train(impatient, tmp_path / "run", resume=True).step == 2
         patient = replace(impatient, training=replace(impatient.training, patience=4))
