@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import transduce
+from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
 from transduce.datasets import load_split
 from transduce.experiment import machine_facts
@@ -31,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
     run_dir = parser.parse_args().run_dir
-    began = _clocks()
+    began, is_new = _clocks(), not (run_dir / "run.json").exists()
     config = load_config(CONFIG.read_text(encoding="utf-8"), str(CONFIG))
     surroundings = Surroundings(report=_report, show_progress=True)
     try:
@@ -40,35 +41,37 @@ def main() -> int:
         _report(f"{stopped.message} Run the same command to go on.")
         return stopped.exit_status
 
+    folder = RunFolder.open(run_dir)
     predictor = transduce.load(run_dir)
-    test = load_split("cmudict", "test")
-    word_errors, phoneme_errors = score(predictor, test.src, [test.tgt], ("wer", "per"), group_sources=True)
+    known = {split: load_split("cmudict", split) for split in ("train", "valid", "test")}
+    word_errors, phoneme_errors = score(
+        predictor, known["test"].src, [known["test"].tgt], ("wer", "per"), group_sources=True
+    )
     spent = {name: round(now - then, 1) for (name, now), then in zip(_clocks().items(), began.values(), strict=True)}
     found = {
         "wer": round(word_errors.value, 2),
         "per": round(phoneme_errors.value, 2),
         "wer_interval": [round(word_errors.low, 2), round(word_errors.high, 2)],
         "per_interval": [round(phoneme_errors.low, 2), round(phoneme_errors.high, 2)],
-        "training_seconds": spent["wall"],
-        "cpu_seconds": spent["cpu"],
-        "stolen_seconds": spent["stolen"],
         "num_test_words": word_errors.num_segments,
-        "num_test_pronunciations": len(test),
+        "num_test_pronunciations": len(known["test"]),
         "steps": state.step,
         "target_tokens": state.target_tokens,
         "beam_size": predictor.decoding.beam_size,
         "machine": machine_facts("auto") | {"cores": os.cpu_count()},
     }
-    (run_dir / "score.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if is_new:  # the clocks of a sitting that only went on say nothing of the whole
+        found |= {"training_seconds": spent["wall"], "cpu_seconds": spent["cpu"], "stolen_seconds": spent["stolen"]}
+        folder.write_text("score.json", json.dumps(found, indent=2) + "\n")
     print(f"\n{word_errors}: of {found['num_test_words']:,} words never seen, this share came out wrong (per cent)")
     print(f"{phoneme_errors}: the share of wrong phonemes")
-    print(f"after {spent['wall']:.0f} seconds from the command to the score\n")
+    print(f"{spent['wall']:.0f} seconds from the command to the score\n")
 
-    known = {word for split in ("train", "valid", "test") for word in load_split("cmudict", split).src}
     print("Words that are in no dictionary:")
+    words = {word for pairs in known.values() for word in pairs.src}
     for word, phonemes in zip(NEW_WORDS, predictor.predict(NEW_WORDS), strict=True):
-        print(f"  {word:14} {phonemes}{'   (in the dictionary after all)' if word in known else ''}")
-    (run_dir / "attention.png").write_bytes(draw_attention(predictor, NEW_WORDS[0]))
+        print(f"  {word:14} {phonemes}{'   (in the dictionary after all)' if word in words else ''}")
+    folder.write_file("attention.png", draw_attention(predictor, NEW_WORDS[0]))
     print(f"\nWhich letter each phoneme looked at: {run_dir}/attention.png    Learning: {run_dir}/learning_curve.png")
     print(f"Try your own: {Path(sys.executable).parent / 'transduce'} predict {run_dir}")
     return 0
@@ -77,10 +80,11 @@ def main() -> int:
 def draw_attention(predictor: transduce.Predictor, word: str) -> bytes:
     """A PNG of the last decoder layer's cross-attention, averaged over its heads, while it writes its answer."""
     tokenizer, model = predictor.tokenizer, predictor.model
+    device = model.output_weight.device
     src = tokenizer.encode_source([word])[0]
     tgt = tokenizer.encode_target(predictor.predict([word]))[0]
     with torch.inference_mode(), record_attention(model) as maps:
-        model(torch.tensor([src]), torch.tensor([[tokenizer.bos_id, *tgt[:-1]]]))
+        model(torch.tensor([src], device=device), torch.tensor([[tokenizer.bos_id, *tgt[:-1]]], device=device))
     last = f"decoder.layers.{model.config.num_decoder_layers - 1}.cross_attention"
     return attention_map(
         maps[last][0].mean(dim=0).tolist(),

@@ -233,6 +233,7 @@ def test_files_that_are_whole_but_in_the_wrong_place_are_refused(run, tmp_path):
 
 
 def test_verify_names_each_damaged_file(run):
+    run.write_checkpoint(30, value(30.0), {"best_step": 30}, keep=3)  # which tells of a model
     names = [name for name, problem in run.verify() if problem == ""]
     steps = [f"checkpoints/step-000000{step}.safetensors" for step in (10, 20, 30)]
     assert names == ["run.json", "config.toml", "tokenizer.json", "model.safetensors", *steps, "metrics.jsonl"]
@@ -243,6 +244,23 @@ def test_verify_names_each_damaged_file(run):
     problems = {name: problem for name, problem in run.verify() if problem}
     assert list(problems) == ["config.toml", "model.safetensors", steps[1], "metrics.jsonl"]
     assert "no such file" in problems["model.safetensors"] and "metrics.jsonl:2" in problems["metrics.jsonl"]
+
+
+def test_a_model_that_was_never_written_is_no_damage(tmp_path):
+    run = RunFolder.create(tmp_path / "young", config=CONFIG, tokenizer=TOKENIZER, facts={})
+    run.write_checkpoint(1, value(1.0), {"best_step": 0}, keep=1)
+    checkpoint = "checkpoints/step-00000001.safetensors"
+    names = ["run.json", "config.toml", "tokenizer.json", checkpoint, "metrics.jsonl"]
+    assert run.verify() == [(name, "") for name in names]
+
+
+def test_the_metadata_of_a_model_is_read_alone_but_not_unverified(run, monkeypatch):
+    _, expected = run.read_model()
+    monkeypatch.setattr("transduce.checkpoint.read_tensors", lambda *_: pytest.fail("the weights were read"))
+    assert run.read_model_metadata() == expected == {"bleu": 5.5}
+    path = run.path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert is_refused(run.read_model_metadata, path)
 
 
 def test_the_newest_valid_checkpoint_is_found_behind_damaged_ones(run):
@@ -677,7 +695,7 @@ def test_steps_sort_as_numbers_and_other_files_are_no_checkpoints(run):
 
 
 def test_create_refuses_a_folder_that_holds_a_run(run):
-    with pytest.raises(RunFolderError, match=r"--run-dir.*--resume"):
+    with pytest.raises(RunFolderError, match=r"another folder, or --resume to go on\.$"):
         RunFolder.create(run.path, config="other", tokenizer="{}", facts={})
     assert run.config == CONFIG
 
@@ -704,6 +722,8 @@ def test_create_says_in_one_line_where_it_cannot_write(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "demo"):
         with pytest.raises(RunFolderError, match=f"^{path}: cannot be written"):
             RunFolder.create(path, config=CONFIG, tokenizer=TOKENIZER, facts={})
+        with pytest.raises(RunFolderError, match=f"^{path}: cannot be written"):
+            RunFolder(path).refuse_other_use()  # before the long work
 
 
 def test_open_names_the_runs_nearby(run):

@@ -1,7 +1,9 @@
+import argparse
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from calling import Outcome, command, content_of
+from transduce import trainer
+from transduce.checkpoint import RunFolder
 from transduce.errors import TransduceError
 
 pytest_plugins = ["runs"]
@@ -114,6 +118,37 @@ def test_resuming_a_finished_run_changes_no_weight(own_run: Path, data: Path) ->
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("--model.dropout 0.1 x.toml --run-dir a.b/c.d", ["--model.dropout", "0.1"]),
+        ("--model.dropout=0.1 --quiet x.toml", ["--model.dropout=0.1"]),
+        ("x.toml --optim.beta1 -3 --quiet", ["--optim.beta1", "-3"]),
+        ("--run-dir=a.b --training.steps --quiet x.toml", ["--training.steps"]),
+        ("--seed 1 x.toml --data.train=a=b --model.d_ff 2", ["--data.train=a=b", "--model.d_ff", "2"]),
+    ],
+)
+def test_a_setting_is_one_wherever_it_stands(words: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from transduce import commands
+
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(commands, "run", lambda arguments: seen.append(arguments) or 0)
+    assert command("train", *words.split()).status == 0
+    assert (seen[0].config, seen[0].overrides) == ("x.toml", settings)
+
+
+def test_only_train_takes_settings(run: Path) -> None:
+    found = command("predict", run, "--model.dropout", "0.1")
+    assert found.status == 2
+    assert "'--model.dropout' is not understood" in found.err
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf" + (data / "config.toml").read_bytes())
+    found = command("train", tmp_path / "x.toml", "--run-dir", tmp_path / "run", "--training.steps", "1")
+    assert found.status == 0, found.err
+
+
 def test_stopped_training_names_the_command_that_goes_on(data: Path, tmp_path: Path) -> None:
     words = f"train {data}/config.toml --run-dir {tmp_path}/run --training.steps 100000 --training.log_every 1"
     script = (
@@ -170,6 +205,40 @@ def test_several_answers_are_joined_by_tabs(run: Path) -> None:
     rows = [json.loads(line) for line in command(*words, "--json", stdin=b"abc\nde\n").lines]
     expected = ["\t".join(answer["text"] for answer in row["predictions"]) for row in rows]
     assert command(*words, stdin=b"abc\nde\n").lines == expected
+
+
+def test_answers_go_through_a_pipe_and_leave_it_one(run: Path, few: dict[str, Path], tmp_path: Path) -> None:
+    script = "mkfifo $pipe; cat $pipe > $read & $transduce predict $run $source -o $pipe; status=$?; wait; exit $status"
+    found = in_shell(script, run=run, source=few["source"], pipe=tmp_path / "pipe", read=tmp_path / "read")
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "read").read_bytes() == few["answers"].read_bytes()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_answers_go_where_a_link_leads_and_leave_it_one(
+    exists: bool, run: Path, few: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there/answers", tmp_path / "link"
+    if exists:
+        target.write_text("old\n")
+    link.symlink_to("there/answers")
+    assert command("predict", run, few["source"], "-o", link).status == 0
+    assert link.is_symlink()
+    assert target.read_bytes() == few["answers"].read_bytes()
+    assert content_of(tmp_path).keys() == {"there/answers", "link"}
+
+
+def test_answers_to_a_device_leave_it_one(tmp_path: Path) -> None:
+    from transduce.streams import answers_to
+
+    link = tmp_path / "null"  # so that a mistake here replaces the link at most
+    link.symlink_to(os.devnull)
+    with answers_to(str(link)) as output:
+        output.write(b"abc\n")
+    assert link.is_symlink()
+    assert Path(os.devnull).is_char_device()
 
 
 def test_an_error_half_way_leaves_the_old_output_file(run: Path, tmp_path: Path) -> None:
@@ -323,6 +392,46 @@ def test_describe_shows_a_run(run: Path) -> None:
     assert "total" in command("describe", run).out.decode()
 
 
+def test_describe_says_which_step_the_model_is_of_and_how_good(run: Path, tmp_path: Path) -> None:
+    model_is_of = json.loads(command("describe", run, "--json").out)["model_is_of"]
+    last = command("describe", run).lines[-1]
+    assert last.startswith(f"the model is of step {model_is_of['step']}, validation: ")
+    told = {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)", last.split("validation: ")[1])}
+    assert told.keys() == {"loss", "exact_match", "cer"}
+    assert told == pytest.approx(model_is_of["validation"], rel=1e-3)
+    assert command("average", run, "--steps", "20,60", "-o", tmp_path / "mean").status == 0
+    assert command("describe", tmp_path / "mean").lines[-1] == "the model is the mean of steps 20, 60"
+
+
+def test_a_run_stopped_before_its_first_model_is_described_and_verified(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = trainer.Trainer.train_step
+
+    def stopping(self: trainer.Trainer, micro_batches: object, step: int) -> object:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, micro_batches, step)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", stopping)
+    young = tmp_path / "young"
+    assert command("train", data / "config.toml", "--run-dir", young).status == 143
+    assert RunFolder.open(young).checkpoints()
+    found = command("verify", young)
+    assert found.status == 0
+    assert found.lines[-1] == "model.safetensors: none yet"
+    assert json.loads(command("verify", young, "--json").out)["is_intact"] is True
+    assert json.loads(command("describe", young, "--json").out)["model_is_of"] is None
+    assert command("describe", young).lines[-1] == "no model yet: the first validation is still to come"
+
+
+def test_verify_misses_a_model_that_was_there(own_run: Path) -> None:
+    (own_run / "model.safetensors").unlink()
+    found = command("verify", own_run)
+    assert found.status == 74
+    assert "model.safetensors: " in found.out.decode()
+
+
 def test_data_lists_the_sets_and_writes_one(tmp_path: Path) -> None:
     listed = json.loads(command("data", "--json").out)["datasets"]
     assert {"copy", "reverse"} <= {found["name"] for found in listed}
@@ -400,6 +509,7 @@ BAD_INPUT = {
     "a missing source": ("predict {run} {work}/none.txt", 66, "none.txt"),
     "a source that is not UTF-8": ("predict {run} {work}/latin.txt", 65, "latin.txt"),
     "a beam of nothing": ("predict {run} {source} --beam-size 0", 2, "beam size"),
+    "an average over a file": ("average {run} --last 2 -o {work}/two.tsv", 73, "two.tsv"),
     "a beam beyond all memory": ("predict {run} {source} --beam-size 1000000000", 2, "beam size"),
     "more answers than hypotheses": ("predict {run} {source} --n-best 4 --beam-size 2", 2, "beam size (2)"),
     "no answers": ("predict {run} {source} --n-best 0", 2, "--n-best"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from transduce.config import build, differences, names_of, nearest, override, parse_toml, to_table, to_toml
+from transduce.config import build, differences, names_of, override, parse_toml, to_table, to_toml
 from transduce.decoding import DecodingConfig
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.model import PRESETS
@@ -100,9 +100,16 @@ def test_overrides_replace_and_leave_the_table_as_it_was() -> None:
 def test_an_override_keeps_what_is_behind_the_first_equals_sign() -> None:
     assert override({}, ["--oven.mode=a=b"]) == {"oven": {"mode": "a=b"}}
     assert override({}, ["--oven.racks", "-3"]) == {"oven": {"racks": -3}}
+    assert override({}, ["--oven.mode=--top"]) == {"oven": {"mode": "--top"}}
 
 
-@pytest.mark.parametrize("words", [["racks"], ["--racks", "3"], ["--oven.", "3"], ["--.racks", "3"], ["--oven.racks"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["racks"], ["--racks", "3"], ["--oven.", "3"], ["--.racks", "3"], ["--oven.racks"]),
+        ["--oven.racks", "--oven.has_fan", "true"],
+    ],
+)
 def test_an_override_that_names_no_setting_is_refused(words: list[str]) -> None:
     with pytest.raises(TransduceError, match=r"racks|oven"):
         override({"oven": {}}, words)
@@ -116,11 +123,6 @@ def test_an_override_of_a_value_as_if_it_were_a_section_is_refused() -> None:
 def test_broken_toml_is_refused_with_the_name_of_the_file_and_the_line() -> None:
     with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML: .*line 2"):
         parse_toml("[a]\nb =\n", "my.toml")
-
-
-def test_nearest_names_all_when_none_is_near() -> None:
-    assert nearest("bleuu", ["bleu", "chrf"]) == " Did you mean 'bleu'?"
-    assert nearest("xyz", ["bleu", "chrf"]) == " There are: bleu, chrf."
 
 
 def test_differences_names_what_differs_and_nothing_else() -> None:
@@ -168,6 +170,7 @@ def test_a_preset_gives_the_defaults_and_settings_go_above_it(name: str) -> None
         (["--training.minutes", "nan"], "training.minutes is nan"),
         (["--training.steps", "0"], "how long to train?"),
         (["--optim.beta1", "1.0"], "optim.beta1"),
+        (["--optim.epsilon", "0"], "optim.epsilon is 0.0: it must be above 0"),
         (["--decoding.beam_size", "0"], "the beam size is 0"),
         (["--tokenizer.vocab_size", "3"], "vocab_size (3)"),
     ],

@@ -49,7 +49,6 @@ def test_a_batch_written_by_hand_is_padded_and_shifted():
     assert batch.src.tolist() == [[9, EOS, PAD], [7, 8, EOS]]
     assert batch.tgt_in.tolist() == [[BOS, 4, 3, 5], [BOS, 5, PAD, PAD]]
     assert batch.tgt_out.tolist() == [[4, 3, 5, EOS], [5, EOS, PAD, PAD]]
-    assert batch.rows == [1, 0]
     assert {batch.src.dtype, batch.tgt_in.dtype, batch.tgt_out.dtype} == {torch.int64}
 
 
@@ -72,7 +71,6 @@ def test_a_batch_moved_to_a_device_has_all_its_tensors_there():
     batch = collate(pairs_of_lengths([(2, 3), (5, 1)]), np.array([0, 1]))
     moved = batch.to("meta")
     assert [tensor.device.type for tensor in (moved.src, moved.tgt_in, moved.tgt_out)] == ["meta"] * 3
-    assert moved.rows == [0, 1]
 
 
 def test_selected_pairs_are_the_rows_asked_for_in_their_order():

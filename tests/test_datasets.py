@@ -3,6 +3,7 @@ import hashlib
 import io
 import sys
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,12 @@ def test_every_set_has_a_home_a_licence_and_train_valid_and_test():
 
 
 def test_an_unknown_set_or_split_is_answered_with_the_nearest_one():
-    with pytest.raises(TransduceError, match="Did you mean multi30k-en-de") as caught:
+    with pytest.raises(TransduceError, match="Did you mean 'multi30k-en-de'") as caught:
         find_dataset("multi30k-en-fr")
     one_line(caught)
-    with pytest.raises(TransduceError, match=r"There are multi30k-en-de, .*addition"):
+    with pytest.raises(TransduceError, match=r"There are: multi30k-en-de, .*addition"):
         find_dataset("?")
-    with pytest.raises(TransduceError, match="Did you mean test2016"):
+    with pytest.raises(TransduceError, match="Did you mean 'test2016'"):
         load_split("multi30k-en-de", "test-2016")
 
 
@@ -211,6 +212,40 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="out"):
         export("copy", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("small_set")
+@pytest.mark.parametrize("name", ["README.md", "train.en"])
+def test_an_export_replaces_no_file_that_is_not_of_its_set(tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("# my notes\n")
+    with pytest.raises(RunFolderError, match=name) as caught:
+        export("small", out, cache=tmp_path / "cache")
+    one_line(caught)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "# my notes\n")]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("small_set")
+def test_an_export_replaces_an_earlier_one_even_if_that_was_stopped_half_way(tmp_path):
+    first = {path: path.read_bytes() for path in export("small", tmp_path / "out", cache=tmp_path / "cache")}
+    (tmp_path / "out/train.de").unlink()
+    (tmp_path / "out/train.en").write_text("old")
+    assert {path: path.read_bytes() for path in export("small", tmp_path / "out", cache=tmp_path / "cache")} == first
+
+
+def test_an_export_that_cannot_have_all_its_splits_writes_none(small_set, tmp_path, monkeypatch):
+    def load(split: str, places: Places) -> Pairs:
+        if split == "valid":
+            raise MissingInputError("valid is not there.")
+        return small_set.load(split, places)
+
+    broken = replace(small_set, splits={"train": 2, "valid": 2}, load=load)
+    monkeypatch.setattr(datasets, "list_datasets", lambda: [broken])
+    with pytest.raises(MissingInputError, match="valid is not there"):
+        export("small", tmp_path / "out", cache=tmp_path / "cache")
+    assert not list((tmp_path / "out").iterdir())
 
 
 # --- generated tasks -------------------------------------------------------------------------------------------------

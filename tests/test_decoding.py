@@ -60,9 +60,9 @@ def norm(length: int, config: DecodingConfig) -> float:
     return base**config.length_penalty
 
 
-def greedy(score: Score, max_lens: list[int]) -> list[Hypothesis]:
+def greedy(score: Score, max_lens: list[int], config: DecodingConfig = DecodingConfig()) -> list[Hypothesis]:  # noqa: B008
     script = Script(score, len(max_lens))
-    return greedy_search(script.step, script, torch.tensor(max_lens), SPECIAL)
+    return greedy_search(script.step, script, torch.tensor(max_lens), SPECIAL, config=config)
 
 
 def beam(score: Score, max_lens: list[int], config: DecodingConfig, num_best: int = 1) -> list[list[Hypothesis]]:
@@ -129,6 +129,7 @@ def test_a_log_probability_is_that_of_the_answer_and_its_end(search):
         following = [log_probs(score(sentence, (BOS, *tokens[:length]))) for length in range(len(tokens))]
         expected = sum(of_all[token] for of_all, token in zip(following, tokens, strict=True))
         assert found.log_prob == pytest.approx(expected, abs=1e-5)
+        assert found.score == pytest.approx(expected / norm(len(tokens), DecodingConfig()), abs=1e-5)
 
 
 @every_search
@@ -149,7 +150,7 @@ def test_batch_mates_change_nothing(search):
 
 def test_finished_sentences_are_dropped():
     script = Script(lambda sentence, prefix: [0, 0, 9 * (len(prefix) > sentence), 3, 0, 0], 4)
-    greedy_search(script.step, script, torch.tensor([9] * 4), SPECIAL)
+    greedy_search(script.step, script, torch.tensor([9] * 4), SPECIAL, config=DecodingConfig())
     assert script.rows_seen == [4, 3, 2, 1]
 
 
@@ -167,11 +168,12 @@ def test_greedy_takes_the_likeliest_token_each_time():
 
 def test_a_beam_of_one_is_greedy_search():
     max_lens = [8, 3, 5, 6]
-    config = DecodingConfig(beam_size=1, length_penalty=0.0)
+    config = DecodingConfig(beam_size=1, length_penalty=1.3, length_norm="power")
     for seed in range(20):
-        assert [found[0].ids for found in beam(random_score(seed), max_lens, config)] == [
-            found.ids for found in greedy(random_score(seed), max_lens)
-        ]
+        by_beam = [found[0] for found in beam(random_score(seed), max_lens, config)]
+        found = greedy(random_score(seed), max_lens, config)
+        assert [answer.ids for answer in found] == [answer.ids for answer in by_beam]
+        assert [answer.score for answer in found] == pytest.approx([answer.score for answer in by_beam])
 
 
 def all_answers(score: Score, sentence: int, max_len: int, config: DecodingConfig) -> list[tuple[float, list[int]]]:
@@ -305,6 +307,13 @@ def test_numbers_at_the_edge_draw_a_token_that_is_allowed(edge):
     assert set(found.ids) <= {3, 4, 5}
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324])
+def test_a_tiny_temperature_draws_what_greedy_search_finds(temperature):
+    config, max_lens = replace(SAMPLING, temperature=temperature), [7] * 9
+    drawn = draw(random_score(4), max_lens, config, uniform_numbers(9, 7))
+    assert [found.ids for found in drawn] == [found.ids for found in greedy(random_score(4), max_lens)]
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +325,7 @@ def test_an_answer_has_room_for_a_multiple_of_the_source_and_some_more():
     ("settings", "message"),
     [
         ({"beam_size": 0}, "beam size is 0"),
+        ({"beam_size": 1001}, r"beam size is 1,001: it must be from 1 \(greedy search\) to 1,000"),
         ({"length_penalty": -0.1}, "length penalty is -0.1"),
         ({"length_penalty": math.nan}, "length penalty is nan"),
         ({"max_len_extra": 0}, "max_len_extra at least 1"),

@@ -90,6 +90,16 @@ def test_padding_gets_no_gradient():
     assert (hidden.grad[targets != PAD] != 0).any(dim=-1).all()
 
 
+def test_a_second_backward_pass_is_refused_in_a_sentence():
+    hidden, weight, targets = example(2, 7)
+    loss, _ = cross_entropy_sum(hidden, weight, targets, pad_id=PAD)
+    loss.backward(retain_graph=True)
+    first = hidden.grad.clone()
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+    torch.testing.assert_close(hidden.grad, first, rtol=0, atol=0)
+
+
 def test_nothing_but_padding_costs_nothing():
     hidden, weight, targets = example(2, 7)
     loss, count = cross_entropy_sum(hidden, weight, torch.full_like(targets, PAD), pad_id=PAD)

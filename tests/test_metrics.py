@@ -396,10 +396,10 @@ def test_another_seed_gives_another_interval_and_the_same_score():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: evaluate(["blue"], ["a"], [["a"]]), "no metric 'blue': did you mean 'bleu'"),
-        (lambda: evaluate(["CHRF"], ["a"], [["a"]]), "did you mean 'chrf'"),
-        (lambda: evaluate(["rouge"], ["a"], [["a"]]), "Choose from bleu, chrf, ter, wer, cer, per, exact_match"),
-        (lambda: compare("bleu", ["a"], ["a"], [["a"]], method="randomization"), "did you mean 'randomisation'"),
+        (lambda: evaluate(["blue"], ["a"], [["a"]]), "no metric 'blue'. Did you mean 'bleu'"),
+        (lambda: evaluate(["CHRF"], ["a"], [["a"]]), "Did you mean 'chrf'"),
+        (lambda: evaluate(["rouge"], ["a"], [["a"]]), "There are: bleu, chrf, ter, wer, cer, per, exact_match"),
+        (lambda: compare("bleu", ["a"], ["a"], [["a"]], method="randomization"), "Did you mean 'randomisation'"),
         (lambda: evaluate(["bleu"], ["a", "b", "c"], [["a", "b"]]), "3 hypotheses but 2 references:"),
         (lambda: evaluate(["bleu"], ["a"], [["a"], ["a", "b"]]), "1 hypotheses but 2 references in reference set 2:"),
         (lambda: compare("bleu", ["a"], ["a", "b"], [["a"]]), "2 hypotheses but 1 references"),

@@ -81,6 +81,9 @@ def test_the_rate_half_way_by_hand(schedule, expected):
     [
         ({"warmup_steps": -1}, "must not be negative"),
         ({"beta2": 1.0}, "below 1"),
+        ({"epsilon": 0.0}, "optim.epsilon is 0.0: it must be above 0"),
+        ({"epsilon": -1e-9}, "optim.epsilon is -1e-09"),
+        ({"epsilon": math.nan}, "optim.epsilon is nan"),
         ({"warmup_steps": 0}, "equation 3 needs a warm-up"),
     ],
 )

@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from transduce.decompression import decompressed
 from transduce.errors import DataError, MissingInputError, TransduceError
-from transduce.reading import Pairs, count_overlap, read_lines, read_pairs, split_pairs
+from transduce.reading import Pairs, count_overlap, iterate_lines, read_lines, read_pairs, split_pairs
 
 COMPRESSORS = {
     ".gz": gzip.compress,
@@ -57,6 +58,13 @@ def test_a_file_has_as_many_lines_as_line_feeds_plus_an_unfinished_one(tmp_path_
     path = write(tmp_path_factory.mktemp("lines") / "text", content)
     unfinished = content.removeprefix("\ufeff") != "" and not content.endswith("\n")
     assert len(read_lines(path)) == content.encode().count(b"\n") + unfinished
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(content=TEXT | st.text("a\r\n\ufeff", max_size=12))
+def test_a_stream_has_the_lines_of_the_same_file(tmp_path_factory, content):
+    path = write(tmp_path_factory.mktemp("lines") / "text", content)
+    assert list(iterate_lines(io.BytesIO(content.encode()), "stream")) == read_lines(path)
 
 
 @pytest.mark.parametrize("character", [*LINE_BREAKS_OF_OTHERS, "\0", "\x1f", "\x7f", "\ufeff", "\U0010ffff"])

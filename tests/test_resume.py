@@ -20,12 +20,20 @@ from transduce import cli, experiment, files, scoring
 from transduce.checkpoint import RunFolder
 from transduce.config import names_of, to_toml
 from transduce.corpus import Surroundings
-from transduce.errors import ConfigMismatchError, RunFolderError
+from transduce.errors import ConfigMismatchError, RunFolderError, TransduceError
 from transduce.experiment import train
 from transduce.model import TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.progress import TrainerState
-from transduce.settings import ON_RESUME, DataConfig, ExperimentConfig, ValidationConfig, refuse_changes, resume_class
+from transduce.settings import (
+    ON_RESUME,
+    DataConfig,
+    ExperimentConfig,
+    ValidationConfig,
+    carry_over,
+    refuse_changes,
+    resume_class,
+)
 from transduce.stopping import Stopped
 from transduce.tokenizer import TokenizerConfig
 from transduce.trainer import Trainer, TrainingConfig
@@ -102,7 +110,7 @@ def outcome_of(path: Path) -> dict[str, Any]:
     """All that training leaves behind, without what clocks say."""
     folder = RunFolder.open(path)
     step, tensors, state = folder.newest_checkpoint() or pytest.fail("no checkpoint")
-    timing = ("seconds", "logged_seconds", "tokens_per_second")
+    timing = ("seconds", "logged_seconds", "validation_seconds", "tokens_per_second")
     return {
         "step": step,
         "tensors": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
@@ -358,7 +366,7 @@ def test_a_second_signal_ends_at_once_and_saves_nothing(config: ExperimentConfig
         strike_at(patch, "micro_batch", 9, signalling(signal.SIGTERM, times=2))
         train(lazy, tmp_path / "run")
     assert (stopped.value.message, stopped.value.exit_status) == ("", 143)
-    assert RunFolder.open(tmp_path / "run").checkpoints() == [3]
+    assert RunFolder.open(tmp_path / "run").checkpoints() == [0, 3]
 
 
 def test_a_second_signal_within_an_update_saves_no_half_updated_weights(
@@ -657,3 +665,44 @@ def test_a_run_can_begin_from_another_and_be_resumed_with_the_same_settings(
     assert folder.tokenizer == RunFolder.open(finished).tokenizer
     assert folder.facts["initialised_from"] == str(finished)
     assert train(other, tmp_path / "run", init_from=finished, resume=True).step == NUM_STEPS
+
+
+def test_a_model_whose_checkpoints_were_removed_is_not_trained_over(
+    config: ExperimentConfig, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(TransduceError, match="--init-from"):
+        train(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "had", "steps"),
+    [
+        ({"steps": 70}, {"steps": 50}, 70),
+        ({"minutes": 5.0}, {"minutes": 5.0, "steps": 50}, 50),
+        ({"minutes": 10.0}, {"minutes": 5.0, "steps": 50}, 100),
+        ({"epochs": 3.0}, {"epochs": 2.0, "steps": 50}, 75),
+        ({"minutes": 5.0}, {"steps": 50}, 0),
+        ({"epochs": 2.0}, {"minutes": 5.0, "steps": 50}, 0),
+        ({"minutes": 5.0}, {"epochs": 2.0, "steps": 50}, 0),
+    ],
+)
+def test_the_steps_of_a_resumed_run_follow_the_limit_that_is_asked_for(
+    config: ExperimentConfig, asked: dict[str, float], had: dict[str, float], steps: int
+) -> None:
+    blank: dict[str, float] = {"steps": 0, "epochs": 0.0, "minutes": 0.0}
+    new, old = (
+        replace(config, training=replace(config.training, **(blank | limits)))  # type: ignore[arg-type]
+        for limits in (asked, had)
+    )
+    assert carry_over(new, old).training.steps == steps
+
+
+def test_a_run_ended_by_the_clock_goes_on_without_a_clock() -> None:
+    state = TrainerState(step=10, minutes_over=5.0)
+    assert state.is_finished(steps=5000, patience=0, minutes=5.0)
+    assert not state.is_finished(steps=5000, patience=0, minutes=0.0)
+    assert not state.is_finished(steps=5000, patience=0, minutes=6.0)

@@ -5,10 +5,10 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ _OWN_NAMES = (
     "metrics.jsonl",
     "run.lock",
 )
-_MEND_TEXT = "Restore it from a copy, or start a new run in another --run-dir."
+_MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
 
 
 class RunFolder:
@@ -73,7 +73,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps every other process from training here, until the block or the process ends, however it ends."""
-        with _open_locked(self.path):
+        with files.open_locked(self.path):
             self._is_locked = True
             self.clean()
             try:
@@ -118,6 +118,11 @@ class RunFolder:
 
     # The weights
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there are weights to use yet."""
+        return (self.path / "model.safetensors").exists()
+
     def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Replaces the weights everyone uses. `metadata` is anything JSON can hold."""
         own = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
@@ -128,6 +133,10 @@ class RunFolder:
         path = self.path / "model.safetensors"
         tensors, own = read_tensors(path)
         return tensors, self._own_metadata(path, own, "metadata")
+
+    def read_model_metadata(self) -> dict[str, Any]:
+        """The metadata alone; every byte of the weights is verified all the same."""
+        return self._verified_metadata(self.path / "model.safetensors", "metadata")
 
     def write_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
@@ -213,16 +222,20 @@ class RunFolder:
         files.write_atomically(self.path / name, content)
 
     def verify(self) -> list[tuple[str, str]]:
-        """Each file that matters, with "" if it is as it was written and otherwise what is wrong."""
+        """Each file that matters, with "" if it is as it was written and otherwise what is wrong.
+
+        A model that is not there is left out, unless a checkpoint tells of one: a young run has none yet.
+        """
         checks: list[tuple[str, Callable[[], object]]] = [
             ("run.json", self._record),
             ("config.toml", lambda: self.config),
             ("tokenizer.json", lambda: self.tokenizer),
-            ("model.safetensors", lambda: self._verify_weights(self.path / "model.safetensors", "metadata")),
         ]
+        if self.has_model or self._had_model():
+            checks.append(("model.safetensors", self.read_model_metadata))
         for step in self.checkpoints():
             path = self._checkpoint_path(step)
-            checks.append((f"checkpoints/{path.name}", partial(self._verify_weights, path, "state", step)))
+            checks.append((f"checkpoints/{path.name}", partial(self._verified_metadata, path, "state", step)))
         return [(name, _problem(check)) for name, check in [*checks, ("metrics.jsonl", self.metrics)]]
 
     # Inside
@@ -241,14 +254,15 @@ class RunFolder:
     def refuse_other_use(self) -> None:
         """Raises RunFolderError if the folder holds a run already, or anything that is not a run begun."""
         if (self.path / "run.json").exists():
-            raise RunFolderError(f"{self.path} holds a run already. Choose another --run-dir, or --resume to go on.")
-        with files.explained_write_errors(self.path):
-            names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+            raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
+        names: set[str] = set()
+        with files.explained_write_errors(self.path), suppress(FileNotFoundError):
+            names = {path.name for path in self.path.iterdir()}
         unfinished = {"run.lock", "tokenizer.json"} | ({"config.toml"} if "tokenizer.json" in names else set())
         if not self.checkpoints():
             unfinished.add("checkpoints")
         if others := sorted(name for name in names - unfinished if not name.startswith(".")):
-            raise RunFolderError(f"{self.path} holds other things ({', '.join(others[:3])}). Choose another --run-dir.")
+            raise RunFolderError(f"{self.path} holds other things ({', '.join(others[:3])}). Choose another folder.")
 
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
@@ -291,9 +305,17 @@ class RunFolder:
             raise damaged(path, f"it was written for step {metadata.get('step')}", MEND_TENSORS)
         return _json_object(metadata[key], path)
 
-    def _verify_weights(self, path: Path, key: str, step: int | None = None) -> None:
+    def _had_model(self) -> bool:
+        """Whether a checkpoint that can be read tells of weights that were kept."""
+        for step in self.checkpoints():
+            with suppress(TransduceError):
+                if self._verified_metadata(self._checkpoint_path(step), "state", step).get("best_step"):
+                    return True
+        return False
+
+    def _verified_metadata(self, path: Path, key: str, step: int | None = None) -> dict[str, Any]:
         with verified(path) as (_, metadata):
-            self._own_metadata(path, metadata, key, step)
+            return self._own_metadata(path, metadata, key, step)
 
 
 def _problem(check: Callable[[], object]) -> str:
@@ -317,27 +339,3 @@ def _json_object(text: str | bytes, where: Path | str) -> dict[str, Any]:
 def _runs_in(folder: Path) -> str:
     names = sorted(record.parent.name for record in folder.glob("*/run.json"))
     return f" {folder}/ holds: {', '.join(names)}." if names else ""
-
-
-def _open_locked(folder: Path) -> TextIO:
-    import fcntl  # here, because only Unix has it: elsewhere a run can still be read
-
-    path = folder / "run.lock"
-    with files.explained_write_errors(path):
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            file.close()
-            raise RunFolderError(
-                f"{folder} is in use by process {owner}. Wait for it, stop it, or choose another --run-dir."
-            ) from None
-        except BaseException:
-            file.close()
-            raise
-    return file

@@ -6,6 +6,7 @@ Nothing here needs torch, so that help is there at once; `commands` does the wor
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,15 +19,17 @@ from transduce.errors import TransduceError
 from transduce.stopping import Stopped
 
 _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
+_SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (see `errors` for their meaning)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments, rest = build_parser().parse_known_args(words)
-    if rest and arguments.verb != "train":  # `train` takes settings: --section.key value
+    settings, others = _take_settings(words) if words[:1] == ["train"] else ([], words)
+    arguments, rest = build_parser().parse_known_args(others)
+    if rest:
         build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.verb} --help")
-    arguments.overrides, arguments.words = rest, words
+    arguments.overrides, arguments.words = settings, words
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
         signal.signal(signal.SIGTERM, _stop)
     try:
@@ -65,6 +68,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _take_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings, `--section.key value` or `--section.key=value`, wherever they stand, and the other words."""
+    settings: list[str] = []
+    others: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        match = _SETTING.fullmatch(word)
+        (settings if match else others).append(word)
+        if match and not match[1] and left and not left[0].startswith("--"):
+            settings.append(left.pop(0))
+    return settings, others
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"transduce: error: {' '.join(message.split())}\n")
@@ -86,7 +103,12 @@ def _add_fit(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "fit", "learn from raw pairs with no settings at all, and say how good it is")
     verb.add_argument("pairs", nargs="+", metavar="PAIRS", help="a .tsv or .jsonl file, or two parallel text files")
     verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-PAIRS)")
-    verb.add_argument("--minutes", type=_minutes, default=15.0, help="for everything, until the score (default: 15)")
+    verb.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=15.0,
+        help="to prepare and train; scoring follows (default: 15)",
+    )
     verb.add_argument("--seed", type=_number_from_0, default=1, help="of all that is drawn (default: 1)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")

@@ -18,9 +18,8 @@ from rich.table import Table
 
 from transduce import datasets
 from transduce.checkpoint import RunFolder
-from transduce.config import nearest
 from transduce.corpus import Surroundings, count_training_overlap
-from transduce.errors import DamagedFileError, MissingInputError, TransduceError
+from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.experiment import train
 from transduce.fitting import fit
 from transduce.metrics import compare
@@ -34,6 +33,7 @@ from transduce.streams import (
     answers_to,
     is_same_file,
     lines_of,
+    print_description,
     print_json,
     print_scores,
     print_table,
@@ -212,24 +212,17 @@ def _describe(arguments: Arguments) -> int:
         config, vocabulary = PRESETS[arguments.what], VocabularySizes.joint(arguments.vocab_size)
     else:
         if not (Path(arguments.what) / "run.json").is_file():
-            hint = nearest(arguments.what, list(PRESETS))
+            hint = nearest(arguments.what, PRESETS)
             raise MissingInputError(f"'{arguments.what}' is neither a run folder nor a preset.{hint}")
         folder = RunFolder.open(Path(arguments.what))
         config = load_config(folder.config, "config.toml").model
         vocabulary = vocabulary_sizes(Tokenizer.from_json(folder.tokenizer))
-        found |= {"model_is_of": folder.read_model()[1], "facts": folder.facts}
+        metadata = folder.read_model_metadata() if folder.has_model else None
+        found |= {"model_is_of": metadata, "facts": folder.facts}
     with torch.device("meta"):
         model = Transformer(config, vocabulary)
     found = {"name": arguments.what, "parameters": _count_parameters(model), "config": vars(config)} | found
-    if arguments.json:
-        print_json(found)
-        return 0
-    table = Table("part", "parameters", title=arguments.what, title_justify="left")
-    table.columns[1].justify = "right"
-    for part, count in found["parameters"].items():
-        table.add_row(part, f"{count:,}", style="bold" if part == "total" else None)
-    print_table(table)
-    print(", ".join(f"{name} {value}" for name, value in found["config"].items()))
+    (print_json if arguments.json else print_description)(found)
     return 0
 
 
@@ -273,6 +266,8 @@ def _verify(arguments: Arguments) -> int:
     else:
         for name, problem in results:
             print(f"{name}: {problem or 'intact'}")
+        if "model.safetensors" not in dict(results):
+            print("model.safetensors: none yet")
     return DamagedFileError.exit_status if bad else 0
 
 
@@ -292,10 +287,11 @@ _VERBS: dict[str, Callable[[Arguments], int]] = {
 
 def _surroundings(arguments: Arguments) -> Surroundings:
     root = os.environ.get("TRANSDUCE_DATA")
+    is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
     return Surroundings(
         device=arguments.device,
         data_root=Path(root) if root else None,
-        report=(lambda _line: None) if arguments.quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
+        report=(lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
         show_progress=not arguments.quiet,
     )
 
@@ -315,7 +311,9 @@ def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
         yield
     except Stopped as stopped:
         if stopped.message:
-            command = ["transduce", *arguments.words] + ["--resume"] * (not arguments.resume)
+            here = os.environ.get("LOCAL_WORLD_SIZE")
+            program = ["torchrun", f"--nproc-per-node={here}", "-m", "transduce"] if here else ["transduce"]
+            command = [*program, *arguments.words] + ["--resume"] * (not arguments.resume)
             stopped.message += f" Go on with: {shlex.join(command)}"
         raise
 

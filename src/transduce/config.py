@@ -1,7 +1,6 @@
 """Settings: a TOML file and overrides from the command line <-> frozen dataclasses. Knows none of them."""
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import types
@@ -11,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
-from transduce.errors import TransduceError
+from transduce.errors import TransduceError, nearest
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -53,7 +52,7 @@ def override(table: Table, arguments: Sequence[str]) -> Table:
         if not word.startswith("--") or not (section and dot and key):
             raise TransduceError(f"'{word}' is not understood: settings are given as --section.key value.")
         if not has_value:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise TransduceError(f"--{name} has no value: write --{name} VALUE.")
             value = words.pop(0)
         if not isinstance(result.setdefault(section, {}), dict):
@@ -85,12 +84,6 @@ def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
         raise
     except ValueError as error:
         raise TransduceError(str(error)) from None
-
-
-def nearest(word: str, known: Sequence[str], path: str = "") -> str:
-    """A hint to end an error with: what `word` was likely meant to be, or all there is. `path` is put before it."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean '{path}{close[0]}'?" if close else f" There are: {', '.join(known)}."
 
 
 def differences(old: object, new: object) -> dict[str, tuple[Any, Any]]:

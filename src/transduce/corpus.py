@@ -1,13 +1,15 @@
 """The text of a run: read as the settings say, reported, and turned into ids."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from transduce.checkpoint import RunFolder
 from transduce.data import EncodedPairs, encode_pairs
 from transduce.datasets import DEFAULT_CACHE, load_split
-from transduce.errors import TransduceError
+from transduce.errors import MissingInputError, TransduceError
+from transduce.fetching import open_url
 from transduce.reading import Pairs, count_overlap, read_pairs
 from transduce.settings import DataConfig, ExperimentConfig
 from transduce.tokenizer import Tokenizer
@@ -42,15 +44,9 @@ class Corpus:
 
 def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
     """Reads training and validation pairs, and reports what was skipped and how much they overlap."""
-
-    def read(split: str, paths: tuple[str, ...]) -> Pairs | None:
-        if config.dataset:
-            return load_split(config.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
-        return read_pairs(paths) if paths else None
-
-    train = read("train", config.train)
-    assert train is not None
-    corpus = Corpus(train, read("valid", config.valid))
+    train = _read_side("train", config, surroundings)
+    has_valid = config.dataset or config.valid
+    corpus = Corpus(train, _read_side("valid", config, surroundings) if has_valid else None)
     for name, pairs in (("training", corpus.train), ("validation", corpus.valid)):
         if pairs is None:
             continue
@@ -65,6 +61,19 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
             f"{overlap['target']:,} targets"
         )
     return corpus
+
+
+def _read_side(
+    side: Literal["train", "valid"],
+    config: DataConfig,
+    surroundings: Surroundings,
+    *,
+    open_url: Callable[[str], BinaryIO] = open_url,
+) -> Pairs:
+    if not config.dataset:
+        return read_pairs(config.train if side == "train" else config.valid)
+    root, cache = surroundings.data_root, surroundings.data_cache
+    return load_split(config.dataset, side, root=root, cache=cache, open_url=open_url)
 
 
 def encode_reporting(
@@ -84,9 +93,16 @@ def count_training_overlap(
     targets: Sequence[str],
     surroundings: Surroundings,
 ) -> dict[str, int] | None:
-    """How many of these lines the run was trained on; None if its training data are not where they were."""
+    """How many of these lines the run was trained on; None if its training data are not where they were.
+
+    Nothing is fetched just to be counted.
+    """
+
+    def refuse(url: str) -> BinaryIO:
+        raise MissingInputError(f"{url} is not here.")
+
     try:
-        train = read_corpus(config.data, replace(surroundings, report=lambda _line: None)).train
+        train = _read_side("train", config.data, surroundings, open_url=refuse)
     except TransduceError:
         return None
     trained_on = folder.facts

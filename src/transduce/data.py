@@ -22,10 +22,9 @@ class Batch:
     src: Int[Tensor, "batch src_len"]  # every row ends with eos, then padding
     tgt_in: Int[Tensor, "batch tgt_len"]  # bos, then the target without its eos
     tgt_out: Int[Tensor, "batch tgt_len"]  # the target with its eos: what `tgt_in` is to predict, position by position
-    rows: list[int]  # which pairs of the corpus these are
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.src.to(device), self.tgt_in.to(device), self.tgt_out.to(device), self.rows)
+        return Batch(self.src.to(device), self.tgt_in.to(device), self.tgt_out.to(device))
 
 
 class EncodedPairs:
@@ -92,7 +91,7 @@ def collate(pairs: EncodedPairs, rows: Sequence[int] | NDArray[np.integer]) -> B
     tgt_in[:, 0] = Tokenizer.bos_id
     is_token = tgt_out[:, 1:] != Tokenizer.pad_id
     tgt_in[:, 1:] = np.where(is_token, tgt_out[:, :-1], Tokenizer.pad_id)  # so that no eos goes in
-    return Batch(torch.from_numpy(src), torch.from_numpy(tgt_in), torch.from_numpy(tgt_out), index.tolist())
+    return Batch(torch.from_numpy(src), torch.from_numpy(tgt_in), torch.from_numpy(tgt_out))
 
 
 def pad_sources(sources: Sequence[Sequence[int]]) -> Int[Tensor, "batch src_len"]:

@@ -4,16 +4,15 @@ Most are parallel files, found or fetched by `fetching`. `cmudict` comes out of 
 small tasks (`copy`, `reverse`, `sort`, `addition`) are generated.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from transduce import small_tasks
-from transduce.errors import MissingInputError, TransduceError
+from transduce.errors import MissingInputError, RunFolderError, TransduceError, nearest
 from transduce.fetching import DEFAULT_CACHE, DataFile, Places, locate, open_url
-from transduce.files import explained_write_errors, sha256_of, write_atomically
+from transduce.files import explained_write_errors, read_bytes, sha256_of, write_atomically
 from transduce.pronouncing_dictionary import pronunciations, split_words
 from transduce.reading import Pairs, read_pairs
 
@@ -50,7 +49,7 @@ def find_dataset(name: str) -> Dataset:
     """The data set of this name. Raises TransduceError, with the nearest name, if there is none."""
     datasets = {dataset.name: dataset for dataset in list_datasets()}
     if name not in datasets:
-        raise TransduceError(f"There is no data set {name!r}.{_nearest(name, list(datasets))}")
+        raise TransduceError(f"There is no data set {name!r}.{nearest(name, list(datasets))}")
     return datasets[name]
 
 
@@ -72,7 +71,7 @@ def load_split(
     if split == "test" and split not in dataset.splits:
         split = next(other for other in dataset.splits if other.startswith("test"))
     if split not in dataset.splits:
-        raise TransduceError(f"The data set {name} has no split {split!r}.{_nearest(split, list(dataset.splits))}")
+        raise TransduceError(f"The data set {name} has no split {split!r}.{nearest(split, list(dataset.splits))}")
     return dataset.load(split, Places(root, cache, open_url))
 
 
@@ -86,39 +85,50 @@ def export(
 ) -> list[Path]:
     """Writes every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
 
-    The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`; those of the same names are replaced. Returns
-    what was written.
+    The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`. Returns what was written. Raises RunFolderError,
+    with nothing written, if one of them is there already and is not of an earlier export of the same set.
     """
     dataset = find_dataset(name)
+    _refuse_other_files(dataset, folder)
     with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    written, rows = [], []
+    contents, rows = {}, []
     for split in dataset.splits:
         pairs = dataset.load(split, Places(root, cache, open_url))
         for suffix, lines in ((dataset.source_suffix, pairs.src), (dataset.target_suffix, pairs.tgt)):
             content = _as_text(lines)
-            path = folder / f"{split}.{suffix}"
-            write_atomically(path, content)
-            written.append(path)
-            rows.append(f"| `{path.name}` | {len(lines):,} | `{sha256_of(content)}` |")
+            contents[folder / f"{split}.{suffix}"] = content
+            rows.append(f"| `{split}.{suffix}` | {len(lines):,} | `{sha256_of(content)}` |")
+    # First the README.md: it says whose the others are, should we be stopped between them.
+    contents = {folder / "README.md": _readme(dataset, rows).encode()} | contents
+    for path, content in contents.items():
+        write_atomically(path, content)
+    return list(contents)
+
+
+def _refuse_other_files(dataset: Dataset, folder: Path) -> None:
+    """Raises RunFolderError if something that was not exported from `dataset` would be replaced."""
     readme = folder / "README.md"
-    write_atomically(readme, _readme(dataset, rows).encode())
-    return [*written, readme]
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {near[0]}?" if near else f" There are {', '.join(known)}."
+    if readme.is_file() and read_bytes(readme).startswith(f"{_title(dataset)}\n".encode()):
+        return
+    suffixes = (dataset.source_suffix, dataset.target_suffix)
+    names = ["README.md", *(f"{split}.{suffix}" for split in dataset.splits for suffix in suffixes)]
+    if there := next((name for name in names if (folder / name).exists()), None):
+        raise RunFolderError(f"{folder} holds another {there} than that of {dataset.name}. Choose another folder.")
 
 
 def _as_text(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
+def _title(dataset: Dataset) -> str:
+    return f"# {dataset.name}"
+
+
 def _readme(dataset: Dataset, rows: list[str]) -> str:
     return "\n".join(
         [
-            f"# {dataset.name}",
+            _title(dataset),
             "",
             dataset.description,
             "",

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from transduce.errors import TransduceError
 
+_WIDEST_BEAM = 1_000  # a wider one is asked for by mistake
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
@@ -33,8 +35,11 @@ class DecodingConfig:
     seed: int = 1  # of the draws
 
     def __post_init__(self) -> None:
-        if self.beam_size < 1:
-            raise TransduceError(f"the beam size is {self.beam_size}: it must be at least 1 (1 is greedy search).")
+        if not 1 <= self.beam_size <= _WIDEST_BEAM:
+            raise TransduceError(
+                f"the beam size is {self.beam_size:,}: it must be from 1 (greedy search) to {_WIDEST_BEAM:,}; time and "
+                "memory grow with it, and answers seldom get better beyond 10."
+            )
         if not math.isfinite(self.length_penalty) or self.length_penalty < 0:
             raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) or more.")
         if self.max_len_ratio < 0 or self.max_len_extra < 1:
@@ -58,7 +63,7 @@ class SpecialIds(NamedTuple):
 
 
 class Hypothesis(NamedTuple):
-    """An answer: its ids without the end symbol, its log-probability with it, and what it was ranked by."""
+    """An answer: its ids without the end symbol, its log-probability with it, and that normalised by its length."""
 
     ids: list[int]
     log_prob: float
@@ -74,16 +79,22 @@ class State(Protocol):
 
 S = TypeVar("S", bound=State)
 Step = Callable[[Tensor, Tensor, S], tuple[Tensor, S]]
-# (logits of the rows left, which sentences those are, position of the token) -> its ids
+# (log-probabilities of the rows left, which sentences those are, position of the token) -> its ids
 Choose = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"], int], Int[Tensor, "rows"]]
 
 # Dropping finished sentences copies the state of the others: worth it once this share of the rows is idle.
 _COMPACT_WHEN_IDLE = 0.25
 
 
-def greedy_search(step: Step[S], state: S, max_lens: Int[Tensor, "batch"], special: SpecialIds) -> list[Hypothesis]:
+def greedy_search(
+    step: Step[S], state: S, max_lens: Int[Tensor, "batch"], special: SpecialIds, *, config: DecodingConfig
+) -> list[Hypothesis]:
     """The likeliest token at each position, until the end symbol: one hypothesis per sentence."""
-    return _token_by_token(step, state, max_lens, special, lambda logits, _rows, _position: logits.argmax(dim=-1))
+
+    def choose(log_probs: Tensor, _rows: Tensor, _position: int) -> Tensor:
+        return log_probs.argmax(dim=-1)
+
+    return _token_by_token(step, state, max_lens, special, choose=choose, config=config)
 
 
 def sample(
@@ -101,17 +112,19 @@ def sample(
     depends on its own numbers and on nothing beside it.
     """
 
-    def choose(logits: Tensor, rows: Tensor, position: int) -> Tensor:
-        probabilities, ids = (logits / config.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    def choose(log_probs: Tensor, rows: Tensor, position: int) -> Tensor:
+        # Float64, and 0 for the likeliest token: a tiny temperature makes all others -inf, never a NaN.
+        below_best = log_probs.double() - log_probs.amax(dim=-1, keepdim=True)
+        probabilities, ids = (below_best / config.temperature).softmax(dim=-1).sort(descending=True, stable=True)
         if config.top_k:
             probabilities[:, config.top_k :] = 0.0
-        cumulative = probabilities.double().cumsum(dim=-1)
+        cumulative = probabilities.cumsum(dim=-1)
         is_beyond = cumulative - probabilities >= config.top_p * cumulative[:, -1:]
-        cumulative = probabilities.masked_fill(is_beyond, 0.0).double().cumsum(dim=-1)
+        cumulative = probabilities.masked_fill(is_beyond, 0.0).cumsum(dim=-1)
         drawn = uniforms[rows, position].to(cumulative)[:, None] * cumulative[:, -1:]
         return ids.gather(1, torch.searchsorted(cumulative, drawn, right=True))[:, 0]
 
-    return _token_by_token(step, state, max_lens, special, choose)
+    return _token_by_token(step, state, max_lens, special, choose=choose, config=config)
 
 
 def beam_search(
@@ -222,7 +235,13 @@ def _is_done(answers: list[Hypothesis], bound: float, beam_size: int, num_best: 
 
 
 def _token_by_token(
-    step: Step[S], state: S, max_lens: Int[Tensor, "batch"], special: SpecialIds, choose: Choose
+    step: Step[S],
+    state: S,
+    max_lens: Int[Tensor, "batch"],
+    special: SpecialIds,
+    *,
+    choose: Choose,
+    config: DecodingConfig,
 ) -> list[Hypothesis]:
     """One hypothesis per sentence, each token picked by `choose`."""
     num_sentences, device = len(max_lens), max_lens.device
@@ -247,9 +266,11 @@ def _token_by_token(
             kept = (~is_finished[rows]).nonzero()[:, 0]
             state.keep(kept)
             rows, tokens = rows[kept], tokens[kept]
+    answers = [ids[: ids.index(special.eos)] for ids in chosen.tolist()]
+    norms = _length_norm(torch.tensor([len(ids) + 1.0 for ids in answers]), config).tolist()
     return [
-        Hypothesis(ids[: ids.index(special.eos)], log_prob, log_prob)
-        for ids, log_prob in zip(chosen.tolist(), log_probs.tolist(), strict=True)
+        Hypothesis(ids, log_prob, log_prob / norm)
+        for ids, log_prob, norm in zip(answers, log_probs.tolist(), norms, strict=True)
     ]
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -64,17 +65,22 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
+def num_processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Process]:
     """This process among its peers, by the environment that `torchrun` sets; alone without it."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if num_processes() == 1:
         yield Process()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what NCCL exchanges objects through
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The others wait while rank 0 learns subwords or validates: however long that takes, it is no failure.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
-        yield Process(dist.get_rank(), world_size)
+        yield Process(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

@@ -12,6 +12,16 @@ TransduceError              2   a setting or an argument that cannot be used
 └── ConfigMismatchError    78   a run resumed with settings or data it was not started with
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str], path: str = "") -> str:
+    """A hint to end an error with: what `word` was likely meant to be, or all there is. `path` is put before it."""
+    names = list(known)
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f" Did you mean '{path}{close[0]}'?" if close else f" There are: {', '.join(names)}."
+
 
 class TransduceError(ValueError):
     """A setting or an argument that cannot be used."""

@@ -18,8 +18,8 @@ from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
 from transduce.corpus import Corpus, Surroundings, encode_reporting, read_corpus
 from transduce.data import EncodedPairs, plan_epoch
-from transduce.distributed import Process, joined, own_device
-from transduce.errors import TransduceError
+from transduce.distributed import Process, joined, num_processes, own_device
+from transduce.errors import RunFolderError, TransduceError
 from transduce.model import Transformer
 from transduce.monitoring import TerminalDisplay, learning_curve
 from transduce.predictor import find_device, vocabulary_sizes
@@ -35,7 +35,7 @@ from transduce.settings import (
 )
 from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
-from transduce.trainer import Trainer, TrainerState, measure_steps
+from transduce.trainer import Trainer, TrainerState, seconds_per_step
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
@@ -64,16 +64,15 @@ def train(
         if not process.is_main:
             surroundings = replace(surroundings, report=lambda _line: None, observers=(), show_progress=False)
         folder = process.decide(lambda: _find_run(run_dir, resume))
-        if folder is not None and process.is_main:
-            held.enter_context(folder.lock())
+        if folder is not None:
+            process.decide(lambda: held.enter_context(folder.lock()))
         if corpus is None:
             corpus = read_corpus(config.data, surroundings)
         if folder is not None:
             run = _reopen(config, folder, corpus, process, surroundings, accept_changes)
         else:
             run = _begin(config, run_dir, corpus, process, surroundings, init_from)
-            if process.is_main:
-                held.enter_context(run.folder.lock())
+            process.decide(lambda: held.enter_context(run.folder.lock()))
         return _train(run, corpus, process, surroundings, started)
 
 
@@ -118,16 +117,14 @@ def _begin(
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
     if ancestor is not None:
         load_parameters(model, ancestor.read_model()[0])
-    folder = RunFolder(run_dir)
-    if process.is_main:
-        facts: dict[str, Any] = {
-            "data": corpus.sha256,
-            "num_train_pairs": len(corpus.train),
-            "started": machine_facts(surroundings.device),
-        }
-        if ancestor is not None:
-            facts["initialised_from"] = str(ancestor.path)
-        folder = RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt, facts=facts)
+    facts: dict[str, Any] = {
+        "data": corpus.sha256,
+        "num_train_pairs": len(corpus.train),
+        "started": machine_facts(surroundings.device),
+    }
+    if ancestor is not None:
+        facts["initialised_from"] = str(ancestor.path)
+    folder = process.decide(lambda: RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt, facts=facts))
     return _Run(folder, config, tokenizer, model, pairs)
 
 
@@ -160,10 +157,15 @@ def _settle(
     refuse_changes(changes, accept_changes=accept_changes)
     refuse_other_data(facts["data"], corpus.sha256, folder.path)
     found = folder.newest_checkpoint(report=report)
+    if found is None and folder.has_model:
+        raise RunFolderError(
+            f"{folder.path} has a model but no checkpoints, so there is nothing to go on from. Start another run from "
+            f"its weights: --init-from {folder.path} --run-dir ANOTHER."
+        )
     step = found[0] if found else None
     here, there = machine_facts(surroundings.device), facts["started"]
-    for name in sorted(name for name in here if here[name] != there[name]):
-        report(f"{name} was {there[name]} and is {here[name]}: the weights may differ in their last bits")
+    for name in sorted(name for name in here if here[name] != there.get(name)):
+        report(f"{name} was {there.get(name)} and is {here[name]}: the weights may differ in their last bits")
     folder.truncate_metrics(step or 0)
     told = {"step": step or 0, "changes": {name: list(pair) for name, pair in changes.items()}, "machine": here}
     folder.update_facts({"resumed": [*facts.get("resumed", []), told]})  # first: nothing changes unrecorded
@@ -180,10 +182,9 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
         validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)
     training = run.config.training
     budget = training.minutes * 60 - (time.perf_counter() - started)
-    steps = training.steps or process.decide(lambda: _plan_steps(run, budget))
+    steps = training.steps or _plan_steps(run, budget, process)
     if (settled := with_steps(run.config, steps)) != run.config:
-        if process.is_main:
-            run.folder.rewrite_config(to_toml(settled))
+        process.decide(lambda: run.folder.rewrite_config(to_toml(settled)))
         if not training.steps:
             limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
             surroundings.report(f"{limit} {steps:,} steps")
@@ -230,10 +231,11 @@ def machine_facts(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": str(find_device(device)),
         "threads": torch.get_num_threads(),
+        "processes": num_processes(),
     }
 
 
-def _plan_steps(run: _Run, budget: float) -> int:
+def _plan_steps(run: _Run, budget: float, process: Process) -> int:
     """How many steps `training.epochs` are, or fit into `budget` seconds by the time that some take here."""
     training = run.config.training
     plan = plan_epoch(
@@ -245,18 +247,27 @@ def _plan_steps(run: _Run, budget: float) -> int:
     )
     if training.epochs:
         return max(1, round(training.epochs * len(plan)))
-    # Of a long enough run, on a copy: its schedule must hold, its weights are thrown away.
-    config = replace(training, steps=_WARM_UP_STEPS + _MEASURED_STEPS)
-    trial = Trainer(copy.deepcopy(run.model), run.pairs, config=config, optim=run.config.optim, folder=run.folder)
-    with torch.random.fork_rng():
-        measure_steps(trial, plan, num_steps=_WARM_UP_STEPS, seconds=math.inf)
-        num_steps, elapsed = measure_steps(trial, plan, num_steps=_MEASURED_STEPS, seconds=_MEASURED_SHARE * budget)
-    left = budget * (1 - _VALIDATION_SHARE) - elapsed
-    if num_steps == 0 or left <= 0:
+    # On a copy, as the weights are thrown away; of a run so long that these steps are its gentle beginning.
+    trial = Trainer(
+        copy.deepcopy(run.model),
+        run.pairs,
+        config=replace(training, steps=1_000_000),
+        optim=run.config.optim,
+        folder=run.folder,
+        process=process,
+    )
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        estimate = seconds_per_step(trial, plan, num_steps=_WARM_UP_STEPS)
+        num_steps = process.from_main(max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate))))
+        measured = seconds_per_step(trial, plan, num_steps=num_steps)
+    left = budget * (1 - _VALIDATION_SHARE) - (time.perf_counter() - started)
+    steps = process.from_main(int(left / measured))
+    if steps < 1:
         raise TransduceError(
             f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Allow more."
         )
-    return max(1, int(left / (elapsed / num_steps)))
+    return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
 
 
 def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> None:

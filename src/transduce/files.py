@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
 
@@ -60,6 +60,31 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def open_locked(folder: Path) -> TextIO:
+    """The file `run.lock`, locked until it is closed or the process ends. Raises RunFolderError if another holds it."""
+    import fcntl  # here, because only Unix has it: elsewhere a run can still be read
+
+    path = folder / "run.lock"
+    with explained_write_errors(path):
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise RunFolderError(
+                f"{folder} is in use by process {owner}. Wait for it, stop it, or choose another folder."
+            ) from None
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
 def read_bytes(path: Path) -> bytes:

@@ -3,14 +3,15 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Corpus, Surroundings
-from transduce.errors import DataError
+from transduce.distributed import num_processes
+from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.experiment import train
 from transduce.metrics import Score
 from transduce.model import PRESETS, TransformerConfig
@@ -56,34 +57,23 @@ def fit(
 ) -> FitResult:
     """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
 
-    Nothing in the held-out parts occurs in training, on either side. The result is in `score.json` of the run folder,
-    too. Raises DataError for fewer than MINIMUM_PAIRS.
+    Nothing in the held-out parts occurs in training, on either side. The run folder keeps the test part
+    (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
+    Raises DataError for fewer than MINIMUM_PAIRS.
     """
     started = time.perf_counter()
-    if not resume:
+    if num_processes() > 1:
+        raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
+    saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None
+    if saved is None:
         RunFolder(run_dir).refuse_other_use()
-    pairs = read_pairs(paths)
-    for note in pairs.notes:
-        surroundings.report(note)
-    for reason, count in pairs.skipped.items():
-        surroundings.report(f"{count:,} pairs skipped: {reason}")
-    if len(pairs) < MINIMUM_PAIRS:
-        raise DataError(
-            f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
-            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
-        )
-    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
-    try:
-        train_pairs, valid, test = split_pairs(pairs, valid=held_out, test=held_out)
-    except DataError:
-        raise DataError(
-            f"{paths[0]}: the pairs share so many sources and targets that none can be held out for a score: "
-            "remove repeated ones, or use `transduce train` with a validation file of your own."
-        ) from None
+    pairs = _read(paths, surroundings.report)
+    train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
     surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
-    config = choose_settings(train_pairs, paths, minutes=minutes, seed=seed)
-    if resume and (run_dir / "run.json").exists():
-        config = _going_on(config, RunFolder.open(run_dir))
+    if saved is None:
+        config = choose_settings(train_pairs, paths, minutes=minutes, seed=seed)
+    else:
+        config = _going_on(saved, len(train_pairs), minutes)
     surroundings.report(_described(config))
     state = train(
         config,
@@ -98,8 +88,37 @@ def fit(
     result = FitResult(
         run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
     )
-    RunFolder.open(run_dir).write_text("score.json", json.dumps(result.as_dict(), indent=2) + "\n")
+    folder = RunFolder.open(run_dir)
+    folder.write_text("test.source", "".join(f"{line}\n" for line in test.src))
+    folder.write_text("test.target", "".join(f"{line}\n" for line in test.tgt))
+    folder.write_text("score.json", json.dumps(result.as_dict(), indent=2) + "\n")
     return result
+
+
+def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
+    pairs = read_pairs(paths)
+    for note in pairs.notes:
+        report(note)
+    for reason, count in pairs.skipped.items():
+        report(f"{count:,} pairs skipped: {reason}")
+    if len(pairs) < MINIMUM_PAIRS:
+        raise DataError(
+            f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
+            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
+        )
+    return pairs
+
+
+def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
+    """Training, validation and test part, without a source or a target in common."""
+    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
+    try:
+        return split_pairs(pairs, valid=held_out, test=held_out)
+    except DataError:
+        raise DataError(
+            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
+            "remove repeated ones, or use `transduce train` with a validation file of your own."
+        ) from None
 
 
 def choose_settings(train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int) -> ExperimentConfig:
@@ -122,9 +141,17 @@ def choose_settings(train_pairs: Pairs, paths: Sequence[str | Path], *, minutes:
     )
 
 
-def _going_on(config: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
-    """`config` with the model of the run in `folder`: other minutes may have called for another dropout."""
-    return replace(config, model=load_config(folder.config, f"{folder.path}/config.toml").model)
+def _going_on(folder: RunFolder, num_train: int, minutes: float) -> ExperimentConfig:
+    """The settings of the run in `folder`, for so many minutes. Raises ConfigMismatchError if it learns from others."""
+    had = folder.facts["num_train_pairs"]
+    if had != num_train:
+        raise ConfigMismatchError(
+            f"{folder.path} learns from {had:,} pairs and these would be {num_train:,}: give the same files, or begin "
+            "another run in another --run-dir."
+        )
+    config = load_config(folder.config, f"{folder.path}/config.toml")
+    steps = config.training.steps if minutes == config.training.minutes else 0
+    return replace(config, training=replace(config.training, steps=steps, minutes=minutes))
 
 
 def _model_for(num_characters: int, minutes: float) -> TransformerConfig:
@@ -151,7 +178,8 @@ def _mean_len(lines: Sequence[str]) -> float:
 def _described(config: ExperimentConfig) -> str:
     model, tokenizer = config.model, config.tokenizer
     kinds = tokenizer.source if tokenizer.joint else f"{tokenizer.source} -> {tokenizer.target}"
+    at_most = f" (at most {tokenizer.vocab_size:,} subwords)" if "bpe" in kinds else ""
     return (
-        f"{kinds} (at most {tokenizer.vocab_size:,} subwords), {model.num_encoder_layers} + "
-        f"{model.num_decoder_layers} layers of width {model.d_model}, dropout {model.dropout:g}"
+        f"{kinds}{at_most}, {model.num_encoder_layers} + {model.num_decoder_layers} layers of width {model.d_model}, "
+        f"dropout {model.dropout:g}"
     )

@@ -72,8 +72,10 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the backward pass of this loss was made already: compute the loss again for another.")
         grad_hidden, grad_weight = (g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
-        del ctx.gradients  # they were scaled in place: a second backward pass would scale them twice
+        ctx.gradients = None  # they were scaled in place: a second backward pass would scale them twice
         return grad_hidden, grad_weight, None, None
 
 

@@ -7,7 +7,6 @@ per cent; error rates can pass 100.
 Intervals and p-values speak of the choice of test segments only, not of how another training run would have ended.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,9 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from transduce.errors import DataError, TransduceError
+from transduce.errors import DataError, TransduceError, nearest
 from transduce.metric_definitions import DEFINITIONS, Array, References
-from transduce.metric_definitions import edit_distance as edit_distance  # public here too
 
 Option = TypeVar("Option")
 
@@ -243,9 +241,7 @@ def _interval(scores: Array) -> tuple[float, float]:
 def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
     if name in options:
         return options[name]
-    nearest = difflib.get_close_matches(name.lower(), options, n=1)
-    suggestion = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise TransduceError(f"There is no {kind} {name!r}: {suggestion}Choose from {', '.join(options)}.")
+    raise TransduceError(f"There is no {kind} {name!r}.{nearest(name, options)}")
 
 
 def _check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:

@@ -28,6 +28,8 @@ class OptimConfig:
             raise ValueError("optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative.")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
             raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
+        if not self.epsilon > 0:
+            raise ValueError(f"optim.epsilon is {self.epsilon}: it must be above 0, as it keeps from dividing by zero.")
         if self.learning_rate == 0 and self.warmup_steps == 0:
             raise ValueError("equation 3 needs a warm-up: set optim.warmup_steps, or a peak with optim.learning_rate.")
 

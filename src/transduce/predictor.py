@@ -26,7 +26,7 @@ _TOKENS_AT_ONCE = 16_384
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer; `score` is its log-probability (natural) after length normalisation, what it was ranked by."""
+    """One answer; `score` is its natural log-probability after length normalisation: beam search ranks by it."""
 
     text: str
     score: float
@@ -75,7 +75,7 @@ class Predictor:
         folder = RunFolder.open(Path(run))
         settings = parse_toml(folder.config, "config.toml")
         tokenizer = Tokenizer.from_json(folder.tokenizer)
-        with torch.random.fork_rng():  # the random start is overwritten: it must not cost the caller's draws
+        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: it must not cost the caller's draws
             model = Transformer(build(TransformerConfig, settings["model"], "model."), vocabulary_sizes(tokenizer))
         load_parameters(model, folder.read_model()[0])
         model.to(find_device(device))
@@ -130,8 +130,6 @@ class Predictor:
             raise TransduceError(
                 f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
             )
-        if beam_size > _TOKENS_AT_ONCE and not self._is_sampling:
-            raise TransduceError(f"the beam size is {beam_size:,}: at most {_TOKENS_AT_ONCE:,} can be searched.")
 
     def _cut(self, ids: list[int]) -> list[int]:
         longest = self.model.config.max_len
@@ -155,7 +153,8 @@ class Predictor:
                 draws.append(sample(step, state, max_lens, self.special, config=config, uniforms=uniforms))
             return [list(of_one_source) for of_one_source in zip(*draws, strict=True)]
         if config.beam_size == 1:
-            return [[found] for found in greedy_search(step, self.model.start(src), max_lens, self.special)]
+            found = greedy_search(step, self.model.start(src), max_lens, self.special, config=config)
+            return [[hypothesis] for hypothesis in found]
         state = self.model.start(src, config.beam_size)
         return beam_search(step, state, max_lens, self.special, config=config, num_best=num_best)
 
@@ -195,16 +194,19 @@ def vocabulary_sizes(tokenizer: Tokenizer) -> VocabularySizes:
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first GPU if there is one, else the CPU."""
+    """The device called `name`, a CPU or CUDA one; "auto" is the first GPU if there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):  # others, such as mps, lack float64
+            raise RuntimeError
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError):
         has_gpu = torch.cuda.is_available()
         raise TransduceError(
-            f"there is no device '{name}' here: take {'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."
+            f"there is no device '{name}' to compute on here, which must be a CPU or an NVIDIA GPU: take "
+            f"{'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."
         ) from None
     return device
 

@@ -32,6 +32,7 @@ class TrainerState:
     position: int = 0  # steps done in this epoch
     plan_of: list[int] = field(default_factory=list)  # what the batches depend on: `position` counts in those
     seconds: float = 0.0  # spent in training steps, over all sittings
+    validation_seconds: float = 0.0
     target_tokens: int = 0
     unlogged_loss: float = 0.0  # since the last logged row, summed over the target tokens
     unlogged_tokens: int = 0
@@ -50,7 +51,7 @@ class TrainerState:
     def is_finished(self, *, steps: int, patience: int, minutes: float) -> bool:
         """By the limits as they are now: a run that is resumed with higher ones goes on."""
         is_out_of_patience = 0 < patience <= self.num_bad_validations
-        is_out_of_time = self.minutes_over is not None and self.minutes_over >= minutes
+        is_out_of_time = self.minutes_over is not None and 0 < minutes <= self.minutes_over
         return self.step >= steps or is_out_of_patience or is_out_of_time
 
     def add(self, result: StepResult, seconds: float) -> None:

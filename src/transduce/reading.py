@@ -65,7 +65,7 @@ def iterate_lines(file: BinaryIO, name: str) -> Iterator[str]:
     Ends and byte-order mark are treated as by `read_lines`. Raises DataError, naming the line, for other bytes.
     """
     for number, line in enumerate(file, start=1):
-        content = line.removesuffix(b"\n").removesuffix(b"\r")
+        content = line.removesuffix(b"\r\n").removesuffix(b"\n")
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -73,7 +73,10 @@ def iterate_lines(file: BinaryIO, name: str) -> Iterator[str]:
                 f"{name}, line {number}, byte {error.start + 1}: {content[error.start]:#04x} is not UTF-8 here "
                 f"({error.reason}). Convert the text with `iconv -f ENCODING -t UTF-8`."
             ) from None
-        yield text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
+        if number == 1:
+            text = text.removeprefix(_BYTE_ORDER_MARK)
+        if text or line.endswith(b"\n"):  # the mark alone is no line
+            yield text
 
 
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:

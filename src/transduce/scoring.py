@@ -19,7 +19,10 @@ from transduce.tokenizer import Tokenizer
 def build_validation(
     config: ExperimentConfig, tokenizer: Tokenizer, valid: Pairs, report: Callable[[str], None]
 ) -> Callable[[nn.Module], Validation]:
-    """The function that says how good a model is: its loss on all of `valid`, its scores on an even selection."""
+    """The function that says how good a model is.
+
+    Its loss is of all of `valid` that `data.max_len` lets pass, its scores of an even selection.
+    """
     settings = config.validation
     encoded = encode_reporting(tokenizer, valid, config.data, report)
     sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
@@ -27,8 +30,9 @@ def build_validation(
     rows = [row for row, source in enumerate(valid.src) if source in chosen]
     texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
     decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
-    is_loss = settings.best == "loss"  # of all pairs; a score is comparable with others of the same answers alone
-    measure = settings.best if is_loss else f"{settings.best} of {len(rows)} pairs, beam {settings.beam_size}"
+    # Numbers are comparable with others of the same pairs alone: a resumed run may have changed which those are.
+    of = f"{len(encoded)} pairs" if settings.best == "loss" else f"{len(rows)} pairs, beam {settings.beam_size}"
+    measure = f"{settings.best} of {of}"
 
     def validate(model: nn.Module) -> Validation:
         assert isinstance(model, Transformer)

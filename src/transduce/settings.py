@@ -163,14 +163,21 @@ def resume_class(name: str) -> str:
 def carry_over(config: ExperimentConfig, saved: ExperimentConfig) -> ExperimentConfig:
     """`config` with what was worked out at the start of the saved run, where it is still left open."""
     asked, had = config.training, saved.training
-    steps = asked.steps or had.steps
-    if not asked.steps and asked.minutes != had.minutes and had.minutes:
-        steps = round(had.steps * asked.minutes / had.minutes)
-    if not asked.steps and asked.epochs != had.epochs and had.epochs:
-        steps = round(had.steps * asked.epochs / had.epochs)
-    return replace(
-        config, training=replace(asked, steps=steps, validate_every=asked.validate_every or had.validate_every)
-    )
+    validate_every = asked.validate_every or had.validate_every
+    return replace(config, training=replace(asked, steps=_steps_to_go_on(asked, had), validate_every=validate_every))
+
+
+def _steps_to_go_on(asked: TrainingConfig, had: TrainingConfig) -> int:
+    """The steps of a resumed run; 0 if they must be worked out anew, as its limit is of another kind."""
+    if asked.steps:
+        return asked.steps
+    if (asked.epochs, asked.minutes) == (had.epochs, had.minutes):
+        return had.steps
+    if asked.epochs and had.epochs:
+        return round(had.steps * asked.epochs / had.epochs)
+    if asked.minutes and had.minutes and not (asked.epochs or had.epochs):
+        return round(had.steps * asked.minutes / had.minutes)
+    return 0
 
 
 def with_shape_of(other: ExperimentConfig, config: ExperimentConfig) -> ExperimentConfig:

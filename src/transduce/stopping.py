@@ -16,6 +16,9 @@ class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
         self.signum = signum
         self.message = message
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
+        return Stopped, (self.signum, self.message)  # it travels between processes
+
     @property
     def exit_status(self) -> int:
         """What a shell reports of a process ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""

@@ -21,7 +21,7 @@ _READ_AHEAD = 2_000  # lines of a file answered together
 def read_utf8(path: Path) -> str:
     """A text file as one string, for what is not lines of a corpus."""
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path).decode().removeprefix("\ufeff")  # the mark that some editors put first
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
 
@@ -62,13 +62,18 @@ def is_same_file(output: str, source: str) -> bool:
 
 @contextmanager
 def answers_to(name: str | None) -> Iterator[BinaryIO]:
-    """Where answers go: to the file `name`, whole or not at all, or to standard output."""
+    """Where answers go: to the file `name` (standard output without one), whole or not at all.
+
+    A pipe or a device gets them as they come. A link stays one: the file that it leads to is replaced.
+    """
     if name is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    else:
-        with explained_write_errors(Path(name)), replacing(Path(name)) as file:
-            yield file
+        return
+    path = Path(name)
+    is_stream = path.exists() and not path.is_file()
+    with explained_write_errors(path), path.open("wb") if is_stream else replacing(path.resolve()) as file:
+        yield file
 
 
 def print_scores(scores: list[Score], about: str) -> None:
@@ -85,6 +90,27 @@ def print_table(table: Table) -> None:
     with console.capture() as captured:  # for rich has its own idea of what to do about a reader that has left
         console.print(table)
     print(captured.get(), end="")
+
+
+def print_description(found: dict[str, Any]) -> None:
+    """What `describe` found: parameters by part, settings, and of a run which step its model is of, and how good."""
+    table = Table("part", "parameters", title=found["name"], title_justify="left")
+    table.columns[1].justify = "right"
+    for part, count in found["parameters"].items():
+        table.add_row(part, f"{count:,}", style="bold" if part == "total" else None)
+    print_table(table)
+    print(", ".join(f"{name} {value}" for name, value in found["config"].items()))
+    if "model_is_of" in found:
+        print(_model_is_of(found["model_is_of"]))
+
+
+def _model_is_of(metadata: dict[str, Any] | None) -> str:
+    if metadata is None:
+        return "no model yet: the first validation is still to come"
+    if "steps" in metadata:
+        return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items())
+    return f"the model is of step {metadata['step']:,}{scores and f', validation: {scores}'}"
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class TrainingConfig:
         for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
             if getattr(self, name) < 0:
                 raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
+        if self.seed >= 2**63:
+            raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
         for name in ("batch_tokens", "micro_batches", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
@@ -112,6 +114,7 @@ class Trainer:
 
     def run(self) -> TrainerState:
         """Trains to the end, from wherever the state stands. Raises Stopped when told to, after saving."""
+        torch.set_flush_denormal(True)  # numbers near zero slow a CPU down a hundredfold and change nothing
         with self.signals, torch.random.fork_rng(self._cuda_devices()):
             try:
                 self._run()
@@ -125,6 +128,8 @@ class Trainer:
         return self.state
 
     def _run(self) -> None:
+        if self.state.step == 0:
+            self._save()  # from here on, a run without a checkpoint is one whose checkpoints were removed
         if self._validate_if_due():  # the last sitting may have ended between a step and its validation
             self._save()
         while not self.is_finished:
@@ -229,7 +234,7 @@ class Trainer:
 
     def _agree(self) -> None:
         """Ends the run at the deadline; lets all processes stop before their next step if any was told to."""
-        is_over = self.state.seconds > self.deadline
+        is_over = self.state.seconds + self.state.validation_seconds > self.deadline
         if self.process.world_size > 1:
             wish = torch.tensor([self.signals.received is not None, is_over], dtype=torch.float32, device=self.device)
             self.process.sum_([wish])
@@ -258,25 +263,33 @@ class Trainer:
         return True
 
     def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
+        started = time.perf_counter()
         with self.signals.at_once():
-            return validate(self.best_model)
+            found = validate(self.best_model)
+        self.state.validation_seconds += time.perf_counter() - started
+        if not math.isfinite(found.goodness):
+            raise DivergedError(
+                f"step {self.state.step}: the validation gives {found.goodness}, which is no number to go by. Lower "
+                "optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are there."
+            )
+        return found
 
     def _keep_model(self, metrics: dict[str, float]) -> None:
-        if self.process.is_main:
-            facts = {"step": self.state.step, "averaged": self.average is not None, "validation": metrics}
-            self.folder.write_model(dict(self.best_model.named_parameters()), facts)
+        facts = {"step": self.state.step, "averaged": self.average is not None, "validation": metrics}
+        self.process.decide(lambda: self.folder.write_model(dict(self.best_model.named_parameters()), facts))
 
     def _save(self) -> None:
         """Writes a checkpoint from which the run goes on exactly as if it had not stopped."""
-        if not self.process.is_main:
-            return
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
         if self.average is not None:
             tensors |= {f"ema.{name}": p for name, p in self.average.named_parameters()}
         for name, parameter in self.model.named_parameters():
             for slot, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = value
-        self.folder.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=self.config.keep_checkpoints)
+        keep = self.config.keep_checkpoints
+        self.process.decide(
+            lambda: self.folder.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=keep)
+        )
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what `_save` wrote. What was left of an epoch is left out if its batches are others now."""
@@ -308,18 +321,17 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
 
     def _cuda_devices(self) -> list[int]:
-        return [torch.cuda.current_device()] if self.device.type == "cuda" else []
+        if self.device.type != "cuda":
+            return []
+        return [torch.cuda.current_device() if self.device.index is None else self.device.index]
 
 
-def measure_steps(
-    trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int, seconds: float
-) -> tuple[int, float]:
-    """Makes up to `num_steps` steps of `plan`, fewer if they take more than `seconds`; how many, and how long."""
-    started, done = time.perf_counter(), 0
-    while done < num_steps and time.perf_counter() - started < seconds:
+def seconds_per_step(trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int) -> float:
+    """How long a step takes: the mean of `num_steps`, made on the first ones of `plan`."""
+    started = time.perf_counter()
+    for done in range(num_steps):
         trainer.train_step(plan[done % len(plan)], done + 1)
-        done += 1
-    return done, time.perf_counter() - started
+    return (time.perf_counter() - started) / num_steps
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ class DecoderState:
         cross: list[
             tuple[Float[Tensor, "batch heads src_len head_dim"], Float[Tensor, "batch heads src_len head_dim"]]
         ],
-        memory_mask: Bool[Tensor, "batch 1 1 src_len"] | None,
+        memory_mask: Bool[Tensor, "batch 1 1 src_len"],
         *,
         beam_size: int,
     ) -> None:
@@ -69,7 +69,7 @@ class DecoderState:
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
         """Drops all sentences but `rows`, so that finished ones cost nothing more."""
         self.cross = [(k[rows], v[rows]) for k, v in self.cross]
-        self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
+        self.memory_mask = self.memory_mask[rows]
         self._keys, self._values = self._keys[:, rows], self._values[:, rows]
         self._ancestry = self._ancestry[rows]
 

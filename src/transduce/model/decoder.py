@@ -31,7 +31,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: Float[Tensor, "batch src_len d_model"],
-        memory_mask: Bool[Tensor, "batch 1 1 src_len"] | None,
+        memory_mask: Bool[Tensor, "batch 1 1 src_len"],
     ) -> Float[Tensor, "batch tgt_len d_model"]:
         x = self.residual_1(x, lambda x: self.self_attention(x, is_causal=True))
         x = self.residual_2(x, lambda x: self.cross_attention(x, memory, mask=memory_mask))
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: Float[Tensor, "batch src_len d_model"],
-        memory_mask: Bool[Tensor, "batch 1 1 src_len"] | None,
+        memory_mask: Bool[Tensor, "batch 1 1 src_len"],
     ) -> Float[Tensor, "batch tgt_len d_model"]:
         for layer in self.layers:
             x = layer(x, memory, memory_mask)
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     def start(
         self,
         memory: Float[Tensor, "batch src_len d_model"],
-        memory_mask: Bool[Tensor, "batch 1 1 src_len"] | None,
+        memory_mask: Bool[Tensor, "batch 1 1 src_len"],
         beam_size: int,
     ) -> DecoderState:
         """The state before the first token: keys and values of the memory, which no step changes."""

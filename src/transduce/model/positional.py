@@ -67,11 +67,6 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
-        if head_dim % 2:
-            raise ValueError(
-                f"rotary positions turn channels in pairs: d_model / num_heads ({head_dim}) must be even. "
-                "Change d_model or num_heads, or take other positions."
-            )
         self.head_dim = head_dim
 
     def forward(
