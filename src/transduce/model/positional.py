@@ -73,9 +73,11 @@ class RotaryPositions(nn.Module):
         self, x: Float[Tensor, "batch heads len head_dim"], positions: Int[Tensor, "len"]
     ) -> Float[Tensor, "batch heads len head_dim"]:
         angles = _angles(positions, self.head_dim)
-        sin, cos = angles.sin().to(x), angles.cos().to(x)
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+        # A pair of channels is a complex number, and turning it is a product. There are none of 16 bits.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+        turns = torch.polar(torch.ones_like(angles), angles).to(pairs.dtype)
+        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 def _angles(positions: Int[Tensor, "len"], num_channels: int) -> Float64[Tensor, "len half"]:
