@@ -169,7 +169,7 @@ def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) 
     assert (status, other_status) == (143, 143), told + other_told
     assert "Stopped at step 6 of 12; all is saved. Go on with: transduce train" in told
     assert "Traceback" not in told + other_told
-    assert RunFolder.open(folder / "stopped").checkpoints() == [4, 6]
+    assert RunFolder.open(folder / "stopped").checkpoints() == [0, 4, 6]
     before = take_steps(folder)
 
     # One process goes on in the same order.
@@ -186,7 +186,7 @@ def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) 
 def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> None:
     (status, told), (other_status, other_told) = train_together(folder, "run", strike_at={"0": 3, "1": 3})
     assert (status, other_status) == (143, 143), told + other_told
-    assert RunFolder.open(folder / "run").checkpoints() == [3]
+    assert RunFolder.open(folder / "run").checkpoints() == [0, 3]
 
     # What rank 0 refuses, all refuse, in the same words.
     both = train_together(folder, "run", "--resume", "--model.d_model", "18")

@@ -228,7 +228,7 @@ def test_a_number_that_is_not_finite_stops_the_run_before_any_weight_changes(
         trainer.run()
     assert_same(weights_of(trainer.model), before["model"])
     assert_same(weights_of(trainer.average), before["average"])
-    assert trainer.folder.checkpoints() == list(range(1, step))
+    assert trainer.folder.checkpoints() == list(range(step))
     for saved in trainer.folder.checkpoints():
         assert all(tensor.isfinite().all() for tensor in trainer.folder.read_checkpoint(saved)[0].values())
 
@@ -287,14 +287,14 @@ def test_goodness_of_another_measure_is_not_compared(new_trainer: NewTrainer) ->
 
 def test_a_deadline_ends_a_run_that_is_then_validated_and_saved(new_trainer: NewTrainer) -> None:
     trainer = new_trainer(
-        replace(TRAINING, steps=10_000, validate_every=0), validate=scripted([1.0], []), deadline=0.05
+        replace(TRAINING, steps=10_000, validate_every=0, minutes=1.0), validate=scripted([1.0], []), deadline=0.05
     )
     started = time.perf_counter()
     state = trainer.run()
     assert time.perf_counter() - started < 10
     assert 0.05 < state.seconds < 5
     assert 0 < state.step < 10_000
-    assert trainer.folder.checkpoints() == [state.step]
+    assert trainer.folder.checkpoints() == [0, state.step]
     assert [row["step"] for row in trainer.folder.metrics() if row["kind"] == "validation"] == [state.step]
 
 

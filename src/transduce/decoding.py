@@ -82,6 +82,9 @@ Step = Callable[[Tensor, Tensor, S], tuple[Tensor, S]]
 # (log-probabilities of the rows left, which sentences those are, position of the token) -> its ids
 Choose = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"], int], Int[Tensor, "rows"]]
 
+# A CPU may take smaller numbers for zero.
+_COLDEST = 1e-30
+
 # Dropping finished sentences copies the state of the others: worth it once this share of the rows is idle.
 _COMPACT_WHEN_IDLE = 0.25
 
@@ -115,7 +118,9 @@ def sample(
     def choose(log_probs: Tensor, rows: Tensor, position: int) -> Tensor:
         # Float64, and 0 for the likeliest token: a tiny temperature makes all others -inf, never a NaN.
         below_best = log_probs.double() - log_probs.amax(dim=-1, keepdim=True)
-        probabilities, ids = (below_best / config.temperature).softmax(dim=-1).sort(descending=True, stable=True)
+        probabilities, ids = (
+            (below_best / max(config.temperature, _COLDEST)).softmax(dim=-1).sort(descending=True, stable=True)
+        )
         if config.top_k:
             probabilities[:, config.top_k :] = 0.0
         cumulative = probabilities.cumsum(dim=-1)

@@ -39,7 +39,7 @@ from transduce.trainer import Trainer, TrainerState, seconds_per_step
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
-_VALIDATION_SHARE = 0.1  # of the time is kept for validations and for slower moments than the measured ones
+_VALIDATION_SHARE = 0.06  # of the time is kept for validations and for slower moments than the measured ones
 
 
 def train(

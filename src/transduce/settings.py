@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transduce.config import build, nearest, override, parse_toml
+from transduce.config import build, override, parse_toml
 from transduce.decoding import DecodingConfig
-from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.errors import ConfigMismatchError, TransduceError, nearest
 from transduce.metrics import METRICS
 from transduce.model import PRESETS, TransformerConfig
 from transduce.optim import OptimConfig
