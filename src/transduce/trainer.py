@@ -66,8 +66,8 @@ class Trainer:
     """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `folder`.
 
     `validate` takes a model and knows the task; the trainer knows only how good it says the model is. `observe`
-    receives every logged row. With a `deadline` (seconds) the clock ends a run, of so many `minutes`, that its step count did
-    not.
+    receives every logged row. With a `deadline` (seconds of training and validating) the clock ends a run with
+    `training.minutes` that its step count did not.
     """
 
     def __init__(
