@@ -3,6 +3,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -197,3 +198,53 @@ def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> 
     assert [status for status, _ in both] == [0, 0], both
     steps = take_steps(folder)
     assert sorted(steps) == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        """
+        [data]
+        dataset = "copy"
+        [tokenizer]
+        source = "characters"
+        target = "characters"
+        [model]
+        d_model = 16
+        d_ff = 24
+        num_heads = 2
+        num_encoder_layers = 1
+        num_decoder_layers = 1
+        [training]
+        steps = 100000
+        micro_batches = 2
+        batch_tokens = 128
+        log_every = 1
+        [validation]
+        metrics = []
+        """
+    )
+    words = ["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "2"]
+    command = [sys.executable, "-m", "transduce", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        before = []
+        for line in running.stderr:
+            before.append(line)
+            if line.startswith("step 3/"):
+                running.send_signal(signal.SIGTERM)
+                break
+        rest = running.stderr.read()
+    assert running.returncode == 143, before
+    told = [line for line in rest.split("\n") if "Go on with" in line]
+    assert len(told) == 1 and "--processes 2 --resume" in told[0]
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.facts["started"]["processes"] == 2
+    stopped_at = folder.checkpoints()[-1]
+    assert stopped_at >= 3
+    assert cli.main([*words, "--resume", "--training.steps", str(stopped_at + 2), "--quiet"]) == 0
+    assert folder.checkpoints()[-1] == stopped_at + 2
+
+
+def test_two_processes_tell_a_mistake_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(tmp_path / "none.toml"), "--processes", "2"]) == 66
+    assert capfd.readouterr().err.count("none.toml") == 1

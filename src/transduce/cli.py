@@ -126,6 +126,9 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     verb.add_argument("--accept-changes", action="store_true", help="with --resume: let settings differ; recorded")
     verb.add_argument("--init-from", metavar="RUN", help="start from the weights and the tokenizer of a run")
+    verb.add_argument(
+        "--processes", type=_positive, default=1, metavar="N", help="share the work: often faster than threads"
+    )
     verb.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the folder, too")
     verb.add_argument("--seed", type=_number_from_0, help="the same as --training.seed")
 
@@ -286,7 +289,8 @@ def _abandon_output() -> None:
 
 
 def _tell(message: str, status: int) -> int:
-    print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
+    if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":  # what all processes meet, the first one tells
+        print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

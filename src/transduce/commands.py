@@ -19,6 +19,7 @@ from rich.table import Table
 from transduce import datasets
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings, count_training_overlap
+from transduce.distributed import num_processes, spawn
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.experiment import train
 from transduce.fitting import fit
@@ -55,6 +56,8 @@ def run(arguments: Arguments) -> int:
 
 
 def _train(arguments: Arguments) -> int:
+    if arguments.processes > 1 and num_processes() == 1:
+        return spawn(arguments.processes, arguments.words)
     path = Path(arguments.config)
     overrides = [*arguments.overrides]
     if arguments.seed is not None:
@@ -311,19 +314,18 @@ def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
         yield
     except Stopped as stopped:
         if stopped.message:
-            here = os.environ.get("LOCAL_WORLD_SIZE")
+            here = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun alone
             program = ["torchrun", f"--nproc-per-node={here}", "-m", "transduce"] if here else ["transduce"]
-            command = [*program, *arguments.words] + ["--resume"] * (not arguments.resume)
+            command = program + arguments.words + ["--resume"] * (not arguments.resume)
             stopped.message += f" Go on with: {shlex.join(command)}"
         raise
 
 
 def _load(arguments: Arguments, name: str) -> Predictor:
     predictor = Predictor.load(name, device=arguments.device, report=_surroundings(arguments).report)
-    options = ("beam_size", "length_penalty", "temperature", "top_k", "top_p", "seed")
+    seeds = () if arguments.verb == "compare" else ("seed",)  # there it is that of the resampling
+    options = ("beam_size", "length_penalty", "temperature", "top_k", "top_p", *seeds)
     given = {option: getattr(arguments, option, None) for option in options if option in vars(arguments)}
-    if arguments.verb == "compare":
-        given.pop("seed")  # of the resampling there
     chosen = {option: value for option, value in given.items() if value is not None}
     decoding = replace(predictor.decoding, **chosen)
     if decoding.temperature == 0 and (idle := [option for option in ("top_k", "top_p", "seed") if option in chosen]):

@@ -1,6 +1,11 @@
-"""Several processes as one: who I am, sums over all, and what rank 0 tells the others. Started by `torchrun`."""
+"""Several processes as one, started by `torchrun` or `spawn`: who I am, sums over all, what rank 0 tells the others."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+_GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,55 @@ def own_device(device: torch.device) -> torch.device:
 def num_processes() -> int:
     """How many processes `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def spawn(num: int, words: Sequence[str]) -> int:
+    """Runs `transduce WORDS` as `num` processes on this machine, which share its cores; their exit status.
+
+    A signal to this process is passed on to each of them, once: they save and stop. If one fails, the others, who
+    would wait for it, are stopped as well.
+    """
+    environment = os.environ | {
+        "WORLD_SIZE": str(num),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or num) // num)),
+    }
+    children = [
+        # A session of its own: else a Ctrl-C in the terminal would reach them twice, and the second one does not save.
+        subprocess.Popen(
+            [sys.executable, "-m", "transduce", *words],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+        )
+        for rank in range(num)
+    ]
+    previous = {
+        signum: signal.signal(signum, lambda signum, _frame: _signal_all(children, signum))
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        while (statuses := [child.poll() for child in children]).count(None):
+            if any(statuses):
+                time.sleep(_GRACE_SECONDS)  # the others may be about to end for the same reason
+                _signal_all(children, signal.SIGKILL)
+            time.sleep(0.05)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    return next((status for status in statuses if status), 0)
+
+
+def _signal_all(children: Sequence["subprocess.Popen[bytes]"], signum: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signum)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
