@@ -16,7 +16,6 @@ import transduce
 from transduce.checkpoint import RunFolder
 from transduce.cli import main as main_of_command
 from transduce.datasets import load_split
-from transduce.experiment import machine_facts
 from transduce.inspection import record_attention
 from transduce.monitoring import attention_map
 from transduce.scoring import score
@@ -51,7 +50,7 @@ def main() -> int:
         "num_test_pronunciations": len(known["test"]),
         "steps": folder.checkpoints()[-1],
         "beam_size": predictor.decoding.beam_size,
-        "machine": machine_facts("auto") | {"cores": os.cpu_count()},
+        "machine": folder.facts["started"] | {"cores": os.cpu_count()},
     }
     if is_new:  # the clocks of a sitting that only went on say nothing of the whole
         found |= {"training_seconds": spent["wall"], "cpu_seconds": spent["cpu"], "stolen_seconds": spent["stolen"]}
