@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from transduce.checkpoint import RunFolder
 from transduce.data import EncodedPairs, collate, plan_epoch
@@ -156,22 +157,27 @@ class Trainer:
                 self.signals.check()
             torch.manual_seed(_seed_of(self.config.seed, step, index))
             loss, count = self._loss(micro_batches[index])
-            loss.backward()
+            with record_function("backward"):
+                loss.backward()
             loss_sum += loss.detach()
             num_tokens += count
-        return self._update(loss_sum, num_tokens, step)
+        with record_function("optimizer"):
+            return self._update(loss_sum, num_tokens, step)
 
     def _loss(self, rows: np.ndarray) -> tuple[Tensor, int]:
-        batch = collate(self.pairs, rows).to(self.device)
+        with record_function("data"):
+            batch = collate(self.pairs, rows).to(self.device)
         with self._precision():
-            hidden = self.forward(batch.src, batch.tgt_in)
-            return cross_entropy_sum(
-                hidden,
-                self.model.output_weight,
-                batch.tgt_out,
-                pad_id=self.model.vocabulary.pad_id,
-                label_smoothing=self.config.label_smoothing,
-            )
+            with record_function("forward"):
+                hidden = self.forward(batch.src, batch.tgt_in)
+            with record_function("loss"):
+                return cross_entropy_sum(
+                    hidden,
+                    self.model.output_weight,
+                    batch.tgt_out,
+                    pad_id=self.model.vocabulary.pad_id,
+                    label_smoothing=self.config.label_smoothing,
+                )
 
     def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int) -> StepResult:
         parameters = list(self.model.parameters())
@@ -179,7 +185,8 @@ class Trainer:
             if parameter.grad is None:  # this process had no micro-batch
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self.process.sum_([*gradients, loss_sum, num_tokens])
+        with record_function("exchange"):
+            self.process.sum_([*gradients, loss_sum, num_tokens])
         torch._foreach_div_(gradients, num_tokens)
         norm = clip_gradients(parameters, self.optim_config.max_grad_norm)
         loss, grad_norm = (loss_sum / num_tokens).item(), norm.item()
