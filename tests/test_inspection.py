@@ -24,12 +24,11 @@ def recorded(network: Transformer) -> dict[str, Tensor]:
     return maps
 
 
-def weights_by_torch(ours: MultiHeadAttention, inputs: tuple[Tensor, ...], settings: dict) -> Tensor:
+def weights_by_torch(ours: MultiHeadAttention, x: Tensor, memory: Tensor, settings: dict) -> Tensor:
     """What nn.MultiheadAttention reports for the same weights and inputs."""
     theirs = nn.MultiheadAttention(18, 3, batch_first=True, dtype=torch.float64)
     names = {"qkv_proj.weight": "in_proj_weight", "qkv_proj.bias": "in_proj_bias"}
     theirs.load_state_dict({names.get(name, name): value for name, value in ours.state_dict().items()})
-    x, memory = inputs[0], inputs[-1]
     is_padding = ~settings["mask"][:, 0, 0] if settings.get("mask") is not None else None
     is_future = torch.ones(3, 3, dtype=torch.bool).triu(1) if settings.get("is_causal") else None
     return theirs(
@@ -48,15 +47,19 @@ def test_maps_are_those_of_every_attention():
 
 def test_maps_equal_those_of_torch():
     network = model()
+    encoded = network.encode(SRC)[0]
     expected = {}
+
+    def compare(name):
+        def hook(module, inputs, settings):
+            memory = encoded if name.endswith("cross_attention") else inputs[0]
+            expected[name] = weights_by_torch(module, inputs[0], memory, settings)
+
+        return hook
+
     for name, module in network.named_modules():
         if isinstance(module, MultiHeadAttention):
-            module.register_forward_pre_hook(
-                lambda module, inputs, settings, name=name: expected.update(
-                    {name: weights_by_torch(module, inputs, settings)}
-                ),
-                with_kwargs=True,
-            )
+            module.register_forward_pre_hook(compare(name), with_kwargs=True)
     for name, weights in recorded(network).items():
         torch.testing.assert_close(weights, expected[name], rtol=0, atol=1e-12)
 

@@ -38,6 +38,10 @@ class _CrossEntropySum(torch.autograd.Function):
 
     The gradients are ready when the loss is, so the backward pass only scales them; one chunk of logits is all that
     is ever in memory, and each logit is exponentiated once.
+
+    The smoothed target distribution is (1 - e) on the right token plus e / V everywhere. The second part is the same
+    for all rows, so its share is taken at the end, from the mean row of the output matrix, and no chunk is touched
+    for it.
     """
 
     @staticmethod
@@ -51,22 +55,30 @@ class _CrossEntropySum(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        total = hidden.new_zeros((), dtype=torch.float64)
         product_dtype, sum_dtype = _precisions(hidden)
-        hidden, weight = hidden.to(product_dtype), weight.to(product_dtype)
+        total = hidden.new_zeros((), dtype=torch.float64)
+        x, w = hidden.to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
+        probabilities = hidden.new_empty(min(chunk, hidden.size(0)), weight.size(0), dtype=sum_dtype)
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).to(sum_dtype)
-            loss, grad_logits = _loss_and_gradient(logits, targets[rows], label_smoothing)
+            logits = (x[rows] @ w.T).to(sum_dtype)
+            loss, gradient = _loss_and_gradient(logits, targets[rows], label_smoothing, probabilities)
             total += loss
-            grad_logits = grad_logits.to(product_dtype)
+            gradient = gradient.to(product_dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
+                grad_hidden[rows] = gradient @ w
             if grad_weight is not None and grad_weight.dtype == product_dtype:
-                grad_weight.addmm_(grad_logits.T, hidden[rows])
+                grad_weight.addmm_(gradient.T, x[rows])
             elif grad_weight is not None:  # the sum over chunks keeps the precision of the parameter
-                grad_weight += grad_logits.T @ hidden[rows]
+                grad_weight += gradient.T @ x[rows]
+        if label_smoothing:
+            mean_weight, hidden_sum = weight.mean(dim=0), hidden.sum(dim=0)
+            total -= label_smoothing * torch.dot(hidden_sum.to(sum_dtype), mean_weight.to(sum_dtype))
+            if grad_hidden is not None:
+                grad_hidden -= label_smoothing * mean_weight
+            if grad_weight is not None:
+                grad_weight -= label_smoothing / weight.size(0) * hidden_sum
         ctx.gradients = (grad_hidden, grad_weight)
         return total.to(sum_dtype)
 
@@ -87,18 +99,16 @@ def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
 
 
 def _loss_and_gradient(
-    logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "rows"], label_smoothing: float
+    logits: Float[Tensor, "rows vocab"],
+    targets: Int[Tensor, "rows"],
+    label_smoothing: float,
+    out: Float[Tensor, "most_rows vocab"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows vocab"]]:
-    """The summed loss and its gradient softmax(logits) - target distribution; overwrites `logits`."""
-    target_logits = logits.gather(1, targets[:, None])
-    mean_logits = logits.mean(dim=1, keepdim=True) if label_smoothing else 0.0
-    top = logits.amax(dim=1, keepdim=True)
-    exponentials = logits.sub_(top).exp_()
-    normaliser = exponentials.sum(dim=1, keepdim=True)
-    log_normaliser = normaliser.log() + top
-    loss = log_normaliser - (1 - label_smoothing) * target_logits - label_smoothing * mean_logits
-    gradient = exponentials.div_(normaliser)
-    if label_smoothing:
-        gradient.sub_(label_smoothing / logits.size(1))
-    gradient.scatter_add_(1, targets[:, None], torch.full_like(target_logits, label_smoothing - 1))
+    """The summed loss and its gradient, but for what smoothing spreads evenly; the gradient lies in `out`."""
+    probabilities = torch.softmax(logits, dim=1, out=out[: logits.size(0)])
+    # softmax tells no normaliser; it is had from the most likely token, whose probability is at least 1 / V.
+    log_normaliser = logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
+    target = targets[:, None]
+    loss = log_normaliser - (1 - label_smoothing) * logits.gather(1, target)
+    gradient = probabilities.scatter_add_(1, target, torch.full_like(log_normaliser, label_smoothing - 1))
     return loss.sum(dtype=torch.float64), gradient

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from transduce.model.positional import RotaryPositions
 
+KeysAndValues = tuple[Float[Tensor, "batch heads src_len head_dim"], Float[Tensor, "batch heads src_len head_dim"]]
+
 
 def attention(
     q: Float[Tensor, "*batch tgt_len head_dim"],
@@ -63,22 +65,29 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
-        memory: Float[Tensor, "batch src_len d_model"] | None = None,
+        memory: Float[Tensor, "batch src_len d_model"] | KeysAndValues | None = None,
         *,
         mask: Bool[Tensor, "batch 1 #tgt_len src_len"] | None = None,
         is_causal: bool = False,
     ) -> Float[Tensor, "batch tgt_len d_model"]:
-        """Attends from `x` to `memory`, or to itself without one. `is_causal` stands in for `causal_mask`."""
+        """Attends from `x` to `memory` (or to the keys and values made of it), or to itself without one.
+
+        `is_causal` stands in for `causal_mask`.
+        """
         q, k, v = self.project(x, memory)
         return self.combine(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
 
     def project(
-        self, x: Float[Tensor, "batch tgt_len d_model"], memory: Float[Tensor, "batch src_len d_model"] | None = None
+        self,
+        x: Float[Tensor, "batch tgt_len d_model"],
+        memory: Float[Tensor, "batch src_len d_model"] | KeysAndValues | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys and values (B, H, S, K) of `x` attending to `memory`, or to itself."""
         if memory is None:
             return self.project_self(x, torch.arange(x.size(1), device=x.device))
-        return self.project_queries(x), *self.project_memory(memory)
+        if isinstance(memory, Tensor):
+            memory = self.split_memory(F.linear(memory, *self.memory_projection()))
+        return self.project_queries(x), *memory
 
     def project_self(
         self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "len"]
@@ -96,10 +105,13 @@ class MultiHeadAttention(nn.Module):
         d_model = x.size(-1)
         return self._split_heads(F.linear(x, self.qkv_proj.weight[:d_model], self.qkv_proj.bias[:d_model]))
 
-    def project_memory(self, memory: Float[Tensor, "batch src_len d_model"]) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, K) for cross-attention: the same at every decoding step."""
-        d_model = memory.size(-1)
-        projected = F.linear(memory, self.qkv_proj.weight[d_model:], self.qkv_proj.bias[d_model:])
+    def memory_projection(self) -> tuple[Float[Tensor, "two_d_model d_model"], Float[Tensor, "two_d_model"]]:
+        """W^K above W^V, and their biases."""
+        d_model = self.out_proj.in_features
+        return self.qkv_proj.weight[d_model:], self.qkv_proj.bias[d_model:]
+
+    def split_memory(self, projected: Float[Tensor, "batch src_len two_d_model"]) -> KeysAndValues:
+        """Keys and values for cross-attention, of a memory multiplied by `memory_projection`."""
         k, v = projected.chunk(2, dim=-1)
         return self._split_heads(k), self._split_heads(v)
 

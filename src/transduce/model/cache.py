@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from transduce.model.attention import KeysAndValues
+
 
 class DecoderState:
     """Keys and values of the source, once a sentence, and of all target tokens so far, never moved.
@@ -15,9 +17,7 @@ class DecoderState:
 
     def __init__(
         self,
-        cross: list[
-            tuple[Float[Tensor, "batch heads src_len head_dim"], Float[Tensor, "batch heads src_len head_dim"]]
-        ],
+        cross: list[KeysAndValues],
         memory_mask: Bool[Tensor, "batch 1 1 src_len"],
         *,
         beam_size: int,

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transduce.model.attention import MultiHeadAttention
+from transduce.model.attention import KeysAndValues, MultiHeadAttention
 from transduce.model.cache import DecoderState
 from transduce.model.residual import AddAndNorm
 
@@ -30,35 +31,27 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
-        memory: Float[Tensor, "batch src_len d_model"],
+        memory: KeysAndValues,
         memory_mask: Bool[Tensor, "batch 1 1 src_len"],
     ) -> Float[Tensor, "batch tgt_len d_model"]:
+        """`memory`: the encoder's output as this layer's keys and values."""
         x = self.residual_1(x, lambda x: self.self_attention(x, is_causal=True))
         x = self.residual_2(x, lambda x: self.cross_attention(x, memory, mask=memory_mask))
         return self.residual_3(x, self.feed_forward)
-
-    def start(self, memory: Float[Tensor, "batch src_len d_model"]) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, K) of the memory: the same at every step."""
-        return self.cross_attention.project_memory(memory)
 
     def step(
         self, x: Float[Tensor, "batch beam d_model"], state: DecoderState, index: int
     ) -> Float[Tensor, "batch beam d_model"]:
         """One token of every hypothesis; this is layer number `index` of the state's cache."""
         x = self.residual_1(x, lambda x: self._attend_to_own_past(x, state, index))
-        x = self.residual_2(x, lambda x: self._attend_to_memory(x, state, index))
+        # The hypotheses of a sentence are queries side by side, so its keys and values are held once, not per beam.
+        x = self.residual_2(x, lambda x: self.cross_attention(x, state.cross[index], mask=state.memory_mask))
         return self.residual_3(x, self.feed_forward)
 
     def _attend_to_own_past(self, x: Tensor, state: DecoderState, index: int) -> Tensor:
         q, k, v = self.self_attention.project_self(x, state.positions)
         k, v = state.append(index, k, v)
         return self.self_attention.combine(F.scaled_dot_product_attention(q, k, v, attn_mask=state.ancestry_mask))
-
-    def _attend_to_memory(self, x: Tensor, state: DecoderState, index: int) -> Tensor:
-        # The hypotheses of a sentence are queries side by side, so its keys and values are held once, not per beam.
-        q = self.cross_attention.project_queries(x)
-        k, v = state.cross[index]
-        return self.cross_attention.combine(F.scaled_dot_product_attention(q, k, v, attn_mask=state.memory_mask))
 
 
 class Decoder(nn.Module):
@@ -75,9 +68,19 @@ class Decoder(nn.Module):
         memory: Float[Tensor, "batch src_len d_model"],
         memory_mask: Bool[Tensor, "batch 1 1 src_len"],
     ) -> Float[Tensor, "batch tgt_len d_model"]:
-        for layer in self.layers:
-            x = layer(x, memory, memory_mask)
+        for layer, keys_and_values in zip(self.layers, self.project_memory(memory), strict=True):
+            x = layer(x, keys_and_values, memory_mask)
         return self.final_norm(x)
+
+    def project_memory(self, memory: Float[Tensor, "batch src_len d_model"]) -> list[KeysAndValues]:
+        """Keys and values of the memory for each layer's cross-attention.
+
+        All layers look at the same memory, so their projections are one product with their matrices side by side.
+        """
+        attentions = [layer.cross_attention for layer in self.layers]
+        weights, biases = zip(*(attention.memory_projection() for attention in attentions), strict=True)
+        projected = F.linear(memory, torch.cat(weights), torch.cat(biases)).chunk(len(attentions), dim=-1)
+        return [attention.split_memory(part) for attention, part in zip(attentions, projected, strict=True)]
 
     def start(
         self,
@@ -86,8 +89,7 @@ class Decoder(nn.Module):
         beam_size: int,
     ) -> DecoderState:
         """The state before the first token: keys and values of the memory, which no step changes."""
-        cross = [layer.start(memory) for layer in self.layers]
-        return DecoderState(cross, memory_mask, beam_size=beam_size)
+        return DecoderState(self.project_memory(memory), memory_mask, beam_size=beam_size)
 
     def step(self, x: Float[Tensor, "batch beam d_model"], state: DecoderState) -> Float[Tensor, "batch beam d_model"]:
         """One token of every hypothesis, at the position that `state.advance` just opened."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transduce.model.dropout import Dropout
+
 
 def build_norm(d_model: int, norm: str) -> nn.Module:
     """Layer normalisation (Ba et al. 2016), or its root-mean-square form without mean and bias."""
@@ -21,12 +23,12 @@ class AddAndNorm(nn.Module):
     def __init__(self, d_model: int, dropout: float, norm: str, norm_first: bool) -> None:
         super().__init__()
         self.norm = build_norm(d_model, norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_first = norm_first
 
     def forward(
         self, x: Float[Tensor, "batch len d_model"], sublayer: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "batch len d_model"]:
         if self.norm_first:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+            return self.dropout.add(x, sublayer(self.norm(x)))
+        return self.norm(self.dropout.add(x, sublayer(x)))

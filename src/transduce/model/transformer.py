@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transduce.model.attention import MultiHeadAttention, padding_mask
 from transduce.model.cache import DecoderState
 from transduce.model.decoder import Decoder, DecoderLayer
+from transduce.model.dropout import Dropout
 from transduce.model.encoder import Encoder, EncoderLayer
 from transduce.model.feed_forward import FeedForward, GatedFeedForward
 from transduce.model.positional import LearnedPositions, RotaryPositions, SinusoidalPositions
@@ -102,7 +103,7 @@ class Transformer(nn.Module):
         else:
             self.separate_output_weight = nn.Parameter(torch.empty(vocabulary.num_target_ids, config.d_model))
         self.src_positions, self.tgt_positions = _build_positions(config), _build_positions(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(
             [_build_encoder_layer(config) for _ in range(config.num_encoder_layers)], _build_final_norm(config)
         )
