@@ -20,7 +20,9 @@ from transduce.errors import TransduceError
 
 pytest_plugins = ["runs"]
 
-VERBS = ["fit", "train", "predict", "translate", "evaluate", "compare", "average", "describe", "data", "verify"]
+VERBS = [
+    "fit", "train", "predict", "translate", "evaluate", "compare", "average", "describe", "data", "verify", "benchmark",
+]  # fmt: skip
 HOSTILE = ["abc", "", "a\u2028b", "\u0085", "a\x0bb\x0cc", "\x1c", "a\rb", "   ", "ﷺ 👩‍👩‍👧", "<pad></s>"]
 
 

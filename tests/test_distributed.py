@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from transduce import cli, experiment, trainer
+from transduce import cli, experiment, train_step, trainer
 from transduce.checkpoint import RunFolder
 
 NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 def record_and_strike(rank: str, strike_at: int | None) -> None:
     """Lets this process write down which pairs it computes in which step, and send itself a signal in one of them."""
-    collate, train_step = trainer.collate, trainer.Trainer.train_step
+    collate, make_step = train_step.collate, trainer.Trainer.train_step
     current: list[list[int]] = []
 
     def recording_collate(pairs: Any, rows: Any) -> Any:
@@ -74,12 +74,12 @@ def record_and_strike(rank: str, strike_at: int | None) -> None:
         current.clear()
         if step == strike_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        result = train_step(self, micro_batches, step)
+        outcome = make_step(self, micro_batches, step)
         with Path(f"steps-{rank}.jsonl").open("a") as file:
-            file.write(json.dumps([step, current, result.loss]) + "\n")
-        return result
+            file.write(json.dumps([step, current, outcome.read().loss]) + "\n")
+        return outcome
 
-    trainer.collate, trainer.Trainer.train_step = recording_collate, recording_step
+    train_step.collate, trainer.Trainer.train_step = recording_collate, recording_step
     experiment._draw_learning_curve = lambda *_: None
 
 

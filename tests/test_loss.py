@@ -162,3 +162,68 @@ def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):
     with torch.no_grad():
         cross_entropy_sum(hidden, weight, targets, pad_id=PAD)
     assert wanted == [(False, False)]
+
+
+def scattered_padding(targets: Tensor, *, empty_rows: slice) -> Tensor:
+    """Targets with padding here and there, and nothing else in some rows of the batch."""
+    is_padding = torch.rand(targets.shape, generator=torch.Generator().manual_seed(3)) < 0.4
+    targets = torch.where(is_padding | (targets == PAD), PAD, targets)
+    targets[empty_rows] = PAD
+    return targets
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("hidden_of_padding", [1e30, -1e18, 0.0, 123.456])
+def test_what_the_hidden_vectors_of_padding_are_changes_no_bit(hidden_of_padding, dtype):
+    hidden, weight, targets = example(dtype=dtype)
+    targets = scattered_padding(targets, empty_rows=slice(8, 18))
+    other = torch.where((targets == PAD)[..., None], hidden_of_padding, hidden.detach()).requires_grad_()
+    found = []
+    for vectors in (hidden, other):
+        loss, count = cross_entropy_sum(vectors, weight, targets, pad_id=PAD, label_smoothing=0.1)
+        found.append((loss, count, *torch.autograd.grad(loss, (vectors, weight))))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert (found[1][2][targets == PAD] == 0).all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 0.37, 0.95])
+@pytest.mark.parametrize("rows_at_a_time", [1, 64, 97, 10_000])
+def test_smoothing_equals_torch_however_padding_and_chunks_lie(label_smoothing, rows_at_a_time, monkeypatch):
+    monkeypatch.setattr(transduce.loss, "_ROWS_ON_CPU", rows_at_a_time)
+    hidden, weight, targets = example()
+    targets = scattered_padding(targets, empty_rows=slice(8, 18))  # whole chunks of nothing but padding, too
+    actual, count = cross_entropy_sum(hidden, weight, targets, pad_id=PAD, label_smoothing=label_smoothing)
+    expected = torch_loss(hidden, weight, targets, label_smoothing)
+    assert 100 < count == (targets != PAD).sum()
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    gradients = torch.autograd.grad(actual, (hidden, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_logit_of_ten_thousand_costs_nothing_if_right_and_all_of_it_if_wrong(label_smoothing, dtype):
+    weight = torch.eye(VOCAB_SIZE, D_MODEL, dtype=dtype, requires_grad=True)
+    hidden = (1e4 * torch.eye(D_MODEL, dtype=dtype)[[2, 2]])[None].requires_grad_()  # sure of token 2, twice
+    loss, _ = cross_entropy_sum(hidden, weight, torch.tensor([[2, 4]]), pad_id=PAD, label_smoothing=label_smoothing)
+    right, wrong = label_smoothing * 1e4 * (1 - 1 / VOCAB_SIZE), 1e4 * (1 - label_smoothing / VOCAB_SIZE)
+    assert loss.item() == pytest.approx(right + wrong, rel=1e-6)
+    of_hidden, of_weight = torch.autograd.grad(loss, (hidden, weight))
+    spread = label_smoothing / VOCAB_SIZE
+    expected = torch.full((2, D_MODEL), -spread, dtype=dtype)
+    expected[:, 2] += 1
+    expected[0, 2] -= 1 - label_smoothing
+    expected[1, 4] -= 1 - label_smoothing
+    torch.testing.assert_close(of_hidden[0], expected, rtol=0, atol=1e-6)
+    assert of_weight.isfinite().all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_under_autocast_the_loss_is_within_a_256th_of_float32(label_smoothing):
+    hidden, weight, targets = example(dtype=torch.float32)
+    expected = torch_loss(hidden, weight, targets, label_smoothing)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = cross_entropy_sum(hidden, weight, targets, pad_id=PAD, label_smoothing=label_smoothing)
+    assert loss.item() != expected.item()
+    assert loss.item() == pytest.approx(expected.item(), rel=2**-8)

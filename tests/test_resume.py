@@ -152,7 +152,7 @@ def signalling(signum: int, times: int = 1) -> Callable[[], None]:
 
 
 def strike_at(monkeypatch: pytest.MonkeyPatch, where: str, call: int, strike: Callable[[], None]) -> pytest.MonkeyPatch:
-    names = {"micro_batch": "transduce.trainer.collate", "validation": "transduce.scoring.corpus_loss"}
+    names = {"micro_batch": "transduce.train_step.collate", "validation": "transduce.scoring.corpus_loss"}
     module, _, name = names[where].rpartition(".")
     monkeypatch.setattr(names[where], Striking(getattr(sys.modules[module], name), call, strike))
     return monkeypatch
@@ -373,8 +373,8 @@ def test_a_second_signal_within_an_update_saves_no_half_updated_weights(
     config: ExperimentConfig, finished: Path, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        update = sys.modules["transduce.trainer"].update_average
-        patch.setattr("transduce.trainer.update_average", Striking(update, 5, signalling(signal.SIGTERM, times=2)))
+        update = sys.modules["transduce.train_step"].update_average
+        patch.setattr("transduce.train_step.update_average", Striking(update, 5, signalling(signal.SIGTERM, times=2)))
         train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     assert_same_outcome(tmp_path / "run", finished)

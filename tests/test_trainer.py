@@ -117,10 +117,10 @@ def test_micro_batches_of_different_sizes_give_the_gradient_of_one_batch_of_them
     def gradient_of(micro_batches: list[np.ndarray]) -> tuple[Weights, float]:
         trainer = new_trainer(model=replace(MODEL, dropout=0.0))
         found: Weights = {}
-        trainer.optimizer.register_step_pre_hook(
+        trainer.update.optimizer.register_step_pre_hook(
             lambda *_: found.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
         )
-        return found, trainer.train_step(micro_batches, step=1).loss
+        return found, trainer.train_step(micro_batches, step=1).read().loss
 
     rows = np.arange(17)
     whole, whole_loss = gradient_of([rows])
@@ -181,7 +181,7 @@ def test_the_average_in_a_run_is_the_one_computed_by_hand(new_trainer: NewTraine
     shown: list[Weights] = []
     trainer = new_trainer(replace(TRAINING, validate_every=1), optim, validate=scripted([0.0] * 7, shown))
     average, history = weights_of(trainer.model), []
-    trainer.optimizer.register_step_post_hook(lambda *_: history.append(weights_of(trainer.model)))
+    trainer.update.optimizer.register_step_post_hook(lambda *_: history.append(weights_of(trainer.model)))
     trainer.run()
     for step, current in enumerate(history, start=1):
         decay = min(0.35, (1 + step) / (10 + step))
@@ -220,14 +220,14 @@ def test_a_number_that_is_not_finite_stops_the_run_before_any_weight_changes(
     def poison(_module: nn.Module, _arguments: object, hidden: Tensor) -> Tensor | None:
         if trainer.state.step + 1 < step:
             return None
-        before["model"], before["average"] = weights_of(trainer.model), weights_of(trainer.average)
+        before["model"], before["average"] = weights_of(trainer.model), weights_of(trainer.update.average)
         return hidden * value if where == "loss" else _Poison.apply(hidden, value)
 
     trainer.model.register_forward_hook(poison)
     with pytest.raises(DivergedError, match=rf"step {step}:.*max_grad_norm"):
         trainer.run()
     assert_same(weights_of(trainer.model), before["model"])
-    assert_same(weights_of(trainer.average), before["average"])
+    assert_same(weights_of(trainer.update.average), before["average"])
     assert trainer.folder.checkpoints() == list(range(step))
     for saved in trainer.folder.checkpoints():
         assert all(tensor.isfinite().all() for tensor in trainer.folder.read_checkpoint(saved)[0].values())
@@ -354,7 +354,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch(new_trainer: NewTrai
     def losses(seed: int, step: int, noise: int) -> float:
         trainer = new_trainer(replace(TRAINING, seed=seed))
         torch.manual_seed(noise)
-        return trainer.train_step([rows], step).loss
+        return trainer.train_step([rows], step).read().loss
 
     with torch.random.fork_rng():
         assert losses(5, 1, noise=0) == losses(5, 1, noise=1)

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from transduce import files
+from transduce.certified_files import NO_DIGEST, damaged
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
-from transduce.tensor_files import MEND_TENSORS, NO_DIGEST, damaged, read_tensors, verified, write_tensors
+from transduce.tensor_files import MEND_TENSORS, read_tensors, verified, write_tensors
 
 FORMAT_VERSION = 1
 

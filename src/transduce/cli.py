@@ -25,7 +25,7 @@ _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (see `errors` for their meaning)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    settings, others = _take_settings(words) if words[:1] == ["train"] else ([], words)
+    settings, others = _take_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
     arguments, rest = build_parser().parse_known_args(others)
     if rest:
         build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.verb} --help")
@@ -60,11 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"transduce {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_fit, _add_train, _add_predict, _add_evaluate, _add_compare, _add_average):
+    for add in (_add_fit, _add_train, _add_prepare, _add_predict, _add_evaluate, _add_compare, _add_average):
         add(verbs)
     _add_describe(verbs)
     _add_data(verbs)
     _add_verify(verbs)
+    _add_benchmark(verbs)
     return parser
 
 
@@ -131,6 +132,18 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     verb.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the folder, too")
     verb.add_argument("--seed", type=_number_from_0, help="the same as --training.seed")
+
+
+def _add_prepare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs,
+        "prepare",
+        "do ahead what `train` does before training, for pairs that are too many for memory",
+        epilog="The tokenizer is learnt from 250,000 pairs, spread evenly over the files. Settings as for `train`.",
+    )
+    verb.add_argument("config", metavar="CONFIG.toml", help="the one that `train` is given")
+    verb.add_argument("--init-from", metavar="RUN", help="with the tokenizer of a run")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -214,6 +227,22 @@ def _add_data(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_verify(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "verify", "check every byte of a run folder against its SHA-256")
     verb.add_argument("run", metavar="RUN", help="a run folder")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_benchmark(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "benchmark", "measure how fast this machine does it, and how fast it could")
+    verb.add_argument("topic", choices=["train"], help="train: target tokens per second through the real trainer")
+    verb.add_argument("--model", choices=["tiny", "small", "base", "big"], default="tiny", help="default: tiny")
+    verb.add_argument(
+        "--data",
+        choices=["multi30k-en-de", "wmt-like"],
+        help="wmt-like: random ids of such lengths (default: multi30k-en-de for tiny and small, else wmt-like)",
+    )
+    verb.add_argument("--steps", type=_positive, metavar="N", help="timed ones (default: by the model)")
+    verb.add_argument("--batch-tokens", type=_positive, default=4096, metavar="N", help="of a step (default: 4096)")
+    verb.add_argument("--processes", type=_positive, default=1, metavar="N", help="share each batch among so many")
+    verb.add_argument("-o", "--output", metavar="FILE", help="write the JSON object there, too")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 

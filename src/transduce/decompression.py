@@ -2,7 +2,8 @@
 
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,12 @@ _STARTS = {".gz": _GZIP, ".xz": _XZ, ".zst": _ZSTD}
 COMPRESSED_SUFFIXES = tuple(_STARTS)
 # A file of parallel compressors (pzstd) starts with a "skippable" frame, numbered in the low half of its first byte.
 _ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
-_CHUNK_BYTES = 1 << 20  # each stream's end copies the rest of its chunk: small, or many small streams take long
+CHUNK_BYTES = 1 << 16  # each stream's end copies the rest of its chunk: small, or many small streams take long
+
+
+def is_compressed(start: bytes) -> bool:
+    """Whether a file that starts so is one of those that are unpacked."""
+    return start.startswith((_GZIP, _XZ, *_ZSTD_STARTS))
 
 
 def decompressed(raw: bytes, name: str) -> bytes:
@@ -21,16 +27,34 @@ def decompressed(raw: bytes, name: str) -> bytes:
 
     Raises DataError unless every compressed stream is whole and nothing but streams follows.
     """
-    if raw.startswith(_GZIP):
-        return _unpack(raw, name, "gzip", lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
-    if raw.startswith(_XZ):
-        return _unpack(raw, name, "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
-    if raw.startswith(_ZSTD_STARTS):
-        return _unpack(raw, name, "Zstandard", _zstd_decompressor(name))
+    if not is_compressed(raw):
+        _refuse_unlike_its_name(raw, name)
+        return raw
+    chunks = (raw[start : start + CHUNK_BYTES] for start in range(0, len(raw), CHUNK_BYTES))
+    return b"".join(decompressed_chunks(chunks, name))
+
+
+def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """What `decompressed` returns, piece by piece, for a file that comes in pieces, the first of a few bytes at least.
+
+    Raises DataError when it comes to what is wrong.
+    """
+    first = next(chunks, b"")
+    chunks = chain([first] if first else [], chunks)
+    if first.startswith(_GZIP):
+        return _unpack(chunks, name, "gzip", lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
+    if first.startswith(_XZ):
+        return _unpack(chunks, name, "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
+    if first.startswith(_ZSTD_STARTS):
+        return _unpack(chunks, name, "Zstandard", _zstd_decompressor(name))
+    _refuse_unlike_its_name(first, name)
+    return chunks
+
+
+def _refuse_unlike_its_name(start: bytes, name: str) -> None:
     suffix = Path(name).suffix.lower()
-    if suffix in _STARTS and _STARTS[suffix].startswith(raw):  # cut before it could be recognised
-        raise DataError(f"{name}: {len(raw)} bytes are no {suffix} file. Copy or download it again.")
-    return raw
+    if suffix in _STARTS and _STARTS[suffix].startswith(start):  # cut before it could be recognised
+        raise DataError(f"{name}: {len(start)} bytes are no {suffix} file. Copy or download it again.")
 
 
 class _Decompressor(Protocol):
@@ -45,30 +69,31 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def _unpack(raw: bytes, name: str, kind: str, new_decompressor: Callable[[], _Decompressor]) -> bytes:
-    """All streams of `raw`, one after the other.
+def _unpack(
+    chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Callable[[], _Decompressor]
+) -> Iterator[bytes]:
+    """All streams, one after the other.
 
     Written out because `lzma.decompress` passes over trailing garbage and Zstandard's reader over a missing end.
     """
-    parts, position = [], 0
+    data = next(chunks)
     try:
-        while position < len(raw):
+        while data:
             stream = new_decompressor()
-            while not stream.eof and position < len(raw):
-                chunk = raw[position : position + _CHUNK_BYTES]
-                parts.append(stream.decompress(chunk))
-                position += len(chunk)
-            position -= len(stream.unused_data)
-            if not stream.eof:
-                raise EOFError("it ends too early")
-            if not raw[position : position + _CHUNK_BYTES].strip(b"\0") and not raw[position:].strip(b"\0"):
-                break  # gzip and xz files may be padded with zeros
-    except MemoryError:
+            yield stream.decompress(data)
+            while not stream.eof:
+                if not (data := next(chunks, b"")):
+                    raise EOFError("it ends too early")
+                yield stream.decompress(data)
+            data = stream.unused_data or next(chunks, b"")
+            if not data.strip(b"\0"):  # gzip and xz files may be padded with zeros; no stream begins with them
+                rest = next((chunk for chunk in chunks if chunk.strip(b"\0")), b"")
+                data = data + rest if rest else b""
+    except (MemoryError, OSError):
         raise
     except Exception as error:  # each library has its own error class, and zstandard may be absent
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: damaged {kind} file: {reason}. Copy or download it again.") from None
-    return b"".join(parts)
 
 
 def _zstd_decompressor(name: str) -> Callable[[], _Decompressor]:

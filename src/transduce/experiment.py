@@ -16,8 +16,8 @@ from torch import Tensor
 from transduce import __version__
 from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
-from transduce.corpus import Corpus, Surroundings, encode_reporting, read_corpus
-from transduce.data import EncodedPairs, plan_epoch
+from transduce.corpus import Corpus, Surroundings, learn_and_encode, read_corpus
+from transduce.data import StepOrder, TrainingPairs
 from transduce.distributed import Process, joined, num_processes, own_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.model import Transformer
@@ -92,7 +92,7 @@ class _Run:
     config: ExperimentConfig
     tokenizer: Tokenizer
     model: Transformer
-    pairs: EncodedPairs
+    pairs: TrainingPairs
     checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
 
@@ -108,24 +108,24 @@ def _begin(
     ancestor = RunFolder.open(init_from) if init_from else None
     if ancestor is not None:
         config = with_shape_of(load_config(ancestor.config, f"{ancestor.path}/config.toml"), config)
-        learnt = ancestor.tokenizer
         surroundings.report(f"tokenizer, model settings and weights are those of {ancestor.path}")
-    else:
-        learnt = process.decide(lambda: Tokenizer.learn(config.tokenizer, corpus.train.src, corpus.train.tgt).to_json())
-    tokenizer = Tokenizer.from_json(learnt)
-    pairs = encode_reporting(tokenizer, corpus.train, config.data, surroundings.report)
+    learnt = learn_and_encode(config, corpus, ancestor.tokenizer if ancestor else None, process, surroundings)
+    tokenizer = Tokenizer.from_json(learnt.tokenizer)
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
     if ancestor is not None:
         load_parameters(model, ancestor.read_model()[0])
-    facts: dict[str, Any] = {
-        "data": corpus.sha256,
-        "num_train_pairs": len(corpus.train),
-        "started": machine_facts(surroundings.device),
-    }
-    if ancestor is not None:
-        facts["initialised_from"] = str(ancestor.path)
-    folder = process.decide(lambda: RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt, facts=facts))
-    return _Run(folder, config, tokenizer, model, pairs)
+
+    def create() -> RunFolder:
+        facts: dict[str, Any] = {
+            "data": corpus.sha256,
+            "num_train_pairs": learnt.num_text_pairs,
+            "started": machine_facts(surroundings.device),
+        }
+        if ancestor is not None:
+            facts["initialised_from"] = str(ancestor.path)
+        return RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt.tokenizer, facts=facts)
+
+    return _Run(process.decide(create), config, tokenizer, model, learnt.pairs)
 
 
 def _reopen(
@@ -139,7 +139,7 @@ def _reopen(
     """The run in `folder` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
     config, step = process.decide(lambda: _settle(config, folder, corpus, surroundings, accept_changes))
     tokenizer = Tokenizer.from_json(folder.tokenizer)
-    pairs = encode_reporting(tokenizer, corpus.train, config.data, surroundings.report)
+    pairs = learn_and_encode(config, corpus, folder.tokenizer, process, surroundings).pairs
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
     return _Run(folder, config, tokenizer, model, pairs, folder.read_checkpoint(step) if step is not None else None)
 
@@ -238,15 +238,11 @@ def machine_facts(device: str) -> dict[str, Any]:
 def _plan_steps(run: _Run, budget: float, process: Process) -> int:
     """How many steps `training.epochs` are, or fit into `budget` seconds by the time that some take here."""
     training = run.config.training
-    plan = plan_epoch(
-        run.pairs,
-        batch_tokens=training.batch_tokens,
-        micro_batches=training.micro_batches,
-        seed=training.seed,
-        epoch=0,
+    order = StepOrder(
+        run.pairs, batch_tokens=training.batch_tokens, micro_batches=training.micro_batches, seed=training.seed
     )
     if training.epochs:
-        return max(1, round(training.epochs * len(plan)))
+        return max(1, round(training.epochs * process.decide(order.steps_of_epoch)))
     # On a copy, as the weights are thrown away; of a run so long that these steps are its gentle beginning.
     trial = Trainer(
         copy.deepcopy(run.model),
@@ -256,11 +252,13 @@ def _plan_steps(run: _Run, budget: float, process: Process) -> int:
         folder=run.folder,
         process=process,
     )
+    order.open(0, 0)
+    trial.pairs = order.pairs
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
-        estimate = seconds_per_step(trial, plan, num_steps=_WARM_UP_STEPS)
+        estimate = seconds_per_step(trial, order.steps, num_steps=_WARM_UP_STEPS)
         num_steps = process.from_main(max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate))))
-        measured = seconds_per_step(trial, plan, num_steps=num_steps)
+        measured = seconds_per_step(trial, order.steps, num_steps=num_steps)
     left = budget * (1 - _VALIDATION_SHARE) - (time.perf_counter() - started)
     steps = process.from_main(int(left / measured))
     if steps < 1:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -85,6 +85,32 @@ def open_locked(folder: Path) -> TextIO:
             file.close()
             raise
     return file
+
+
+@contextmanager
+def waiting_lock(path: Path, report: Callable[[str], None] | None) -> Iterator[None]:
+    """Holds a lock on the file `path`; while another process does, says so and waits.
+
+    Without `report`, raises RunFolderError instead. The lock ends with the process, however that ends.
+    """
+    import fcntl  # here, because only Unix has it
+
+    with explained_write_errors(path):
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if report is None:
+                raise RunFolderError(f"{path} is held by another process. Wait for it.") from None
+            file.seek(0)
+            report(f"waiting for process {file.read().strip() or 'unknown'}, which is at work on {path.stem}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with explained_write_errors(path):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        yield
 
 
 def read_bytes(path: Path) -> bytes:

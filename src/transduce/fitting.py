@@ -21,7 +21,7 @@ from transduce.reading import Pairs, read_pairs, split_pairs
 from transduce.scoring import score
 from transduce.settings import DataConfig, ExperimentConfig, ValidationConfig, load_config
 from transduce.tokenizer import Kind, TokenizerConfig
-from transduce.trainer import TrainingConfig
+from transduce.train_step import TrainingConfig
 
 MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000

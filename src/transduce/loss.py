@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # Rows of logits held at a time: 256 x 8,000 float32 are 8 MB, about what the caches of a CPU keep close.
@@ -19,7 +19,7 @@ def cross_entropy_sum(
     *,
     pad_id: int,
     label_smoothing: float = 0.0,
-) -> tuple[Float[Tensor, ""], int]:
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Cross-entropy in nats summed over the real targets, and how many those are.
 
     Divide once per optimizer step, over all its micro-batches and processes: a mean of means is wrong when batches
@@ -27,10 +27,11 @@ def cross_entropy_sum(
     (Szegedy et al. 2016, which the paper cites; the same as torch's).
     """
     is_real = tgt_out != pad_id
-    targets = tgt_out[is_real]
     if not torch.is_grad_enabled():
-        output_weight = output_weight.detach()  # else its gradient would be computed, for nobody
-    return _CrossEntropySum.apply(hidden[is_real], output_weight, targets, label_smoothing), targets.numel()
+        hidden, output_weight = hidden.detach(), output_weight.detach()  # else gradients are computed, for nobody
+    # Padding is computed and counts for nothing: picking the others out would make a GPU wait for their number.
+    rows = (hidden.flatten(0, 1), output_weight, tgt_out.flatten(), is_real.flatten())
+    return _CrossEntropySum.apply(*rows, label_smoothing), is_real.sum()
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -50,6 +51,7 @@ class _CrossEntropySum(torch.autograd.Function):
         hidden: Float[Tensor, "rows d_model"],
         weight: Float[Tensor, "vocab d_model"],
         targets: Int[Tensor, "rows"],
+        is_real: Bool[Tensor, "rows"],
         label_smoothing: float,
     ) -> Float[Tensor, ""]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -57,14 +59,15 @@ class _CrossEntropySum(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         product_dtype, sum_dtype = _precisions(hidden)
         total = hidden.new_zeros((), dtype=torch.float64)
-        x, w = hidden.to(product_dtype), weight.to(product_dtype)
+        weights = is_real.to(sum_dtype)[:, None]
+        x, w = (hidden * weights).to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
         probabilities = hidden.new_empty(min(chunk, hidden.size(0)), weight.size(0), dtype=sum_dtype)
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
             logits = (x[rows] @ w.T).to(sum_dtype)
             loss, gradient = _loss_and_gradient(logits, targets[rows], label_smoothing, probabilities)
-            total += loss
+            total += torch.dot(loss, weights[rows, 0])
             gradient = gradient.to(product_dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ w
@@ -73,22 +76,24 @@ class _CrossEntropySum(torch.autograd.Function):
             elif grad_weight is not None:  # the sum over chunks keeps the precision of the parameter
                 grad_weight += gradient.T @ x[rows]
         if label_smoothing:
-            mean_weight, hidden_sum = weight.mean(dim=0), hidden.sum(dim=0)
+            mean_weight, hidden_sum = weight.mean(dim=0), (hidden * weights).sum(dim=0)
             total -= label_smoothing * torch.dot(hidden_sum.to(sum_dtype), mean_weight.to(sum_dtype))
             if grad_hidden is not None:
                 grad_hidden -= label_smoothing * mean_weight
             if grad_weight is not None:
                 grad_weight -= label_smoothing / weight.size(0) * hidden_sum
+        if grad_hidden is not None:
+            grad_hidden *= weights
         ctx.gradients = (grad_hidden, grad_weight)
         return total.to(sum_dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("the backward pass of this loss was made already: compute the loss again for another.")
         grad_hidden, grad_weight = (g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None  # they were scaled in place: a second backward pass would scale them twice
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
@@ -103,12 +108,12 @@ def _loss_and_gradient(
     targets: Int[Tensor, "rows"],
     label_smoothing: float,
     out: Float[Tensor, "most_rows vocab"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, "rows vocab"]]:
-    """The summed loss and its gradient, but for what smoothing spreads evenly; the gradient lies in `out`."""
+) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows vocab"]]:
+    """The loss of each row and its gradient, but for what smoothing spreads evenly; the gradient lies in `out`."""
     probabilities = torch.softmax(logits, dim=1, out=out[: logits.size(0)])
     # softmax tells no normaliser; it is had from the most likely token, whose probability is at least 1 / V.
     log_normaliser = logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
     target = targets[:, None]
     loss = log_normaliser - (1 - label_smoothing) * logits.gather(1, target)
     gradient = probabilities.scatter_add_(1, target, torch.full_like(log_normaliser, label_smoothing - 1))
-    return loss.sum(dtype=torch.float64), gradient
+    return loss[:, 0], gradient

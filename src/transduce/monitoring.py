@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,42 @@ class TerminalDisplay:
         elif row["kind"] == "validation":
             found = "  ".join(f"{name} {value:.4g}" for name, value in metrics_of(row).items())
             self.console.print(f"step {row['step']:,}  validation: {found}", soft_wrap=True)
+
+
+@contextmanager
+def preparation_display(
+    report: Callable[[str], None], *, is_shown: bool, console: Console | None = None
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a function to tell what is being done, and how much of how much: 0 of 0 where nobody knows.
+
+    A live bar on a terminal; else `report` gets a line on each thing that is begun. Nothing unless `is_shown`.
+    """
+    console = console or Console(file=sys.stderr, highlight=False)
+    is_live = is_shown and console.is_terminal
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_live,
+        transient=True,
+    )
+    task = bar.add_task("", total=None, visible=False)
+    begun: list[str] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in begun:
+            begun.append(what)
+            bar.reset(task)
+            if is_shown and not is_live:
+                report(what)
+        bar.update(task, description=what, completed=done, total=total or None, visible=True)
+
+    with bar:
+        yield tell
 
 
 class TensorBoardWriter:

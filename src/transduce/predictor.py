@@ -178,7 +178,7 @@ def corpus_loss(model: Transformer, pairs: EncodedPairs, *, batch_tokens: int = 
         batch = collate(pairs, batch_rows).to(model.output_weight.device)
         hidden = model(batch.src, batch.tgt_in)
         loss, count = cross_entropy_sum(hidden, model.output_weight, batch.tgt_out, pad_id=model.vocabulary.pad_id)
-        total, num_tokens = total + loss.item(), num_tokens + count
+        total, num_tokens = total + loss.item(), num_tokens + int(count)
     return total / num_tokens
 
 

@@ -29,8 +29,9 @@ class TrainerState:
 
     step: int = 0
     epoch: int = 0
-    position: int = 0  # steps done in this epoch
-    plan_of: list[int] = field(default_factory=list)  # what the batches depend on: `position` counts in those
+    shard: int = 0  # how many shards of the corpus are done in this epoch
+    position: int = 0  # steps done in this shard
+    plan_of: list[int | str] = field(default_factory=list)  # what the batches depend on: `position` counts in those
     seconds: float = 0.0  # spent in training steps, over all sittings
     validation_seconds: float = 0.0
     target_tokens: int = 0
@@ -54,22 +55,31 @@ class TrainerState:
         is_out_of_time = self.minutes_over is not None and 0 < minutes <= self.minutes_over
         return self.step >= steps or is_out_of_patience or is_out_of_time
 
-    def add(self, result: StepResult, seconds: float) -> None:
-        """Counts one step that took so long."""
+    def advance(self, seconds: float) -> None:
+        """Goes on by one step that took so long."""
         self.step += 1
         self.position += 1
+        self.seconds += seconds
+
+    def count(self, result: StepResult) -> None:
+        """Takes the numbers of a step into account."""
         self.target_tokens += result.target_tokens
         self.unlogged_loss += result.loss * result.target_tokens
         self.unlogged_tokens += result.target_tokens
-        self.seconds += seconds
 
-    def leave_plan(self, plan_of: list[int]) -> None:
+    def leave_plan(self, plan_of: list[int | str]) -> None:
         """Goes on to the next epoch if the batches of this one, begun already, are others now."""
-        if self.position and self.plan_of != plan_of:
-            self.epoch, self.position = self.epoch + 1, 0
+        if (self.shard or self.position) and self.plan_of != plan_of:
+            self.epoch, self.shard, self.position = self.epoch + 1, 0, 0
+
+    def end_shard(self, num_shards: int) -> None:
+        """Goes on to the next shard of the epoch, or to the next epoch."""
+        self.shard, self.position = self.shard + 1, 0
+        if self.shard >= num_shards:
+            self.epoch, self.shard = self.epoch + 1, 0
 
     def take_row(self, last: StepResult) -> dict[str, Any]:
-        """A row on the steps since the row before it."""
+        """A row on the steps since the row before it, of which `last` was the last."""
         row = {
             "kind": "training",
             "step": self.step,

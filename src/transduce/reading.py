@@ -5,29 +5,27 @@ else that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085
 """
 
 import hashlib
-import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from transduce.decompression import COMPRESSED_SUFFIXES, decompressed
+from transduce.decompression import decompressed
 from transduce.errors import DataError, TransduceError
 from transduce.files import read_bytes, sha256_of
-
-_BYTE_ORDER_MARK = "\ufeff"
-_MOST_KEYS_SHOWN = 8
-
-# First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
-_REFUSED = {
-    b"\xff\xfe\x00\x00": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
-    b"\x00\x00\xfe\xff": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
-    b"\xff\xfe": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
-    b"\xfe\xff": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
-    b"PK\x03\x04": ("a zip archive or an office document", "Unpack it, or save the sheet as tab-separated UTF-8 text."),
-    b"BZh": ("a bzip2 file", "Unpack it with `bunzip2`; .gz, .xz and .zst are read as they are."),
-}
+from transduce.pair_rows import (
+    BYTE_ORDER_MARK,
+    decode,
+    mendings,
+    normalised,
+    refuse_no_pairs,
+    refuse_number_of_paths,
+    refuse_other_content,
+    refuse_unequal,
+    row_reader,
+    split_lines,
+    without_empty,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def iterate_lines(file: BinaryIO, name: str) -> Iterator[str]:
                 f"({error.reason}). Convert the text with `iconv -f ENCODING -t UTF-8`."
             ) from None
         if number == 1:
-            text = text.removeprefix(_BYTE_ORDER_MARK)
+            text = text.removeprefix(BYTE_ORDER_MARK)
         if text or line.endswith(b"\n"):  # the mark alone is no line
             yield text
 
@@ -86,20 +84,12 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     "tgt"); two are plain text under any name. All may be compressed by gzip, xz or Zstandard, which is told from
     their first bytes. Pairs with an empty or blank side are skipped and counted.
     """
-    if len(paths) not in (1, 2) or isinstance(paths, str):
-        number = "a bare string" if isinstance(paths, str) else f"{len(paths)} paths"
-        raise TransduceError(
-            f"Pairs are read from a list of one file (.tsv or .jsonl) or of two parallel text files, not from {number}."
-        )
+    refuse_number_of_paths(paths)
     texts = {str(path): _read_text(Path(path)) for path in paths}
     names = [str(path) for path in paths]
     rows = _parallel(names, texts) if len(names) == 2 else _rows_of_one_file(names[0], texts[names[0]].lines)
-    src, tgt, skipped = _without_empty(rows)
-    where = " and ".join(names)
-    if not src and skipped:
-        raise DataError(f"{where}: no pair left: {', '.join(f'{n} with {why}' for why, n in skipped.items())}.")
-    if not src:
-        raise DataError(f"{where}: no pairs: the file is empty.")
+    src, tgt, skipped = without_empty(rows)
+    refuse_no_pairs(len(src), skipped, names)
     notes = [note for text in texts.values() for note in text.notes]
     return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
 
@@ -109,8 +99,8 @@ def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
 
     Compared without regard to case and to the number and kind of blanks.
     """
-    train_src, train_tgt = [_normalised(s) for s in train.src], [_normalised(t) for t in train.tgt]
-    src, tgt = [_normalised(s) for s in other.src], [_normalised(t) for t in other.tgt]
+    train_src, train_tgt = [normalised(s) for s in train.src], [normalised(t) for t in train.tgt]
+    src, tgt = [normalised(s) for s in other.src], [normalised(t) for t in other.tgt]
     pairs, sources, targets = set(zip(train_src, train_tgt, strict=True)), set(train_src), set(train_tgt)
     return {
         "pairs": sum(pair in pairs for pair in zip(src, tgt, strict=True)),
@@ -162,129 +152,26 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
 def _read_text(path: Path) -> _Text:
     raw = read_bytes(path)
     content = decompressed(raw, str(path))
-    for start, (kind, advice) in _REFUSED.items():
-        if content.startswith(start):
-            raise DataError(f"{path}: this is {kind}, not UTF-8 text. {advice}")
-    text = _decode(content, path)
-    notes = []
-    if text.startswith(_BYTE_ORDER_MARK):
-        text = text.removeprefix(_BYTE_ORDER_MARK)
-        notes.append(f"{path}: byte-order mark removed")
-    num_crlf = text.count("\r\n")
-    lines = text.replace("\r\n", "\n").split("\n")
-    if not lines[-1]:
-        lines.pop()  # what follows the last line end is no line
-    if num_crlf:
-        share = "" if num_crlf >= len(lines) - 1 else f" ({num_crlf:,} of {len(lines):,} lines)"
-        notes.append(f"{path}: CRLF line ends removed{share}")
-    return _Text(lines, notes, sha256_of(raw))
-
-
-def _decode(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        raise DataError(
-            f"{path}, line {line}, byte {column}: {content[error.start]:#04x} is not UTF-8 here ({error.reason}). "
-            "Correct the line, or convert the file with `iconv -f ENCODING -t UTF-8`."
-        ) from None
+    refuse_other_content(content, str(path))
+    text = decode(content, str(path))
+    has_mark = text.startswith(BYTE_ORDER_MARK)
+    lines = split_lines(text.removeprefix(BYTE_ORDER_MARK))
+    told = mendings(has_mark=has_mark, num_crlf=text.count("\r\n"), num_lines=len(lines))
+    return _Text(lines, [f"{path}: {what}" for what in told], sha256_of(raw))
 
 
 def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, str]]:
     src, tgt = (texts[name].lines for name in names)
-    if len(src) != len(tgt):
-        raise DataError(
-            f"{names[0]} has {len(src):,} lines and {names[1]} has {len(tgt):,}: line k of one must belong to line k "
-            "of the other."
-        )
+    refuse_unequal(names, [len(src), len(tgt)])
     return zip(src, tgt, strict=True)
 
 
 def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    readers = {".tsv": _tsv_row, ".jsonl": _jsonl_row}
-    read_row = readers.get(suffixes[-1] if suffixes else "")
-    if read_row is None:
-        raise TransduceError(
-            f"{name}: one file of pairs must be named .tsv (source, tab, target) or .jsonl; "
-            "for two parallel text files give both."
-        )
+    read_row = row_reader(name)
     end = len(lines)
     while end and not lines[end - 1]:
         end -= 1  # empty lines at the end are a habit of editors
     return (read_row(line, f"{name}, line {number}") for number, line in enumerate(lines[:end], 1))
-
-
-def _tsv_row(line: str, where: str) -> tuple[str, str]:
-    columns = line.split("\t")
-    if len(columns) == 2:
-        return columns[0], columns[1]
-    if len(columns) == 1:
-        raise DataError(f"{where}: 1 column found, 2 needed: source and target with a tab between them.")
-    raise DataError(
-        f"{where}: {len(columns)} columns found, 2 needed: source and target with a tab between them. "
-        "If these are the first two, cut them out with `cut -f1,2`."
-    )
-
-
-def _jsonl_row(line: str, where: str) -> tuple[str, str]:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at character {error.colno}.") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
-        raise DataError(f"{where}: not JSON that can be read ({type(error).__name__}).") from None
-    wanted = 'an object with the strings "source" and "target" (or "src" and "tgt")'
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: {wanted} is needed, found {_json_type(row)}.")
-    for source_key, target_key in (("source", "target"), ("src", "tgt")):
-        if source_key in row and target_key in row:
-            return _string(row, source_key, where), _string(row, target_key, where)
-    shown = [json.dumps(key) for key in list(row)[:_MOST_KEYS_SHOWN]] + ["..."] * (len(row) > _MOST_KEYS_SHOWN)
-    raise DataError(f"{where}: {wanted} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
-
-
-def _string(row: dict[str, Any], key: str, where: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f'{where}: "{key}" must be a string, found {_json_type(value)}.')
-    if "\n" in value:
-        raise DataError(f'{where}: "{key}" holds a line feed, and a text must be one line. Put a blank in its place.')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f'{where}: "{key}" holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character '
-            f"{error.start + 1}, which no UTF-8 text can hold. Correct the line."
-        ) from None
-    return value
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _without_empty(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str], dict[str, int]]:
-    src, tgt = [], []
-    skipped: Counter[str] = Counter()
-    for source, target in rows:
-        if not source or source.isspace():
-            skipped["empty source"] += 1
-        elif not target or target.isspace():
-            skipped["empty target"] += 1
-        else:
-            src.append(source)
-            tgt.append(target)
-    return src, tgt, dict(skipped)
-
-
-def _normalised(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _digest(source: str, target: str) -> bytes:
@@ -305,7 +192,7 @@ def _linked_rows(pairs: Pairs) -> list[list[int]]:
     for side in (pairs.src, pairs.tgt):
         first_with: dict[str, int] = {}
         for row, text in enumerate(side):
-            parents[root(row)] = root(first_with.setdefault(_normalised(text), row))
+            parents[root(row)] = root(first_with.setdefault(normalised(text), row))
     groups: dict[int, list[int]] = {}
     for row in range(len(pairs)):
         groups.setdefault(root(row), []).append(row)

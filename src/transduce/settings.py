@@ -14,7 +14,7 @@ from transduce.metrics import METRICS
 from transduce.model import PRESETS, TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.tokenizer import TokenizerConfig
-from transduce.trainer import TrainingConfig
+from transduce.train_step import TrainingConfig
 
 GROUPED_METRICS = ("wer", "per")  # the pronunciation scores: rows of one source are its alternatives
 
@@ -24,7 +24,7 @@ class DataConfig:
     """Where the pairs are: a named data set, or files (one with both sides, or one for each)."""
 
     dataset: str = ""  # see `transduce data`; gives train and valid
-    train: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learnt from a sample
     valid: tuple[str, ...] = ()
     max_len: int = 256  # training pairs with a longer side, in ids, are left out
 
@@ -92,7 +92,7 @@ ON_RESUME = {
     "with --accept-changes": [
         "optim.*", "validation.*", "data.max_len", "training.batch_tokens", "training.micro_batches",
         "training.label_smoothing", "training.validate_every", "training.precision", "training.compile",
-        "training.seed", "model.dropout",
+        "training.seed", "training.batching", "training.cuda_graph", "model.dropout",
     ],
     "never": [
         "tokenizer.*", "model.d_*", "model.num_*", "model.norm*", "model.positions", "model.feed_forward",

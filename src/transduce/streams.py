@@ -1,6 +1,8 @@
 """What the command reads and writes: lines in, answers, tables and JSON out."""
 
+import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +12,27 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.table import Table
 
+from transduce.corpus import Surroundings
 from transduce.errors import DataError, MissingInputError
+from transduce.fetching import DEFAULT_CACHE
 from transduce.files import explained_write_errors, read_bytes, replacing
 from transduce.metrics import Score
 from transduce.reading import iterate_lines, read_lines
 
 _READ_AHEAD = 2_000  # lines of a file answered together
+
+
+def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
+    """What the options on every verb and the environment say of where a run is."""
+    root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
+    is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
+    return Surroundings(
+        device=arguments.device,
+        data_root=Path(root) if root else None,
+        data_cache=Path(cache) if cache else DEFAULT_CACHE,
+        report=(lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
+        show_progress=not arguments.quiet,
+    )
 
 
 def read_utf8(path: Path) -> str:
@@ -102,6 +119,53 @@ def print_description(found: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in found["config"].items()))
     if "model_is_of" in found:
         print(_model_is_of(found["model_is_of"]))
+
+
+def print_training_speed(found: dict[str, Any]) -> None:
+    """What `benchmark train` found, and how its figures are to be read."""
+    settings = found["settings"]
+    print(_what_was_trained(found))
+    table = Table("of training", "median", "min", "max")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = [
+        ("target tokens / second", "tokens_per_second", "{:,.0f}"),
+        ("target tokens / CPU second", "tokens_per_cpu_second", "{:,.0f}"),
+        ("matrix products' share of the time", "product_share", "{:.1%}"),
+        ("GFLOP/s in matrix products", "gflops", "{:,.1f}"),
+        ("the same products alone, GFLOP/s", "gflops_of_products_alone", "{:,.1f}"),
+    ]
+    for title, key, shape in rows:
+        if found[key] is not None:
+            table.add_row(title, *(shape.format(found[key][name]) for name in ("median", "min", "max")))
+    print_table(table)
+    parts = found["parts_ms"]
+    total = sum(parts.values()) or 1.0
+    print("a step, ms: " + ", ".join(f"{name} {value:,.1f} ({value / total:.0%})" for name, value in parts.items()))
+    print("padding: " + ", ".join(f"{side} {share:.1%}" for side, share in found["padding"].items()))
+    held = " + ".join(f"{value:,.0f}" for value in found["peak_memory_mib"])
+    print(f"peak memory: {held} MiB")
+    if found["others_share"] is not None:
+        print(
+            f"of the cores' time, other programs had {found['others_share']:.1%}, "
+            f"other guests of the machine {found['stolen_share']:.1%}"
+        )
+    print(
+        f"{settings['blocks']} blocks of {settings['steps_per_block']} steps. Tokens are real ones with their end, no "
+        "padding. Share = time that the products a step executes take alone, at the same sizes and strides, on as many "
+        "threads and processes at once / time of the step; products inside fused attention are left out of both."
+    )
+
+
+def _what_was_trained(found: dict[str, Any]) -> str:
+    settings, versions = found["settings"], found["versions"]
+    commit, _, dirty = (found["commit"] or "unknown").partition("-")
+    return (
+        f"{settings['model']} ({settings['parameters']:,} parameters) on {settings['data']}, "
+        f"{settings['batch_tokens']:,} tokens a step, {settings['precision']}, {settings['processes']} x "
+        f"{settings['threads']} threads\n{found['machine']['device']}, {found['machine']['cores']} cores, "
+        f"torch {versions['torch']}, commit {commit[:12]}{dirty and f'-{dirty}'}"
+    )
 
 
 def _model_is_of(metadata: dict[str, Any] | None) -> str:

@@ -5,19 +5,26 @@ How a line is split into pieces, and what the pieces of one side are, is in `voc
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, ClassVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files import sha256_of
 from transduce.vocabulary import NUM_FIXED_IDS, Kind, Vocabulary, learn_vocabulary
+from transduce.word_table import WordTable
 
 _MIN_VOCAB_SIZE = 300  # the fixed ids and some room for text
 _NOT_A_LINE_OF_TEXT = re.compile("[\ud800-\udfff\n]")
+_LINES_PER_CHECK = 10_000
 _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
+
+LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]  # all ids end to end; how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,14 @@ class Tokenizer:
         """
         return [self._target.respell(ids, self.num_target_ids) for ids in self._encode(self._target, lines)]
 
+    def source_encoder(self) -> LineEncoder:
+        """The ids of `encode_source` as arrays, for text that comes in portions: words of earlier ones are known."""
+        return self._line_encoder(self._source, self.encode_source)
+
+    def target_encoder(self) -> LineEncoder:
+        """The ids of `encode_target` as arrays, for text that comes in portions: words of earlier ones are known."""
+        return self._line_encoder(self._target, self.encode_target)
+
     def decode_source(self, ids: Sequence[int]) -> str:
         """The text of `ids` up to the first eos; see `decode_target`."""
         return self._decode(self._source, ids)
@@ -141,11 +156,38 @@ class Tokenizer:
         _check_lines(lines)
         return [[*ids, self.eos_id] for ids in vocabulary.encode(lines)]
 
+    def _line_encoder(self, vocabulary: Vocabulary, encode: Callable[[Sequence[str]], list[list[int]]]) -> LineEncoder:
+        if vocabulary.kind == "characters":  # a blank between words is a piece of its own
+
+            def flatten(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+                rows = encode(lines)
+                lens = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+                return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum())), lens
+
+            return flatten
+        table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
+
+        def look_up(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+            ids, lens = table.encode(lines)
+            return np.insert(ids, np.cumsum(lens), self.eos_id), lens + 1
+
+        return look_up
+
     def _decode(self, vocabulary: Vocabulary, ids: Sequence[int]) -> str:
         return vocabulary.decode(takewhile(lambda i: i != self.eos_id, ids))
 
 
 def _check_lines(lines: Sequence[str]) -> None:
+    for start in range(0, len(lines), _LINES_PER_CHECK):
+        together = "".join(lines[start : start + _LINES_PER_CHECK])
+        try:
+            together.encode()  # far faster than a search, which is left for the message
+            if "\n" in together:
+                break
+        except UnicodeEncodeError:
+            break
+    else:
+        return
     for number, line in enumerate(lines, start=1):
         if found := _NOT_A_LINE_OF_TEXT.search(line):
             what = "a newline: give one line at a time" if found[0] == "\n" else "a lone surrogate, which is no text"

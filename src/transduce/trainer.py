@@ -1,66 +1,31 @@
-"""Training: the only code that changes weights."""
+"""Training: step after step, validated, saved so that nothing is lost."""
 
-import copy
 import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from transduce.checkpoint import RunFolder
-from transduce.data import EncodedPairs, collate, plan_epoch
+from transduce.cpu_settings import speed_up_cpu
+from transduce.data import StepOrder, TrainingPairs, bucket_batches
 from transduce.distributed import Process
-from transduce.errors import DivergedError, TransduceError
-from transduce.loss import cross_entropy_sum
+from transduce.errors import DivergedError
 from transduce.model import Transformer
-from transduce.optim import OptimConfig, build_optimizer, clip_gradients, learning_rate, update_average
+from transduce.optim import OptimConfig
+from transduce.packed_batches import pack_batches
 from transduce.progress import StepResult, TrainerState, Validation
 from transduce.stopping import Stopped, StopSignals
 from transduce.tensor_files import load_parameters
+from transduce.train_step import StepOutcome, TrainingConfig, TrainStep
 
 Observe = Callable[[dict[str, Any]], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, on what batches, how often checked and saved."""
-
-    steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
-    epochs: float = 0.0  # passes over the training pairs
-    minutes: float = 0.0  # turned into a number of steps by measuring a few before training
-    batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
-    micro_batches: int = 1  # per optimizer step, over all processes
-    label_smoothing: float = 0.1
-    validate_every: int = 0  # steps; 0: ten times in the run
-    save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
-    keep_checkpoints: int = 5  # the newest so many stay
-    log_every: int = 50  # steps between two rows of metrics.jsonl
-    patience: int = 0  # stop after this many validations without a better one; 0: never
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
-            if getattr(self, name) < 0:
-                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
-        if self.seed >= 2**63:
-            raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
-        for name in ("batch_tokens", "micro_batches", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
-        if not 0 <= self.label_smoothing < 1:
-            raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
-        if not (self.steps or self.epochs or self.minutes):
-            raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
 
 
 class Trainer:
@@ -74,7 +39,7 @@ class Trainer:
     def __init__(
         self,
         model: Transformer,
-        pairs: EncodedPairs,
+        pairs: TrainingPairs,
         *,
         config: TrainingConfig,
         optim: OptimConfig,
@@ -85,9 +50,8 @@ class Trainer:
         deadline: float = math.inf,
     ) -> None:
         self.model = model
-        self.pairs = pairs
+        self.pairs = pairs.shard(0)  # the open shard: what `rows` count in
         self.config = config
-        self.optim_config = optim
         self.folder = folder
         self.validate = validate
         self.observe = observe
@@ -95,18 +59,23 @@ class Trainer:
         self.deadline = deadline
         self.device = model.output_weight.device
         self.state = TrainerState()
-        self.optimizer = build_optimizer(optim, model)
-        self.average = copy.deepcopy(model).eval() if optim.ema_decay else None
-        self.forward = torch.compile(model, dynamic=True) if config.compile else model
+        self.update = TrainStep(model, config=config, optim=optim, process=process)
         self.signals = StopSignals()
-        self._plan: list[list[np.ndarray]] = []
-        self._plan_epoch = -1
+        self._order = StepOrder(
+            pairs,
+            batch_tokens=config.batch_tokens,
+            micro_batches=config.micro_batches,
+            seed=config.seed,
+            cut=pack_batches if config.batching == "packed" else bucket_batches,
+        )
+        self._unread: list[StepOutcome] = []  # of steps made, whose numbers are not yet counted
+        self._last_result: StepResult
         self._are_told_to_stop = False
 
     @property
     def best_model(self) -> nn.Module:
         """The weights that are judged and kept: the average if there is one."""
-        return self.average or self.model
+        return self.update.average or self.model
 
     @property
     def is_finished(self) -> bool:
@@ -115,7 +84,7 @@ class Trainer:
 
     def run(self) -> TrainerState:
         """Trains to the end, from wherever the state stands. Raises Stopped when told to, after saving."""
-        torch.set_flush_denormal(True)  # numbers near zero slow a CPU down a hundredfold and change nothing
+        speed_up_cpu()
         with self.signals, torch.random.fork_rng(self._cuda_devices()):
             try:
                 self._run()
@@ -134,110 +103,53 @@ class Trainer:
         if self._validate_if_due():  # the last sitting may have ended between a step and its validation
             self._save()
         while not self.is_finished:
-            result = self._next_step()
+            self._next_step()
+            if self._runs_ahead():
+                continue
+            self._count_outcomes()
             self._agree()
             if self._is_due(self.config.log_every) or self.is_finished:
-                self._observe_row(self.state.take_row(result))
+                self._observe_row(self.state.take_row(self._last_result))
             validated = self._validate_if_due()
             if validated or self._is_due(self.config.save_every):
                 self._save()
 
-    def train_step(self, micro_batches: list[np.ndarray], step: int) -> StepResult:
-        """One update from the pairs in `micro_batches`; this process computes its share of them.
+    def train_step(self, micro_batches: list[np.ndarray], step: int) -> StepOutcome:
+        """One update from the rows in `micro_batches`: see `TrainStep`."""
+        # Several processes must agree when to stop: see _agree.
+        check = self.signals.check if self.process.world_size == 1 else lambda: None
+        return self.update(self.pairs, micro_batches, step, check)
 
-        Gradients of sums are added up, over micro-batches and processes, and divided by the number of target tokens
-        once: the same as one batch of them all. Raises DivergedError, before any weight changes, if they are no
-        longer finite.
-        """
-        self.model.train()
-        loss_sum = torch.zeros((), device=self.device)
-        num_tokens = torch.zeros((), device=self.device)
-        for index in range(self.process.rank, len(micro_batches), self.process.world_size):
-            if self.process.world_size == 1:  # several processes must agree: see _agree
-                self.signals.check()
-            torch.manual_seed(_seed_of(self.config.seed, step, index))
-            loss, count = self._loss(micro_batches[index])
-            with record_function("backward"):
-                loss.backward()
-            loss_sum += loss.detach()
-            num_tokens += count
-        with record_function("optimizer"):
-            return self._update(loss_sum, num_tokens, step)
-
-    def _loss(self, rows: np.ndarray) -> tuple[Tensor, int]:
-        with record_function("data"):
-            batch = collate(self.pairs, rows).to(self.device)
-        with self._precision():
-            with record_function("forward"):
-                hidden = self.forward(batch.src, batch.tgt_in)
-            with record_function("loss"):
-                return cross_entropy_sum(
-                    hidden,
-                    self.model.output_weight,
-                    batch.tgt_out,
-                    pad_id=self.model.vocabulary.pad_id,
-                    label_smoothing=self.config.label_smoothing,
-                )
-
-    def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int) -> StepResult:
-        parameters = list(self.model.parameters())
-        for parameter in parameters:
-            if parameter.grad is None:  # this process had no micro-batch
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        with record_function("exchange"):
-            self.process.sum_([*gradients, loss_sum, num_tokens])
-        torch._foreach_div_(gradients, num_tokens)
-        norm = clip_gradients(parameters, self.optim_config.max_grad_norm)
-        loss, grad_norm = (loss_sum / num_tokens).item(), norm.item()
-        rate = learning_rate(self.optim_config, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(
-                f"step {step}: the loss is {loss}, the gradient's length {grad_norm}, at learning rate {rate:.2g}; no "
-                "weight was changed by it. Lower optim.learning_rate, lengthen optim.warmup_steps, or set "
-                "optim.max_grad_norm = 1."
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            update_average(self.average.parameters(), parameters, decay=self.optim_config.ema_decay, step=step)
-        return StepResult(loss, int(num_tokens.item()), grad_norm, rate)
-
-    def _next_step(self) -> StepResult:
+    def _next_step(self) -> None:
         if self._are_told_to_stop:
             raise Stopped(self.signals.received or signal.SIGTERM)
         state = self.state
         started = time.perf_counter()
-        if self._plan_epoch != state.epoch:
+        self._load_plan()
+        if state.position == len(self._order.steps):
+            state.end_shard(self._order.corpus.num_shards)
             self._load_plan()
-        if state.position == len(self._plan):
-            state.epoch, state.position = state.epoch + 1, 0
-            self._load_plan()
-        try:
-            result = self.train_step(self._plan[state.position], state.step + 1)
-        except Stopped:
-            self.optimizer.zero_grad()  # half a step's gradients: the step is repeated from its beginning
-            raise
-        state.add(result, time.perf_counter() - started)
-        return result
+        self._unread.append(self.train_step(self._order.steps[state.position], state.step + 1))
+        state.advance(time.perf_counter() - started)
+
+    def _runs_ahead(self) -> bool:
+        """True after a step whose numbers nobody needs yet: a GPU works on it while the next one is prepared."""
+        config = self.config
+        is_needed = any(map(self._is_due, (config.log_every, config.validate_every, config.save_every)))
+        return self.device.type != "cpu" and not is_needed and not self.is_finished
+
+    def _count_outcomes(self) -> None:
+        """Waits for the steps made so far and counts them. Raises DivergedError if one of them came to nothing."""
+        started = time.perf_counter()
+        for outcome in self._unread:
+            self._last_result = outcome.read()
+            self.state.count(self._last_result)
+        self._unread = []
+        self.state.seconds += time.perf_counter() - started
 
     def _load_plan(self) -> None:
-        config = self.config
-        self._plan_epoch = self.state.epoch
-        self.state.plan_of = self._plan_of
-        self._plan = plan_epoch(
-            self.pairs,
-            batch_tokens=config.batch_tokens,
-            micro_batches=config.micro_batches,
-            seed=config.seed,
-            epoch=self.state.epoch,
-        )
-
-    @property
-    def _plan_of(self) -> list[int]:
-        return [self.config.seed, self.config.batch_tokens, self.config.micro_batches, len(self.pairs)]
+        self._order.open(self.state.epoch, self.state.shard)
+        self.pairs, self.state.plan_of = self._order.pairs, self._order.depends_on
 
     def _agree(self) -> None:
         """Ends the run at the deadline; lets all processes stop before their next step if any was told to."""
@@ -282,16 +194,17 @@ class Trainer:
         return found
 
     def _keep_model(self, metrics: dict[str, float]) -> None:
-        facts = {"step": self.state.step, "averaged": self.average is not None, "validation": metrics}
+        facts = {"step": self.state.step, "averaged": self.update.average is not None, "validation": metrics}
         self.process.decide(lambda: self.folder.write_model(dict(self.best_model.named_parameters()), facts))
 
     def _save(self) -> None:
         """Writes a checkpoint from which the run goes on exactly as if it had not stopped."""
+        self._count_outcomes()
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
-        if self.average is not None:
-            tensors |= {f"ema.{name}": p for name, p in self.average.named_parameters()}
+        if self.update.average is not None:
+            tensors |= {f"ema.{name}": p for name, p in self.update.average.named_parameters()}
         for name, parameter in self.model.named_parameters():
-            for slot, value in self.optimizer.state[parameter].items():
+            for slot, value in self.update.optimizer.state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = value
         keep = self.config.keep_checkpoints
         self.process.decide(
@@ -301,16 +214,16 @@ class Trainer:
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what `_save` wrote. What was left of an epoch is left out if its batches are others now."""
         self.state = TrainerState.from_dict(state)
-        self.state.leave_plan(self._plan_of)
+        self.state.leave_plan(self._order.depends_on)
         load_parameters(self.model, _with_prefix(tensors, "model."))
-        if self.average is not None:  # switched on only now, it begins with the weights as they are
-            load_parameters(self.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
+        if self.update.average is not None:  # switched on only now, it begins with the weights as they are
+            load_parameters(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
             for slot in ("step", "exp_avg", "exp_avg_sq"):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
                     # The count of steps stays a float32 on the device of its parameter: what fused Adam expects.
-                    self.optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
+                    self.update.optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 
     def _observe_row(self, row: dict[str, Any], *, may_be_logged: bool = False) -> None:
         """With `may_be_logged`, a row that a sitting wrote before it was killed, unsaved, is not written twice."""
@@ -319,13 +232,6 @@ class Trainer:
             if not (may_be_logged and here in [(old["kind"], old["step"]) for old in self.folder.metrics()[-1:]]):
                 self.folder.append_metrics(row)
             self.observe(row)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        wants_bfloat16 = self.config.precision == "bfloat16" or (
-            # Never on a CPU by itself: most emulate bfloat16, slowly, even where torch reports support.
-            self.config.precision == "auto" and self.device.type == "cuda"
-        )
-        return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
 
     def _cuda_devices(self) -> list[int]:
         if self.device.type != "cuda":
@@ -337,14 +243,10 @@ def seconds_per_step(trainer: Trainer, plan: list[list[np.ndarray]], *, num_step
     """How long a step takes: the mean of `num_steps`, made on the first ones of `plan`."""
     started = time.perf_counter()
     for done in range(num_steps):
-        trainer.train_step(plan[done % len(plan)], done + 1)
+        outcome = trainer.train_step(plan[done % len(plan)], done + 1)
+    outcome.read()
     return (time.perf_counter() - started) / num_steps
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _seed_of(seed: int, step: int, micro_batch: int) -> int:
-    """The seed of all dropout in one micro-batch, whichever process computes it."""
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)

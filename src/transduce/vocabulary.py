@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from transduce.unigram import learn_unigram_scores
+from transduce.word_table import WordTable
 
 Kind = Literal["characters", "words", "bpe", "unigram"]
 
@@ -138,10 +139,16 @@ class Vocabulary:
         return ids
 
     def _encode_subwords(self, lines: Sequence[str]) -> Iterator[list[int]]:
+        # A piece begins at every blank that stands alone between words (see _SUBWORD), as a WordTable needs it.
+        table = WordTable(self._encode_whole)
         for start in range(0, len(lines), _LINES_PER_CALL):
-            batch = [self._spell_unknown(" " + line) if line else "" for line in lines[start : start + _LINES_PER_CALL]]
-            for encoding in self._splitter.encode_batch_fast(batch):
-                yield encoding.ids
+            ids, lens = table.encode(lines[start : start + _LINES_PER_CALL])
+            rest = iter(ids.tolist())
+            yield from (list(islice(rest, length)) for length in lens.tolist())
+
+    def _encode_whole(self, lines: Sequence[str]) -> Iterator[list[int]]:
+        batch = [self._spell_unknown(" " + line) if line else "" for line in lines]
+        return (encoding.ids for encoding in self._splitter.encode_batch_fast(batch))
 
 
 def learn_vocabulary(kind: Kind, lines: Sequence[str], vocab_size: int) -> Vocabulary:

@@ -2,12 +2,15 @@
 
 from transduce.model.attention import MultiHeadAttention, attention, causal_mask, padding_mask
 from transduce.model.cache import DecoderState
+from transduce.model.packing import Packing, Segments
 from transduce.model.transformer import PRESETS, Transformer, TransformerConfig, VocabularySizes
 
 __all__ = [
     "PRESETS",
     "DecoderState",
     "MultiHeadAttention",
+    "Packing",
+    "Segments",
     "Transformer",
     "TransformerConfig",
     "VocabularySizes",

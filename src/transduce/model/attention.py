@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from transduce.model.packing import Segments
 from transduce.model.positional import RotaryPositions
+
+_VECTOR_LEN = 16  # float32 numbers in the widest registers of a CPU (AVX-512)
 
 KeysAndValues = tuple[Float[Tensor, "batch heads src_len head_dim"], Float[Tensor, "batch heads src_len head_dim"]]
 
@@ -67,24 +70,33 @@ class MultiHeadAttention(nn.Module):
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: Float[Tensor, "batch src_len d_model"] | KeysAndValues | None = None,
         *,
-        mask: Bool[Tensor, "batch 1 #tgt_len src_len"] | None = None,
+        mask: Bool[Tensor, "batch 1 #tgt_len src_len"] | Segments | None = None,
         is_causal: bool = False,
     ) -> Float[Tensor, "batch tgt_len d_model"]:
         """Attends from `x` to `memory` (or to the keys and values made of it), or to itself without one.
 
-        `is_causal` stands in for `causal_mask`.
+        `is_causal` stands in for `causal_mask`; `Segments` are the mask of a packed batch.
         """
+        if isinstance(mask, Segments):
+            q, k, v = self.project(x, memory, mask.queries.positions)
+            return self.combine(mask.attend(q, k, v, is_causal=is_causal))
         q, k, v = self.project(x, memory)
+        if q.device.type == "cpu" and torch.is_grad_enabled():
+            k, v, mask = _in_whole_vectors(k, v, mask, is_causal)
         return self.combine(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
 
     def project(
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: Float[Tensor, "batch src_len d_model"] | KeysAndValues | None = None,
+        positions: Int[Tensor, "tgt_len"] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, K), keys and values (B, H, S, K) of `x` attending to `memory`, or to itself."""
+        """Queries (B, H, T, K), keys and values (B, H, S, K) of `x` attending to `memory`, or to itself.
+
+        `positions` are 0, 1, 2, ... if not given.
+        """
         if memory is None:
-            return self.project_self(x, torch.arange(x.size(1), device=x.device))
+            return self.project_self(x, torch.arange(x.size(1), device=x.device) if positions is None else positions)
         if isinstance(memory, Tensor):
             memory = self.split_memory(F.linear(memory, *self.memory_projection()))
         return self.project_queries(x), *memory
@@ -121,3 +133,18 @@ class MultiHeadAttention(nn.Module):
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, K)
+
+
+def _in_whole_vectors(
+    k: Tensor, v: Tensor, mask: Bool[Tensor, "batch 1 #tgt_len src_len"] | None, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and mask with keys that nobody sees added where they make a whole number of vectors.
+
+    The softmax of torch's CPU kernel takes 16 numbers at a time and what is left over one by one, slower than 16 more.
+    """
+    num_more = -k.size(2) % _VECTOR_LEN
+    is_hidden = is_causal or mask is not None  # causal queries see no key beyond their own number
+    if not is_hidden or not 0 < num_more <= _VECTOR_LEN // 2:
+        return k, v, mask
+    k, v = (F.pad(x, (0, 0, 0, num_more)) for x in (k, v))
+    return k, v, mask if mask is None else F.pad(mask, (0, num_more))

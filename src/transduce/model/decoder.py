@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transduce.model.attention import KeysAndValues, MultiHeadAttention
 from transduce.model.cache import DecoderState
+from transduce.model.packing import Segments
 from transduce.model.residual import AddAndNorm
 
 
@@ -32,10 +33,11 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: KeysAndValues,
-        memory_mask: Bool[Tensor, "batch 1 1 src_len"],
+        memory_mask: Bool[Tensor, "batch 1 1 src_len"] | Segments,
+        own_segments: Segments | None = None,
     ) -> Float[Tensor, "batch tgt_len d_model"]:
-        """`memory`: the encoder's output as this layer's keys and values."""
-        x = self.residual_1(x, lambda x: self.self_attention(x, is_causal=True))
+        """`memory`: the encoder's output as this layer's keys and values. `own_segments`: of a packed batch."""
+        x = self.residual_1(x, lambda x: self.self_attention(x, mask=own_segments, is_causal=True))
         x = self.residual_2(x, lambda x: self.cross_attention(x, memory, mask=memory_mask))
         return self.residual_3(x, self.feed_forward)
 
@@ -66,10 +68,11 @@ class Decoder(nn.Module):
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: Float[Tensor, "batch src_len d_model"],
-        memory_mask: Bool[Tensor, "batch 1 1 src_len"],
+        memory_mask: Bool[Tensor, "batch 1 1 src_len"] | Segments,
+        own_segments: Segments | None = None,
     ) -> Float[Tensor, "batch tgt_len d_model"]:
         for layer, keys_and_values in zip(self.layers, self.project_memory(memory), strict=True):
-            x = layer(x, keys_and_values, memory_mask)
+            x = layer(x, keys_and_values, memory_mask, own_segments)
         return self.final_norm(x)
 
     def project_memory(self, memory: Float[Tensor, "batch src_len d_model"]) -> list[KeysAndValues]:

@@ -20,13 +20,13 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        if x.device.type != "cpu":
+        if _is_drawn_by_torch(x):
             return F.dropout(x, self.p, self.training)
         return x * self._scales(x) if self.training and self.p else x
 
     def add(self, residual: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """residual + forward(x), in one pass over memory."""
-        if x.device.type != "cpu" or not (self.training and self.p):
+        if _is_drawn_by_torch(x) or not (self.training and self.p):
             return residual + self(x)
         return torch.addcmul(residual, x, self._scales(x))
 
@@ -41,3 +41,8 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def _is_drawn_by_torch(x: Float[Tensor, "*shape"]) -> bool:
+    """On a GPU; and by torch.compile, which would break its graph at our draws and fuses its own."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling()

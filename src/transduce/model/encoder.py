@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transduce.model.attention import MultiHeadAttention
+from transduce.model.packing import Segments
 from transduce.model.residual import AddAndNorm
 
 
@@ -19,7 +20,7 @@ class EncoderLayer(nn.Module):
         self.residual_1, self.residual_2 = residuals
 
     def forward(
-        self, x: Float[Tensor, "batch src_len d_model"], mask: Bool[Tensor, "batch 1 1 src_len"] | None
+        self, x: Float[Tensor, "batch src_len d_model"], mask: Bool[Tensor, "batch 1 1 src_len"] | Segments | None
     ) -> Float[Tensor, "batch src_len d_model"]:
         x = self.residual_1(x, lambda x: self.self_attention(x, mask=mask))
         return self.residual_2(x, self.feed_forward)
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
         self.final_norm = final_norm or nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "batch src_len d_model"], mask: Bool[Tensor, "batch 1 1 src_len"] | None
+        self, x: Float[Tensor, "batch src_len d_model"], mask: Bool[Tensor, "batch 1 1 src_len"] | Segments | None
     ) -> Float[Tensor, "batch src_len d_model"]:
         for layer in self.layers:
             x = layer(x, mask)

@@ -15,6 +15,7 @@ from transduce.model.decoder import Decoder, DecoderLayer
 from transduce.model.dropout import Dropout
 from transduce.model.encoder import Encoder, EncoderLayer
 from transduce.model.feed_forward import FeedForward, GatedFeedForward
+from transduce.model.packing import Packing, Segments
 from transduce.model.positional import LearnedPositions, RotaryPositions, SinusoidalPositions
 from transduce.model.residual import AddAndNorm, build_norm
 
@@ -120,6 +121,20 @@ class Transformer(nn.Module):
         positions = torch.arange(tgt_in.size(1), device=tgt_in.device)
         x = self._embed(tgt_in, positions, self.tgt_embedding, self.tgt_positions)
         return self.decoder(x, memory, memory_mask)
+
+    def forward_packed(
+        self,
+        src: Int[Tensor, "1 src_tokens"],
+        tgt_in: Int[Tensor, "1 tgt_tokens"],
+        src_packing: Packing,
+        tgt_packing: Packing,
+    ) -> Float[Tensor, "1 tgt_tokens d_model"]:
+        """`forward` of sentences that lie end to end in one row instead of one to a row."""
+        most = self.config.max_len  # no position of a packed batch is beyond
+        x = self._embed(src, src_packing.positions, self.src_embedding, self.src_positions, most)
+        memory = self.encoder(x, Segments(src_packing, src_packing))
+        y = self._embed(tgt_in, tgt_packing.positions, self.tgt_embedding, self.tgt_positions, most)
+        return self.decoder(y, memory, Segments(tgt_packing, src_packing), Segments(tgt_packing, tgt_packing))
 
     def encode(
         self, src: Int[Tensor, "batch src_len"]

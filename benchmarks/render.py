@@ -1,0 +1,106 @@
+"""Writes the tables of benchmarks/README.md from the results; with --check, says whether they are up to date."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+OURS = "transduce"
+COLUMNS = ("tokens_per_second", "tokens_per_cpu_second")
+
+
+def main() -> int:
+    text = README.read_text()
+    rendered = text
+    for name, render in TABLES.items():
+        path = HERE / "results" / f"{name}.json"
+        table = render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+        rendered = put(rendered, name, table)
+    if "--check" not in sys.argv[1:]:
+        README.write_text(rendered)
+        return 0
+    if rendered != text:
+        print("the tables of benchmarks/README.md are not those of benchmarks/results: run benchmarks/render.py")
+    return int(rendered != text)
+
+
+def put(text: str, name: str, table: str) -> str:
+    """The text with the table between its two markers."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    found = re.search(rf"{re.escape(begin)}\n.*?{re.escape(end)}", text, re.DOTALL)
+    if found is None:
+        raise SystemExit(f"benchmarks/README.md has no {begin} with a {end} after it")
+    return text[: found.start()] + f"{begin}\n{table}\n{end}" + text[found.end() :]
+
+
+def training(result: dict[str, Any]) -> str:
+    work, machine = result["work"], result["machine"]
+    commit, _, dirty = (result["commit"] or "unknown").partition("-")
+    about = (
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, "
+        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`; {work['pairs']:,} pairs, {work['vocabulary']:,} pieces, of "
+        f"which {work['target_ids']:,} occur in the targets, {work['target_tokens_per_batch']:,.0f} target tokens in a "
+        "planned batch. During the blocks other programs had "
+        f"{share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests of the machine "
+        f"{share_of_cores(result, 'stolen_seconds'):.1%}."
+    )
+    by_toolkit: dict[str, list[str]] = {}
+    for entry, found in result["entries"].items():
+        by_toolkit.setdefault(OURS if entry.startswith(OURS) else found["peer"], []).append(entry)
+    rows = [best_of(result, entries) for entries in by_toolkit.values()]
+    at_best = as_table(
+        ["each at its best", "target tokens / second", "to ours", "target tokens / CPU second", "to ours"],
+        [cells for _, cells in sorted(rows, key=lambda row: -row[0])],
+    )
+    entries = as_table(
+        ["entry", "target tokens / second", "target tokens / CPU second", "target tokens / step", "parameters", "MiB"],
+        [
+            [
+                f"`{entry}`",
+                *(spread(found[column]) for column in COLUMNS),
+                f"{found['tokens_per_step']:,}",
+                f"{result['peers'][found['peer']]['parameters']:,}",
+                f"{found['peak_memory_mib']:,}",
+            ]
+            for entry, found in result["entries"].items()
+        ],
+    )
+    failed = "".join(f"\n\nNot measured: {name}: {reason}" for name, reason in result["failed"].items())
+    return f"{about}\n\n{at_best}\n\n{entries}{failed}"
+
+
+def best_of(result: dict[str, Any], names: Sequence[str]) -> tuple[float, list[str]]:
+    """Of the entries of one toolkit, the best tokens per CPU second, and the row with the best for each column."""
+    entries = {name: result["entries"][name] for name in names}
+    cells = [result["peers"][entries[names[0]]["peer"]]["title"]]
+    speed = 0.0
+    for column in COLUMNS:
+        speed, name = max((entry[column][0], name) for name, entry in entries.items())
+        ratio = entries[name]["ratio"].get(column)
+        cells += [f"{spread(entries[name][column])}, `{name}`", "" if ratio is None else f"{ratio:.2f}"]
+    return speed, cells
+
+
+def share_of_cores(result: dict[str, Any], key: str) -> float:
+    blocks = result["blocks"]
+    return sum(block[key] for block in blocks) / sum(block["seconds"] for block in blocks) / result["machine"]["cores"]
+
+
+def spread(values: Sequence[float]) -> str:
+    middle, least, most = values
+    return f"{middle:,.0f} ({least:,.0f} to {most:,.0f})"
+
+
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+TABLES = {"train": training}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The machine that a measurement was made on, and what it did to it: model, stolen time, memory held, code measured."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+_CPU_INFO, _STAT, _STATUS, _CLEAR = (Path("/proc", *name.split("/")) for name in (
+    "cpuinfo", "stat", "self/status", "self/clear_refs"
+))  # fmt: skip
+
+
+def cpu_model() -> str:
+    """The name that the CPU gives itself, or else its kind."""
+    try:
+        lines = _CPU_INFO.read_text().split("\n")
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """As many as the machine has, whoever may use them."""
+    return os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def cpu_seconds() -> tuple[float, float] | None:
+    """CPU time since the machine started, over all cores: had by its programs, and by other guests of the one below.
+
+    None where no file tells.
+    """
+    try:
+        ticks = [int(word) for word in _STAT.read_text().split("\n", 1)[0].split()[1:]]
+        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = ticks[:8]
+    except (OSError, ValueError):
+        return None
+    per_second = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + interrupts + soft_interrupts) / per_second, stolen / per_second
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory` counts, where the machine can be told so; else from the start of this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            _CLEAR.write_text("5")
+        except OSError:
+            return
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most MiB that this process held: of the GPU if it computes there, else of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        line = next(line for line in _STATUS.read_text().split("\n") if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    except OSError:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code lies in, "-dirty" if files differ from it; None if in no checkout."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "--no-optional-locks", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run([*command, "--exclude=*"], capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,61 @@
+"""Lines to ids at the speed of a look-up: what a word is split into is worked out once, not wherever it occurs."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, count, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST_UNITS_KEPT = 200_000  # the table starts anew above: some 50 MB at most
+_LONGEST_UNIT_KEPT = 256  # characters: one longer makes the table start anew after its lines
+
+
+class WordTable:
+    """Encodes lines by their words, of which it remembers the ids; `encode_whole` says the ids of any texts.
+
+    For an `encode_whole` in which no piece goes on across a single blank between two words, so that the ids of a line
+    are those of its words, joined. A line with other blanks than those is encoded as one word.
+    """
+
+    def __init__(self, encode_whole: Callable[[list[str]], Iterable[Sequence[int]]]) -> None:
+        self._encode_whole = encode_whole
+        self._forget()
+
+    def _forget(self) -> None:
+        self._number_of: dict[str, int] = defaultdict(count().__next__)  # numbers a word when it first comes
+        self._ids = np.empty(0, dtype=np.int32)
+        self._starts = self._lens = np.empty(0, dtype=np.int64)
+        self._has_long_unit = False
+
+    def encode(self, lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of all `lines`, end to end, and how many each line has."""
+        if not lines:
+            return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
+        if self._has_long_unit or len(self._number_of) > _MOST_UNITS_KEPT:
+            self._forget()
+        # No line holds a line feed, so it can stand for the blanks of a line that is not to be taken apart.
+        marked = [line if _has_single_blanks(line) else line.replace(" ", "\n") for line in lines]
+        units = " ".join(marked).split(" ")
+        num_known = len(self._number_of)
+        numbers = np.fromiter(map(self._number_of.__getitem__, units), dtype=np.int64, count=len(units))
+        self._learn(len(self._number_of) - num_known)
+        starts, lens = self._starts[numbers], self._lens[numbers]
+        positions = np.repeat(starts - (np.cumsum(lens) - lens), lens) + np.arange(lens.sum())
+        num_units = np.fromiter((line.count(" ") for line in marked), dtype=np.int64, count=len(marked)) + 1
+        return self._ids[positions], np.add.reduceat(lens, np.cumsum(num_units) - num_units)
+
+    def _learn(self, num_new: int) -> None:
+        """Adds the ids of the units that were numbered last."""
+        new = [unit.replace("\n", " ") for unit in islice(reversed(self._number_of), num_new)][::-1]
+        rows = list(self._encode_whole(new)) if new else []
+        lens = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum()))
+        self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(lens) - lens])
+        self._lens, self._ids = np.concatenate([self._lens, lens]), np.concatenate([self._ids, ids])
+        self._has_long_unit = any(len(unit) > _LONGEST_UNIT_KEPT for unit in new)
+
+
+def _has_single_blanks(line: str) -> bool:
+    """Whether the blanks of a line are single and between words."""
+    return "  " not in line and line[:1] != " " and line[-1:] != " "
