@@ -14,8 +14,8 @@ ROWS = {
     "leaves": {
         "errors", "files", "stopping", "config", "unigram", "vocabulary", "tokenizer", "model", "loss", "optim",
         "decoding", "metric_definitions", "metrics", "distributed", "decompression", "reading", "machine",
-        "matrix_products", "cuda_graphs", "cpu_settings", "certified_files", "large_files", "pair_rows", "prepared_folder", "shards", "word_table",
-        "worker_processes",
+        "matrix_products", "cuda_graphs", "cpu_settings", "certified_files", "large_files", "pair_rows",
+        "prepared_folder", "shards", "word_table", "worker_processes",
     },
     "stores": {
         "preparation_jobs", "preparation", "data", "packed_batches", "pronouncing_dictionary", "small_tasks",

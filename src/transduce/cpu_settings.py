@@ -7,6 +7,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _BYTES_KEPT = 2**30
+_MOST_BYTES_OF_OLD_GLIBC = 2**25  # above it, the second setting is refused
 
 
 def speed_up_cpu() -> None:
@@ -14,6 +15,6 @@ def speed_up_cpu() -> None:
     torch.set_flush_denormal(True)  # numbers near zero slow a CPU down a hundredfold
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator than glibc's
         # A step allocates what the one before it freed. Given back in between, it costs a page fault for every 4 kB.
-        libc = ctypes.CDLL(None)
-        for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            libc.mallopt(threshold, _BYTES_KEPT)
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(_M_MMAP_THRESHOLD, _BYTES_KEPT) or mallopt(_M_MMAP_THRESHOLD, _MOST_BYTES_OF_OLD_GLIBC):
+            mallopt(_M_TRIM_THRESHOLD, _BYTES_KEPT)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 B = TypeVar("B")  # a tensor, or a dataclass of such and of numbers
 
-_MOST_GRAPHS = 8  # one for each shape of batch; rarer shapes run as they are
+_MOST_GRAPHS = 16  # one for each shape of batch, first come first served; others run as they are
 _WARM_UP_RUNS = 3  # libraries choose and allocate in their first calls, which must not be recorded
 
 
@@ -60,7 +60,8 @@ class GraphedWork(Generic[B]):
                 self._work(batch)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # "thread_local": other threads, such as NCCL's watchdog, may go on asking the device.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = self._work(batch)
         self._pool = graph.pool()
         torch._foreach_copy_(gradients, before)  # the warm-up added to them

@@ -252,7 +252,7 @@ class StepOrder:
         # A number that no shard has, so that the order and the plans are drawn apart.
         order = np.random.default_rng([self._seed, epoch, num_shards]).permutation(num_shards)
         shard = int(order[place])
-        self._opened, self.steps = None, []  # what was open is let go before the next one is planned
+        self._opened, self.steps = None, []  # one plan in memory at a time
         self.pairs = self.corpus.shard(shard)
         self.steps = plan_epoch(self.pairs, seed=self._seed, epoch=epoch, shard=shard, **self._settings)
         self._opened = (epoch, place)

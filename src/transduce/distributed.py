@@ -129,11 +129,11 @@ def _free_port() -> int:
 @contextmanager
 def joined(device: torch.device) -> Iterator[Process]:
     """This process among its peers, by the environment that `torchrun` sets; alone without it."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL exchanges objects and graphs are recorded
     if num_processes() == 1:
         yield Process()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what NCCL exchanges objects through
     # The others wait while rank 0 learns subwords or validates: however long that takes, it is no failure.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:

@@ -1,6 +1,7 @@
 """The composition root of a run: settings in, a trained and validated run folder out."""
 
 import copy
+import gc
 import math
 import platform
 import time
@@ -17,7 +18,7 @@ from transduce import __version__
 from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
 from transduce.corpus import Corpus, Surroundings, learn_and_encode, read_corpus
-from transduce.data import StepOrder, TrainingPairs
+from transduce.data import TrainingPairs
 from transduce.distributed import Process, joined, num_processes, own_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.model import Transformer
@@ -35,7 +36,7 @@ from transduce.settings import (
 )
 from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
-from transduce.trainer import Trainer, TrainerState, seconds_per_step
+from transduce.trainer import Trainer, TrainerState, seconds_per_step, step_order
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
@@ -238,9 +239,7 @@ def machine_facts(device: str) -> dict[str, Any]:
 def _plan_steps(run: _Run, budget: float, process: Process) -> int:
     """How many steps `training.epochs` are, or fit into `budget` seconds by the time that some take here."""
     training = run.config.training
-    order = StepOrder(
-        run.pairs, batch_tokens=training.batch_tokens, micro_batches=training.micro_batches, seed=training.seed
-    )
+    order = step_order(run.pairs, training)
     if training.epochs:
         return max(1, round(training.epochs * process.decide(order.steps_of_epoch)))
     # On a copy, as the weights are thrown away; of a run so long that these steps are its gentle beginning.
@@ -259,11 +258,14 @@ def _plan_steps(run: _Run, budget: float, process: Process) -> int:
         estimate = seconds_per_step(trial, order.steps, num_steps=_WARM_UP_STEPS)
         num_steps = process.from_main(max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate))))
         measured = seconds_per_step(trial, order.steps, num_steps=num_steps)
+    del trial
+    gc.collect()  # its weights and Adam's moments: they refer to each other, and a GPU's memory is not waited for
     left = budget * (1 - _VALIDATION_SHARE) - (time.perf_counter() - started)
     steps = process.from_main(int(left / measured))
     if steps < 1:
         raise TransduceError(
-            f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Allow more."
+            f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Allow more; a "
+            "large corpus is prepared only once, so the same command may do now."
         )
     return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
 

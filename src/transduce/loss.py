@@ -9,7 +9,7 @@ from torch import Tensor
 # Rows of logits held at a time: 256 x 8,000 float32 are 8 MB, about what the caches of a CPU keep close.
 _ROWS_ON_CPU = 256
 # A GPU wants large products; memory, not cache, is the bound there.
-_ROWS_ON_GPU = 8192
+_ROWS_ON_GPU = 4096
 
 
 def cross_entropy_sum(
@@ -37,8 +37,8 @@ def cross_entropy_sum(
 class _CrossEntropySum(torch.autograd.Function):
     """Goes through the rows in chunks: logits, loss and gradients of one chunk before the next is begun.
 
-    The gradients are ready when the loss is, so the backward pass only scales them; one chunk of logits is all that
-    is ever in memory, and each logit is exponentiated once.
+    The gradients are ready when the loss is, so the backward pass only scales them; one chunk of logits and of
+    probabilities is all that is ever in memory, and each logit is exponentiated once.
 
     The smoothed target distribution is (1 - e) on the right token plus e / V everywhere. The second part is the same
     for all rows, so its share is taken at the end, from the mean row of the output matrix, and no chunk is touched

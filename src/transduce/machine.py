@@ -63,9 +63,9 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        line = next(line for line in _STATUS.read_text().split("\n") if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    except OSError:
+        status = dict(line.split(":", 1) for line in _STATUS.read_text().split("\n") if ":" in line)
+        return int(status["VmHWM"].split()[0]) / 2**10
+    except (OSError, KeyError):  # not Linux, or a sandbox that does not tell
         import resource
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -133,11 +133,11 @@ class TrainStep:
                 loss, count = self._work(batch)
                 loss_sum += loss
                 num_tokens += count
-        except BaseException:
-            self._forget_gradients()  # half a step's: the step is repeated from its beginning
-            raise
-        with record_function("optimizer"):
-            return self._update(loss_sum, num_tokens, step)
+            with record_function("optimizer"):
+                return self._update(loss_sum, num_tokens, step)
+        finally:
+            # Also of half a step: it is repeated from its beginning. A graph adds to the tensors it was recorded with.
+            self.optimizer.zero_grad(set_to_none=not self._is_graphed)
 
     def parts(self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
         """What goes through the network at a time, over all processes."""
@@ -195,13 +195,9 @@ class TrainStep:
         # Read by fused Adam: where it is 1 the update is left out, so that a GPU need not be waited for.
         self.optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
-        self._forget_gradients()
         if self.average is not None:
             update_average(self.average.parameters(), parameters, decay=self.optim_config.ema_decay, step=step)
         return outcome
-
-    def _forget_gradients(self) -> None:
-        self.optimizer.zero_grad(set_to_none=not self._is_graphed)  # a graph adds to the tensors it was recorded with
 
     def _precision(self) -> AbstractContextManager[Any]:
         wants_bfloat16 = self.config.precision == "bfloat16" or (

@@ -27,6 +27,8 @@ from transduce.train_step import StepOutcome, TrainingConfig, TrainStep
 
 Observe = Callable[[dict[str, Any]], object]
 
+_MOST_STEPS_AHEAD = 100  # steps handed to a GPU whose numbers are not looked at
+
 
 class Trainer:
     """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `folder`.
@@ -61,13 +63,7 @@ class Trainer:
         self.state = TrainerState()
         self.update = TrainStep(model, config=config, optim=optim, process=process)
         self.signals = StopSignals()
-        self._order = StepOrder(
-            pairs,
-            batch_tokens=config.batch_tokens,
-            micro_batches=config.micro_batches,
-            seed=config.seed,
-            cut=pack_batches if config.batching == "packed" else bucket_batches,
-        )
+        self._order = step_order(pairs, config)
         self._unread: list[StepOutcome] = []  # of steps made, whose numbers are not yet counted
         self._last_result: StepResult
         self._are_told_to_stop = False
@@ -135,8 +131,9 @@ class Trainer:
     def _runs_ahead(self) -> bool:
         """True after a step whose numbers nobody needs yet: a GPU works on it while the next one is prepared."""
         config = self.config
+        most = _MOST_STEPS_AHEAD if self.process.world_size == 1 else 1  # several processes must agree when to stop
         is_needed = any(map(self._is_due, (config.log_every, config.validate_every, config.save_every)))
-        return self.device.type != "cpu" and not is_needed and not self.is_finished
+        return self.device.type != "cpu" and len(self._unread) < most and not is_needed and not self.is_finished
 
     def _count_outcomes(self) -> None:
         """Waits for the steps made so far and counts them. Raises DivergedError if one of them came to nothing."""
@@ -237,6 +234,17 @@ class Trainer:
         if self.device.type != "cuda":
             return []
         return [torch.cuda.current_device() if self.device.index is None else self.device.index]
+
+
+def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
+    """The steps of a run on `pairs`."""
+    return StepOrder(
+        pairs,
+        batch_tokens=config.batch_tokens,
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        cut=pack_batches if config.batching == "packed" else bucket_batches,
+    )
 
 
 def seconds_per_step(trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int) -> float:

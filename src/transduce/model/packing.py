@@ -39,7 +39,7 @@ class Segments:
         is_causal: bool = False,
     ) -> Float[Tensor, "1 heads tgt_tokens head_dim"]:
         """Attention within each sentence: on a GPU in 16 bits by a kernel made for it, elsewhere by way of padding."""
-        if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        if _has_kernel_for(q):
             return self._attend_packed(q, k, v, is_causal)
         return self._attend_padded(q, k, v, is_causal)
 
@@ -64,6 +64,13 @@ class Segments:
             _padded(q, queries), _padded(k, keys), _padded(v, keys), attn_mask=mask[:, None]
         )
         return padded[queries.sentences, :, queries.positions].transpose(0, 1)[None]  # (N, H, K) -> (1, H, N, K)
+
+
+def _has_kernel_for(q: Tensor) -> bool:
+    """Flash attention wants 16 bits, an Ampere GPU or newer, and heads of a multiple of 8 channels, 256 at most."""
+    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _padded(x: Float[Tensor, "1 heads tokens head_dim"], packing: Packing) -> Float[Tensor, "rows heads len head_dim"]:
