@@ -45,7 +45,8 @@ class FakeGraph:
 
     @classmethod
     @contextmanager
-    def capture(cls, graph: "FakeGraph", pool: object = None) -> Iterator[None]:
+    def capture(cls, graph: "FakeGraph", pool: object = None, capture_error_mode: str = "") -> Iterator[None]:
+        assert capture_error_mode in ("", "global", "thread_local", "relaxed")
         cls.recording, graph.given_pool = graph, pool
         yield
         cls.recording = None
@@ -78,7 +79,7 @@ def recordable(compute: Callable[[Any], tuple[Tensor, ...]], parameters: list[nn
 
         def replay() -> None:
             graph.num_replays += 1
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
             for result, computed in zip(results, compute(batch), strict=True):
                 result.copy_(computed)

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 import numpy as np
 import pytest
@@ -267,7 +267,7 @@ def test_the_first_row_of_a_batch_would_not_have_fitted_into_the_one_before(
     lens: Lens, batch_tokens: int, seed: int
 ) -> None:
     batches = packed(lens, batch_tokens, in_some_order(lens, seed))
-    for before, after in zip(batches, batches[1:], strict=False):
+    for before, after in pairwise(batches):
         joined = [*before, after[0]]
         assert max(sum(lens[row][side] for row in joined) for side in (0, 1)) > batch_tokens
 

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from transduce.errors import DivergedError, TransduceError
 from transduce.model import Transformer, TransformerConfig, VocabularySizes
 from transduce.optim import OptimConfig
 from transduce.progress import StepResult, Validation
+from transduce.stopping import Stopped
 from transduce.train_step import StepOutcome, TrainingConfig, TrainStep, split_for_cpu
 from transduce.trainer import Trainer
 
@@ -373,28 +376,66 @@ def test_a_trainer_that_runs_ahead_leaves_the_same_behind(
     torch.testing.assert_close(found[0][4:], found[1][4:], rtol=0, atol=0)
 
 
+def before_step(trainer: Trainer, number: int, strike: Callable[[], object]) -> list[int]:
+    """Has `strike` called before step `number`; returns the steps begun."""
+    begun: list[int] = []
+    make = trainer.train_step
+
+    def train_step_(micro_batches: list[NDArray[np.intp]], step: int) -> StepOutcome:
+        begun.append(step)
+        if step == number:
+            strike()
+        return make(micro_batches, step)
+
+    trainer.train_step = train_step_  # type: ignore[method-assign]
+    return begun
+
+
 def test_a_trainer_that_runs_ahead_tells_at_the_next_row_that_it_diverged_and_saves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_step, "StepOutcome", ReadLate)
     run_ahead(monkeypatch)
     trainer = run_trainer(tmp_path / "run", validate_every=0)
-    steps: list[int] = []
-    make = trainer.train_step
-
-    def train_step_(micro_batches: list[NDArray[np.intp]], step: int) -> StepOutcome:
-        steps.append(step)
-        if step == 7:
-            poison(trainer.update, math.nan)
-        return make(micro_batches, step)
-
-    monkeypatch.setattr(trainer, "train_step", train_step_)
+    begun = before_step(trainer, 7, lambda: poison(trainer.update, math.nan))
     with pytest.raises(DivergedError, match="step 7:"):
         trainer.run()
-    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert begun == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert trainer.folder.checkpoints() == [0, 5]
     assert [row["step"] for row in trainer.folder.metrics()] == [3, 6]
     assert all(tensor.isfinite().all() for tensor in trainer.folder.read_checkpoint(5)[0].values())
+
+
+def test_a_trainer_that_is_stopped_while_it_runs_ahead_saves_what_one_that_waits_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("waiting", "ahead"):
+        if name == "ahead":
+            ahead = run_ahead(monkeypatch)
+        trainer = run_trainer(tmp_path / name, validate_every=0)
+        before_step(trainer, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match="Stopped at step 8"):
+            trainer.run()
+        tensors, state = trainer.folder.read_checkpoint(8)
+        state = {key: value for key, value in state.items() if key not in ("seconds", "logged_seconds")}
+        found.append((state, trainer.folder.checkpoints(), tensors))
+    assert ahead == [1, 2, 4, 7, 8]
+    assert found[0][:2] == found[1][:2]
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=0, atol=0)
+
+
+def test_a_trainer_that_is_stopped_after_it_diverged_unseen_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_step, "StepOutcome", ReadLate)
+    run_ahead(monkeypatch)
+    trainer = run_trainer(tmp_path / "run", validate_every=0)
+    before_step(trainer, 7, lambda: poison(trainer.update, math.nan))
+    before_step(trainer, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(DivergedError, match="step 7:"):
+        trainer.run()
+    assert trainer.folder.checkpoints() == [0, 5]
 
 
 # --- the benchmark of a GPU ------------------------------------------------------------------------------------------

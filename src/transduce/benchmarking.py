@@ -132,8 +132,9 @@ def wmt_like_pairs(seed: int) -> EncodedPairs:
 
 
 def planned_steps(trainer: Trainer, work: TrainingWork, num_steps: int) -> list[list[NDArray[np.intp]]]:
-    """The first steps of an epoch, from its start again if it is short: one planned batch each."""
-    plan = plan_epoch(trainer.pairs, batch_tokens=work.batch_tokens, micro_batches=1, seed=work.seed, epoch=0)
+    """The first steps of an epoch, from its start again if it is short: one planned batch each, or one for each GPU."""
+    num = 1 if trainer.device.type == "cpu" else trainer.process.world_size
+    plan = plan_epoch(trainer.pairs, batch_tokens=work.batch_tokens, micro_batches=num, seed=work.seed, epoch=0)
     return [plan[number % len(plan)] for number in range(num_steps)]
 
 

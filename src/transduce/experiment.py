@@ -178,6 +178,8 @@ def _settle(
 
 
 def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundings, started: float) -> TrainerState:
+    if run.config.training.cuda_graph and find_device(surroundings.device).type == "cpu":
+        surroundings.report("training.cuda_graph does nothing on a CPU")
     validate = None
     if corpus.valid is not None:
         validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)

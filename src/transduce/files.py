@@ -106,6 +106,10 @@ def waiting_lock(path: Path, report: Callable[[str], None] | None) -> Iterator[N
             file.seek(0)
             report(f"waiting for process {file.read().strip() or 'unknown'}, which is at work on {path.stem}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} cannot be locked here ({error.strerror}): take a folder on another disk."
+            ) from error
         with explained_write_errors(path):
             file.truncate(0)
             file.write(f"{os.getpid()}\n")

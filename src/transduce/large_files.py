@@ -48,6 +48,8 @@ def text_bytes(paths: Sequence[Path]) -> int:
     """How much text the files hold, roughly: a function of their bytes alone."""
     total = 0
     for path in paths:
+        if path.exists() and not path.is_file():
+            continue  # a pipe: what is looked at is gone for whoever reads it
         with files.explained_read_errors(path), path.open("rb") as file:
             total += path.stat().st_size * (_UNPACKED if is_compressed(file.read(8)) else 1)
     return total

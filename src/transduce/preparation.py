@@ -3,6 +3,7 @@
 Nothing here holds the text. The files are read as a stream, once to check and to measure them and once to encode them.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transduce import files
-from transduce.large_files import ScannedFile, changed, text_bytes
+from transduce.large_files import ScannedFile, changed
 from transduce.pair_rows import (
     normalised,
     refuse_all_too_long,
@@ -73,9 +74,10 @@ class LargePairs:
         return {name: files.sha256_of_file(Path(name)) for name in self.names}
 
     @property
-    def num_bytes(self) -> int:
-        """How much text there is, roughly."""
-        return text_bytes([Path(name) for name in self.names])
+    def _identity(self) -> list[str]:
+        """What the text is: how it is read, and its bytes."""
+        kind = "two files" if len(self.names) == 2 else "".join(Path(self.names[0]).suffixes)
+        return [kind, *(self.sha256[name] for name in self.names)]
 
     def prepared(
         self,
@@ -90,13 +92,11 @@ class LargePairs:
         The tokenizer is `learnt`, if given, else learnt by `config` from an even sample. Raises as `read_pairs` and
         `encode_pairs` do.
         """
-        data = list(self.sha256.values())
-        known = self.folder / f"learnt-{key_of(data, asdict(config), SAMPLED_ROWS)}.json"
+        known = self.folder / f"learnt-{key_of(self._identity, asdict(config), SAMPLED_ROWS)}.json"
         learnt = learnt or _intact(known)
         if learnt is not None and (path := self.path_for(learnt, max_len)).exists():
             return learnt, PreparedFolder.open(path)
-        key = key_of(data)
-        with locked(self.folder, key, listener.report):
+        with locked(self.folder, key_of(self._identity), listener.report):
             learnt = learnt or _intact(known)  # another process may have been faster
             if learnt is not None and (path := self.path_for(learnt, max_len)).exists():
                 return learnt, PreparedFolder.open(path)
@@ -109,14 +109,13 @@ class LargePairs:
 
     def path_for(self, tokenizer: str, max_len: int) -> Path:
         """Where the shards are that this tokenizer makes of these files."""
-        data = list(self.sha256.values())
-        return self.folder / key_of(data, files.sha256_of(tokenizer.encode()), max_len, PAIRS_PER_SHARD)
+        return self.folder / key_of(self._identity, files.sha256_of(tokenizer.encode()), max_len, PAIRS_PER_SHARD)
 
     def _prepare(
         self, config: TokenizerConfig, learnt: str | None, known: Path, max_len: int, listener: Listener
     ) -> tuple[str, PreparedFolder]:
         started = time.perf_counter()
-        key = key_of(list(self.sha256.values()))
+        key = key_of(self._identity)
         size = sum(Path(name).stat().st_size for name in self.names)
         listener.report(f"preparing {' and '.join(self.names)} ({size / 1e6:,.0f} MB), once, in {self.folder}")
         with (
@@ -127,7 +126,9 @@ class LargePairs:
             if learnt is None:
                 listener.progress("learning the tokenizer", 0, 0)
                 learnt = _learn(ask, scanned, config)
-                files.write_atomically(known, learnt.encode())
+                self._refuse_if_changed()
+                files.write_atomically(made / known.name, learnt.encode())
+                publish(made / known.name, known)
                 if (path := self.path_for(learnt, max_len)).exists():  # made with this very tokenizer before
                     return learnt, PreparedFolder.open(path)
             files.write_atomically(made / "tokenizer.json", learnt.encode())
@@ -160,10 +161,11 @@ class LargePairs:
         """Writes the shards into `made`; returns what was counted."""
         num_rows = scanned[0].num_rows if len(scanned) == 1 else scanned[0].num_lines
         num_shards = max(1, round(num_rows / PAIRS_PER_SHARD))
-        tokenizer = str(made / "tokenizer.json")
+        tokenizer, layout, written = (str(made / f"{name}.json") for name in ("tokenizer", "layout", "written"))
+        files.write_atomically(Path(layout), json.dumps([vars(file) for file in scanned]).encode())
         common = {
             "do": "encode_block",
-            "scanned": [vars(file) for file in scanned],
+            "layout": layout,
             "lines_per_block": LINES_PER_BLOCK,
             "num_groups": num_shards,
             "max_len": max_len,
@@ -178,11 +180,12 @@ class LargePairs:
         refuse_no_pairs(counts.num_pairs, counts.skipped, self.names)
         refuse_all_too_long(counts.num_pairs, max_len=max_len, shortest=counts.shortest)
         num_shards_filled = min(num_shards, sum(counts.num_kept))
+        files.write_atomically(Path(written), json.dumps([*zip(blocks, counts.num_kept, strict=True)]).encode())
         jobs = [
             {
                 "do": "write_one_shard",
                 "shard": k,
-                "blocks": list(zip(blocks, counts.num_kept, strict=True)),
+                "written": written,
                 "num_groups": num_shards,
                 "tokenizer": tokenizer,
                 "output": str(made / f"shard-{k:05d}.safetensors"),
@@ -194,6 +197,7 @@ class LargePairs:
         for shard in ask(jobs):
             shards.append(shard)
             listener.progress("writing shards", len(shards), len(jobs))
+        self._refuse_if_changed()
         self._remove_all_but_the_shards(made)
         return self._manifest(scanned, counts, shards, max_len, files.sha256_of_file(Path(tokenizer)))
 
@@ -207,10 +211,14 @@ class LargePairs:
         return str(path)
 
     def _remove_all_but_the_shards(self, made: Path) -> None:
+        remove(
+            [*made.glob("block-*"), *made.glob("text-*"), made / "valid", made / "layout.json", made / "written.json"]
+        )
+
+    def _refuse_if_changed(self) -> None:
         for name in self.names:
             if files.sha256_of_file(Path(name)) != self.sha256[name]:
                 raise changed(name)
-        remove([*made.glob("block-*"), *made.glob("text-*"), made / "valid"])
 
     def _manifest(
         self, scanned: list[ScannedFile], counts: "_Counts", shards: list[dict[str, Any]], max_len: int, tokenizer: str

@@ -1,5 +1,6 @@
 """What the processes that prepare a corpus do, each for a part of it; they need neither torch nor much memory."""
 
+import json
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -34,7 +35,7 @@ def learn_tokenizer(
 
 
 def encode_block(
-    scanned: Sequence[dict[str, Any]],
+    layout: str,
     lines_per_block: int,
     block: int,
     num_groups: int,
@@ -43,9 +44,9 @@ def encode_block(
     valid: str,
     output: str,
 ) -> dict[str, Any]:
-    """Writes the ids of a block of rows, and returns what was counted. `tokenizer` and `valid` are files."""
+    """Writes the ids of a block of rows, and returns what was counted. `layout`, `tokenizer` and `valid` are files."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process of ours
-    rows = rows_of_block([ScannedFile(**file) for file in scanned], block, lines_per_block)
+    rows = rows_of_block([ScannedFile(**file) for file in _read_json(layout)], block, lines_per_block)
     src, tgt, skipped = without_empty(rows)
     sides = [_encoded(encode, lines) for encode, lines in zip(_encoders(tokenizer), (src, tgt), strict=True)]
     longer_lens = np.maximum(*(side.lens for side in sides))
@@ -64,23 +65,28 @@ def encode_block(
 
 def write_one_shard(
     shard: int,
-    blocks: Sequence[tuple[str, int]],
+    written: str,
     num_groups: int,
     tokenizer: str,
     output: str,
     metadata: dict[str, str],
 ) -> dict[str, Any]:
-    """Gathers the rows of one shard from all blocks, given as (file, number of rows).
+    """Gathers the rows of one shard from all blocks, listed in the file `written` as (file, number of rows).
 
     Of all the pairs that were kept, number i goes to shard i mod `num_groups`; a block counts from its own first pair.
     """
     dtype, num_before, parts = _dtype(tokenizer), 0, []
-    for path, num_rows in blocks:
+    for path, num_rows in _read_json(written):
         group = (shard - num_before) % num_groups
         parts.append(read_group(Path(path), group, num_rows=num_rows, num_groups=num_groups, dtype=dtype))
         num_before += num_rows
     sha256 = write_shard(Path(output), parts, dtype=dtype, metadata=metadata)
     return {"name": Path(output).name, "num_pairs": sum(len(src.lens) for src, _ in parts), "sha256": sha256}
+
+
+@lru_cache
+def _read_json(path: str) -> Any:
+    return json.loads(read_bytes(Path(path)))
 
 
 def _encoded(encode: LineEncoder, lines: Sequence[str]) -> Rows:

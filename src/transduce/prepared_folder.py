@@ -1,12 +1,12 @@
 """The folder of a prepared corpus: what is in it, under which name, and how it appears whole or not at all.
 
 prepared/
-├── KEY/                   what was prepared, named after all that it depends on
+├── KEY/                   what was prepared, named after the SHA-256 of all that it depends on
 │   ├── manifest.json      counts and the hashes of the other files; hashes itself
 │   ├── tokenizer.json
 │   └── shard-00000.safetensors ...
-├── learnt-KEY.json        a tokenizer learnt from a corpus
-└── KEY.lock               held while a corpus is prepared
+├── learnt-KEY.json        a tokenizer, named after the corpus and its settings
+└── KEY.lock               held while a corpus, after which it is named, is prepared
 """
 
 import json
@@ -119,9 +119,9 @@ def building(folder: Path, key: str) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Gives a folder, all files of which are on disk, its name."""
+    """Gives a file, or a folder with all its files on disk, its name."""
     with files.explained_write_errors(path):
-        files.sync_folder(temporary)
+        files.sync_folder(temporary if temporary.is_dir() else temporary.parent)
         temporary.rename(path)
         files.sync_folder(path.parent)
 
