@@ -351,8 +351,17 @@ def measure(work: Work, mode: str, device: torch.device) -> dict[str, Any]:
         "peak_memory_mib": machine.peak_memory(device),
         "reserved_memory_mib": torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else None,
         "warm_up_seconds": warm_up_seconds,
+        "compiled_graphs": compiled_graphs() if settings.get("compile") else None,
         "loss": {"after_warm_up": first_loss, "last": outcome.read().loss},
     }
+
+
+def compiled_graphs() -> dict[str, Any]:
+    """How many graphs torch.compile made, and why it left a graph before its end: at best never."""
+    from torch._dynamo.utils import counters
+
+    reasons = {reason.splitlines()[0][:200]: count for reason, count in counters["graph_break"].items()}
+    return {"made": counters["stats"]["unique_graphs"], "breaks": reasons}
 
 
 def run_measurement(name: str, work: Work, mode: str, device: torch.device) -> dict[str, Any]:
@@ -363,6 +372,7 @@ def run_measurement(name: str, work: Work, mode: str, device: torch.device) -> d
         row["error"] = in_a_line(error)
     if MODES[mode].get("compile"):
         torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
     free_memory(device)
     return row
 

@@ -100,7 +100,33 @@ def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-TABLES = {"train": training}
+def large_corpus(result: dict[str, Any]) -> str:
+    facts = result["facts"]
+    commit, _, dirty = (facts["commit"] or "unknown").partition("-")
+    about = (
+        f"Measured on {facts['cores']} cores of {facts['cpu']}, Python {facts['python']}, torch {facts['torch']}, "
+        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`. Seconds count from the command; the peak is that of the "
+        f"process that trains. The larger corpus takes {result['peak_mb_more']:+,.0f} MB more than the smaller one."
+    )
+    rows = []
+    for found in result["corpora"]:
+        prepared, trained = found["prepare"], found["train"]
+        speed = prepared.get("pairs_per_second")
+        rows.append(
+            [
+                f"{found['pairs']:,}",
+                f"{found['mb_of_text']:,.0f} MB",
+                f"{prepared['seconds']:.1f} s" if speed else "in memory",
+                f"{speed:,.0f}" if speed else "",
+                f"{trained['seconds_to_first_step']:.1f} s",
+                f"{trained['peak_mb']:,.0f} MB",
+            ]
+        )
+    head = ["pairs", "text", "prepared in", "pairs / second", "first step after", "peak after 200 steps"]
+    return f"{about}\n\n{as_table(head, rows)}"
+
+
+TABLES = {"train": training, "large_corpus": large_corpus}
 
 if __name__ == "__main__":
     sys.exit(main())

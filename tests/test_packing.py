@@ -17,7 +17,7 @@ from transduce.model.packing import Segments
 from transduce.packed_batches import PackedBatch, collate_packed, pack_batches
 
 PAD, BOS, EOS = 0, 1, 2
-NUM_FILLERS, ROUNDING = 8, 64  # as `collate_packed` says
+NUM_FILLERS = 8  # as `collate_packed` says
 SRC_LENS, TGT_LENS = [5, 3, 8, 4, 1], [2, 6, 1, 9, 3]
 SMALL = TransformerConfig(
     d_model=18, d_ff=23, num_heads=3, num_encoder_layers=2, num_decoder_layers=3, dropout=0.0, max_len=37
@@ -186,8 +186,8 @@ def test_a_packed_batch_by_hand() -> None:
     assert src.positions.tolist() == [0, 1, 0, 1, 2] + [0] * 8
     assert tgt.sentences.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9]  # ten tokens left for eight fillers
     assert tgt.positions.tolist() == [0, 0, 1] + [0] * 10
-    assert src.offsets.tolist() == [0, 2, *range(5, 13)] + [13] * 55  # room for 64 sentences, and the end of the last
-    assert tgt.offsets.tolist() == [0, 1, 3, 5, 7, 8, 9, 10, 11, 12] + [13] * 55
+    assert src.offsets.tolist() == [0, 2, *range(5, 13)] + [13] * 247  # room for 256 sentences, and the end of the last
+    assert tgt.offsets.tolist() == [0, 1, 3, 5, 7, 8, 9, 10, 11, 12] + [13] * 247
     assert (src.offsets.dtype, src.max_len, tgt.max_len) == (torch.int32, 64, 64)
 
 
@@ -216,7 +216,7 @@ def test_batches_that_fit_into_one_number_of_tokens_have_equal_shapes() -> None:
     batches = pack_batches(pairs.src_lens, pairs.tgt_lens, batch_tokens=500, order=range(400))[:-1]
     found = {shapes_of(collate_packed(pairs, rows, num_tokens=500)) for rows in batches}
     assert len(batches) > 10
-    assert found == {(508, 508, 508, 65, 65, 64, 64)}
+    assert found == {(508, 508, 508, 257, 257, 64, 64)}
 
 
 def shapes_of(batch: PackedBatch) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from transduce.tokenizer import Tokenizer
 
 # What is left of a row is filled with this many sentences of padding ids. They are computed and count for nothing.
 _NUM_FILLERS = 8
-# Shapes are rounded up to multiples of this, so that few of them occur.
-_ROUNDING = 64
+# Few shapes may occur, as each is recorded or compiled anew: the number of sentences is rounded up to a multiple of
+# this, and the longest sentence of both sides to one power of two, at least the other.
+_CAPACITY_ROUNDING, _LEAST_MAX_LEN = 256, 64
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,16 @@ def collate_packed(
     tgt_in = np.concatenate([[Tokenizer.bos_id], tgt_out[:-1]])
     tgt_in[np.cumsum(tgt_lens)[:-1]] = Tokenizer.bos_id
     num_tokens = max(num_tokens, len(src), len(tgt_out)) + _NUM_FILLERS  # at least one token for each filler
-    capacity = _rounded_up(len(index) + _NUM_FILLERS)
+    capacity = -(-(len(index) + _NUM_FILLERS) // _CAPACITY_ROUNDING) * _CAPACITY_ROUNDING
+    all_lens = [_with_fillers(lens, num_tokens) for lens in (src_lens, tgt_lens)]
+    longest = int(max(lens.max() for lens in all_lens))
+    max_len = max(_LEAST_MAX_LEN, 1 << (longest - 1).bit_length())
     return PackedBatch(
         _filled(src, num_tokens),
         _filled(tgt_in, num_tokens),
         _filled(tgt_out, num_tokens),
-        _packing(src_lens, num_tokens, capacity),
-        _packing(tgt_lens, num_tokens, capacity),
+        _packing(all_lens[0], len(index), capacity, max_len),
+        _packing(all_lens[1], len(index), capacity, max_len),
     )
 
 
@@ -110,24 +114,18 @@ def _filled(ids: NDArray[np.int64], num_tokens: int) -> Int[Tensor, "1 tokens"]:
     return torch.from_numpy(filled)
 
 
-def _packing(lens: NDArray[np.int64], num_tokens: int, capacity: int) -> Packing:
-    num_real, num_left = len(lens), num_tokens - int(lens.sum())
+def _with_fillers(lens: NDArray[np.int64], num_tokens: int) -> NDArray[np.int64]:
+    num_left = num_tokens - int(lens.sum())
     filler_lens = np.full(_NUM_FILLERS, num_left // _NUM_FILLERS)
     filler_lens[: num_left % _NUM_FILLERS] += 1
-    lens = np.concatenate([lens, filler_lens])
-    starts = np.cumsum(lens) - lens
+    return np.concatenate([lens, filler_lens])
+
+
+def _packing(lens: NDArray[np.int64], num_real: int, capacity: int, max_len: int) -> Packing:
+    num_tokens, starts = int(lens.sum()), np.cumsum(lens) - lens
     sentences = np.repeat(np.arange(len(lens)), lens)
     positions = np.arange(num_tokens) - np.repeat(starts, lens)
     positions[sentences >= num_real] = 0  # a filler may be longer than any position that was learnt
     offsets = np.full(capacity + 1, num_tokens, dtype=np.int32)
     offsets[: len(lens)] = starts
-    return Packing(
-        torch.from_numpy(sentences),
-        torch.from_numpy(positions),
-        torch.from_numpy(offsets),
-        max_len=_rounded_up(int(lens.max())),
-    )
-
-
-def _rounded_up(number: int) -> int:
-    return -(-number // _ROUNDING) * _ROUNDING
+    return Packing(torch.from_numpy(sentences), torch.from_numpy(positions), torch.from_numpy(offsets), max_len=max_len)

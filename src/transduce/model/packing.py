@@ -70,7 +70,12 @@ def _has_kernel_for(q: Tensor) -> bool:
     """Flash attention wants 16 bits, an Ampere GPU or newer, and heads of a multiple of 8 channels, 256 at most."""
     if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
         return False
-    return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and _is_ampere_or_newer(q.device)
+
+
+@torch.compiler.assume_constant_result
+def _is_ampere_or_newer(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _padded(x: Float[Tensor, "1 heads tokens head_dim"], packing: Packing) -> Float[Tensor, "rows heads len head_dim"]:
