@@ -1,5 +1,6 @@
 """A prepared corpus holds what reading and encoding it in memory give, however the preparation went."""
 
+import errno
 import gzip
 import json
 import lzma
@@ -21,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transduce import preparation, preparation_jobs, prepared_folder
+from transduce import worker_processes as worker_processes_module
 from transduce.data import EncodedPairs, ShardedPairs, StepOrder, encode_pairs, plan_epoch
 from transduce.errors import DamagedFileError, DataError, RunFolderError, TransduceError
-from transduce.large_files import scan
+from transduce.large_files import scan, text_bytes
 from transduce.preparation import LargePairs, Listener
 from transduce.reading import Pairs, count_overlap, read_pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
-from transduce.worker_processes import worker_processes
+from transduce.worker_processes import usable_cores, worker_processes
 
 CONFIG = TokenizerConfig(vocab_size=300)
 JOBS = {
@@ -449,3 +451,32 @@ def test_pairs_in_memory_are_planned_as_their_only_shard() -> None:
         [rows.tolist() for rows in step] for step in expected
     ]
     assert order.depends_on == [5, 40, 2, 50]
+
+
+def test_asking_how_much_text_a_pipe_holds_takes_nothing_from_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tsv")
+    assert text_bytes([tmp_path / "pipe.tsv"]) == 0  # opened, it would wait for a writer for ever
+
+
+def test_a_file_read_as_both_sides_is_another_corpus_than_the_file_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.tsv", "a\tb\n")
+    one, two = (LargePairs(paths, tmp_path).path_for("a tokenizer", 9) for paths in ([path], [path, path]))
+    assert one != two
+
+
+def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: object, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): take"):
+        LargePairs([write(tmp_path / "pairs.tsv", "a\tb\n")], tmp_path / "cache").prepared(CONFIG, None, max_len=9)
+
+
+@pytest.mark.parametrize(("content", "cores"), [("150000 100000\n", 2), ("20000 100000\n", 1), ("max 100000\n", 6)])
+def test_a_container_has_the_cores_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, cores: int
+) -> None:
+    monkeypatch.setattr(worker_processes_module, "_CONTAINER_QUOTA", write(tmp_path / "cpu.max", content))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
+    assert usable_cores() == cores

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import os
 import random
 import shlex
@@ -13,17 +14,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from transduce import cli, experiment, files, scoring
 from transduce.checkpoint import RunFolder
 from transduce.config import names_of, to_toml
-from transduce.corpus import Surroundings
+from transduce.corpus import Surroundings, read_corpus
+from transduce.data import encode_pairs
 from transduce.errors import ConfigMismatchError, RunFolderError, TransduceError
 from transduce.experiment import train
 from transduce.model import TransformerConfig
 from transduce.optim import OptimConfig
+from transduce.packed_batches import pack_batches
 from transduce.progress import TrainerState
 from transduce.settings import (
     ON_RESUME,
@@ -35,7 +39,7 @@ from transduce.settings import (
     resume_class,
 )
 from transduce.stopping import Stopped
-from transduce.tokenizer import TokenizerConfig
+from transduce.tokenizer import Tokenizer, TokenizerConfig
 from transduce.trainer import Trainer, TrainingConfig
 
 NUM_STEPS, STEPS_PER_EPOCH = 15, 6  # two and a half epochs
@@ -317,6 +321,18 @@ def test_epochs_become_steps_that_a_resumed_run_keeps(config: ExperimentConfig, 
     assert train(by_epochs, tmp_path / "run", resume=True).step == NUM_STEPS
     more = replace(by_epochs, training=replace(by_epochs.training, epochs=3.0))
     assert train(more, tmp_path / "run", resume=True).step == 3 * STEPS_PER_EPOCH
+
+
+def test_epochs_of_packed_batches_are_counted_in_packed_batches(config: ExperimentConfig, tmp_path: Path) -> None:
+    packed = replace(config.training, steps=0, epochs=2.0, batching="packed", validate_every=0)
+    state = train(replace(config, training=packed), tmp_path / "run")
+    corpus = read_corpus(config.data, Surroundings())
+    tokenizer = Tokenizer.from_json(RunFolder.open(tmp_path / "run").tokenizer)
+    pairs, _ = encode_pairs(tokenizer, corpus.train, max_len=config.data.max_len)
+    order = np.random.default_rng([packed.seed, 0]).permutation(len(pairs))
+    batches = pack_batches(pairs.src_lens, pairs.tgt_lens, batch_tokens=packed.batch_tokens, order=order)
+    assert state.step == 2 * math.ceil(len(batches) / packed.micro_batches) != 2 * STEPS_PER_EPOCH
+    assert (state.epoch, state.position) == (1, state.step // 2)
 
 
 @pytest.mark.parametrize("length", [{"steps": 20}, {"steps": 0, "epochs": 20 / STEPS_PER_EPOCH}])
