@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from smallest_model import SMALLEST_MODEL
 from transduce import cli, experiment, train_step, trainer
 from transduce.checkpoint import RunFolder
 
@@ -23,15 +24,7 @@ SETTINGS = f"""
 [data]
 train = "train.tsv"
 valid = "valid.tsv"
-[tokenizer]
-source = "characters"
-target = "characters"
-[model]
-d_model = 16
-d_ff = 24
-num_heads = 2
-num_encoder_layers = 1
-num_decoder_layers = 1
+{SMALLEST_MODEL}
 dropout = 0.2
 [optim]
 schedule = "constant"
@@ -202,18 +195,10 @@ def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> 
 
 def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
-        """
+        f"""
         [data]
         dataset = "copy"
-        [tokenizer]
-        source = "characters"
-        target = "characters"
-        [model]
-        d_model = 16
-        d_ff = 24
-        num_heads = 2
-        num_encoder_layers = 1
-        num_decoder_layers = 1
+        {SMALLEST_MODEL}
         [training]
         steps = 100000
         micro_batches = 2

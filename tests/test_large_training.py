@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from calling import command
+from smallest_model import SMALLEST_MODEL
 from transduce import corpus, preparation, trainer
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings, count_training_overlap
@@ -19,19 +20,11 @@ from transduce.settings import load_config
 
 NUM_PAIRS, PAIRS_PER_SHARD = 90, 13
 
-SETTINGS = """
+SETTINGS = f"""
 [data]
 train = "train.tsv"
 valid = "valid.tsv"
-[tokenizer]
-source = "characters"
-target = "characters"
-[model]
-d_model = 16
-d_ff = 24
-num_heads = 2
-num_encoder_layers = 1
-num_decoder_layers = 1
+{SMALLEST_MODEL}
 dropout = 0.2
 [optim]
 schedule = "constant"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
@@ -91,6 +92,26 @@ def _padded(rows: list[np.ndarray]) -> Tensor:
 
 def count_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def train_planned(
+    gate: Gate, work: "Work", model: torch.nn.Module, logits_of: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Trains `model` for ever, one update from each planned batch; `logits_of` is given sources and shifted targets."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
+
+    def step(rows: np.ndarray) -> int:
+        src, tgt_in, tgt_out, num_tokens = work.batch(rows)
+        logits = logits_of(src, tgt_in)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), tgt_out.flatten(), ignore_index=PAD_ID, label_smoothing=LABEL_SMOOTHING
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return num_tokens
+
+    gate.train(step, work.plan)
 
 
 def begin(title: str) -> tuple[Gate, Work]:

@@ -7,7 +7,6 @@ import math
 
 import gate as peers
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 gate, work = peers.begin(f"torch.nn.Transformer {torch.__version__}")
@@ -66,22 +65,7 @@ model = Model(work.facts["vocabulary"]).train()
 for parameter in model.parameters():
     if parameter.dim() > 1:
         nn.init.xavier_uniform_(parameter)
-optimizer = torch.optim.Adam(
-    model.parameters(), lr=peers.LEARNING_RATE, betas=peers.BETAS, eps=peers.EPSILON, fused=True
-)
 gate.facts = {"version": torch.__version__, "parameters": peers.count_parameters(model)}
 
 
-def step(rows):
-    src, tgt_in, tgt_out, num_tokens = work.batch(rows)
-    logits = model(src, tgt_in)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1), tgt_out.flatten(), ignore_index=peers.PAD_ID, label_smoothing=peers.LABEL_SMOOTHING
-    )
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return num_tokens
-
-
-gate.train(step, work.plan)
+peers.train_planned(gate, work, model, model)

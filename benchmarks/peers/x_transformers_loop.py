@@ -6,8 +6,6 @@ Its own wrapper has no label smoothing, so the loss is computed from the decoder
 from importlib.metadata import version
 
 import gate as peers
-import torch
-import torch.nn.functional as F
 from torch import nn
 from x_transformers import XTransformer
 
@@ -34,24 +32,13 @@ model = XTransformer(
 ).train()
 decoder = model.decoder.net
 decoder.to_logits.weight = model.encoder.token_emb.emb.weight  # XTransformer has no option for it
-optimizer = torch.optim.Adam(
-    model.parameters(), lr=peers.LEARNING_RATE, betas=peers.BETAS, eps=peers.EPSILON, fused=True
-)
 gate.facts = {"version": version("x-transformers"), "parameters": peers.count_parameters(model)}
 
 
-def step(rows):
-    src, tgt_in, tgt_out, num_tokens = work.batch(rows)
+def logits_of(src, tgt_in):
     mask = src != peers.PAD_ID
     memory = model.encoder(src, mask=mask, return_embeddings=True)
-    logits = decoder(tgt_in, context=memory, context_mask=mask)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1), tgt_out.flatten(), ignore_index=peers.PAD_ID, label_smoothing=peers.LABEL_SMOOTHING
-    )
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return num_tokens
+    return decoder(tgt_in, context=memory, context_mask=mask)
 
 
-gate.train(step, work.plan)
+peers.train_planned(gate, work, model, logits_of)

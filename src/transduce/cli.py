@@ -139,7 +139,7 @@ def _add_prepare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         verbs,
         "prepare",
         "do ahead what `train` does before training, for pairs that are too many for memory",
-        epilog="The tokenizer is learnt from 250,000 pairs, spread evenly over the files. Settings as for `train`.",
+        epilog="The tokenizer is learnt from an even sample of the pairs. Settings as for `train`.",
     )
     verb.add_argument("config", metavar="CONFIG.toml", help="the one that `train` is given")
     verb.add_argument("--init-from", metavar="RUN", help="with the tokenizer of a run")

@@ -140,9 +140,8 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[E
     encoded = EncodedPairs(tokenizer.encode_source(pairs.src), tokenizer.encode_target(pairs.tgt))
     longer_lens = np.maximum(encoded.src_lens, encoded.tgt_lens)
     kept = np.flatnonzero(longer_lens <= max_len)
-    refuse_all_too_long(
-        len(encoded), max_len=max_len, shortest=int(longer_lens.min(initial=longer_lens.max(initial=0)))
-    )
+    shortest = int(longer_lens.min()) if len(encoded) else 0
+    refuse_all_too_long(len(encoded), max_len=max_len, shortest=shortest)
     num_dropped = len(encoded) - len(kept)
     return (encoded.select(kept) if num_dropped else encoded), num_dropped
 
