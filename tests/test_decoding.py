@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import transduce.beams
 import transduce.decoding
-from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, beam_search, greedy_search, sample
+from transduce.beams import beam_search
+from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, greedy_search, sample
 from transduce.errors import TransduceError
 
 PAD, BOS, EOS = 0, 1, 2
@@ -137,7 +139,8 @@ def test_a_log_probability_is_that_of_the_answer_and_its_end(search):
 def test_dropping_finished_sentences_changes_nothing(search, share, monkeypatch):
     max_lens = [7, 2, 5, 1, 6, 3, 4]
     expected = search(random_score(5), max_lens)
-    monkeypatch.setattr(transduce.decoding, "_COMPACT_WHEN_IDLE", share)  # after every step; never
+    for module in (transduce.decoding, transduce.beams):
+        monkeypatch.setattr(module, "COMPACT_WHEN_IDLE", share)  # after every step; never
     assert search(random_score(5), max_lens) == expected
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from transduce.annotation import corpus_loss
 from transduce.checkpoint import RunFolder
 from transduce.data import encode_pairs
 from transduce.decoding import DecodingConfig
 from transduce.model import Transformer, TransformerConfig
 from transduce.optim import OptimConfig
-from transduce.predictor import Predictor, corpus_loss, vocabulary_sizes
+from transduce.predictor import Predictor, vocabulary_sizes
 from transduce.reading import Pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 from transduce.trainer import Trainer, TrainingConfig

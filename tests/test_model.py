@@ -1,4 +1,3 @@
-import dataclasses
 import math
 from itertools import product
 
@@ -7,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from small_model import JOINT, PAD, SEPARATE, SOURCES, random_ids, random_tensor, small_model
 from transduce.model import (
     PRESETS,
     MultiHeadAttention,
@@ -20,38 +20,6 @@ from transduce.model import (
 from transduce.model.feed_forward import FeedForward, GatedFeedForward
 from transduce.model.positional import RotaryPositions, sinusoidal_table
 from transduce.model.residual import AddAndNorm
-
-PAD = 0
-SMALL = TransformerConfig(
-    d_model=18, d_ff=23, num_heads=3, num_encoder_layers=2, num_decoder_layers=3, dropout=0.0, max_len=37
-)
-SEPARATE = VocabularySizes(source=13, target=11, num_target_ids=7, is_joint=False, pad_id=PAD)
-JOINT = VocabularySizes(source=13, target=13, num_target_ids=7, is_joint=True, pad_id=PAD)
-
-
-def small_model(vocabulary: VocabularySizes = SEPARATE, seed: int = 1, **settings) -> Transformer:
-    """Float64, and no parameter at its initial value: a bias of zero or a gain of one would hide a mistake."""
-    torch.manual_seed(seed)
-    model = Transformer(dataclasses.replace(SMALL, **settings), vocabulary).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return model
-
-
-def random_ids(*shape: int, num_ids: int = 7, seed: int = 2) -> Tensor:
-    """Ids of real tokens."""
-    return torch.randint(1, num_ids, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def random_tensor(*shape: int, seed: int = 3) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-SOURCES = random_ids(3, 5)
-SOURCES[1, 3:] = PAD
-SOURCES[2, 4:] = PAD
-
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
@@ -222,92 +190,6 @@ def test_the_order_of_a_batch_changes_nothing():
     model = small_model()
     tgt, order = random_ids(3, 4), torch.tensor([2, 0, 1])
     torch.testing.assert_close(model(SOURCES[order], tgt[order]), model(SOURCES, tgt)[order], rtol=0, atol=1e-12)
-
-
-# --- cached decoding -------------------------------------------------------------------------------------------------
-
-
-def logits_of_full_forward(model: Transformer, src: Tensor, prefixes: Tensor) -> Tensor:
-    """Scores after each prefix (B, beam, T), every one computed from its own beginning."""
-    beam_size = prefixes.size(1)
-    hidden = model(src.repeat_interleave(beam_size, dim=0), prefixes.flatten(0, 1))
-    return model.logits(hidden[:, -1]).unflatten(0, (-1, beam_size))
-
-
-def decode_with_random_parents(model: Transformer, src: Tensor, beam_size: int, num_steps: int):
-    """Yields the cached logits and the prefixes that they follow, (B, beam, T)."""
-    random = torch.Generator().manual_seed(9)
-    state = model.start(src, beam_size)
-    prefixes = torch.empty(len(src), beam_size, 0, dtype=torch.long)
-    for _ in range(num_steps):
-        tokens = torch.randint(1, 7, (len(src), beam_size), generator=random)
-        parents = torch.randint(0, beam_size, (len(src), beam_size), generator=random)
-        prefixes = prefixes.gather(1, parents[..., None].expand_as(prefixes))
-        prefixes = torch.cat((prefixes, tokens[..., None]), dim=2)
-        logits, state = model.step(tokens, parents, state)
-        yield logits, prefixes
-
-
-SWITCHES = list(
-    product(
-        [False, True], ["layer", "rms"], ["sinusoidal", "learned", "rotary", "none"], ["relu", "gelu", "swiglu"],
-        [True, False], [JOINT, SEPARATE],
-    )
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(("norm_first", "norm", "positions", "feed_forward", "tie", "vocabulary"), SWITCHES)
-@torch.inference_mode()
-def test_cached_decoding_matches_full_forward(norm_first, norm, positions, feed_forward, tie, vocabulary):
-    model = small_model(
-        vocabulary,
-        norm_first=norm_first,
-        norm=norm,
-        positions=positions,
-        feed_forward=feed_forward,
-        tie_embeddings=tie,
-    )
-    tokens = random_ids(3, 4, seed=10)
-    expected = model.logits(model(SOURCES, tokens))
-    state = model.start(SOURCES)
-    for t in range(4):
-        logits, state = model.step(tokens[:, t : t + 1], torch.zeros(3, 1, dtype=torch.long), state)
-        torch.testing.assert_close(logits[:, 0], expected[:, t], rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize(
-    ("norm_first", "positions"), list(product([False, True], ["sinusoidal", "learned", "rotary", "none"]))
-)
-@torch.inference_mode()
-def test_a_beam_of_random_descent_matches_full_forward(norm_first, positions):
-    model = small_model(norm_first=norm_first, positions=positions)
-    for logits, prefixes in decode_with_random_parents(model, SOURCES, beam_size=4, num_steps=7):
-        expected = logits_of_full_forward(model, SOURCES, prefixes)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("beam_size", [1, 2])
-@torch.inference_mode()
-def test_the_cache_grows_without_changing_an_answer(beam_size):
-    model = small_model()
-    num_steps = 35  # it is doubled after 16 and after 32
-    for logits, prefixes in decode_with_random_parents(model, SOURCES, beam_size, num_steps):
-        expected = logits_of_full_forward(model, SOURCES, prefixes)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
-
-
-@torch.inference_mode()
-def test_sentences_that_are_kept_go_on_as_before():
-    model = small_model()
-    tokens = random_ids(3, 6, seed=10)
-    expected = model.logits(model(SOURCES, tokens))
-    state, rows = model.start(SOURCES), torch.arange(3)
-    for t in range(6):
-        if t == 2:
-            rows = torch.tensor([2, 0])
-            state.keep(rows)
-        logits, state = model.step(tokens[rows, t : t + 1], torch.zeros(len(rows), 1, dtype=torch.long), state)
-        torch.testing.assert_close(logits[:, 0], expected[rows, t], rtol=0, atol=1e-11)
 
 
 # --- sizes, initialisation, settings ---------------------------------------------------------------------------------

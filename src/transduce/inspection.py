@@ -14,8 +14,9 @@ AttentionMaps = dict[str, Float[Tensor, "batch heads queries keys"]]
 
 
 @contextmanager
-def record_attention(model: nn.Module) -> Iterator[AttentionMaps]:
-    """Fills the dictionary it gives, while entered, with the weights of every attention in the latest forward pass.
+def record_attention(model: nn.Module, part: str = "") -> Iterator[AttentionMaps]:
+    """Fills the dictionary it gives, while entered, with the weights of every attention in the latest forward pass
+    whose name has `part` in it.
 
     Keys are module names such as "encoder.layers.0.self_attention" and "decoder.layers.3.cross_attention". The
     weights are computed again from the inputs, by equation 1 written out.
@@ -38,7 +39,7 @@ def record_attention(model: nn.Module) -> Iterator[AttentionMaps]:
     handles = [
         module.register_forward_hook(recorder(name), with_kwargs=True)
         for name, module in model.named_modules()
-        if isinstance(module, MultiHeadAttention)
+        if isinstance(module, MultiHeadAttention) and part in name
     ]
     try:
         yield maps

@@ -1,7 +1,10 @@
 """Text in, predictions out: the one object that every front end uses, from memory or from a run folder."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,18 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transduce.annotation import Annotation, annotate
+from transduce.beams import beam_search
 from transduce.checkpoint import RunFolder
 from transduce.config import build, parse_toml
-from transduce.data import EncodedPairs, bucket_batches, collate, pad_sources
-from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, beam_search, greedy_search, sample
+from transduce.constraints import Constraints, ForbiddenText, Rules
+from transduce.data import bucket_batches, pad_sources
+from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, greedy_search, sample
 from transduce.errors import TransduceError
-from transduce.loss import cross_entropy_sum
+from transduce.inference import InferenceModel
 from transduce.model import Transformer, TransformerConfig, VocabularySizes
 from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
 
-# Source tokens decoded side by side, over all hypotheses: large products, but a state of moderate size.
-_TOKENS_AT_ONCE = 16_384
+# Source tokens decoded side by side, over all hypotheses: large products, but keys and values that the caches hold.
+_TOKENS_AT_ONCE = 4_096
+
+# Of a text, so many times model.max_len characters are split into pieces: no piece is longer, and no line costs more.
+_CHARACTERS_PER_ID = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Prediction:
     text: str
     score: float
     log_prob: float
+    ids: tuple[int, ...] = ()  # of the target side, without the end
+    is_cut: bool = False  # whether the source was too long, and only its beginning is answered
 
     def as_dict(self) -> dict[str, Any]:
         return {"text": self.text, "score": self.score, "log_prob": self.log_prob}
@@ -41,7 +52,8 @@ class Predictor:
 
     `predict` answers texts; `predict_n_best` gives several answers to each; `stream` answers any number of lines in
     constant memory. An empty text is answered by an empty one. A source longer than the model is meant for is cut
-    off, counted in `num_truncated` and reported.
+    off, counted in `num_truncated` and reported. The model's weights are prepared for answering at the first answer:
+    change them later, and make a new predictor.
     """
 
     def __init__(
@@ -50,11 +62,13 @@ class Predictor:
         tokenizer: Tokenizer,
         decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
         *,
+        constraints: Constraints = Constraints(),  # noqa: B008 - frozen
         report: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.decoding = decoding
+        self.constraints = constraints  # of every answer; `predict` can be given others for each text
         self.report = report
         self.num_truncated = 0
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
@@ -83,11 +97,18 @@ class Predictor:
             model, tokenizer, decoding or build(DecodingConfig, settings["decoding"], "decoding."), report=report
         )
 
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """The best answer to each text, in their order."""
-        return [answers[0].text for answers in self.predict_n_best(texts, 1)]
+    def predict(self, texts: Sequence[str], constraints: Sequence[Constraints] | None = None) -> list[str]:
+        """The best answer to each text, in their order; `constraints` are one for each text."""
+        return [answers[0].text for answers in self.predict_n_best(texts, 1, constraints)]
 
-    def predict_n_best(self, texts: Sequence[str], num_best: int, *, first_row: int = 0) -> list[list[Prediction]]:
+    def predict_n_best(
+        self,
+        texts: Sequence[str],
+        num_best: int,
+        constraints: Sequence[Constraints] | None = None,
+        *,
+        first_row: int = 0,
+    ) -> list[list[Prediction]]:
         """The `num_best` best answers to each text, best first; at most `beam_size` can be had.
 
         With sampling they are draws, and `first_row` is the number of the first text among all: text k is always
@@ -96,16 +117,58 @@ class Predictor:
         self._check(num_best)
         answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
-        sources = [self._cut(ids) for ids in self.tokenizer.encode_source([texts[row] for row in rows])]
-        lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        budget = _TOKENS_AT_ONCE // (1 if self._is_sampling else self.decoding.beam_size)
-        for batch in bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens))):
-            found = self._search([sources[i] for i in batch], num_best, [first_row + rows[i] for i in batch])
-            for i, hypotheses in zip(batch, found, strict=True):
-                answers[rows[i]] = [
-                    Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob) for h in hypotheses
-                ]
+        sources, is_cut = self._encode([texts[row] for row in rows])
+        asked = [constraints[row] for row in rows] if constraints else None
+        found = self.search(sources, num_best, asked, numbers=[first_row + row for row in rows])
+        for row, cut, hypotheses in zip(rows, is_cut, found, strict=True):
+            answers[row] = [
+                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), cut)
+                for h in hypotheses
+            ]
+        self._count(is_cut)
         return answers
+
+    def search(
+        self,
+        sources: Sequence[list[int]],
+        num_best: int = 1,
+        constraints: Sequence[Constraints] | None = None,
+        *,
+        numbers: Sequence[int] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The `num_best` best answers, as ids, to sources given as ids with their ends; best first.
+
+        `numbers` are those of the sources among all that are drawn for (default: 0, 1, 2, ...).
+        """
+        self._check(num_best)
+        numbers = range(len(sources)) if numbers is None else numbers
+        max_lens = [self.max_len(ids) for ids in sources]
+        rules = self._rules(constraints or [self.constraints] * len(sources), max_lens)
+        found: list[list[Hypothesis]] = [[] for _ in sources]
+        lens = np.array([len(ids) for ids in sources], dtype=np.int32)
+        budget = max(1, _TOKENS_AT_ONCE // (1 if self._is_sampling else self.decoding.beam_size))
+        batches = bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens)))
+
+        def answer(batch: np.ndarray) -> None:
+            some_sources, some_lens, some_numbers = ([of[i] for i in batch] for of in (sources, max_lens, numbers))
+            some_rules = [rules[i] for i in batch] if rules else []
+            answers = self._search(some_sources, some_lens, some_numbers, some_rules, num_best)
+            for i, hypotheses in zip(batch, answers, strict=True):
+                found[i] = hypotheses
+
+        with _workers(self.device, len(batches)) as map_over:
+            list(map_over(answer, reversed(batches)))  # the long ones first, so that all workers end together
+        return found
+
+    def annotate(self, texts: Sequence[str], answers: Sequence[Prediction]) -> list[Annotation]:
+        """What the model thinks of an answer to each text, token by token; see `annotation`."""
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        sources, _ = self._encode([texts[row] for row in rows])
+        found = [Annotation([], [], [], [])] * len(texts)
+        annotated = annotate(self.model, self.tokenizer, sources, [list(answers[row].ids) for row in rows])
+        for row, annotation in zip(rows, annotated, strict=True):
+            found[row] = annotation
+        return found
 
     def stream(self, lines: Iterable[str], num_best: int = 1, *, read_ahead: int = 2_000) -> Iterator[list[Prediction]]:
         """Answers line by line, in order. `read_ahead` lines are in memory at a time and sorted among themselves, so
@@ -121,6 +184,18 @@ class Predictor:
             first_row += len(ahead)
 
     @property
+    def device(self) -> torch.device:
+        return self.model.output_weight.device
+
+    def max_len(self, source: Sequence[int]) -> int:
+        """Tokens that an answer to `source` may have, its end included."""
+        return min(self.decoding.max_len(len(source)), self.model.config.max_len)
+
+    @cached_property
+    def _inference_model(self) -> InferenceModel:
+        return InferenceModel(self.model)
+
+    @property
     def _is_sampling(self) -> bool:
         return self.decoding.temperature > 0
 
@@ -131,55 +206,105 @@ class Predictor:
                 f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
             )
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Ids with their ends, of as much of each text as the model is meant for; and whether that is not all."""
         longest = self.model.config.max_len
-        if len(ids) <= longest:
-            return ids
-        self.num_truncated += 1
-        if self.num_truncated == 1:
-            self.report(f"a source of {len(ids)} tokens is cut off at model.max_len = {longest}.")
-        return [*ids[: longest - 1], self.tokenizer.eos_id]
+        most = _CHARACTERS_PER_ID * longest
+        encoded = self.tokenizer.encode_source([text[:most] for text in texts])
+        sources = [self.cut(ids) for ids in encoded]
+        lens = zip(texts, encoded, sources, strict=True)
+        return sources, [len(text) > most or len(ids) > len(kept) for text, ids, kept in lens]
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """The ids of a source that the model is meant for, with their end."""
+        longest = self.model.config.max_len
+        return ids if len(ids) <= longest else [*ids[: longest - 1], self.tokenizer.eos_id]
+
+    def _count(self, is_cut: Sequence[bool]) -> None:
+        if any(is_cut) and not self.num_truncated:
+            self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
+        self.num_truncated += sum(is_cut)
+
+    def _rules(self, constraints: Sequence[Constraints], max_lens: Sequence[int]) -> list[Rules]:
+        """What each answer is asked for, in ids; nothing if nothing is asked for."""
+        made: dict[Constraints, Rules] = {}
+        for asked, max_len in zip(constraints, max_lens, strict=True):
+            rules = made[asked] = made.get(asked) or self._rules_of(asked)
+            if rules.required and (self._is_sampling or self.decoding.beam_size == 1):
+                raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
+            if rules.shortest_len > max_len and (rules.prefix or rules.required):
+                raise TransduceError(
+                    f"a prefix and required texts of {rules.shortest_len - 1} tokens do not fit an answer, which has "
+                    f"at most {max_len - 1} here: ask for less, or allow longer answers."
+                )
+        if all(rules.is_empty for rules in made.values()):
+            return []
+        return [made[asked] for asked in constraints]
+
+    def _rules_of(self, asked: Constraints) -> Rules:
+        spelled = self.tokenizer.encode_target([asked.prefix, *asked.required])
+        prefix, *required = (tuple(ids[:-1]) for ids in spelled)
+        if not all([*required, *asked.forbidden]):
+            raise TransduceError("an empty text is in every answer: it can be neither required nor forbidden.")
+        pieces = self.tokenizer.target_bytes() if asked.forbidden else []
+        return Rules(
+            eos_id=self.tokenizer.eos_id,
+            prefix=prefix,
+            required=tuple(required),
+            forbidden=tuple(ForbiddenText(text.encode(), pieces) for text in asked.forbidden),
+            min_len=self.decoding.min_len,
+            no_repeat_ngram_size=self.decoding.no_repeat_ngram_size,
+        )
 
     @torch.inference_mode()
-    def _search(self, sources: list[list[int]], num_best: int, rows: list[int]) -> list[list[Hypothesis]]:
-        src = pad_sources(sources).to(self.model.output_weight.device)
-        max_lens = torch.tensor([self._max_len(ids) for ids in sources], device=src.device)
-        config, step = self.decoding, self.model.step
+    def _search(
+        self,
+        sources: list[list[int]],
+        max_lens: list[int],
+        numbers: list[int],
+        rules: list[Rules],
+        num_best: int,
+    ) -> list[list[Hypothesis]]:
+        src = pad_sources(sources).to(self.device)
+        longest = torch.tensor(max_lens, device=src.device)
+        model, config = self._inference_model, self.decoding
         if self._is_sampling:
             draws = []
             for draw in range(num_best):
-                uniforms = _uniforms(rows, draw, config.seed, int(max_lens.max())).to(src.device)
-                state = self.model.start(src)
-                draws.append(sample(step, state, max_lens, self.special, config=config, uniforms=uniforms))
+                uniforms = _uniforms(numbers, draw, config.seed, max(max_lens)).to(src.device)
+                state = model.start(src)
+                draws.append(
+                    sample(model.step, state, longest, self.special, config=config, uniforms=uniforms, rules=rules)
+                )
             return [list(of_one_source) for of_one_source in zip(*draws, strict=True)]
         if config.beam_size == 1:
-            found = greedy_search(step, self.model.start(src), max_lens, self.special, config=config)
+            found = greedy_search(model.step, model.start(src), longest, self.special, config=config, rules=rules)
             return [[hypothesis] for hypothesis in found]
-        state = self.model.start(src, config.beam_size)
-        return beam_search(step, state, max_lens, self.special, config=config, num_best=num_best)
+        return beam_search(
+            model.step, model.start(src), longest, self.special, config=config, num_best=num_best, rules=rules
+        )
 
-    def _max_len(self, source: list[int]) -> int:
-        longest = self.decoding.max_len(len(source))
-        return min(longest, self.model.config.max_len)
+
+@contextmanager
+def _workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` over that many tasks. On a CPU each is computed by one thread, several at once: the products of a small
+    model are too small to be shared by threads.
+    """
+    num_threads = torch.get_num_threads()
+    if device.type != "cpu" or min(num_threads, num_tasks) <= 1:
+        yield map
+        return
+    torch.set_num_threads(1)  # threads that start from now on begin with that
+    try:
+        with ThreadPoolExecutor(min(num_threads, num_tasks)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def load(run: str | Path, *, device: str = "auto") -> Predictor:
     """The best model of a run folder, ready to answer: `transduce.load("runs/x").predict(["a text"])`."""
     return Predictor.load(run, device=device)
-
-
-@torch.inference_mode()
-def corpus_loss(model: Transformer, pairs: EncodedPairs, *, batch_tokens: int = _TOKENS_AT_ONCE) -> float:
-    """Cross-entropy of the targets in nats per token, without smoothing or dropout."""
-    model.eval()
-    total, num_tokens = 0.0, 0
-    rows = range(len(pairs))
-    for batch_rows in bucket_batches(pairs.src_lens, pairs.tgt_lens, batch_tokens=batch_tokens, order=rows):
-        batch = collate(pairs, batch_rows).to(model.output_weight.device)
-        hidden = model(batch.src, batch.tgt_in)
-        loss, count = cross_entropy_sum(hidden, model.output_weight, batch.tgt_out, pad_id=model.vocabulary.pad_id)
-        total, num_tokens = total + loss.item(), num_tokens + int(count)
-    return total / num_tokens
 
 
 def vocabulary_sizes(tokenizer: Tokenizer) -> VocabularySizes:

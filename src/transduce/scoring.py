@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from transduce.annotation import corpus_loss
 from transduce.corpus import encode_reporting
 from transduce.metrics import Score, evaluate, evaluate_pronunciation
 from transduce.model import Transformer
-from transduce.predictor import Predictor, corpus_loss
+from transduce.predictor import Predictor
 from transduce.progress import Validation
 from transduce.reading import Pairs
 from transduce.settings import ExperimentConfig

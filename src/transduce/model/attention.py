@@ -102,7 +102,7 @@ class MultiHeadAttention(nn.Module):
         return self.project_queries(x), *memory
 
     def project_self(
-        self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "len"]
+        self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "#len"]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, T, K) of one sequence; `positions` matter to rotary positions alone."""
         q, k, v = (self._split_heads(part) for part in self.qkv_proj(x).chunk(3, dim=-1))

@@ -51,9 +51,11 @@ class DecoderLayer(nn.Module):
         return self.residual_3(x, self.feed_forward)
 
     def _attend_to_own_past(self, x: Tensor, state: DecoderState, index: int) -> Tensor:
-        q, k, v = self.self_attention.project_self(x, state.positions)
+        q, k, v = self.self_attention.project_self(x, state.position)
         k, v = state.append(index, k, v)
-        return self.self_attention.combine(F.scaled_dot_product_attention(q, k, v, attn_mask=state.ancestry_mask))
+        q = q.transpose(1, 2)[:, :, :, None]  # (B, H, beam, K) -> (B, beam, H, 1, K): each hypothesis has its own past
+        heads = F.scaled_dot_product_attention(q, k, v)[:, :, :, 0]
+        return self.self_attention.combine(heads.transpose(1, 2))
 
 
 class Decoder(nn.Module):
@@ -89,10 +91,9 @@ class Decoder(nn.Module):
         self,
         memory: Float[Tensor, "batch src_len d_model"],
         memory_mask: Bool[Tensor, "batch 1 1 src_len"],
-        beam_size: int,
     ) -> DecoderState:
         """The state before the first token: keys and values of the memory, which no step changes."""
-        return DecoderState(self.project_memory(memory), memory_mask, beam_size=beam_size)
+        return DecoderState(self.project_memory(memory), memory_mask)
 
     def step(self, x: Float[Tensor, "batch beam d_model"], state: DecoderState) -> Float[Tensor, "batch beam d_model"]:
         """One token of every hypothesis, at the position that `state.advance` just opened."""

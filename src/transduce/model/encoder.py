@@ -1,5 +1,7 @@
 """The encoder: the left half of Figure 1."""
 
+from collections.abc import Iterable
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class Encoder(nn.Module):
 
     def __init__(self, layers: list[EncoderLayer], final_norm: nn.Module | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Iterable[EncoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.final_norm = final_norm or nn.Identity()
 
     def forward(

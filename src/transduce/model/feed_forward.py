@@ -12,7 +12,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(d_model, d_ff)
         self.down_proj = nn.Linear(d_ff, d_model)
-        self.activation = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]()
+        self.activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[activation]()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return self.down_proj(self.activation(self.up_proj(x)))

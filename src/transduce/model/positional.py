@@ -26,7 +26,7 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", sinusoidal_table(num_positions, d_model), persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "len"]
+        self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "#len"]
     ) -> Float[Tensor, "batch len d_model"]:
         return x + self.table[positions]
 
@@ -45,7 +45,7 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_positions, d_model))
 
     def forward(
-        self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "len"]
+        self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "#len"]
     ) -> Float[Tensor, "batch len d_model"]:
         return x + self.weight[positions]
 
@@ -70,7 +70,7 @@ class RotaryPositions(nn.Module):
         self.head_dim = head_dim
 
     def forward(
-        self, x: Float[Tensor, "batch heads len head_dim"], positions: Int[Tensor, "len"]
+        self, x: Float[Tensor, "batch heads len head_dim"], positions: Int[Tensor, "#len"]
     ) -> Float[Tensor, "batch heads len head_dim"]:
         angles = _angles(positions, self.head_dim)
         # A pair of channels is a complex number, and turning it is a product. There are none of 16 bits.

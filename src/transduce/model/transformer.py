@@ -33,8 +33,9 @@ class TransformerConfig:
     norm_first: bool = False  # False: post-norm, as in the paper; True: pre-norm
     norm: Literal["layer", "rms"] = "layer"
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
-    feed_forward: Literal["relu", "gelu", "swiglu"] = "relu"
+    feed_forward: Literal["relu", "gelu", "silu", "swiglu"] = "relu"
     tie_embeddings: bool = True  # one matrix for embeddings and output (section 3.4)
+    output_bias: bool = False  # a trained number for each token, added before the softmax, as Marian has it
     max_len: int = 1024  # tokens in the longest source or target; learned positions exist only up to here
 
     def __post_init__(self) -> None:
@@ -103,6 +104,7 @@ class Transformer(nn.Module):
             self.register_parameter("separate_output_weight", None)
         else:
             self.separate_output_weight = nn.Parameter(torch.empty(vocabulary.num_target_ids, config.d_model))
+        self.output_bias = nn.Parameter(torch.empty(vocabulary.num_target_ids)) if config.output_bias else None
         self.src_positions, self.tgt_positions = _build_positions(config), _build_positions(config)
         self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(
@@ -153,12 +155,12 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch num_target_ids"]:
         """Scores before the softmax, over the ids that can be written."""
-        return F.linear(hidden, self.output_weight)
+        return F.linear(hidden, self.output_weight, self.output_bias)
 
-    def start(self, src: Int[Tensor, "batch src_len"], beam_size: int = 1) -> DecoderState:
+    def start(self, src: Int[Tensor, "batch src_len"]) -> DecoderState:
         """Encodes `src`: the state before the first `step`."""
         memory, memory_mask = self.encode(src)
-        return self.decoder.start(memory, memory_mask, beam_size)
+        return self.decoder.start(memory, memory_mask)
 
     def step(
         self, tokens: Int[Tensor, "batch beam"], parents: Int[Tensor, "batch beam"], state: DecoderState
@@ -168,13 +170,13 @@ class Transformer(nn.Module):
         The state given must not be used again: it is the one returned.
         """
         state.advance(parents)
-        x = self._embed(tokens, state.positions, self.tgt_embedding, self.tgt_positions, len_so_far=state.num_steps)
+        x = self._embed(tokens, state.position, self.tgt_embedding, self.tgt_positions, len_so_far=state.num_steps)
         return self.logits(self.decoder.step(x, state)), state
 
     def _embed(
         self,
         ids: Int[Tensor, "batch len"],
-        positions: Int[Tensor, "len"],
+        positions: Int[Tensor, "#len"],
         embedding: nn.Embedding,
         add_positions: SinusoidalPositions | LearnedPositions | None,
         len_so_far: int | None = None,
