@@ -158,7 +158,8 @@ def numbers_of(
     batch = batch.to(device)
     with torch.autocast(device.type, dtype) if dtype else nullcontext():
         hidden = model.forward_packed(*batch.inputs) if is_packed else model(*batch.inputs)
-        loss, _ = cross_entropy_sum(hidden, model.output_weight, batch.tgt_out, pad_id=0, label_smoothing=0.1)
+        weight, bias = model.output_weight, model.output_bias
+        loss, _ = cross_entropy_sum(hidden, weight, batch.tgt_out, pad_id=0, label_smoothing=0.1, bias=bias)
     real = hidden.detach()[batch.tgt_out != 0].float()
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return real, loss, torch.cat([gradient.flatten() for gradient in gradients])

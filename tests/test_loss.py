@@ -155,13 +155,13 @@ def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):
     forward = transduce.loss._CrossEntropySum.forward
 
     def spying(ctx, *inputs):
-        wanted.append(ctx.needs_input_grad[:2])
+        wanted.append(ctx.needs_input_grad[:3])
         return forward(ctx, *inputs)
 
     monkeypatch.setattr(transduce.loss._CrossEntropySum, "forward", staticmethod(spying))
     with torch.no_grad():
         cross_entropy_sum(hidden, weight, targets, pad_id=PAD)
-    assert wanted == [(False, False)]
+    assert wanted == [(False, False, False)]
 
 
 def scattered_padding(targets: Tensor, *, empty_rows: slice) -> Tensor:
@@ -199,6 +199,35 @@ def test_smoothing_equals_torch_however_padding_and_chunks_lie(label_smoothing, 
     gradients = torch.autograd.grad(actual, (hidden, weight))
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.95])
+@pytest.mark.parametrize("rows_at_a_time", [1, 97, 10_000])
+def test_a_bias_of_the_logits_and_its_gradient_equal_torch(label_smoothing, rows_at_a_time, monkeypatch):
+    monkeypatch.setattr(transduce.loss, "_ROWS_ON_CPU", rows_at_a_time)
+    hidden, weight, targets = example()
+    targets = scattered_padding(targets, empty_rows=slice(8, 18))
+    bias = torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(4)).double().requires_grad_()
+    actual, _ = cross_entropy_sum(hidden, weight, targets, pad_id=PAD, label_smoothing=label_smoothing, bias=bias)
+    logits = (hidden @ weight.T + bias).flatten(0, 1)
+    expected = F.cross_entropy(
+        logits, targets.flatten(), label_smoothing=label_smoothing, ignore_index=PAD, reduction="sum"
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    pairs = zip(*(torch.autograd.grad(-0.37 * x, (hidden, weight, bias)) for x in (actual, expected)), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_a_bias_can_learn_where_all_else_is_frozen():
+    hidden, weight, targets = example(2, 7)
+    bias = torch.zeros(VOCAB_SIZE).double().requires_grad_()
+    cross_entropy_sum(hidden.detach(), weight.detach(), targets, pad_id=PAD, bias=bias)[0].backward()
+    is_real = (targets != PAD).double().flatten()
+    shares = (hidden @ weight.T).softmax(dim=-1).flatten(0, 1)
+    wanted = F.one_hot(targets.flatten(), VOCAB_SIZE)
+    torch.testing.assert_close(bias.grad, is_real @ (shares - wanted).detach())
+    assert hidden.grad is weight.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -353,6 +353,15 @@ def test_an_unusable_setting_is_refused_by_name(settings_given, named: str) -> N
         TokenizerConfig(**settings_given)
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_the_pieces_of_an_imported_model_are_not_learnt(side: str) -> None:
+    config = TokenizerConfig(**{side: "sentencepiece", "joint": False})
+    with pytest.raises(
+        TransduceError, match=r"'sentencepiece'.*take one of characters, words, bpe, unigram.*--init-from"
+    ):
+        Tokenizer.learn(config, ENGLISH, GERMAN)
+
+
 def test_vocab_size_is_not_looked_at_where_it_is_not_used() -> None:
     assert TokenizerConfig(source="words", target="words", vocab_size=5).vocab_size == 5
 

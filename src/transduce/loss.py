@@ -19,19 +19,21 @@ def cross_entropy_sum(
     *,
     pad_id: int,
     label_smoothing: float = 0.0,
+    bias: Float[Tensor, "vocab"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Cross-entropy in nats summed over the real targets, and how many those are.
 
     Divide once per optimizer step, over all its micro-batches and processes: a mean of means is wrong when batches
     differ in size. With smoothing e the target distribution is 1 - e on the right token plus e / V on every token
-    (Szegedy et al. 2016, which the paper cites; the same as torch's).
+    (Szegedy et al. 2016, which the paper cites; the same as torch's). `bias` is added to the logits.
     """
     is_real = tgt_out != pad_id
     if not torch.is_grad_enabled():
-        hidden, output_weight = hidden.detach(), output_weight.detach()  # else gradients are computed, for nobody
+        # Else gradients are computed, for nobody.
+        hidden, output_weight, bias = hidden.detach(), output_weight.detach(), None if bias is None else bias.detach()
     # Padding is computed and counts for nothing: picking the others out would make a GPU wait for their number.
-    rows = (hidden.flatten(0, 1), output_weight, tgt_out.flatten(), is_real.flatten())
-    return _CrossEntropySum.apply(*rows, label_smoothing), is_real.sum()
+    rows = (tgt_out.flatten(), is_real.flatten())
+    return _CrossEntropySum.apply(hidden.flatten(0, 1), output_weight, bias, *rows, label_smoothing), is_real.sum()
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -41,8 +43,8 @@ class _CrossEntropySum(torch.autograd.Function):
     probabilities is all that is ever in memory, and each logit is exponentiated once.
 
     The smoothed target distribution is (1 - e) on the right token plus e / V everywhere. The second part is the same
-    for all rows, so its share is taken at the end, from the mean row of the output matrix, and no chunk is touched
-    for it.
+    for all rows, so its share is taken at the end, from the mean row of the output matrix (and the mean bias), and no
+    chunk is touched for it.
     """
 
     @staticmethod
@@ -50,13 +52,15 @@ class _CrossEntropySum(torch.autograd.Function):
         ctx: Any,
         hidden: Float[Tensor, "rows d_model"],
         weight: Float[Tensor, "vocab d_model"],
+        bias: Float[Tensor, "vocab"] | None,
         targets: Int[Tensor, "rows"],
         is_real: Bool[Tensor, "rows"],
         label_smoothing: float,
     ) -> Float[Tensor, ""]:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         product_dtype, sum_dtype = _precisions(hidden)
         total = hidden.new_zeros((), dtype=torch.float64)
         weights = is_real.to(sum_dtype)[:, None]
@@ -66,8 +70,12 @@ class _CrossEntropySum(torch.autograd.Function):
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
             logits = (x[rows] @ w.T).to(sum_dtype)
+            if bias is not None:
+                logits += bias
             loss, gradient = _loss_and_gradient(logits, targets[rows], label_smoothing, probabilities)
             total += torch.dot(loss, weights[rows, 0])
+            if grad_bias is not None:
+                grad_bias += weights[rows, 0] @ gradient
             gradient = gradient.to(product_dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ w
@@ -82,18 +90,22 @@ class _CrossEntropySum(torch.autograd.Function):
                 grad_hidden -= label_smoothing * mean_weight
             if grad_weight is not None:
                 grad_weight -= label_smoothing / weight.size(0) * hidden_sum
+            if bias is not None:
+                total -= label_smoothing * weights.sum() * bias.mean()
+            if grad_bias is not None:
+                grad_bias -= label_smoothing / weight.size(0) * weights.sum()
         if grad_hidden is not None:
             grad_hidden *= weights
-        ctx.gradients = (grad_hidden, grad_weight)
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         return total.to(sum_dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the backward pass of this loss was made already: compute the loss again for another.")
-        grad_hidden, grad_weight = (g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
+        gradients = tuple(g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None  # they were scaled in place: a second backward pass would scale them twice
-        return grad_hidden, grad_weight, None, None, None
+        return *gradients, None, None, None
 
 
 def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:

@@ -96,7 +96,7 @@ ON_RESUME = {
     ],
     "never": [
         "tokenizer.*", "model.d_*", "model.num_*", "model.norm*", "model.positions", "model.feed_forward",
-        "model.tie_embeddings", "model.max_len",
+        "model.tie_embeddings", "model.output_bias", "model.max_len",
     ],
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Text <-> ids, exactly: decoding what was encoded gives back every character, seen in training or not.
 
-How a line is split into pieces, and what the pieces of one side are, is in `vocabulary`.
+How a line is split into pieces, and what the pieces of one side are, is in `vocabulary`. The tokenizer of an imported
+model keeps text as far as that model does: see `sentencepieces`.
 """
 
 import json
@@ -8,13 +9,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, takewhile
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files import sha256_of
+from transduce.sentencepieces import SentencePieces
 from transduce.vocabulary import NUM_FIXED_IDS, Kind, Vocabulary, learn_vocabulary
 from transduce.word_table import WordTable
 
@@ -24,6 +26,8 @@ _LINES_PER_CHECK = 10_000
 _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
 
+AnyKind = Literal[Kind, "sentencepiece"]
+AnyVocabulary = Vocabulary | SentencePieces
 LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]  # all ids end to end; how many
 
 
@@ -31,15 +35,15 @@ LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int6
 class TokenizerConfig:
     """What the pieces are on each side; `vocab_size` counts control ids and bytes too."""
 
-    source: Kind = "bpe"
-    target: Kind = "bpe"
+    source: AnyKind = "bpe"  # "sentencepiece": not learnt, of an imported model
+    target: AnyKind = "bpe"
     joint: bool = True  # one vocabulary for both sides, which must then be of one kind; else one each
     vocab_size: int = 8000  # at most, for bpe and unigram, per vocabulary; characters and words take all they see
 
     def __post_init__(self) -> None:
         for side, kind in (("source", self.source), ("target", self.target)):
-            if kind not in get_args(Kind):
-                raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(Kind))}.")
+            if kind not in get_args(AnyKind):
+                raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(AnyKind))}.")
         if self.joint and self.source != self.target:
             raise TransduceError(
                 f"tokenizer joint (true) needs one kind for both sides, but source is {self.source!r} and target is "
@@ -55,7 +59,8 @@ class TokenizerConfig:
 class Tokenizer:
     """Lines of text <-> ids, for the source and the target side.
 
-    Ids come in this order: controls, bytes, pieces that occur in the target lines learnt from, source-only pieces.
+    Ids come in this order: controls, bytes, pieces that occur in the target lines learnt from, source-only pieces. (Of
+    an imported model: controls, then its own pieces, which have no bytes among them.)
     An output layer over the ids below `num_target_ids` can write every target there is.
     """
 
@@ -63,8 +68,8 @@ class Tokenizer:
     bos_id: ClassVar[int] = 1
     eos_id: ClassVar[int] = 2
 
-    def __init__(self, config: TokenizerConfig, source: Vocabulary, target: Vocabulary, num_target_ids: int):
-        """For `learn` and `from_json`; with `config.joint`, `source` and `target` are the same object."""
+    def __init__(self, config: TokenizerConfig, source: AnyVocabulary, target: AnyVocabulary, num_target_ids: int):
+        """For `learn`, `from_json` and imports; with `config.joint`, an id is the same piece on both sides."""
         self.config = config
         self.num_target_ids = num_target_ids
         self._source = source
@@ -73,6 +78,11 @@ class Tokenizer:
     @classmethod
     def learn(cls, config: TokenizerConfig, src_lines: Sequence[str], tgt_lines: Sequence[str]) -> "Tokenizer":
         """Learns the vocabularies; the same lines give the same tokenizer, byte for byte."""
+        if config.source == "sentencepiece" or config.target == "sentencepiece":
+            raise TransduceError(
+                "tokenizer source or target is 'sentencepiece', which is not learnt but comes with an imported model: "
+                f"take one of {', '.join(get_args(Kind))}, or train with --init-from IMPORTED_RUN."
+            )
         _check_lines(src_lines)
         _check_lines(tgt_lines)
         if config.joint:
@@ -133,12 +143,16 @@ class Tokenizer:
         """One readable name per id, for pictures and tables; a blank shows as ▁."""
         return [self._target.name(i) for i in ids]
 
+    def target_bytes(self) -> list[bytes]:
+        """What each id that can be written adds to a text, in UTF-8; a blank before a word belongs to the word."""
+        return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
+
     def to_json(self) -> str:
         """One JSON document that carries its own SHA-256."""
         content = {
             "config": asdict(self.config),
             "num_target_ids": self.num_target_ids,
-            "source": None if self.is_joint else self._source.to_dict(),
+            "source": None if self._source is self._target else self._source.to_dict(),
             "target": self._target.to_dict(),
         }
         digest = sha256_of(_compact_json(content).encode())
@@ -148,16 +162,19 @@ class Tokenizer:
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer that `to_json` wrote. Raises DamagedFileError for any other text."""
         content = _verified_content(text)
-        target = Vocabulary.from_dict(content["target"])
-        source = target if content["source"] is None else Vocabulary.from_dict(content["source"])
+        target = _vocabulary(content["target"])
+        source = target if content["source"] is None else _vocabulary(content["source"])
         return cls(TokenizerConfig(**content["config"]), source, target, content["num_target_ids"])
 
-    def _encode(self, vocabulary: Vocabulary, lines: Sequence[str]) -> list[list[int]]:
+    def _encode(self, vocabulary: AnyVocabulary, lines: Sequence[str]) -> list[list[int]]:
         _check_lines(lines)
         return [[*ids, self.eos_id] for ids in vocabulary.encode(lines)]
 
-    def _line_encoder(self, vocabulary: Vocabulary, encode: Callable[[Sequence[str]], list[list[int]]]) -> LineEncoder:
-        if vocabulary.kind == "characters":  # a blank between words is a piece of its own
+    def _line_encoder(
+        self, vocabulary: AnyVocabulary, encode: Callable[[Sequence[str]], list[list[int]]]
+    ) -> LineEncoder:
+        # A blank between characters is a piece of its own, and sentencepiece may normalise across one.
+        if vocabulary.kind in ("characters", "sentencepiece"):
 
             def flatten(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
                 rows = encode(lines)
@@ -173,8 +190,12 @@ class Tokenizer:
 
         return look_up
 
-    def _decode(self, vocabulary: Vocabulary, ids: Sequence[int]) -> str:
+    def _decode(self, vocabulary: AnyVocabulary, ids: Sequence[int]) -> str:
         return vocabulary.decode(takewhile(lambda i: i != self.eos_id, ids))
+
+
+def _vocabulary(saved: dict[str, Any]) -> AnyVocabulary:
+    return (SentencePieces if saved["kind"] == "sentencepiece" else Vocabulary).from_dict(saved)
 
 
 def _check_lines(lines: Sequence[str]) -> None:

@@ -170,6 +170,7 @@ class TrainStep:
                     batch.tgt_out,
                     pad_id=self.model.vocabulary.pad_id,
                     label_smoothing=self.config.label_smoothing,
+                    bias=self.model.output_bias,
                 )
         with record_function("backward"):
             loss.backward()

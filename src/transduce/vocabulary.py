@@ -26,8 +26,8 @@ from transduce.word_table import WordTable
 
 Kind = Literal["characters", "words", "bpe", "unigram"]
 
-_CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
-_NUM_CONTROL_IDS = len(_CONTROL_NAMES)
+CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
+_NUM_CONTROL_IDS = len(CONTROL_NAMES)
 NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
 _FIXED_BASE = 0x10F000
 _FIXED_PIECES = tuple(chr(_FIXED_BASE + i) for i in range(NUM_FIXED_IDS))
@@ -77,11 +77,17 @@ class Vocabulary:
     def name(self, i: int) -> str:
         """What pictures and tables show for one id: a word without its blank, in other pieces a blank as ▁."""
         if i < _NUM_CONTROL_IDS:
-            return _CONTROL_NAMES[i]
+            return CONTROL_NAMES[i]
         if i < NUM_FIXED_IDS:
             return f"<0x{i - _NUM_CONTROL_IDS:02X}>"
         piece = self.pieces[i]
         return piece[1:] if self.kind == "words" and piece != " " else piece.replace(" ", "▁")
+
+    def bytes_of(self, i: int) -> bytes:
+        """What one id adds to a text, in UTF-8: a piece may be a part of a character."""
+        if i < NUM_FIXED_IDS:
+            return bytes([i - _NUM_CONTROL_IDS]) if i >= _NUM_CONTROL_IDS else b""
+        return self.pieces[i].encode()
 
     def with_target_pieces_first(self, tgt_lines: Sequence[str]) -> tuple["Vocabulary", int]:
         """The same vocabulary numbered anew, and how many ids are fixed or occur in `tgt_lines`."""
