@@ -1,0 +1,130 @@
+"""A run as ONNX: an encoder, a decoder step with a cache, and `greedy.py`, a short program that searches with them."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transduce.decoding import DecodingConfig
+from transduce.errors import TransduceError
+from transduce.export.tokenizer_files import library_tokenizer
+from transduce.files import write_atomically
+from transduce.predictor import Predictor
+
+if TYPE_CHECKING:
+    from transduce.export.greedy_onnx import Greedy
+
+TITLE = "ONNX"
+
+_LARGEST_FILE = 2**31 - 1  # bytes that a protobuf message can hold: twice as many as the paper's big model has
+_PACKAGES = ("onnx", "onnxruntime")
+_PROGRAM = Path(__file__).with_name("greedy_onnx.py")
+
+_USAGE = """\
+# pip install numpy onnxruntime tokenizers
+# In this folder; as a command: python greedy.py < lines > answers
+from greedy import Greedy
+
+answer = Greedy(".")
+print(answer(["a text", "another text"]))
+"""
+
+
+def refuse(predictor: Predictor, *, int8: bool) -> None:
+    """Raises TransduceError for a run that cannot be written: too large a one, as the graphs can hold any other."""
+    for package in _PACKAGES:
+        if find_spec(package) is None:
+            raise TransduceError(f"this export needs {package}: pip install 'transduce[export]'")
+    num_bytes = sum(parameter.numel() for parameter in predictor.model.parameters()) * (1 if int8 else 4)
+    if num_bytes > _LARGEST_FILE:
+        raise TransduceError(
+            f"the weights have {num_bytes:,} bytes, an ONNX file holds at most {_LARGEST_FILE:,}: export to another "
+            "format, or take a smaller model."
+        )
+    for side in ("source", "target"):
+        library_tokenizer(predictor.tokenizer, side)
+
+
+def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:
+    """Writes the two graphs, the tokenizers of both sides, the settings of the search and the program."""
+    from transduce.export.onnx_graph import encoder_graph, step_graph
+
+    for name, graph in (("encoder", encoder_graph), ("decoder_step", step_graph)):
+        content = graph(predictor.model, int8=int8).SerializeToString()
+        write_atomically(folder / f"{name}.onnx", content)
+    for side in ("source", "target"):
+        text = library_tokenizer(predictor.tokenizer, side).to_str(pretty=True)
+        write_atomically(folder / f"{side}_tokenizer.json", text.encode())
+    write_atomically(folder / "settings.json", json.dumps(_settings(predictor), indent=2).encode() + b"\n")
+    write_atomically(folder / "greedy.py", _PROGRAM.read_bytes())
+
+
+def open_engine(folder: Path, predictor: Predictor) -> "OnnxEngine":  # noqa: ARG001 - the folder says it all
+    """The written files in ONNX Runtime, on one thread."""
+    from transduce.export.greedy_onnx import Greedy
+
+    return OnnxEngine(Greedy(folder, num_threads=1))
+
+
+def unexpressed(decoding: DecodingConfig) -> list[str]:
+    """What a run's own search does and `greedy.py` does not."""
+    told = {
+        "temperature": (0.0, "takes the likeliest token, it does not draw"),
+        "beam_size": (1, "follows one hypothesis"),
+        "min_len": (0, "lets an answer end anywhere"),
+        "no_repeat_ngram_size": (0, "lets an answer repeat itself"),
+    }
+    return [
+        f"decoding.{name} = {getattr(decoding, name)}: greedy.py {what_it_does}"
+        for name, (expressed, what_it_does) in told.items()
+        if getattr(decoding, name) != expressed
+    ]
+
+
+def usage(predictor: Predictor) -> str:  # noqa: ARG001 - the same for every run
+    return _USAGE
+
+
+class OnnxEngine:
+    """The graphs, searched by the loop of `greedy.py`."""
+
+    searches = (DecodingConfig(beam_size=1),)
+
+    def __init__(self, greedy: "Greedy") -> None:
+        self._greedy = greedy
+
+    def search(self, sources: list[list[int]], max_lens: list[int], decoding: DecodingConfig) -> list[list[int]]:
+        assert decoding.beam_size == 1, "the only search there is"
+        return self._greedy.search(sources, max_lens)
+
+    def log_probs(self, sources: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+        """Token after token through the cached step, as the search goes."""
+        from transduce.export.greedy_onnx import batches
+
+        greedy = self._greedy
+        found: list[list[float]] = [[] for _ in sources]
+        for batch in batches([max(len(sources[i]), len(answers[i]) + 1) for i in range(len(sources))]):
+            state = greedy.start([sources[i] for i in batch])
+            ends = [[*answers[i], greedy.eos_id] for i in batch]
+            tokens = np.full(len(batch), greedy.bos_id)
+            for position in range(max(map(len, ends))):
+                log_probs, state = greedy.step(tokens, state)
+                tokens = np.array([ids[min(position, len(ids) - 1)] for ids in ends])  # after the end anything goes
+                for row, i in enumerate(batch):
+                    if position < len(ends[row]):
+                        found[i].append(float(log_probs[row, tokens[row]]))
+        return found
+
+
+def _settings(predictor: Predictor) -> dict[str, Any]:
+    special, decoding = predictor.special, predictor.decoding
+    return {
+        "pad_id": special.pad,
+        "bos_id": special.bos,
+        "eos_id": special.eos,
+        "max_len": predictor.model.config.max_len,
+        "max_len_ratio": decoding.max_len_ratio,
+        "max_len_extra": decoding.max_len_extra,
+    }

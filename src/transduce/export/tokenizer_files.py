@@ -1,0 +1,124 @@
+"""Our tokenizer as one of the `tokenizers` library: a JSON file that needs neither torch nor this package.
+
+Ids and text are ours, for every line. The fixed ids get the names that the library spells unknown characters by
+(<0x00> to <0xFF>); no line reads as one of them, because letters, digits and punctuation are in different pieces and
+a word has a blank before it. Special tokens are not declared: the library would find their names in the text.
+
+Differs from ours in ids that no text is encoded to: a run of bytes that is not UTF-8 becomes one U+FFFD per byte, where
+ours keeps what can be read of it, and an end symbol between pieces is skipped, where ours ends the text.
+"""
+
+import json
+from typing import Literal
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from transduce.errors import TransduceError
+from transduce.tokenizer import Tokenizer
+from transduce.vocabulary import _SUBWORD_BORDERS, CONTROL_NAMES, NUM_FIXED_IDS, Kind, Vocabulary
+
+Side = Literal["source", "target"]
+
+_MARK = "\n"  # in no line: text cannot be read as a piece whose name holds it
+_NEWLINE_BYTE = r"\A<0x0A>\z"
+_CONTROL = rf"\A({'|'.join(CONTROL_NAMES)})\z"
+
+
+def library_tokenizer(tokenizer: Tokenizer, side: Side) -> tokenizers.Tokenizer:
+    """Turns a line into the ids of one side, ended by eos, and ids into text.
+
+    Of a target it may make source-only pieces, which `Tokenizer.encode_target` spells by others. Raises TransduceError
+    for the tokenizer of an imported model.
+    """
+    vocabulary = _vocabulary(tokenizer, side)
+    names = _names(vocabulary)
+    scores = (0.0,) * NUM_FIXED_IDS + vocabulary.scores
+    return _assemble(vocabulary, names, scores, tokenizer.eos_id, _decoder(vocabulary.kind))
+
+
+def two_sided_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """Turns a line into source ids and target ids into text, for a library that has one tokenizer for both sides.
+
+    Target ids are ours; source ids come after them, each moved up by `target_vocab_size`.
+    """
+    source, target = _vocabulary(tokenizer, "source"), _vocabulary(tokenizer, "target")
+    writes, reads = _names(target), _names(source)
+    num_controls = len(CONTROL_NAMES)
+    names = [*writes[:num_controls], *(_MARK + name for name in writes[num_controls:])]
+    names += [*(_MARK + name for name in reads[:num_controls]), *reads[num_controls:]]
+    scores = (0.0,) * (len(writes) + NUM_FIXED_IDS) + source.scores
+    strip_mark = decoders.Replace(tokenizers.Regex(rf"\A{_MARK}"), "")
+    decoder = decoders.Sequence([strip_mark, _decoder(target.kind)])
+    return _assemble(source, names, scores, len(writes) + tokenizer.eos_id, decoder)
+
+
+def _vocabulary(tokenizer: Tokenizer, side: Side) -> Vocabulary:
+    content = json.loads(tokenizer.to_json())["content"]
+    saved = content[side] or content["target"]  # one for both sides is saved once
+    if saved["kind"] == "sentencepiece":
+        raise TransduceError(
+            f"the {side} tokenizer of this imported model is sentencepiece's own, which the tokenizers library cannot "
+            "express: take the files of the model it was imported from."
+        )
+    return Vocabulary.from_dict(saved)
+
+
+def _names(vocabulary: Vocabulary) -> list[str]:
+    """What the library calls each id: its piece, but for the fixed ids and the empty word.
+
+    An empty word is a blank; under that name the library would take it for the first character of an unknown word.
+    """
+    fixed = [vocabulary.name(i) for i in range(NUM_FIXED_IDS)]
+    pieces = vocabulary.pieces[NUM_FIXED_IDS:]
+    return [*fixed, *(_MARK if vocabulary.kind == "words" and piece == " " else piece for piece in pieces)]
+
+
+def _assemble(
+    reads: Vocabulary, names: list[str], scores: tuple[float, ...], eos_id: int, decoder: decoders.Decoder
+) -> tokenizers.Tokenizer:
+    """The library's tokenizer that reads lines into the last of `names` and writes by `decoder`."""
+    id_of = {name: i for i, name in enumerate(names)}
+    assert len(id_of) == len(names), "no piece has the name of another id"
+    if reads.kind == "unigram":  # its unknown id is asked for, but never used: every character has its bytes
+        library = tokenizers.Tokenizer(models.Unigram(list(zip(names, scores, strict=True)), 0, byte_fallback=True))
+    else:
+        is_whole = reads.kind == "words"
+        library = tokenizers.Tokenizer(
+            models.BPE(id_of, list(reads.merges), byte_fallback=True, ignore_merges=is_whole)
+        )
+    _split_as(library, reads)
+    end = names[eos_id]
+    library.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, eos_id)])
+    library.decoder = decoder
+    return library
+
+
+def _split_as(library: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
+    """Sets how the library cuts a line before it looks for pieces."""
+    prepend_blank = normalizers.Prepend(" ")  # not to the empty line
+    if vocabulary.kind == "words":
+        name_empty_words = normalizers.Replace(tokenizers.Regex(r" (?= |\z)"), _MARK)
+        knows_empty_words = " " in vocabulary.pieces  # otherwise they are spelled by a byte
+        steps = [prepend_blank, name_empty_words] if knows_empty_words else [prepend_blank]
+        library.normalizer = normalizers.Sequence(steps)
+        library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(f"{_MARK}| [^ {_MARK}]*"), "isolated")
+    elif vocabulary.kind != "characters":
+        alphabet = (piece for piece in vocabulary.pieces[NUM_FIXED_IDS:] if len(piece) == 1)
+        known = "".join(rf"\x{{{ord(character):X}}}" for character in alphabet)
+        # As in `vocabulary`, the newline keeps the brackets from being empty.
+        unknown_apart = pre_tokenizers.Split(tokenizers.Regex(f"[^{_MARK}{known}]"), "isolated")
+        library.normalizer = prepend_blank
+        library.pre_tokenizer = pre_tokenizers.Sequence([unknown_apart, _SUBWORD_BORDERS])
+
+
+def _decoder(kind: Kind) -> decoders.Decoder:
+    """Joins the names of ids to text."""
+    steps: list[decoders.Decoder] = [
+        decoders.Replace(tokenizers.Regex(_CONTROL), ""),
+        decoders.Replace(tokenizers.Regex(_NEWLINE_BYTE), "\N{REPLACEMENT CHARACTER}"),  # text stays one line
+        decoders.Replace(_MARK, " "),  # the empty word
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    return decoders.Sequence(steps if kind == "characters" else [*steps, decoders.Strip(" ", 1, 0)])
