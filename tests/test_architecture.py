@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parent.parent / "src/transduce"
 ROWS = {
     "leaves": {
         "errors", "files", "stopping", "config", "unigram", "vocabulary", "tokenizer", "model", "loss", "optim",
-        "decoding", "metric_definitions", "metrics", "distributed", "decompression", "reading", "machine",
+        "decoding", "beams", "constraints", "inference", "sentencepieces",
+        "metric_definitions", "metrics", "distributed", "decompression", "reading", "machine",
         "matrix_products", "cuda_graphs", "cpu_settings", "certified_files", "large_files", "pair_rows",
         "prepared_folder", "shards", "word_table", "worker_processes",
     },
@@ -21,14 +22,20 @@ ROWS = {
         "preparation_jobs", "preparation", "data", "packed_batches", "pronouncing_dictionary", "small_tasks",
         "fetching", "datasets", "tensor_files", "checkpoint", "inspection", "progress", "monitoring",
     },
-    "workers": {"train_step", "trainer", "predictor"},
-    "composition": {"settings", "corpus", "scoring", "experiment", "fitting", "benchmarking"},
-    "front ends": {"streams", "housekeeping", "commands", "cli", "__main__"},
+    "workers": {"train_step", "trainer", "annotation", "predictor", "export"},
+    "composition": {
+        "settings", "corpus", "scoring", "experiment", "fitting", "benchmarking", "decoding_speed", "importing",
+    },
+    "front ends": {"streams", "speed_tables", "housekeeping", "shipping", "commands", "parser", "cli", "__main__"},
 }  # fmt: skip
 FREE = {"errors", "stopping", "files"}  # what goes wrong, how a stop is told, how a file is written: for everyone
 SIDEWAYS = {
     "files": {"errors"},
-    "tokenizer": {"vocabulary", "word_table"},
+    "tokenizer": {"sentencepieces", "vocabulary", "word_table"},
+    "sentencepieces": {"vocabulary"},
+    "decoding": {"constraints"},
+    "beams": {"constraints", "decoding"},
+    "inference": {"model"},
     "vocabulary": {"unigram", "word_table"},
     "metrics": {"metric_definitions"},
     "reading": {"decompression", "pair_rows"},
@@ -40,14 +47,18 @@ SIDEWAYS = {
     "checkpoint": {"tensor_files"},
     "packed_batches": {"data"},
     "trainer": {"train_step"},
+    "predictor": {"annotation"},
+    "export": {"annotation", "predictor"},
     "corpus": {"settings"},
     "scoring": {"settings", "corpus"},
     "experiment": {"settings", "corpus", "scoring"},
     "fitting": {"settings", "corpus", "scoring", "experiment"},
     "benchmarking": {"corpus"},
+    "importing": {"settings"},
     "housekeeping": {"streams"},
-    "commands": {"streams", "housekeeping"},
-    "cli": {"commands"},
+    "shipping": {"streams"},
+    "commands": {"streams", "housekeeping", "shipping"},
+    "cli": {"commands", "parser"},
     "__main__": {"cli"},
 }
 MOST_FILE_LINES, MOST_FUNCTION_LINES = 350, 60

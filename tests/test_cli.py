@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -194,12 +195,59 @@ def test_predict_from_nothing_is_nothing(run: Path) -> None:
     assert (found.status, found.out, found.err) == (0, b"", "")
 
 
+def test_answers_hold_what_is_asked_of_them(run: Path) -> None:
+    lines = b"abc\nzyxwv\n"
+    free = command("predict", run, stdin=lines).lines
+    for line in command("predict", run, "--prefix", "qq", "--require", "mm", "--forbid", "a", stdin=lines).lines:
+        assert line.startswith("qq")
+        assert "mm" in line
+        assert "a" not in line
+    assert [len(line) for line in command("predict", run, "--max-length", "2", stdin=lines).lines] == [2, 2]
+    longer = command("predict", run, "--min-length", "9", "--no-repeat-ngram", "2", stdin=lines).lines
+    assert any(len(line) < 9 for line in free)
+    for line in longer:
+        assert len(line) >= 9
+        assert len(set(pairwise(line))) == len(line) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--require", "x", "--beam-size", "1"], "needs a beam search"),
+        (["--require", "x", "--temperature", "1"], "needs a beam search"),
+        (["--require", ""], "an empty text"),
+        (["--forbid", ""], "an empty text"),
+        (["--prefix", "abcdef", "--max-length", "5"], "do not fit an answer, which has at most 5"),
+        (["--prefix", "a\nb"], "newline"),
+    ],
+)
+def test_what_cannot_be_asked_is_explained(run: Path, options: list[str], said: str) -> None:
+    found = command("predict", run, *options, stdin=b"abc\n")
+    assert found.status == 2
+    assert said in found.err
+    assert found.out == b""
+
+
+def test_a_file_may_follow_the_options(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("abc\n")
+    assert (
+        command("predict", run, "--json", tmp_path / "in").lines
+        == command("predict", run, tmp_path / "in", "--json").lines
+    )
+
+
 def test_predict_gives_one_json_object_per_line(run: Path) -> None:
     found = command("predict", run, "--json", "--n-best", "2", stdin=b"abc\n\nde\n")
     rows = [json.loads(line) for line in found.lines]
     assert [row["source"] for row in rows] == ["abc", "", "de"]
     assert all(len(row["predictions"]) == 2 for row in rows)
-    assert rows[0]["predictions"][0].keys() == {"text", "score", "log_prob"}
+    assert rows[0]["predictions"][0].keys() == {"text", "score", "log_prob", "tokens"}
+    for row in rows:
+        for answer in row["predictions"]:
+            assert sum(token["log_prob"] for token in answer["tokens"]) == pytest.approx(answer["log_prob"], abs=1e-4)
+            assert all(0 <= token["source"] < len(row["source_tokens"]) for token in answer["tokens"])
+    assert [token["token"] for token in rows[0]["predictions"][0]["tokens"]][-1] == "</s>"
+    assert rows[1]["source_tokens"] == rows[1]["predictions"][0]["tokens"] == []  # nobody was asked
 
 
 def test_several_answers_are_joined_by_tabs(run: Path) -> None:
@@ -256,15 +304,14 @@ def test_an_error_half_way_leaves_the_old_output_file(run: Path, tmp_path: Path)
     assert content_of(tmp_path) == {"out.txt": b"old\n"}
 
 
-def test_a_reader_that_leaves_ends_predict_without_a_word(run: Path, data: Path) -> None:
+@pytest.mark.parametrize(("unbuffered", "reader"), [("", "true"), ("1", "true"), ("", "head -1")])
+def test_a_reader_that_leaves_ends_predict_without_a_word(unbuffered: str, reader: str, run: Path, data: Path) -> None:
     # `true` reads nothing and has left long before there is an answer.
-    script = "$transduce predict $run $source --beam-size 1 | {}; echo ${{PIPESTATUS[0]}}"
-    gone = in_shell(script.format("true"), run=run, source=data / "valid.source")
-    assert (gone.stdout, gone.stderr) == (b"141\n", b"")
-    head = in_shell(script.format("head -1"), run=run, source=data / "valid.source")
-    _first, status = head.stdout.decode().rstrip("\n").split("\n")
-    assert status in ("0", "141")
-    assert head.stderr == b""
+    script = f"$transduce predict $run $source --beam-size 1 | {reader}; echo ${{PIPESTATUS[0]}}"
+    gone = in_shell(script, run=run, source=data / "valid.source", PYTHONUNBUFFERED=unbuffered)
+    *answers, status = gone.stdout.decode().rstrip("\n").split("\n")
+    assert (len(answers), gone.stderr) == (int(reader == "head -1"), b"")
+    assert status in (["141"] if reader == "true" else ["0", "141"])
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -525,6 +572,7 @@ BAD_INPUT = {
     "a device that cannot compute": ("predict {run} {source} --device meta", 2, "meta"),
     "a seed without a draw": ("predict {run} {source} --seed 3", 2, "--temperature"),
     "an output that is the input": ("predict {run} {work}/two.tsv -o {work}/../work/two.tsv", 2, "two.tsv"),
+    "an output that is a folder": ("predict {run} {source} -o {work}", 2, "is a folder"),
     "an output in no folder": ("predict {run} {source} -o {work}/none/out", 73, "none/out"),
     "an unknown option": ("predict {run} {source} --beam 3", 2, "--beam"),
     "unequal line counts": ("evaluate {run} --source {source} --target {work}/two.tsv", 65, "two.tsv has 2:"),

@@ -1,12 +1,13 @@
 import bz2
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from transduce.decompression import decompressed
 from transduce.errors import DataError, MissingInputError, TransduceError
-from transduce.reading import Pairs, count_overlap, iterate_lines, read_lines, read_pairs, split_pairs
+from transduce.reading import Pairs, count_overlap, iterate_blocks, read_lines, read_pairs, split_pairs
 
 COMPRESSORS = {
     ".gz": gzip.compress,
@@ -35,6 +36,10 @@ def write(path: Path, content: bytes | str) -> Path:
 
 def as_pairs(rows: list[tuple[str, str]]) -> Pairs:
     return Pairs([source for source, _ in rows], [target for _, target in rows], {}, [], {})
+
+
+def chunks_of(content: bytes, chunk_bytes: int) -> Iterator[bytes]:
+    return (content[start : start + chunk_bytes] for start in range(0, len(content), chunk_bytes))
 
 
 def rows_of(pairs: Pairs) -> list[tuple[str, str]]:
@@ -61,10 +66,36 @@ def test_a_file_has_as_many_lines_as_line_feeds_plus_an_unfinished_one(tmp_path_
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
-@given(content=TEXT | st.text("a\r\n\ufeff", max_size=12))
-def test_a_stream_has_the_lines_of_the_same_file(tmp_path_factory, content):
+@given(content=TEXT | st.text("a\r\n\ufeff", max_size=12), chunk_bytes=st.integers(1, 5))
+def test_a_text_that_comes_in_chunks_has_the_lines_of_the_same_file(tmp_path_factory, content, chunk_bytes):
     path = write(tmp_path_factory.mktemp("lines") / "text", content)
-    assert list(iterate_lines(io.BytesIO(content.encode()), "stream")) == read_lines(path)
+    assert list(chain(*iterate_blocks(chunks_of(content.encode(), chunk_bytes), "stream"))) == read_lines(path)
+
+
+def test_each_chunk_gives_the_lines_that_end_in_it():
+    chunks = [b"\xef", b"\xbb\xbfa\nb\nc", b"d", b"e\r", b"\n", b"\n", b"f"]
+    assert list(iterate_blocks(iter(chunks), "stream")) == [[], ["a", "b"], [], [], ["cde"], [""], [], ["f"]]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1000])
+def test_bad_bytes_in_a_text_that_comes_in_chunks_are_named_by_line_and_byte(chunk_bytes):
+    content = "ä\tb\nä\tb".encode() + b"\xff\n"
+    with pytest.raises(DataError, match="stream, line 2, byte 5: 0xff"):
+        list(iterate_blocks(chunks_of(content, chunk_bytes), "stream"))
+    with pytest.raises(DataError, match="this is UTF-16 text"):
+        list(iterate_blocks(chunks_of("a\nb\n".encode("utf-16"), chunk_bytes), "stream"))
+
+
+def test_a_line_that_does_not_end_is_refused_by_its_number():
+    chunks = chain([b"a\nb\nc"], repeat(b"c" * 1_000_000))
+    with pytest.raises(DataError, match="stream, line 3: no line end"):
+        list(iterate_blocks(chunks, "stream"))
+
+
+@pytest.mark.parametrize("pack", [bytes, *COMPRESSORS.values()])
+def test_a_line_of_two_million_bytes_is_refused_packed_or_not(pack):
+    with pytest.raises(DataError, match="stream, line 2: no line end"):
+        list(iterate_blocks(chunks_of(pack(b"a\n" + b"b" * 2_000_000 + b"\nc\n"), 4_096), "stream"))
 
 
 @pytest.mark.parametrize("character", [*LINE_BREAKS_OF_OTHERS, "\0", "\x1f", "\x7f", "\ufeff", "\U0010ffff"])

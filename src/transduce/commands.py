@@ -1,20 +1,21 @@
 """What each verb of the command does. Answers go to standard output, everything else to standard error."""
 
 import argparse
-import itertools
-import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from transduce import housekeeping
+from transduce import housekeeping, shipping
 from transduce.checkpoint import RunFolder
+from transduce.constraints import Constraints
 from transduce.corpus import Surroundings, count_training_overlap, prepare
 from transduce.cpu_settings import speed_up_cpu
 from transduce.distributed import num_processes, spawn
@@ -23,22 +24,27 @@ from transduce.experiment import train
 from transduce.fitting import fit
 from transduce.metrics import compare
 from transduce.monitoring import TensorBoardWriter
-from transduce.predictor import Predictor
+from transduce.predictor import Prediction, Predictor
 from transduce.scoring import score
 from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config, refuse_unknown_metrics
 from transduce.stopping import Stopped
 from transduce.streams import (
     answers_to,
-    is_same_file,
-    lines_of,
+    groups_of_lines,
+    json_line,
     print_json,
     print_scores,
     read_references,
     read_utf8,
+    refuse_output,
     surroundings_of,
+    text_line,
+    write_now,
 )
 
 Arguments = argparse.Namespace
+
+_MOST_CUT_NAMED = 10  # lines that were too long, told by their numbers
 
 
 def run(arguments: Arguments) -> int:
@@ -114,25 +120,35 @@ def _fit(arguments: Arguments) -> int:
 
 
 def _predict(arguments: Arguments) -> int:
-    if arguments.output and arguments.file != "-" and is_same_file(arguments.output, arguments.file):
-        raise TransduceError(f"-o {arguments.output} is the file that is read: give the answers another name.")
+    refuse_output(arguments.output, arguments.file)
     predictor = _load(arguments, arguments.run)
-    lines, read_ahead = lines_of(arguments.file)
-    lines, sources = itertools.tee(lines)
-    answered = predictor.stream(lines, arguments.n_best, read_ahead=read_ahead)
+    _ask(arguments, predictor)
+    predictor.predict_n_best([], arguments.n_best)  # a number that cannot be had is refused before a line is read
+    num_lines, cut = 0, []
     with answers_to(arguments.output) as output:
-        for source, answers in zip(sources, answered, strict=True):
-            if arguments.json:
-                row = {"source": source, "predictions": [answer.as_dict() for answer in answers]}
-                text = json.dumps(row, ensure_ascii=False)
-            else:
-                text = "\t".join(answer.text for answer in answers)
-            output.write(text.encode() + b"\n")
-            if read_ahead == 1:
-                output.flush()
-    if predictor.num_truncated > 1:
-        predictor.report(f"{predictor.num_truncated:,} sources were cut off")
+        for sources in groups_of_lines(arguments.file):
+            answered = predictor.predict_n_best(sources, arguments.n_best, first_row=num_lines)
+            write_now(output, "".join(_told(predictor, sources, answered, arguments.json)).encode())
+            cut += [str(number) for number, answers in enumerate(answered, num_lines + 1) if answers[0].is_cut]
+            cut = cut[:_MOST_CUT_NAMED]
+            num_lines += len(sources)
+    if cut:
+        more = ", ..." if predictor.num_truncated > len(cut) else ""
+        predictor.report(f"lines cut off: {predictor.num_truncated:,} of {num_lines:,}, line {', '.join(cut)}{more}")
     return 0
+
+
+def _told(
+    predictor: Predictor, sources: Sequence[str], answered: Sequence[Sequence[Prediction]], as_json: bool
+) -> Iterator[str]:
+    """The line that answers each source; in JSON with what the model thinks of every token."""
+    if not as_json:
+        yield from map(text_line, answered)
+        return
+    pairs = [(source, answer) for source, answers in zip(sources, answered, strict=True) for answer in answers]
+    annotations = iter(predictor.annotate(*zip(*pairs, strict=True)))
+    for source, answers in zip(sources, answered, strict=True):
+        yield json_line(source, answers, list(islice(annotations, len(answers))))
 
 
 def _evaluate(arguments: Arguments) -> int:
@@ -208,6 +224,8 @@ _VERBS: dict[str, Callable[[Arguments], int]] = {
     "describe": housekeeping.describe,
     "data": housekeeping.data,
     "verify": housekeeping.verify,
+    "export": shipping.export,
+    "import": shipping.import_,
     "benchmark": housekeeping.benchmark,
 }
 
@@ -238,10 +256,24 @@ def _load(arguments: Arguments, name: str) -> Predictor:
     predictor = Predictor.load(name, device=arguments.device, report=surroundings_of(arguments).report)
     seeds = () if arguments.verb == "compare" else ("seed",)  # there it is that of the resampling
     options = ("beam_size", "length_penalty", "temperature", "top_k", "top_p", *seeds)
-    given = {option: getattr(arguments, option, None) for option in options if option in vars(arguments)}
-    chosen = {option: value for option, value in given.items() if value is not None}
+    chosen = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None) is not None}
     decoding = replace(predictor.decoding, **chosen)
     if decoding.temperature == 0 and (idle := [option for option in ("top_k", "top_p", "seed") if option in chosen]):
         raise TransduceError(f"--{idle[0].replace('_', '-')} is for drawing answers: add --temperature 1.")
     predictor.decoding = decoding
     return predictor
+
+
+def _ask(arguments: Arguments, predictor: Predictor) -> None:
+    """Hands the predictor what answers must hold."""
+    asked: dict[str, Any] = {}
+    if arguments.min_length is not None:
+        asked["min_len"] = arguments.min_length
+    if arguments.max_length is not None:
+        asked |= {"max_len_ratio": 0.0, "max_len_extra": arguments.max_length + 1}  # the end is one more
+    if arguments.no_repeat_ngram is not None:
+        asked["no_repeat_ngram_size"] = arguments.no_repeat_ngram
+    predictor.decoding = replace(predictor.decoding, **asked)
+    predictor.constraints = Constraints(
+        prefix=arguments.prefix, required=tuple(arguments.require), forbidden=tuple(arguments.forbid)
+    )

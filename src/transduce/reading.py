@@ -8,9 +8,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from transduce.decompression import decompressed
+from transduce.decompression import decompressed, decompressed_chunks
 from transduce.errors import DataError, TransduceError
 from transduce.files import read_bytes, sha256_of
 from transduce.pair_rows import (
@@ -26,6 +25,9 @@ from transduce.pair_rows import (
     split_lines,
     without_empty,
 )
+
+_MOST_LINE_BYTES = 1 << 24  # of a text not to be held in memory: no sentence, and its ids take some hundred megabytes
+_PIECE_BYTES = 1 << 16  # looked at together: a chunk unpacked can be a thousand times as long as it was
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,41 @@ def read_lines(path: Path) -> list[str]:
     return _read_text(path).lines
 
 
-def iterate_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of an open, plain UTF-8 text, one at a time and no sooner than they are asked for.
+def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
+    """The lines of a text that comes in chunks: after each one those that have come to their end, if any.
 
-    Ends and byte-order mark are treated as by `read_lines`. Raises DataError, naming the line, for other bytes.
+    They are the lines of `read_lines`, and only an unfinished one is held. Raises DataError, naming the line, when it
+    comes to bytes that are not UTF-8 or not all there, or to a line of more than `_MOST_LINE_BYTES`.
     """
-    for number, line in enumerate(file, start=1):
-        content = line.removesuffix(b"\r\n").removesuffix(b"\n")
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
+    unfinished: list[bytes] = []
+    num_lines = num_unfinished = 0
+    for piece in _pieces(decompressed_chunks(chunks, name)):
+        end = piece.rfind(b"\n") + 1
+        lines: list[str] = []
+        if end:
+            lines = _next_lines(b"".join([*unfinished, piece[:end]]), name, num_lines)
+            num_lines += len(lines)
+            unfinished, num_unfinished = [], 0
+        unfinished.append(piece[end:])
+        num_unfinished += len(unfinished[-1])
+        if num_unfinished > _MOST_LINE_BYTES:
             raise DataError(
-                f"{name}, line {number}, byte {error.start + 1}: {content[error.start]:#04x} is not UTF-8 here "
-                f"({error.reason}). Convert the text with `iconv -f ENCODING -t UTF-8`."
-            ) from None
-        if number == 1:
-            text = text.removeprefix(BYTE_ORDER_MARK)
-        if text or line.endswith(b"\n"):  # the mark alone is no line
-            yield text
+                f"{name}, line {num_lines + 1}: no line end in {num_unfinished:,} bytes, and a line may have "
+                f"{_MOST_LINE_BYTES:,}. Give one sentence a line."
+            )
+        yield lines
+    yield _next_lines(b"".join(unfinished), name, num_lines)
+
+
+def _pieces(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    return (chunk[start : start + _PIECE_BYTES] for chunk in chunks for start in range(0, len(chunk), _PIECE_BYTES))
+
+
+def _next_lines(content: bytes, name: str, num_before: int) -> list[str]:
+    if num_before == 0:
+        refuse_other_content(content, name)
+    text = decode(content, name, first_line=num_before + 1)
+    return split_lines(text if num_before else text.removeprefix(BYTE_ORDER_MARK))
 
 
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:

@@ -3,23 +3,29 @@
 import argparse
 import json
 import os
+import select
+import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
+from transduce.annotation import Annotation
 from transduce.corpus import Surroundings
-from transduce.errors import DataError, MissingInputError
+from transduce.errors import DataError, MissingInputError, TransduceError
 from transduce.fetching import DEFAULT_CACHE
-from transduce.files import explained_write_errors, read_bytes, replacing
+from transduce.files import explained_read_errors, explained_write_errors, read_bytes, replacing
 from transduce.metrics import Score
-from transduce.reading import iterate_lines, read_lines
+from transduce.predictor import Prediction
+from transduce.reading import iterate_blocks, read_lines
 
-_READ_AHEAD = 2_000  # lines of a file answered together
+# Lines answered together, sorted among themselves so that little is padded, and what bounds the memory they take.
+_MOST_LINES, _MOST_CHARACTERS = 2_000, 1 << 17
+_CHUNK_BYTES = 1 << 12  # read at a time: unpacked, they can be a thousand times as many
 
 
 def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
@@ -43,11 +49,59 @@ def read_utf8(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
 
 
-def lines_of(name: str) -> tuple[Iterable[str], int]:
-    """The lines of a file or of standard input, and how many to read ahead: none when a person types them."""
-    if name == "-":
-        return _standard_input(), 1 if sys.stdin.isatty() else _READ_AHEAD
-    return read_lines(Path(name)), _READ_AHEAD
+def groups_of_lines(name: str) -> Iterator[list[str]]:
+    """The lines of a file, or of standard input for "-", in groups that are best answered together.
+
+    A group is large while lines keep coming, and ends where the next would have to be waited for: a line that is typed,
+    or written by a program that wants its answer first, is not held back. One group is in memory at a time.
+    """
+    if name != "-":
+        with explained_read_errors(Path(name)), Path(name).open("rb", buffering=0) as file:
+            yield from _groups(file, name)
+        return
+    if sys.stdin is None:
+        raise MissingInputError("standard input is closed: name a FILE.")
+    try:
+        yield from _groups(_unbuffered(sys.stdin.buffer), "standard input")
+    except OSError as error:
+        raise MissingInputError(f"standard input: cannot be read: {error.strerror or error}.") from error
+
+
+def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
+    group: list[str] = []
+    num_characters = 0
+    for lines in iterate_blocks(_chunks(file), name):
+        for line in lines:
+            group.append(line)
+            num_characters += len(line)
+            if len(group) == _MOST_LINES or num_characters >= _MOST_CHARACTERS:
+                yield group
+                group, num_characters = [], 0
+        if group and not _has_more(file):
+            yield group
+            group, num_characters = [], 0
+    if group:
+        yield group
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while (chunk := file.read(_CHUNK_BYTES)) != b"":
+        if chunk is None:  # nothing yet, from a pipe that another program has set not to wait
+            select.select([file], [], [])
+        else:
+            yield chunk
+
+
+def _has_more(file: BinaryIO) -> bool:
+    """Whether reading on would not wait; where the system cannot tell, it may."""
+    try:
+        return bool(select.select([file], [], [], 0)[0])
+    except (OSError, ValueError):
+        return False
+
+
+def _unbuffered(file: BinaryIO) -> BinaryIO:
+    return getattr(file, "raw", file)
 
 
 def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -65,16 +119,22 @@ def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], lis
     return sources, references
 
 
-def _standard_input() -> Iterator[str]:
+def refuse_output(name: str | None, source: str) -> None:
+    """Raises TransduceError if answers cannot go there: into a folder, or into the file that is read."""
+    if name is not None and Path(name).is_dir():
+        raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
+    read, written = _regular_file(source, sys.stdin), _regular_file(name or "-", sys.stdout)
+    if read and written and os.path.samestat(read, written):
+        where = f"-o {name}" if name else "standard output"
+        raise TransduceError(f"{where} is the file that is read: give the answers another name.")
+
+
+def _regular_file(name: str, standard: TextIO) -> os.stat_result | None:
     try:
-        yield from iterate_lines(sys.stdin.buffer, "standard input")
-    except OSError as error:
-        raise MissingInputError(f"standard input: cannot be read: {error.strerror or error}.") from error
-
-
-def is_same_file(output: str, source: str) -> bool:
-    """Whether both names are of one file that exists."""
-    return Path(output).exists() and Path(source).exists() and Path(output).samefile(source)
+        found = os.fstat(standard.fileno()) if name == "-" else Path(name).stat()
+    except (OSError, AttributeError):  # not there, closed, or not of the system
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 @contextmanager
@@ -84,13 +144,41 @@ def answers_to(name: str | None) -> Iterator[BinaryIO]:
     A pipe or a device gets them as they come. A link stays one: the file that it leads to is replaced.
     """
     if name is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        yield _unbuffered(sys.stdout.buffer)
         return
     path = Path(name)
     is_stream = path.exists() and not path.is_file()
     with explained_write_errors(path), path.open("wb") if is_stream else replacing(path.resolve()) as file:
         yield file
+
+
+def text_line(answers: Sequence[Prediction]) -> str:
+    """Texts with tabs between them."""
+    return "\t".join(answer.text for answer in answers) + "\n"
+
+
+def json_line(source: str, answers: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
+    """A JSON object: the source, and each answer with its tokens, what they are worth and where they come from."""
+    predictions = [
+        answer.as_dict() | {"tokens": annotation.as_rows()}
+        for answer, annotation in zip(answers, annotations, strict=True)
+    ]
+    row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
+    if answers[0].is_cut:
+        row["truncated"] = True
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_now(file: BinaryIO, content: bytes) -> None:
+    """Writes all of it, and leaves nothing for the end of the program, where it could neither fail nor be stopped."""
+    rest = memoryview(content)
+    while rest:
+        written = file.write(rest)  # of an unbuffered file: a part, or None if it is full and set not to wait
+        if written is None:
+            select.select([], [file], [])
+        else:
+            rest = rest[written:]
+    file.flush()
 
 
 def print_scores(scores: list[Score], about: str) -> None:
