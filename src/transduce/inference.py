@@ -31,7 +31,8 @@ from transduce.model.residual import AddAndNorm
 _VECTOR_LEN = 16  # float32 numbers in the widest registers of a CPU (AVX-512)
 _BLOCK_LEN = 64  # ids that the output matrix is a multiple of: whole vectors, and whole blocks for ranking them
 _MANY_SENTENCES = 8  # from so many on, keys are filled up to whole vectors; of fewer, the calls take the time
-_STEPS_PER_PRUNING = 6  # between two removals of slots that no hypothesis descends from
+_FIRST_SLOTS = 16  # a multiple of _VECTOR_LEN, as every number of slots there is room for
+_STEPS_PER_PRUNING = 4  # between two removals of slots that no hypothesis descends from
 
 Map = Callable[[Tensor], Tensor]  # (rows, inputs) -> (rows, outputs)
 
@@ -56,9 +57,8 @@ class InferenceState:
         cross: Float[Tensor, "layers two batch heads src_len head_dim"],
         source_mask: Bool[Tensor, "batch src_len"],
     ) -> None:
-        num_layers, _, batch_size, num_heads, _, head_dim = cross.shape
         self._cross, self._source_mask = cross, source_mask
-        self._past = cross.new_zeros(num_layers, 2, batch_size, num_heads, 0, head_dim)
+        self._past = cross.new_zeros(*cross.shape[:4], _FIRST_SLOTS, cross.size(5))
         self._ancestry: Bool[Tensor, "batch beam slots"] | None = None
         self.num_steps = self.num_slots = 0
         self._set_cross()
@@ -66,17 +66,14 @@ class InferenceState:
     def advance(self, parents: Int[Tensor, "batch beam"]) -> None:
         """Opens the next position; hypothesis i now continues what was hypothesis `parents[i]`."""
         width = parents.size(1)
-        if (
-            self._ancestry is None and width > 1
-        ):  # until now each sentence had one hypothesis, and all slots are its own
+        if self._ancestry is None and width > 1:  # one hypothesis a sentence until now: all slots are its own
             self._ancestry = self._source_mask.new_ones(len(parents), 1, self._past.size(4))
         if self._ancestry is not None:
-            if self.num_steps and self.num_steps % _STEPS_PER_PRUNING == 0:
-                self._prune()
             parents = parents if self.num_steps else torch.zeros_like(parents)
             self._ancestry = self._ancestry.gather(1, parents[..., None].expand(-1, -1, self._past.size(4)))
+        if self.num_slots + width > self._past.size(4):
+            self._make_room(_STEPS_PER_PRUNING * width)
         first, self.num_slots = self.num_slots, self.num_slots + width
-        self._reserve(self.num_slots)
         if self._ancestry is not None:
             own = torch.eye(width, dtype=torch.bool, device=parents.device)
             self._ancestry[:, :, first:] = F.pad(own, (0, self._past.size(4) - self.num_slots))
@@ -85,25 +82,24 @@ class InferenceState:
         self.own = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
         end = self.num_slots
         if len(parents) >= _MANY_SENTENCES:
-            end = min(-(-end // _VECTOR_LEN) * _VECTOR_LEN, self._past.size(4))
+            end = _in_whole_vectors(end)
         self.keys, self.values = _by_layer(self._past[:, :, :, :, :end])
         self.bias = self._bias(end)
 
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
         """Drops all sentences but `rows`, so that finished ones cost nothing more."""
-        self._cross, self._source_mask = self._cross[:, :, rows], self._source_mask[rows]
-        self._past = self._past[:, :, rows]
+        self._cross, self._past = self._cross.index_select(2, rows), self._past.index_select(2, rows)
+        self._source_mask = self._source_mask[rows]
         self._ancestry = None if self._ancestry is None else self._ancestry[rows]
         self._set_cross()
 
     def _set_cross(self) -> None:
         self.cross_keys, self.cross_values = _by_layer(self._cross)
         is_hidden = ~self._source_mask
-        num_heads = self._cross.size(3)
         self.cross_bias = None
         if is_hidden.any():
             bias = self._cross.new_zeros(is_hidden.shape).masked_fill(is_hidden, -math.inf)
-            self.cross_bias = bias.repeat_interleave(num_heads, dim=0)[:, None]
+            self.cross_bias = bias.repeat_interleave(self._cross.size(3), dim=0)[:, None]
 
     def _bias(self, end: int) -> Tensor | None:
         if self._ancestry is None:
@@ -116,25 +112,25 @@ class InferenceState:
         bias = self._past.new_zeros(is_other.shape).masked_fill(is_other, -math.inf)
         return bias.expand(-1, self._past.size(3), -1, -1).flatten(0, 1)
 
-    def _reserve(self, num_slots: int) -> None:
-        if num_slots > self._past.size(4):
-            self._widen(-(-2 * num_slots // _VECTOR_LEN) * _VECTOR_LEN - self._past.size(4))
+    def _make_room(self, num_more: int) -> None:
+        """Makes room for `num_more` slots, and drops those that no hypothesis descends from: in a beam most of them.
 
-    def _widen(self, num_more: int) -> None:
-        # By zeros: an empty slot is multiplied by a weight of zero, and a NaN would stay one.
-        self._past = F.pad(self._past, (0, 0, 0, num_more))
-        self._ancestry = None if self._ancestry is None else F.pad(self._ancestry, (0, num_more))
-
-    def _prune(self) -> None:
-        """Drops the slots that no hypothesis descends from: late in a sentence most of them."""
-        assert self._ancestry is not None
+        What stands in slots that are not filled yet is any numbers: they are multiplied by a weight of zero.
+        """
+        num_layers, _, batch_size, num_heads, num_slots, head_dim = self._past.shape
+        if self._ancestry is None:
+            self._past = F.pad(self._past, (0, 0, 0, num_slots))
+            return
         is_live = self._ancestry[:, :, : self.num_slots].any(dim=1)
         self.num_slots = int(is_live.sum(dim=1).max())
-        live = is_live.byte().sort(dim=1, descending=True, stable=True).indices[:, : self.num_slots]
-        index = live[None, None, :, None, :, None]
-        self._past = self._past.gather(4, index.expand(*self._past.shape[:4], -1, self._past.size(5)))
-        self._ancestry = self._ancestry.gather(2, live[:, None].expand(-1, self._ancestry.size(1), -1))
-        self._widen(-self.num_slots % _VECTOR_LEN)
+        live_first = is_live.byte().sort(dim=1, descending=True, stable=True).indices[:, : self.num_slots]
+        slots = F.pad(live_first, (0, _in_whole_vectors(self.num_slots + num_more) - self.num_slots))  # (B, slots)
+        sentences_and_heads = torch.arange(batch_size * num_heads, device=slots.device).view(batch_size, num_heads, 1)
+        places = (sentences_and_heads * num_slots + slots[:, None]).flatten()
+        past = self._past.view(num_layers, 2, -1, head_dim).index_select(2, places)
+        self._past = past.view(num_layers, 2, batch_size, num_heads, -1, head_dim)
+        self._ancestry = self._ancestry.gather(2, slots[:, None].expand(-1, self._ancestry.size(1), -1))
+        self._ancestry[:, :, self.num_slots :] = False
 
 
 class InferenceModel:
@@ -299,6 +295,10 @@ def _by_layer(
     """The keys (B * H, K, slots) and the values (B * H, slots, K) of each layer, as views."""
     keys, values = keys_and_values.flatten(2, 3).unbind(1)
     return keys.transpose(2, 3).unbind(0), values.unbind(0)
+
+
+def _in_whole_vectors(length: int) -> int:
+    return -(-length // _VECTOR_LEN) * _VECTOR_LEN
 
 
 def _product_with(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, "outputs"] | None) -> Map:

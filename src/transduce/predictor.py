@@ -27,7 +27,7 @@ from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
 
 # Source tokens decoded side by side, over all hypotheses: large products, but keys and values that the caches hold.
-_TOKENS_AT_ONCE = 4_096
+_TOKENS_AT_ONCE = 8_192
 
 # Of a text, so many times model.max_len characters are split into pieces: no piece is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
