@@ -4,7 +4,6 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before any of them is imported: the hook rewrites a module while it loads.
-install_import_hook(
-    ["transduce.model", "transduce.loss", "transduce.decoding", "transduce.data"], typechecker="beartype.beartype"
-)
+CHECKED = ["model", "loss", "decoding", "beams", "inference", "annotation", "inspection", "data"]
+install_import_hook([f"transduce.{name}" for name in CHECKED], typechecker="beartype.beartype")
 torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from test_decoding import BOS, EOS, PAD, SPECIAL, VOCAB_SIZE, Script, all_answer
 from transduce.beams import beam_search
 from transduce.constraints import ForbiddenText, Rules
 from transduce.decoding import DecodingConfig, Hypothesis, greedy_search, sample
+from transduce.errors import TransduceError
 
 A, B, AB = 3, 4, 5
 PIECES = [b"", b"", b"", b"a", b"b", b"ab"]
@@ -116,13 +117,25 @@ def test_greedy_search_and_draws_answer_rightly(asked, is_right):
 
 def test_each_sentence_has_rules_of_its_own():
     config = DecodingConfig(beam_size=4)
-    free, begun = Rules(eos_id=EOS), Rules(eos_id=EOS, prefix=(AB, AB))
-    for seed in range(5):
-        together = beam(seed, [free, begun], config, num_best=1)
+    free = Rules(eos_id=EOS)
+    for asked in ({"prefix": (AB, AB)}, {"required": ((AB, AB),)}):
+        check_mates(free, Rules(eos_id=EOS, **asked), config)
+
+
+def check_mates(free: Rules, other: Rules, config: DecodingConfig) -> None:
+    for seed in range(20):
+        together = beam(seed, [free, other], config, num_best=1)
         script = Script(random_score(seed), 2)
         alone = beam_search(script.step, script, torch.tensor(MAX_LENS), SPECIAL, config=config)
         assert together[0] == alone[0]
-        assert together[1][0].ids[:2] == [AB, AB]
+        assert holds(together[1][0].ids, (AB, AB))
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    script = Script(lambda _sentence, _prefix: [0.0, 0.0, -5.0, float("nan"), 0.0, 0.0], 1)
+    rules = [Rules(eos_id=EOS, required=((A,),))]
+    with pytest.raises(TransduceError, match="not numbers"):
+        beam_search(script.step, script, torch.tensor([5]), SPECIAL, config=DecodingConfig(), rules=rules)
 
 
 def test_what_is_required_is_forced_when_the_room_gets_tight():

@@ -1,14 +1,17 @@
 import math
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
+from transduce.constraints import Constraints
 from transduce.decoding import DecodingConfig
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError
+from transduce.inference import InferenceModel
 from transduce.model import Transformer, TransformerConfig
 from transduce.predictor import Predictor, find_device, load, vocabulary_sizes
 from transduce.tokenizer import Tokenizer, TokenizerConfig
@@ -52,7 +55,7 @@ def test_blank_texts_are_answered_without_the_model(predictor: Predictor, monkey
     def never(*_: object) -> None:
         raise AssertionError("the model was called")
 
-    monkeypatch.setattr(predictor.model, "start", never)
+    monkeypatch.setattr(InferenceModel, "start", never)
     assert predictor.predict(["", " ", "\t", "\u2003", "\u2028"]) == [""] * 5
     assert predictor.predict([]) == []
 
@@ -70,26 +73,6 @@ def test_batching_order_and_neighbours_change_no_answer(
         monkeypatch.setattr("transduce.predictor._TOKENS_AT_ONCE", tokens_at_once)
         num_lines = 60 if tokens_at_once == beam_size else len(lines)
         assert predictor.predict(lines[:num_lines]) == expected[:num_lines]
-
-
-@pytest.mark.parametrize("read_ahead", [1, 3, 1000])
-def test_a_stream_is_answered_as_a_list_is(read_ahead: int, predictor: Predictor) -> None:
-    answers = predictor.stream(LINES, 2, read_ahead=read_ahead)
-    assert [[answer.text for answer in of_line] for of_line in answers] == [
-        [answer.text for answer in of_line] for of_line in predictor.predict_n_best(LINES, 2)
-    ]
-
-
-def test_a_stream_reads_no_further_than_it_was_told_to(predictor: Predictor) -> None:
-    read = []
-
-    def endless() -> object:
-        while True:
-            read.append("ab")
-            yield "ab"
-
-    assert len(list(islice(predictor.stream(endless(), read_ahead=1), 3))) == 3
-    assert len(read) == 3
 
 
 def test_n_best_is_sorted_begins_with_the_best_and_repeats_no_ids(predictor: Predictor) -> None:
@@ -147,12 +130,89 @@ def test_a_source_too_long_is_cut_off_counted_and_reported_once() -> None:
 def test_asking_for_more_answers_than_hypotheses_is_refused_before_any_work(predictor: Predictor) -> None:
     for num_best in (0, -1, predictor.decoding.beam_size + 1):
         with pytest.raises(TransduceError, match="beam size"):
-            predictor.stream(iter(LINES), num_best)
+            predictor.predict_n_best([], num_best)
 
 
 def test_half_a_surrogate_pair_is_refused(predictor: Predictor) -> None:
     with pytest.raises(TransduceError):
         predictor.predict(["a\ud800"])
+
+
+# Several workers
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.usefixtures("two_threads")
+def test_workers_answer_as_one_does(beam_size, predictor, lines, monkeypatch) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
+    monkeypatch.setattr("transduce.predictor._TOKENS_AT_ONCE", 100 * beam_size)  # many batches
+    seen = set()
+    start = InferenceModel.start
+
+    def recording(model: InferenceModel, src: torch.Tensor) -> object:
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return start(model, src)
+
+    monkeypatch.setattr(InferenceModel, "start", recording)
+    together = predictor.predict(lines[:200])
+    assert len(seen) == 2
+    assert {threads for _, threads in seen} == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert predictor.predict(lines[:200]) == together
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_goes_wrong_in_a_worker_is_told(predictor, lines, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise TransduceError("a worker failed")
+
+    monkeypatch.setattr("transduce.predictor._TOKENS_AT_ONCE", 100)
+    monkeypatch.setattr(InferenceModel, "start", fail)
+    with pytest.raises(TransduceError, match="a worker failed"):
+        predictor.predict(lines[:50])
+    assert torch.get_num_threads() == 2
+
+
+# Constraints
+
+
+def test_each_text_has_constraints_of_its_own_and_mates_change_nothing(predictor, lines) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=3)
+    texts = ["", *lines[:12]]
+    free = predictor.predict(texts)
+    asked = [Constraints(required=("qz",)) if row % 3 == 1 else Constraints() for row in range(len(texts))]
+    found = predictor.predict(texts, asked)
+    for row, answer in enumerate(found):
+        if row % 3 == 1:
+            assert "qz" in answer
+        else:
+            assert answer == free[row]
+
+
+def test_a_letter_of_the_free_answer_can_be_forbidden(predictor, lines) -> None:
+    free = predictor.predict(lines[:20])
+    found = predictor.predict(lines[:20], [Constraints(forbidden=(answer[0],)) for answer in free])
+    assert not any(answer[0] in other for answer, other in zip(free, found, strict=True))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_number_of_constraints_than_of_texts_is_refused(number: int, predictor: Predictor) -> None:
+    with pytest.raises(TransduceError, match="one for each"):
+        predictor.predict(["abc", "de"], [Constraints()] * number)
+
+
+@pytest.mark.parametrize("asked", [{"prefix": "ab"}, {"required": ("xx", "abc")}])
+def test_a_text_that_is_asked_for_cannot_be_forbidden(asked: dict[str, object]) -> None:
+    with pytest.raises(TransduceError, match="choose one"):
+        Constraints(forbidden=("b",), **asked)
 
 
 # Drawing
@@ -167,12 +227,9 @@ def test_the_same_seed_draws_the_same_answers_and_another_one_others(predictor: 
     assert predictor.predict(texts) != drawn
 
 
-def test_drawn_answers_do_not_depend_on_reading_ahead_or_on_the_lines_before(predictor: Predictor) -> None:
+def test_drawn_answers_do_not_depend_on_the_lines_before(predictor: Predictor) -> None:
     predictor.decoding = DRAWING
-    expected = [[answer.text for answer in answers] for answers in predictor.stream(LINES, 3)]
-    for read_ahead in (1, 3):
-        found = predictor.stream(LINES, 3, read_ahead=read_ahead)
-        assert [[answer.text for answer in answers] for answers in found] == expected
+    expected = [[answer.text for answer in answers] for answers in predictor.predict_n_best(LINES, 3)]
     last = predictor.predict_n_best(LINES[-1:], 3, first_row=len(LINES) - 1)
     assert [answer.text for answer in last[0]] == expected[-1]
 

@@ -1,6 +1,7 @@
 """What a model thinks of given answers: how likely each token is, and where in the source it looked for it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transduce.data import EncodedPairs, bucket_batches, collate, pad_sources
-from transduce.inspection import record_attention
+from transduce.inspection import AttentionMaps, record_attention
 from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer
 from transduce.tokenizer import Tokenizer
@@ -96,9 +97,10 @@ def _forced(
         src = pad_sources([sources[row] for row in rows]).to(device)
         tgt_in = pad_sources([[Tokenizer.bos_id, *answers[row]] for row in rows]).to(device)
         tgt_out = pad_sources([[*answers[row], Tokenizer.eos_id] for row in rows]).to(device)
-        # No name has a blank in it.
-        with torch.inference_mode(), record_attention(model, "cross_attention" if with_attention else " ") as maps:
+        nothing: AbstractContextManager[AttentionMaps] = nullcontext({})
+        recording = record_attention(model, "cross_attention") if with_attention else nothing
+        with torch.inference_mode(), recording as maps:
             log_probs = model.logits(model(src, tgt_in)).float().log_softmax(dim=-1)
             chosen = log_probs.gather(2, tgt_out[..., None])[..., 0].tolist()
-            attention = sum(heads.mean(dim=1) for heads in maps.values())
+            attention = sum((heads.mean(dim=1) for heads in maps.values()), start=torch.zeros((), device=device))
         yield rows, [of_row[: len(answers[row]) + 1] for of_row, row in zip(chosen, rows, strict=True)], attention

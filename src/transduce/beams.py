@@ -56,6 +56,7 @@ def beam_search(
         own_rules = [rules[sentence] for sentence in sentences] if rules else []
         rooms = [longest[sentence] - length + 1 for sentence in sentences]
         if own_rules:
+            log_probs[beams.log_probs == -math.inf] = -math.inf  # there is no such hypothesis, so it cannot go on
             enforce(own_rules, log_probs, beams.history.tolist(), rooms, special)
         end_at_limit(log_probs, rooms, special)
         if any(rule.required for rule in own_rules):
@@ -150,27 +151,36 @@ def _rank_in_banks(
 
     Besides the likeliest continuations, those that bring a required stretch nearer to its end take part. Of those
     that go on, hypotheses that miss equally many tokens are a bank, and the banks choose in turn, the one that misses
-    fewest first; so neither what is likely nor what is required fills the beam alone.
+    fewest first; so neither what is likely nor what is required fills the beam alone. An end is an answer if it is
+    among the `beam_size` likeliest of those that miss nothing.
     """
     likeliest = _rank_continuations(log_probs, beams.log_probs, 2 * beam_size)
+    refuse_nan(likeliest.log_probs[:, 0].tolist())
     tables = zip(
         *(field.tolist() for field in likeliest), beams.log_probs.tolist(), beams.history.tolist(), strict=True
     )
     ranked = []
     for row, (rule, (values, ids, parents, so_far, histories)) in enumerate(zip(rules, tables, strict=True)):
+        if not rule.required:
+            ranked.append(list(zip(values, ids, parents, strict=True)))
+            continue
         found = {(parent, i): value for value, i, parent in zip(values, ids, parents, strict=True)}
         for parent, history in enumerate(histories):
             for i in rule.continuing(history):
                 found[parent, i] = so_far[parent] + log_probs[row, parent, i].item()
         best = sorted((key for key in found if found[key] > -math.inf), key=lambda key: -found[key])
-        ends = [key for key in best if key[1] == special.eos][:beam_size]
         banks: dict[int, list[tuple[int, int]]] = {}
         for parent, i in best:
-            if i != special.eos:
-                banks.setdefault(rule.num_missing([*histories[parent], i]), []).append((parent, i))
-        in_turn = sorted((place, missing, key) for missing, keys in banks.items() for place, key in enumerate(keys))
+            missing = 0 if i == special.eos else rule.num_missing([*histories[parent], i])
+            banks.setdefault(missing, []).append((parent, i))
+        ends = [key for key in banks.get(0, [])[:beam_size] if key[1] == special.eos]
+        in_turn = sorted(
+            (place, missing, key)
+            for missing, keys in banks.items()
+            for place, key in enumerate(key for key in keys if key[1] != special.eos)
+        )
         chosen = [*ends, *(key for _, _, key in in_turn[:beam_size])]
-        chosen += [(0, special.pad)] * (2 * beam_size - len(chosen))
+        chosen += [(0, special.pad)] * (len(values) - len(chosen))
         ranked.append([(found.get(key, -math.inf), key[1], key[0]) for key in chosen])
     columns = torch.tensor(ranked, dtype=torch.float64, device=log_probs.device).unbind(2)
     return _Ranked(columns[0].to(log_probs), columns[1].long(), columns[2].long())

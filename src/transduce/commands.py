@@ -270,6 +270,10 @@ def _ask(arguments: Arguments, predictor: Predictor) -> None:
     if arguments.min_length is not None:
         asked["min_len"] = arguments.min_length
     if arguments.max_length is not None:
+        if arguments.max_length < (arguments.min_length or 0):
+            raise TransduceError(
+                f"--min-length {arguments.min_length} is more than --max-length {arguments.max_length}."
+            )
         asked |= {"max_len_ratio": 0.0, "max_len_extra": arguments.max_length + 1}  # the end is one more
     if arguments.no_repeat_ngram is not None:
         asked["no_repeat_ngram_size"] = arguments.no_repeat_ngram

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from transduce.errors import TransduceError
+
 _OF_NO_STRETCH = -1  # a token that is in nothing that is required
 _MOST_IN_ANY_ORDER = 4  # of more stretches not all orders are looked at, and overlaps count no more
 
@@ -18,6 +20,13 @@ class Constraints:
     prefix: str = ""  # how they begin
     required: tuple[str, ...] = ()  # texts that they hold, in any order; needs a beam
     forbidden: tuple[str, ...] = ()  # texts that they nowhere hold, not even inside a word
+
+    def __post_init__(self) -> None:
+        if not all([*self.required, *self.forbidden]):
+            raise TransduceError("an empty text is in every answer: it can be neither required nor forbidden.")
+        for text in self.forbidden:
+            if wanted := next((wanted for wanted in (self.prefix, *self.required) if text in wanted), None):
+                raise TransduceError(f"'{text}' is forbidden, and part of '{wanted}', which is asked for: choose one.")
 
 
 class ForbiddenText:
@@ -48,7 +57,7 @@ class ForbiddenText:
 
 
 class Choices(NamedTuple):
-    """What may follow: `only` these ids, if any are named; never those `banned`."""
+    """What may follow: `only` these ids, if any are named, else all but those `banned`."""
 
     only: list[int]
     banned: list[int]
@@ -90,7 +99,7 @@ class Rules:
         banned = [i for text in self.forbidden for i in text.completed_by(history)] + self._repeating(history)
         if len(history) < self.min_len or self.num_missing(history):
             banned.append(self.eos_id)
-        return Choices(forced, [] if forced else banned)
+        return Choices([i for i in forced if i not in banned] or forced, banned)
 
     def num_missing(self, history: Sequence[int]) -> int:
         """How many more tokens complete all required stretches, at least: one may overlap the next."""

@@ -223,7 +223,7 @@ def enforce(
     rooms: Sequence[int],
     special: SpecialIds,
 ) -> None:
-    """Sets to -inf what the rules of each sentence do not let follow; where they leave nothing, the end may."""
+    """Sets to -inf what the rules of each sentence do not let follow; where that leaves nothing at all, it may end."""
     ends = log_probs[..., special.eos].clone()
     for row, (rule, of_sentence, room) in enumerate(zip(rules, histories, rooms, strict=True)):
         if rule.is_empty:
@@ -237,7 +237,7 @@ def enforce(
                 scores[only] = kept
             elif banned:
                 scores[banned] = -math.inf
-    is_stuck = log_probs.amax(dim=-1) == -math.inf
+    is_stuck = (log_probs.amax(dim=-1) == -math.inf).all(dim=1, keepdim=True)  # in all its hypotheses
     log_probs[..., special.eos] = torch.where(is_stuck, ends, log_probs[..., special.eos])
 
 

@@ -82,7 +82,7 @@ class InferenceState:
         self.own = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
         end = self.num_slots
         if len(parents) >= _MANY_SENTENCES:
-            end = _in_whole_vectors(end)
+            end = _to_whole_vectors(end)
         self.keys, self.values = _by_layer(self._past[:, :, :, :, :end])
         self.bias = self._bias(end)
 
@@ -124,7 +124,7 @@ class InferenceState:
         is_live = self._ancestry[:, :, : self.num_slots].any(dim=1)
         self.num_slots = int(is_live.sum(dim=1).max())
         live_first = is_live.byte().sort(dim=1, descending=True, stable=True).indices[:, : self.num_slots]
-        slots = F.pad(live_first, (0, _in_whole_vectors(self.num_slots + num_more) - self.num_slots))  # (B, slots)
+        slots = F.pad(live_first, (0, _to_whole_vectors(self.num_slots + num_more) - self.num_slots))  # (B, slots)
         sentences_and_heads = torch.arange(batch_size * num_heads, device=slots.device).view(batch_size, num_heads, 1)
         places = (sentences_and_heads * num_slots + slots[:, None]).flatten()
         past = self._past.view(num_layers, 2, -1, head_dim).index_select(2, places)
@@ -136,7 +136,7 @@ class InferenceState:
 class InferenceModel:
     """A trained Transformer, prepared to answer: `start` and `step` as the model's own, with a state of its own.
 
-    The weights are copied, but for the embeddings: what happens to the model later does not show here.
+    Its matrices are copied, its vectors are shared: when the model's weights change, make a new one.
     """
 
     @torch.inference_mode()
@@ -144,6 +144,9 @@ class InferenceModel:
         self._pad_id, self._num_heads = model.vocabulary.pad_id, model.config.num_heads
         self._embed_source = _Embedding(model.src_embedding, model.src_positions)
         self._embed_target = _Embedding(model.tgt_embedding, model.tgt_positions)
+        for positions in (model.src_positions, model.tgt_positions):
+            if positions is not None:
+                positions.reserve(model.config.max_len)  # now: workers that decode at once share the table
         self._encoder_layers = [_EncoderLayer(layer) for layer in model.encoder.layers]
         self._encoder_norm = _norm_of(model.encoder.final_norm)
         layers = list(model.decoder.layers)
@@ -297,7 +300,7 @@ def _by_layer(
     return keys.transpose(2, 3).unbind(0), values.unbind(0)
 
 
-def _in_whole_vectors(length: int) -> int:
+def _to_whole_vectors(length: int) -> int:
     return -(-length // _VECTOR_LEN) * _VECTOR_LEN
 
 

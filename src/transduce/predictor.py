@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from transduce.tokenizer import Tokenizer
 # Source tokens decoded side by side, over all hypotheses: large products, but keys and values that the caches hold.
 _TOKENS_AT_ONCE = 8_192
 
+_MOST_WORKERS = 8  # each of which holds the keys and values of a batch
+
 # Of a text, so many times model.max_len characters are split into pieces: no piece is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
 
@@ -50,10 +51,9 @@ class Prediction:
 class Predictor:
     """A model and the tokenizer it was trained with.
 
-    `predict` answers texts; `predict_n_best` gives several answers to each; `stream` answers any number of lines in
-    constant memory. An empty text is answered by an empty one. A source longer than the model is meant for is cut
-    off, counted in `num_truncated` and reported. The model's weights are prepared for answering at the first answer:
-    change them later, and make a new predictor.
+    `predict` answers texts; `predict_n_best` gives several answers to each. An empty text is answered by an empty one.
+    A source longer than the model is meant for is cut off, counted in `num_truncated` and reported. The model's weights
+    are prepared for answering at the first answer: change them later, and make a new predictor.
     """
 
     def __init__(
@@ -115,10 +115,12 @@ class Predictor:
         drawn for with the same numbers, whatever comes before it.
         """
         self._check(num_best)
+        if constraints is not None and len(constraints) != len(texts):
+            raise TransduceError(f"{len(constraints)} constraints for {len(texts)} texts: give one for each.")
         answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, is_cut = self._encode([texts[row] for row in rows])
-        asked = [constraints[row] for row in rows] if constraints else None
+        asked = None if constraints is None else [constraints[row] for row in rows]
         found = self.search(sources, num_best, asked, numbers=[first_row + row for row in rows])
         for row, cut, hypotheses in zip(rows, is_cut, found, strict=True):
             answers[row] = [
@@ -143,7 +145,7 @@ class Predictor:
         self._check(num_best)
         numbers = range(len(sources)) if numbers is None else numbers
         max_lens = [self.max_len(ids) for ids in sources]
-        rules = self._rules(constraints or [self.constraints] * len(sources), max_lens)
+        rules = self._rules([self.constraints] * len(sources) if constraints is None else constraints, max_lens)
         found: list[list[Hypothesis]] = [[] for _ in sources]
         lens = np.array([len(ids) for ids in sources], dtype=np.int32)
         budget = max(1, _TOKENS_AT_ONCE // (1 if self._is_sampling else self.decoding.beam_size))
@@ -156,6 +158,7 @@ class Predictor:
             for i, hypotheses in zip(batch, answers, strict=True):
                 found[i] = hypotheses
 
+        assert self._inference_model  # made here, once, and not by each of the workers
         with _workers(self.device, len(batches)) as map_over:
             list(map_over(answer, reversed(batches)))  # the long ones first, so that all workers end together
         return found
@@ -169,19 +172,6 @@ class Predictor:
         for row, annotation in zip(rows, annotated, strict=True):
             found[row] = annotation
         return found
-
-    def stream(self, lines: Iterable[str], num_best: int = 1, *, read_ahead: int = 2_000) -> Iterator[list[Prediction]]:
-        """Answers line by line, in order. `read_ahead` lines are in memory at a time and sorted among themselves, so
-        that little is padded; 1 answers each line before it reads the next.
-        """
-        self._check(num_best)  # now, not when the first answer is asked for
-        return self._stream(lines, num_best, read_ahead)
-
-    def _stream(self, lines: Iterable[str], num_best: int, read_ahead: int) -> Iterator[list[Prediction]]:
-        remaining, first_row = iter(lines), 0
-        while ahead := list(islice(remaining, read_ahead)):
-            yield from self.predict_n_best(ahead, num_best, first_row=first_row)
-            first_row += len(ahead)
 
     @property
     def device(self) -> torch.device:
@@ -205,6 +195,7 @@ class Predictor:
             raise TransduceError(
                 f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
             )
+        self._rules_of(self.constraints)
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Ids with their ends, of as much of each text as the model is meant for; and whether that is not all."""
@@ -230,8 +221,6 @@ class Predictor:
         made: dict[Constraints, Rules] = {}
         for asked, max_len in zip(constraints, max_lens, strict=True):
             rules = made[asked] = made.get(asked) or self._rules_of(asked)
-            if rules.required and (self._is_sampling or self.decoding.beam_size == 1):
-                raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
             if rules.shortest_len > max_len and (rules.prefix or rules.required):
                 raise TransduceError(
                     f"a prefix and required texts of {rules.shortest_len - 1} tokens do not fit an answer, which has "
@@ -242,10 +231,10 @@ class Predictor:
         return [made[asked] for asked in constraints]
 
     def _rules_of(self, asked: Constraints) -> Rules:
+        if asked.required and (self._is_sampling or self.decoding.beam_size == 1):
+            raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
         spelled = self.tokenizer.encode_target([asked.prefix, *asked.required])
         prefix, *required = (tuple(ids[:-1]) for ids in spelled)
-        if not all([*required, *asked.forbidden]):
-            raise TransduceError("an empty text is in every answer: it can be neither required nor forbidden.")
         pieces = self.tokenizer.target_bytes() if asked.forbidden else []
         return Rules(
             eos_id=self.tokenizer.eos_id,
@@ -287,16 +276,17 @@ class Predictor:
 
 @contextmanager
 def _workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` over that many tasks. On a CPU each is computed by one thread, several at once: the products of a small
-    model are too small to be shared by threads.
+    """A `map` over that many tasks. On a CPU several are computed at once, by fewer threads each: the products of a
+    small model are too small to be shared. Until it is left, torch's number of threads is lower in all of the process.
     """
     num_threads = torch.get_num_threads()
-    if device.type != "cpu" or min(num_threads, num_tasks) <= 1:
+    num_workers = min(num_threads, num_tasks, _MOST_WORKERS)
+    if device.type != "cpu" or num_workers <= 1:
         yield map
         return
-    torch.set_num_threads(1)  # threads that start from now on begin with that
+    torch.set_num_threads(num_threads // num_workers)  # threads that start from now on begin with that
     try:
-        with ThreadPoolExecutor(min(num_threads, num_tasks)) as pool:
+        with ThreadPoolExecutor(num_workers) as pool:
             yield pool.map
     finally:
         torch.set_num_threads(num_threads)
