@@ -126,7 +126,42 @@ def large_corpus(result: dict[str, Any]) -> str:
     return f"{about}\n\n{as_table(head, rows)}"
 
 
-TABLES = {"train": training, "large_corpus": large_corpus}
+def decoding(result: dict[str, Any]) -> str:
+    machine, model = result["machine"], result["model"]
+    commit, _, dirty = (result["commit"] or "unknown").partition("-")
+    about = (
+        f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, commit "
+        f"`{commit[:12]}{dirty and f'-{dirty}'}`; {model['parameters']:,} parameters, {model['target_ids']:,} of "
+        f"{model['vocabulary']:,} pieces can be written, {model['lines']:,} lines of {model['data']}. During the blocks "
+        f"other programs had {share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests of the "
+        f"machine {share_of_cores(result, 'stolen_seconds'):.1%}."
+    )
+    tables = []
+    for mode in dict.fromkeys(entry.split(" ")[0] for entry in result["entries"]):
+        names = [entry.split(" ")[1] for entry in result["entries"] if entry.startswith(f"{mode} ")]
+        is_single = mode.endswith("/1")
+        head = [f"`{mode}`", "tokens / second", "to ours", "sentences / second", "tokens / CPU second", "MiB"]
+        rows = []
+        for name in names:
+            entry, peer = result["entries"][f"{mode} {name}"], result["peers"][name]
+            row = [peer["title"], spread(entry["tokens_per_second"]), f"{entry['to_ours']:.2f}"]
+            row += [f"{entry[key][0]:,.0f}" for key in ("sentences_per_second", "tokens_per_cpu_second")]
+            row.append(f"{entry['peak_memory_mib']:,}")
+            if is_single:
+                row += [
+                    ", ".join(f"{value:.1f}" for value in entry["latency_ms"].values()),
+                    f"{peer['first_answer_ms']:,.0f}",
+                ]
+            else:
+                found = peer["quality"].get(mode.split("/")[0], {"bleu": "", "equal_to_ours": ""})
+                row += [f"{found['bleu']}", f"{found['equal_to_ours']} of {peer['lines']}"]
+            rows.append(row)
+        head += ["ms: p50, p90, p99", "first answer, ms"] if is_single else ["BLEU", "answers equal to ours"]
+        tables.append(as_table(head, rows))
+    return "\n\n".join([about, *tables])
+
+
+TABLES = {"train": training, "large_corpus": large_corpus, "decode": decoding}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,3 +17,4 @@ make_environment() { # name, packages...
 make_environment loops transformers==5.23.0 accelerate x-transformers==2.31.10
 make_environment joeynmt joeynmt==2.3.0 importlib_metadata packaging sentencepiece==0.2.0 # undeclared, or too new otherwise
 make_environment eole eole==0.6.4 aiohttp # the last one undeclared
+make_environment decoding transformers==5.23.0 ctranslate2==4.8.5 tokenizers

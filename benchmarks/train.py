@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
+
 from transduce import machine
 
 HERE = Path(__file__).parent
@@ -100,11 +102,11 @@ class Worker:
             "cpu_seconds": round(cpu, 2),
             "others_seconds": round(max(0.0, busy_now - busy - cpu), 2),
             "stolen_seconds": round(stolen_now - stolen, 2),
-            "peak_memory_mib": round(sum(map(_peak_memory, _tree(self.process.pid)))),
+            "peak_memory_mib": round(sum(map(peak_memory_of, tree(self.process.pid)))),
         }
 
     def cpu_seconds(self) -> float:
-        return sum(map(_cpu_seconds, _tree(self.process.pid)))
+        return sum(map(cpu_seconds_of, tree(self.process.pid)))
 
     def stop(self) -> None:
         assert self.process.stdin
@@ -117,26 +119,6 @@ class Worker:
         if not line:
             raise RuntimeError(f"{self.name} ended: {self.log.read_text()[-1500:]}")
         return json.loads(line)
-
-
-def _tree(pid: int) -> list[int]:
-    """The process and all that descend from it."""
-    found = [pid]
-    for parent in found:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-    return found
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of all threads, and of the children that have ended."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_memory(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().split("\n")
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 
 def main() -> None:
@@ -229,20 +211,6 @@ def summarise(workers: list[Worker], blocks: list[dict[str, Any]]) -> dict[str, 
             "peak_memory_mib": max(block["peak_memory_mib"] for block in own),
         } | {key: round(sum(block[key] for block in own), 2) for key in ("seconds", "others_seconds", "stolen_seconds")}
     return entries
-
-
-def in_lines(result: dict[str, Any]) -> str:
-    """JSON with a line for each thing that a reader may want to find or a version to compare."""
-    parts = []
-    for key, value in result.items():
-        if isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values()):
-            rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(inner)}" for name, inner in value.items())
-            parts.append(f" {json.dumps(key)}: {{\n{rows}\n }}")
-        elif isinstance(value, list):
-            parts.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(row)}" for row in value) + "\n ]")
-        else:
-            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from transduce import files
-from transduce.certified_files import NO_DIGEST, damaged
+from transduce.certified_files import NO_DIGEST, check_digest, damaged
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.tensor_files import MEND_TENSORS, read_tensors, verified, write_tensors
 
@@ -118,6 +118,11 @@ class RunFolder:
         self._write_record(record["files"] | {"config.toml": [new]}, record["facts"])
 
     # The weights
+
+    @property
+    def model_sha256(self) -> str:
+        """The hash of the model's file, verified. Raises MissingInputError if there is none yet."""
+        return check_digest(self.path / "model.safetensors", MEND_TENSORS)
 
     @property
     def has_model(self) -> bool:

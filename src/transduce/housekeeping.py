@@ -11,17 +11,19 @@ from rich.table import Table
 from transduce import datasets
 from transduce.benchmarking import TrainingWork, measure_training
 from transduce.checkpoint import RunFolder
+from transduce.decoding_speed import measure_decoding
 from transduce.distributed import num_processes, spawn
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.model import PRESETS, Transformer, VocabularySizes
-from transduce.predictor import vocabulary_sizes
+from transduce.predictor import Predictor, vocabulary_sizes
 from transduce.settings import load_config
+from transduce.shipping import lines_of
+from transduce.speed_tables import print_decoding_speed, print_training_speed
 from transduce.streams import (
     answers_to,
     print_description,
     print_json,
     print_table,
-    print_training_speed,
     surroundings_of,
 )
 from transduce.tensor_files import average_tensors
@@ -102,22 +104,39 @@ def data(arguments: argparse.Namespace) -> int:
 def benchmark(arguments: argparse.Namespace) -> int:
     if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
         raise TransduceError(f"-o {arguments.output}: there is no such folder. Make it first, or choose another.")
-    if arguments.processes > 1 and num_processes() == 1:
+    if arguments.topic == "decode":
+        found: dict[str, Any] | None = _measure_answers(arguments)
+    elif arguments.run or arguments.source:
+        raise TransduceError("--run and --source are for `benchmark decode`; training is measured with --model.")
+    elif arguments.processes > 1 and num_processes() == 1:
         return spawn(arguments.processes, arguments.words)
-    work = TrainingWork(
-        model=arguments.model,
-        data=arguments.data or "",
-        steps=arguments.steps or 0,
-        batch_tokens=arguments.batch_tokens,
-    )
-    found = measure_training(work, surroundings_of(arguments))
+    else:
+        work = TrainingWork(
+            model=arguments.model,
+            data=arguments.data or "",
+            steps=arguments.steps or 0,
+            batch_tokens=arguments.batch_tokens,
+        )
+        found = measure_training(work, surroundings_of(arguments))
     if found is None:  # another process tells
         return 0
     if arguments.output:
         with answers_to(arguments.output) as output:
             output.write(json.dumps(found, indent=1).encode() + b"\n")
-    (print_json if arguments.json else print_training_speed)(found)
+    show = print_decoding_speed if arguments.topic == "decode" else print_training_speed
+    (print_json if arguments.json else show)(found)
     return 0
+
+
+def _measure_answers(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not arguments.run:
+        raise TransduceError("whose answers? Add --run RUN, a run folder.")
+    surroundings = surroundings_of(arguments)
+    lines = lines_of(RunFolder.open(Path(arguments.run)), surroundings, arguments.source)
+    predictor = Predictor.load(arguments.run, device=arguments.device)
+    return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(
+        predictor, lines.sources, surroundings.report
+    )
 
 
 def verify(arguments: argparse.Namespace) -> int:

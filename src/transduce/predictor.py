@@ -25,7 +25,8 @@ from transduce.model import Transformer, TransformerConfig, VocabularySizes
 from transduce.tensor_files import load_parameters
 from transduce.tokenizer import Tokenizer
 
-# Source tokens decoded side by side, over all hypotheses: large products, but keys and values that the caches hold.
+# Tokens held side by side, those of the sources and of all hypotheses: large products, but keys and values that the
+# caches of a CPU hold, and enough batches for several workers.
 _TOKENS_AT_ONCE = 8_192
 
 _MOST_WORKERS = 8  # each of which holds the keys and values of a batch
@@ -148,7 +149,7 @@ class Predictor:
         rules = self._rules([self.constraints] * len(sources) if constraints is None else constraints, max_lens)
         found: list[list[Hypothesis]] = [[] for _ in sources]
         lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        budget = max(1, _TOKENS_AT_ONCE // (1 if self._is_sampling else self.decoding.beam_size))
+        budget = max(1, _TOKENS_AT_ONCE // (1 + (1 if self._is_sampling else self.decoding.beam_size)))
         batches = bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens)))
 
         def answer(batch: np.ndarray) -> None:

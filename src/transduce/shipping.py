@@ -1,12 +1,12 @@
 """The verbs by which models leave for other programs and come from them."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from rich.table import Table
 
-from transduce.certified_files import check_digest
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
 from transduce.datasets import load_split
@@ -17,7 +17,6 @@ from transduce.predictor import Predictor
 from transduce.reading import Pairs, read_lines, read_pairs
 from transduce.settings import load_config
 from transduce.streams import print_json, print_table, read_references, surroundings_of
-from transduce.tensor_files import MEND_TENSORS
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -29,8 +28,8 @@ def export(arguments: argparse.Namespace) -> int:
         output,
         format=arguments.format,
         int8=arguments.int8,
-        lines=_lines(arguments, folder, surroundings),
-        model_sha256=check_digest(folder.path / "model.safetensors", MEND_TENSORS),
+        lines=lines_of(folder, surroundings, arguments.source, arguments.target),
+        model_sha256=folder.model_sha256,
         report=surroundings.report,
     )
     if arguments.json:
@@ -48,23 +47,25 @@ def import_(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(arguments: argparse.Namespace, folder: RunFolder, surroundings: Surroundings) -> Lines:
-    """What --source and --target name, else pairs that the run was not trained on, where they still are."""
-    if arguments.target and not arguments.source:
+def lines_of(
+    folder: RunFolder, surroundings: Surroundings, source: str | None, targets: Sequence[str] | None = None
+) -> Lines:
+    """Those of `source`, with the right answers in `targets`; else pairs that were held out of training, if at hand."""
+    if targets and not source:
         raise TransduceError("--target has the right answers to the lines of --source: add --source FILE.")
-    if arguments.source:
-        if not arguments.target:
-            return Lines(sources=read_lines(Path(arguments.source)), origin=arguments.source)
-        sources, references = read_references(arguments.source, arguments.target)
-        return Lines(sources=sources, references=references, origin=arguments.source)
+    if source:
+        if not targets:
+            return Lines(sources=read_lines(Path(source)), origin=source)
+        sources, references = read_references(source, targets)
+        return Lines(sources=sources, references=references, origin=source)
     if (folder.path / "test.source").exists():  # by `fit`
         held_out = read_pairs([folder.path / "test.source", folder.path / "test.target"])
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
     pairs = _validation_pairs(folder, surroundings)
     if pairs is None:
         raise MissingInputError(
-            f"the validation pairs of {folder.path} are not where they were, to compare answers on: give lines by "
-            "--source FILE."
+            f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
+            "FILE."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 

@@ -209,53 +209,6 @@ def print_description(found: dict[str, Any]) -> None:
         print(_model_is_of(found["model_is_of"]))
 
 
-def print_training_speed(found: dict[str, Any]) -> None:
-    """What `benchmark train` found, and how its figures are to be read."""
-    settings = found["settings"]
-    print(_what_was_trained(found))
-    table = Table("of training", "median", "min", "max")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    rows = [
-        ("target tokens / second", "tokens_per_second", "{:,.0f}"),
-        ("target tokens / CPU second", "tokens_per_cpu_second", "{:,.0f}"),
-        ("matrix products' share of the time", "product_share", "{:.1%}"),
-        ("GFLOP/s in matrix products", "gflops", "{:,.1f}"),
-        ("the same products alone, GFLOP/s", "gflops_of_products_alone", "{:,.1f}"),
-    ]
-    for title, key, shape in rows:
-        if found[key] is not None:
-            table.add_row(title, *(shape.format(found[key][name]) for name in ("median", "min", "max")))
-    print_table(table)
-    parts = found["parts_ms"]
-    total = sum(parts.values()) or 1.0
-    print("a step, ms: " + ", ".join(f"{name} {value:,.1f} ({value / total:.0%})" for name, value in parts.items()))
-    print("padding: " + ", ".join(f"{side} {share:.1%}" for side, share in found["padding"].items()))
-    held = " + ".join(f"{value:,.0f}" for value in found["peak_memory_mib"])
-    print(f"peak memory: {held} MiB")
-    if found["others_share"] is not None:
-        print(
-            f"of the cores' time, other programs had {found['others_share']:.1%}, "
-            f"other guests of the machine {found['stolen_share']:.1%}"
-        )
-    print(
-        f"{settings['blocks']} blocks of {settings['steps_per_block']} steps. Tokens are real ones with their end, no "
-        "padding. Share = time that the products a step executes take alone, at the same sizes and strides, on as many "
-        "threads and processes at once / time of the step; products inside fused attention are left out of both."
-    )
-
-
-def _what_was_trained(found: dict[str, Any]) -> str:
-    settings, versions = found["settings"], found["versions"]
-    commit, _, dirty = (found["commit"] or "unknown").partition("-")
-    return (
-        f"{settings['model']} ({settings['parameters']:,} parameters) on {settings['data']}, "
-        f"{settings['batch_tokens']:,} tokens a step, {settings['precision']}, {settings['processes']} x "
-        f"{settings['threads']} threads\n{found['machine']['device']}, {found['machine']['cores']} cores, "
-        f"torch {versions['torch']}, commit {commit[:12]}{dirty and f'-{dirty}'}"
-    )
-
-
 def _model_is_of(metadata: dict[str, Any] | None) -> str:
     if metadata is None:
         return "no model yet: the first validation is still to come"

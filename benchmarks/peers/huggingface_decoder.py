@@ -1,0 +1,37 @@
+"""Hugging Face `generate` on the exported weights, in sorted batches of 64; every fourth line, as it is slow."""
+
+import answering
+import torch
+import transformers
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+transformers.logging.set_verbosity_error()
+torch.set_flush_denormal(True)
+model = answering.folder() / "huggingface"
+tokenizer = AutoTokenizer.from_pretrained(model)
+network = AutoModelForSeq2SeqLM.from_pretrained(model).eval()
+
+
+@torch.inference_mode()
+def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], int]:
+    torch.set_num_threads(1 if at_once == 1 else 2)
+    answers, num_tokens = [""] * len(texts), 0
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    for first in range(0, len(order), 64):
+        rows = order[first : first + 64]
+        batch = tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True)
+        found = network.generate(
+            **batch,
+            num_beams=beam_size,
+            do_sample=False,
+            length_penalty=1.0,
+            early_stopping=beam_size > 1,
+            max_length=2 * batch["input_ids"].size(1) + 21,
+        )
+        num_tokens += int((found[:, 1:] != tokenizer.pad_token_id).sum())
+        for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
+            answers[row] = text
+    return answers, num_tokens
+
+
+answering.serve(f"Hugging Face transformers {transformers.__version__}", transformers.__version__, answer, every=4)

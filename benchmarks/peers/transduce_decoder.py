@@ -1,0 +1,25 @@
+"""This project: the real predictor; its workers share a large batch, one line is answered on one thread."""
+
+import sys
+from pathlib import Path
+
+import answering
+import torch
+
+import transduce
+from transduce.cpu_settings import speed_up_cpu
+from transduce.decoding import DecodingConfig
+from transduce.predictor import Predictor
+
+speed_up_cpu()
+predictor = Predictor.load(Path(sys.argv[2]), device="cpu")
+
+
+def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], int]:
+    torch.set_num_threads(1 if at_once == 1 else 2)
+    predictor.decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
+    answers = [best[0] for best in predictor.predict_n_best(texts, 1)]
+    return [best.text for best in answers], sum(len(best.ids) + 1 for best in answers)
+
+
+answering.serve(f"transduce {transduce.__version__}", transduce.__version__, answer)

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from calling import command
+from transduce.decoding import DecodingConfig
+from transduce.predictor import Predictor
+
+pytest_plugins = ["runs"]
+
+LINES = ["abc", "zyxwv", "qrs", "longerword"] * 17  # 68: a call with 64 of them, and one with 4
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lines") / "source"
+    path.write_text("".join(f"{line}\n" for line in LINES))
+    return path
+
+
+def test_all_lines_are_answered_however_many_at_a_time(run: Path, source: Path, tmp_path: Path) -> None:
+    found = command("benchmark", "decode", "--run", run, "--source", source, "-o", tmp_path / "o.json", "--json")
+    assert found.status == 0, found.err
+    result = json.loads(found.out)
+    assert json.loads((tmp_path / "o.json").read_text()) == result
+    assert list(result["modes"]) == [
+        f"{search}/{batch}" for search in ("greedy", "beam5") for batch in ("all", "64", "1")
+    ]
+    predictor = Predictor.load(run, device="cpu")
+    for search, beam_size in (("greedy", 1), ("beam5", 5)):
+        predictor.decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
+        num_tokens = sum(len(best.ids) + 1 for (best,) in predictor.predict_n_best(LINES, 1))
+        for block in result["blocks"]:
+            if block["mode"].startswith(search):
+                assert (block["lines"], block["tokens"]) == (len(LINES), num_tokens)
+    single = result["modes"]["greedy/1"]["latency_ms"]
+    assert 0 < single["p50"] <= single["p90"] <= single["p99"]
+
+
+def test_the_table_names_what_was_measured(run: Path, source: Path) -> None:
+    found = command("benchmark", "decode", "--run", run, "--source", source)
+    assert found.status == 0, found.err
+    for word in ("greedy/all", "beam5/1", "first answer", "68 lines"):
+        assert word in found.out.decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["decode"], "Add --run RUN"),
+        (["train", "--run", "x"], "are for `benchmark decode`"),
+        (["decode", "--run", "/nowhere"], "no run here"),
+    ],
+)
+def test_what_cannot_be_measured_is_explained(words: list[str], said: str) -> None:
+    found = command("benchmark", *words)
+    assert found.status in (2, 66)
+    assert said in found.err
