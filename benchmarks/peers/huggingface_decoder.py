@@ -28,7 +28,8 @@ def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], i
             early_stopping=beam_size > 1,
             max_length=2 * batch["input_ids"].size(1) + 21,
         )
-        num_tokens += int((found[:, 1:] != tokenizer.pad_token_id).sum())
+        is_end = found[:, 1:] == tokenizer.eos_token_id
+        num_tokens += int(((is_end.cumsum(dim=1) - is_end.long()) == 0).sum())  # up to the first end, with it
         for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
             answers[row] = text
     return answers, num_tokens

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from transduce.constraints import Rules
 from transduce.decoding import (
-    BLOCK_LEN,
     COMPACT_WHEN_IDLE,
     DecodingConfig,
     Hypothesis,
@@ -24,6 +23,8 @@ from transduce.decoding import (
     log_probs_of,
     refuse_nan,
 )
+
+_BLOCK_LEN = 64  # ids whose likeliest stands for them in the first stage of a ranking
 
 
 def beam_search(
@@ -126,16 +127,16 @@ def _rank_continuations(
     None of them can be outside the `num_ranks` blocks of ids with the likeliest members, and those are found in one
     pass that a CPU does many numbers at a time.
     """
-    log_probs = F.pad(log_probs, (0, -log_probs.size(2) % BLOCK_LEN), value=-math.inf)
-    blocks = log_probs.unflatten(2, (-1, BLOCK_LEN))  # (B, beam, blocks, members)
+    log_probs = F.pad(log_probs, (0, -log_probs.size(2) % _BLOCK_LEN), value=-math.inf)
+    blocks = log_probs.unflatten(2, (-1, _BLOCK_LEN))  # (B, beam, blocks, members)
     num_blocks = blocks.size(2)
     peaks = (so_far[..., None] + blocks.amax(dim=3)).flatten(1)
     chosen = peaks.topk(min(num_ranks, peaks.size(1))).indices  # (B, chosen), of the blocks of all hypotheses
-    members = blocks.flatten(1, 2).gather(1, chosen[..., None].expand(-1, -1, BLOCK_LEN))
+    members = blocks.flatten(1, 2).gather(1, chosen[..., None].expand(-1, -1, _BLOCK_LEN))
     totals = (so_far.gather(1, chosen // num_blocks)[..., None] + members).flatten(1)
     best, places = totals.topk(min(num_ranks, totals.size(1)))
-    block = chosen.gather(1, places // BLOCK_LEN)
-    ids, parents = block % num_blocks * BLOCK_LEN + places % BLOCK_LEN, block // num_blocks
+    block = chosen.gather(1, places // _BLOCK_LEN)
+    ids, parents = block % num_blocks * _BLOCK_LEN + places % _BLOCK_LEN, block // num_blocks
     return _Ranked(best, ids.masked_fill(best == -math.inf, 0), parents)  # what is -inf may be no id at all
 
 

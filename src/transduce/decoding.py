@@ -91,9 +91,6 @@ Choose = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"], int], Int[T
 # A CPU may take smaller numbers for zero.
 _COLDEST = 1e-30
 
-BLOCK_LEN = 64  # ids whose likeliest stands for them in the first stage of a ranking
-_MANY_ROWS = 16  # from so many on two stages pay
-
 # Dropping finished sentences copies the state of the others: worth it once this share of the rows is idle.
 COMPACT_WHEN_IDLE = 0.25
 
@@ -206,13 +203,10 @@ def log_probs_of(logits: Float[Tensor, "batch beam vocab"], special: SpecialIds)
 
 
 def _likeliest(log_probs: Float[Tensor, "rows vocab"]) -> Int[Tensor, "rows"]:
-    """`argmax`, of many rows in two stages: a CPU finds maxima of blocks several times as fast as their places."""
-    if len(log_probs) < _MANY_ROWS or log_probs.size(1) % BLOCK_LEN:
-        return log_probs.argmax(dim=-1)
-    blocks = log_probs.unflatten(1, (-1, BLOCK_LEN))
-    block = blocks.amax(dim=2).argmax(dim=1)
-    members = blocks[torch.arange(len(blocks), device=blocks.device), block]
-    return block * BLOCK_LEN + members.argmax(dim=1)
+    """`argmax`; on a CPU by numpy, which takes a fifth of the time."""
+    if log_probs.device.type == "cpu":
+        return torch.from_numpy(log_probs.numpy().argmax(axis=1))
+    return log_probs.argmax(dim=-1)
 
 
 def refuse_nan(log_probs: Sequence[float]) -> None:
