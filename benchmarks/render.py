@@ -131,10 +131,10 @@ def decoding(result: dict[str, Any]) -> str:
     commit, _, dirty = (result["commit"] or "unknown").partition("-")
     about = (
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, "
-        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`; {model['parameters']:,} parameters, {model['target_ids']:,} of "
-        f"{model['vocabulary']:,} pieces can be written, {model['lines']:,} lines of {model['data']}. During the "
-        f"blocks other programs had {share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests of the "
-        f"machine {share_of_cores(result, 'stolen_seconds'):.1%}."
+        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`; {model['parameters']:,} parameters, {model['target_ids']:,} "
+        f"of {model['vocabulary']:,} pieces can be written, {model['lines']:,} lines of {model['data']}. During the "
+        f"blocks other programs had {share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests "
+        f"of the machine {share_of_cores(result, 'stolen_seconds'):.1%}."
     )
     tables = []
     for mode in dict.fromkeys(entry.split(" ")[0] for entry in result["entries"]):
