@@ -206,7 +206,8 @@ def print_description(found: dict[str, Any]) -> None:
     print_table(table)
     print(", ".join(f"{name} {value}" for name, value in found["config"].items()))
     if "model_is_of" in found:
-        print(_model_is_of(found["model_is_of"]))
+        is_imported = "imported" in found["facts"]
+        print("imported, not trained here" if is_imported else _model_is_of(found["model_is_of"]))
 
 
 def _model_is_of(metadata: dict[str, Any] | None) -> str:
