@@ -16,7 +16,7 @@ from transduce.predictor import Predictor
 if TYPE_CHECKING:
     from transduce.export.greedy_onnx import Greedy
 
-TITLE = "ONNX"
+TITLE = "ONNX Runtime"
 
 _LARGEST_FILE = 2**31 - 1  # bytes that a protobuf message can hold: twice as many as the paper's big model has
 _PACKAGES = ("onnx", "onnxruntime")
