@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -112,7 +113,9 @@ def main() -> None:
     root = os.environ.get("TRANSDUCE_DATA")
     pairs = load_split("multi30k-en-de", "test2016", root=Path(root) if root else None)
     model = prepare(folder / "decode", run, pairs)
-    workers = [Worker(name, folder, run) for name in arguments.names or PEERS]
+    workers, failed = start(arguments.names or list(PEERS), folder, run)
+    if not workers:
+        parser.exit(1, f"none could be measured: {failed}\n")
     blocks = measure(workers, modes, arguments.rounds)
     result = {
         "measured": datetime.now(UTC).date().isoformat(),
@@ -120,10 +123,12 @@ def main() -> None:
         "machine": {"cpu": machine.cpu_model(), "cores": machine.num_cores()},
         "rounds": arguments.rounds,
         "model": model,
-        "peers": {worker.name: worker.facts | quality(worker, workers[0], modes, pairs.tgt) for worker in workers},
+        "peers": {worker.name: worker.facts | quality(worker, workers, modes, pairs.tgt) for worker in workers},
+        "failed": failed,
         "entries": summarise(blocks),
         "blocks": blocks,
     }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(in_lines(result))
     for name, entry in result["entries"].items():
         print(f"{name:28}", entry)
@@ -131,7 +136,7 @@ def main() -> None:
 
 def prepare(folder: Path, run: Path, pairs: Pairs) -> dict[str, Any]:
     """Lines to answer and the model in each format, made again if they are of other weights; what the model is."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "lines.txt").write_text("".join(f"{line}\n" for line in pairs.src))
     predictor = Predictor.load(run, device="cpu")
     digest = RunFolder.open(run).model_sha256
@@ -139,8 +144,7 @@ def prepare(folder: Path, run: Path, pairs: Pairs) -> dict[str, Any]:
         output = folder / name
         if output.exists() and json.loads((output / "certificate.json").read_text())["model_sha256"] == digest:
             continue
-        if output.exists():
-            raise SystemExit(f"{output} is of another model: remove it")
+        shutil.rmtree(output, ignore_errors=True)  # of another model
         lines = Lines(sources=pairs.src[:20], origin="test2016")
         export_run(predictor, output, format=format, int8=int8, lines=lines, model_sha256=digest, report=print)
     config = predictor.model.config
@@ -153,6 +157,18 @@ def prepare(folder: Path, run: Path, pairs: Pairs) -> dict[str, Any]:
         "data": "multi30k-en-de, test2016",
         "lines": len(pairs),
     }
+
+
+def start(names: list[str], folder: Path, run: Path) -> tuple[list[Worker], dict[str, str]]:
+    """All workers, ready; and those that cannot be measured here, with what they said last."""
+    workers, failed = [], {}
+    for name in names:
+        try:
+            workers.append(Worker(name, folder, run))
+        except (OSError, RuntimeError) as error:
+            failed[name] = str(error).strip().rpartition("\n")[2]
+            print(f"{name}: left out: {error}", file=sys.stderr)
+    return workers, failed
 
 
 def measure(workers: list[Worker], modes: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -170,16 +186,16 @@ def measure(workers: list[Worker], modes: list[str], rounds: int) -> list[dict[s
     return blocks
 
 
-def quality(worker: Worker, ours: Worker, modes: list[str], references: list[str]) -> dict[str, Any]:
-    """BLEU of its answers, and how many of them are ours."""
-    found = {}
+def quality(worker: Worker, workers: list[Worker], modes: list[str], references: list[str]) -> dict[str, Any]:
+    """BLEU of its answers, and how many of them are ours, if we were measured; of the lines that it answered."""
+    ours = next((other for other in workers if other.name == OURS), None)
+    found: dict[str, dict[str, float]] = {}
     for search in sorted({mode.split("/")[0] for mode in modes if mode.endswith("/all")}):
-        every = worker.facts["every"]
-        answers, own = worker.ask(f"answers {search}"), ours.ask(f"answers {search}")[::every]
-        found[search] = {
-            "bleu": round(sacrebleu.corpus_bleu(answers, [references[::every]]).score, 2),
-            "equal_to_ours": sum(a == b for a, b in zip(answers, own, strict=True)),
-        }
+        answers = worker.ask(f"answers {search}")
+        found[search] = {"bleu": round(sacrebleu.corpus_bleu(answers, [references[: len(answers)]]).score, 2)}
+        if ours:
+            own = ours.ask(f"answers {search}")[: len(answers)]
+            found[search]["equal_to_ours"] = sum(a == b for a, b in zip(answers, own, strict=True))
     return {"quality": found}
 
 
@@ -204,7 +220,9 @@ def summarise(blocks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 entry["to_ours"] = round(median(ratios), 3)
             if mode.endswith("/1"):
                 latencies = sorted(value for block in own for value in block["latencies_ms"])
-                entry["latency_ms"] = {f"p{part}": latencies[len(latencies) * part // 100] for part in (50, 90, 99)}
+                entry["latency_ms"] = {
+                    f"p{part}": latencies[-(-len(latencies) * part // 100) - 1] for part in (50, 90, 99)
+                }
             entries[f"{mode} {name}"] = entry
     return entries
 

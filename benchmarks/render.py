@@ -158,7 +158,8 @@ def decoding(result: dict[str, Any]) -> str:
             rows.append(row)
         head += ["ms: p50, p90, p99", "first answer, ms"] if is_single else ["BLEU", "answers equal to ours"]
         tables.append(as_table(head, rows))
-    return "\n\n".join([about, *tables])
+    failed = [f"Not measured: {name}: {reason}" for name, reason in result.get("failed", {}).items()]
+    return "\n\n".join([about, *tables, *failed])
 
 
 TABLES = {"train": training, "large_corpus": large_corpus, "decode": decoding}

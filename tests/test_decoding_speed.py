@@ -5,6 +5,7 @@ import pytest
 
 from calling import command
 from transduce.decoding import DecodingConfig
+from transduce.decoding_speed import measure_decoding
 from transduce.predictor import Predictor
 
 pytest_plugins = ["runs"]
@@ -45,11 +46,31 @@ def test_the_table_names_what_was_measured(run: Path, source: Path) -> None:
         assert word in found.out.decode()
 
 
+def test_blank_lines_which_the_model_never_sees_are_not_counted(run: Path) -> None:
+    texts = ["abc", "zyxwv"]
+    found = measure_decoding(Predictor.load(run, device="cpu"), ["", *texts, " "], lambda _line: None)
+    counts = {mode: (block["lines"], block["tokens"]) for block in found["blocks"] for mode in [block["mode"]]}
+    expected = measure_decoding(Predictor.load(run, device="cpu"), texts, lambda _line: None)
+    assert counts == {block["mode"]: (len(texts), block["tokens"]) for block in expected["blocks"]}
+
+
+def test_a_percentile_is_a_latency_that_so_many_lines_stay_within(run: Path) -> None:
+    found = measure_decoding(Predictor.load(run, device="cpu"), ["abc", "zyxwv", "qrs"], lambda _line: None)
+    for search in ("greedy", "beam5"):
+        blocks = [block for block in found["blocks"] if block["mode"] == f"{search}/1"]
+        latencies = [value for block in blocks for value in block["latencies_ms"]]
+        for name, value in found["modes"][f"{search}/1"]["latency_ms"].items():
+            share = int(name.removeprefix("p")) / 100
+            assert sum(latency <= value for latency in latencies) / len(latencies) >= share
+            assert sum(latency < value for latency in latencies) / len(latencies) < share
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["decode"], "Add --run RUN"),
-        (["train", "--run", "x"], "are for `benchmark decode`"),
+        (["decode"], "required: --run"),
+        (["train", "--run", "x"], "'--run' is not understood"),
+        (["decode", "--run", "x", "--steps", "7"], "'--steps' is not understood"),
         (["decode", "--run", "/nowhere"], "no run here"),
     ],
 )

@@ -106,8 +106,6 @@ def benchmark(arguments: argparse.Namespace) -> int:
         raise TransduceError(f"-o {arguments.output}: there is no such folder. Make it first, or choose another.")
     if arguments.topic == "decode":
         found: dict[str, Any] | None = _measure_answers(arguments)
-    elif arguments.run or arguments.source:
-        raise TransduceError("--run and --source are for `benchmark decode`; training is measured with --model.")
     elif arguments.processes > 1 and num_processes() == 1:
         return spawn(arguments.processes, arguments.words)
     else:
@@ -129,11 +127,9 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _measure_answers(arguments: argparse.Namespace) -> dict[str, Any]:
-    if not arguments.run:
-        raise TransduceError("whose answers? Add --run RUN, a run folder.")
     surroundings = surroundings_of(arguments)
     lines = lines_of(RunFolder.open(Path(arguments.run)), surroundings, arguments.source)
-    predictor = Predictor.load(arguments.run, device=arguments.device)
+    predictor = Predictor.load(arguments.run, device=arguments.device, report=surroundings.report)
     return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(
         predictor, lines.sources, surroundings.report
     )

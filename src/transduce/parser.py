@@ -207,16 +207,10 @@ def _add_import(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_benchmark(verbs: "argparse._SubParsersAction[_Parser]") -> None:
-    verb = _add_verb(verbs, "benchmark", "measure how fast this machine does it, and how fast it could")
-    verb.add_argument(
-        "topic", choices=["train", "decode"], help="what is measured: the real trainer, or a run's answers"
-    )
-    verb.add_argument("-o", "--output", metavar="FILE", help="write the JSON object there, too")
-    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    decoding = verb.add_argument_group("decode")
-    decoding.add_argument("--run", metavar="RUN", help="a run folder, whose model answers")
-    decoding.add_argument("--source", metavar="FILE", help="lines to answer (default: the run's validation lines)")
-    training = verb.add_argument_group("train")
+    text = "measure how fast this machine does it, and how fast it could"
+    verb = verbs.add_parser("benchmark", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    topics = verb.add_subparsers(dest="topic", required=True, metavar="TOPIC")
+    training = _add_verb(topics, "train", "target tokens per second through the real trainer")
     training.add_argument("--model", choices=["tiny", "small", "base", "big"], default="tiny", help="default: tiny")
     training.add_argument(
         "--data",
@@ -226,6 +220,12 @@ def _add_benchmark(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     training.add_argument("--steps", type=_positive, metavar="N", help="timed ones (default: by the model)")
     training.add_argument("--batch-tokens", type=_positive, default=4096, metavar="N", help="of a step (default: 4096)")
     training.add_argument("--processes", type=_positive, default=1, metavar="N", help="share each batch among so many")
+    decoding = _add_verb(topics, "decode", "answers of a run per second, from text to text")
+    decoding.add_argument("--run", required=True, metavar="RUN", help="a run folder, whose model answers")
+    decoding.add_argument("--source", metavar="FILE", help="lines to answer (default: the run's validation lines)")
+    for topic in (training, decoding):
+        topic.add_argument("-o", "--output", metavar="FILE", help="write the JSON object there, too")
+        topic.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_references(verb: _Parser) -> None:

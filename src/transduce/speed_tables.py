@@ -31,11 +31,7 @@ def print_training_speed(found: dict[str, Any]) -> None:
     print("padding: " + ", ".join(f"{side} {share:.1%}" for side, share in found["padding"].items()))
     held = " + ".join(f"{value:,.0f}" for value in found["peak_memory_mib"])
     print(f"peak memory: {held} MiB")
-    if found["others_share"] is not None:
-        print(
-            f"of the cores' time, other programs had {found['others_share']:.1%}, "
-            f"other guests of the machine {found['stolen_share']:.1%}"
-        )
+    _print_what_others_had(found)
     print(
         f"{settings['blocks']} blocks of {settings['steps_per_block']} steps. Tokens are real ones with their end, no "
         "padding. Share = time that the products a step executes take alone, at the same sizes and strides, on as many "
@@ -68,11 +64,20 @@ def print_decoding_speed(found: dict[str, Any]) -> None:
         table.add_row(mode, *(f"{speed['median']:,.0f}" for speed in speeds), latencies)
     print_table(table)
     print(f"the first answer took {found['first_answer_ms']:,.0f} ms; peak memory {found['peak_memory_mib']:,.0f} MiB")
+    _print_what_others_had(found)
     print(
         f"Medians over {settings['blocks']} blocks, from text to text. beam5 divides scores by the length; all: every "
         f"line in one call; 64, 1: so many a call; 1: the first {settings['single_lines']} lines. Tokens are those of "
         "the answers, their ends included."
     )
+
+
+def _print_what_others_had(found: dict[str, Any]) -> None:
+    if found["others_share"] is not None:
+        print(
+            f"of the cores' time, other programs had {found['others_share']:.1%}, "
+            f"other guests of the machine {found['stolen_share']:.1%}"
+        )
 
 
 def _where(found: dict[str, Any]) -> str:
