@@ -23,6 +23,7 @@ pytest_plugins = ["runs"]
 
 VERBS = [
     "fit", "train", "predict", "translate", "evaluate", "compare", "average", "describe", "data", "verify", "benchmark",
+    "export", "import",
 ]  # fmt: skip
 HOSTILE = ["abc", "", "a\u2028b", "\u0085", "a\x0bb\x0cc", "\x1c", "a\rb", "   ", "ﷺ 👩‍👩‍👧", "<pad></s>"]
 
@@ -77,9 +78,12 @@ def test_help_of_every_verb_imports_no_torch() -> None:
     assert found.returncode == 0, found.stderr.decode()
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_is_explained_in_the_help(verb: str) -> None:
-    found = command(verb, "--help")
+TOPICS = ["benchmark train", "benchmark decode"]
+
+
+@pytest.mark.parametrize("words", [*(verb for verb in VERBS if verb != "benchmark"), *TOPICS])
+def test_every_option_is_explained_in_the_help(words: str) -> None:
+    found = command(*words.split(), "--help")
     assert found.status == 0
     parts = re.split(r"\n  (?=[-\w])", found.out.decode())[1:]
     bare = [part for part in parts if not re.search(r"  +\w|\n +\w", part)]
