@@ -35,6 +35,7 @@ OURS = "transduce"
 MODES = ["greedy/all", "beam5/all", "greedy/64", "beam5/64", "greedy/1", "beam5/1"]
 PEERS = {
     OURS: ("", "transduce_decoder", "run"),
+    "transduce-int8": ("", "transduce_decoder", "run int8"),
     "ctranslate2": ("decoding", "ctranslate2_decoder", "float32"),
     "ctranslate2-int8": ("decoding", "ctranslate2_decoder", "int8"),
     "huggingface": ("decoding", "huggingface_decoder", ""),
@@ -53,7 +54,12 @@ class Worker:
     def __init__(self, name: str, folder: Path, run: Path) -> None:
         environment, script, argument = PEERS[name]
         python = folder / environment / "bin/python" if environment else Path(sys.executable)
-        words = [python, HERE / "peers" / f"{script}.py", folder, run if argument == "run" else argument]
+        words = [
+            python,
+            HERE / "peers" / f"{script}.py",
+            folder,
+            *(run if word == "run" else word for word in argument.split()),
+        ]
         self.name, self.log = name, folder / f"decode-{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

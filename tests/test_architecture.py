@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src/transduce"
 ROWS = {
     "leaves": {
         "errors", "files", "stopping", "config", "unigram", "vocabulary", "tokenizer", "model", "loss", "optim",
-        "decoding", "beams", "constraints", "inference", "sentencepieces",
+        "decoding", "beams", "constraints", "inference", "linear_maps", "sentencepieces",
         "metric_definitions", "metrics", "distributed", "decompression", "reading", "machine",
         "matrix_products", "cuda_graphs", "cpu_settings", "certified_files", "large_files", "pair_rows",
         "prepared_folder", "shards", "word_table", "worker_processes",
@@ -35,7 +35,7 @@ SIDEWAYS = {
     "sentencepieces": {"vocabulary"},
     "decoding": {"constraints"},
     "beams": {"constraints", "decoding"},
-    "inference": {"model"},
+    "inference": {"linear_maps", "model"},
     "vocabulary": {"unigram", "word_table"},
     "metrics": {"metric_definitions"},
     "reading": {"decompression", "pair_rows"},

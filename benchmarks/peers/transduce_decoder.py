@@ -12,7 +12,7 @@ from transduce.decoding import DecodingConfig
 from transduce.predictor import Predictor
 
 speed_up_cpu()
-predictor = Predictor.load(Path(sys.argv[2]), device="cpu")
+predictor = Predictor.load(Path(sys.argv[2]), device="cpu", int8=sys.argv[3:] == ["int8"])
 
 
 def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], int]:

@@ -171,6 +171,7 @@ def _evaluate(arguments: Arguments) -> int:
                 "in_training_too": overlap,
                 "beam_size": predictor.decoding.beam_size,
                 "length_penalty": predictor.decoding.length_penalty,
+                "int8": predictor.int8,
                 "seconds": round(time.perf_counter() - started, 2),
             }
         )
@@ -253,7 +254,9 @@ def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
 
 
 def _load(arguments: Arguments, name: str) -> Predictor:
-    predictor = Predictor.load(name, device=arguments.device, report=surroundings_of(arguments).report)
+    predictor = Predictor.load(
+        name, device=arguments.device, int8=arguments.int8, report=surroundings_of(arguments).report
+    )
     seeds = () if arguments.verb == "compare" else ("seed",)  # there it is that of the resampling
     options = ("beam_size", "length_penalty", "temperature", "top_k", "top_p", *seeds)
     chosen = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None) is not None}

@@ -129,7 +129,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
 def _measure_answers(arguments: argparse.Namespace) -> dict[str, Any]:
     surroundings = surroundings_of(arguments)
     lines = lines_of(RunFolder.open(Path(arguments.run)), surroundings, arguments.source)
-    predictor = Predictor.load(arguments.run, device=arguments.device, report=surroundings.report)
+    predictor = Predictor.load(arguments.run, device=arguments.device, int8=arguments.int8, report=surroundings.report)
     return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(
         predictor, lines.sources, surroundings.report
     )

@@ -3,8 +3,8 @@
 `model/` says what is computed; here its matrices are prepared once for how they are used, and a step is the fewest
 calls that compute it. What is different:
 
-- Matrices are kept transposed, which a CPU multiplies single rows by twice as fast, and the output matrix is widened to
-  whole blocks of 64 columns: 4,301 columns take half as long again as 4,352.
+- Matrices are laid out for how they are multiplied (`linear_maps`), if asked for in bytes, and the output matrix is
+  widened to whole blocks of 64 columns: 4,301 columns take half as long again as 4,352.
 - A beam search reorders its hypotheses at every step. Copying their keys and values along would cost more than the
   attention itself, so those are only ever appended, and `ancestry` says which of a sentence's slots each hypothesis
   descends from. Only those bits are reordered; slots that nobody descends from any more are dropped now and then.
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from transduce.linear_maps import MakeMap, Map, float_map, int8_map
 from transduce.model import Transformer
 from transduce.model.decoder import DecoderLayer
 from transduce.model.encoder import EncoderLayer
@@ -33,8 +34,6 @@ _BLOCK_LEN = 64  # ids that the output matrix is a multiple of: whole vectors, a
 _MANY_SENTENCES = 8  # from so many on, keys are filled up to whole vectors; of fewer, the calls take the time
 _FIRST_SLOTS = 16  # a multiple of _VECTOR_LEN, as every number of slots there is room for
 _STEPS_PER_PRUNING = 4  # between two removals of slots that no hypothesis descends from
-
-Map = Callable[[Tensor], Tensor]  # (rows, inputs) -> (rows, outputs)
 
 
 class InferenceState:
@@ -136,30 +135,30 @@ class InferenceState:
 class InferenceModel:
     """A trained Transformer, prepared to answer: `start` and `step` as the model's own, with a state of its own.
 
-    Its matrices are copied, its vectors are shared: when the model's weights change, make a new one.
+    Its matrices are copied, its vectors are shared: when the model's weights change, make a new one. With `int8` its
+    large matrices are held and multiplied in bytes: for a model on a CPU.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, *, int8: bool = False) -> None:
+        make_map = int8_map if int8 else float_map
         self._pad_id, self._num_heads = model.vocabulary.pad_id, model.config.num_heads
         self._embed_source = _Embedding(model.src_embedding, model.src_positions)
         self._embed_target = _Embedding(model.tgt_embedding, model.tgt_positions)
         for positions in (model.src_positions, model.tgt_positions):
             if positions is not None:
                 positions.reserve(model.config.max_len)  # now: workers that decode at once share the table
-        self._encoder_layers = [_EncoderLayer(layer) for layer in model.encoder.layers]
+        self._encoder_layers = [_EncoderLayer(layer, make_map) for layer in model.encoder.layers]
         self._encoder_norm = _norm_of(model.encoder.final_norm)
         layers = list(model.decoder.layers)
         memory = [layer.cross_attention.memory_projection() for layer in layers]  # all look at the same one
-        self._memory = _product_with(
-            torch.cat([weight for weight, _ in memory]), torch.cat([bias for _, bias in memory])
-        )
-        self._decoder_layers = [_DecoderLayer(layer, index) for index, layer in enumerate(layers)]
+        self._memory = make_map(torch.cat([weight for weight, _ in memory]), torch.cat([bias for _, bias in memory]))
+        self._decoder_layers = [_DecoderLayer(layer, index, make_map) for index, layer in enumerate(layers)]
         self._decoder_norm = _norm_of(model.decoder.final_norm)
         self._num_ids = len(model.output_weight)
         num_more = -self._num_ids % _BLOCK_LEN
         bias = None if model.output_bias is None else F.pad(model.output_bias, (0, num_more))
-        self._output = _product_with(F.pad(model.output_weight, (0, 0, 0, num_more)), bias)
+        self._output = make_map(F.pad(model.output_weight, (0, 0, 0, num_more)), bias)
 
     def start(self, src: Int[Tensor, "batch src_len"]) -> InferenceState:
         """Encodes `src`: the state before the first `step`."""
@@ -209,11 +208,12 @@ class _Embedding:
 class _EncoderLayer:
     """x is (B * S, D)."""
 
-    def __init__(self, layer: EncoderLayer) -> None:
+    def __init__(self, layer: EncoderLayer, make_map: MakeMap) -> None:
         attention = layer.self_attention
-        self._qkv, self._out = _linear_of(attention.qkv_proj), _linear_of(attention.out_proj)
+        self._qkv = make_map(attention.qkv_proj.weight, attention.qkv_proj.bias)
+        self._out = make_map(attention.out_proj.weight, attention.out_proj.bias)
         self._num_heads, self._rotary = attention.num_heads, attention.rotary
-        self._feed_forward = _feed_forward_of(layer.feed_forward)
+        self._feed_forward = _feed_forward_of(layer.feed_forward, make_map)
         self._add_and_norm_1, self._add_and_norm_2 = (
             _add_and_norm_of(layer.residual_1),
             _add_and_norm_of(layer.residual_2),
@@ -238,18 +238,19 @@ class _EncoderLayer:
 class _DecoderLayer:
     """x is (B * beam, D): a token of every hypothesis."""
 
-    def __init__(self, layer: DecoderLayer, index: int) -> None:
+    def __init__(self, layer: DecoderLayer, index: int, make_map: MakeMap) -> None:
         own, cross = layer.self_attention, layer.cross_attention
         self._index, self._num_heads, self._rotary = index, own.num_heads, own.rotary
         d_model = own.out_proj.in_features
         # The 1 / sqrt(d_k) of equation 1 goes into what makes the queries.
         scales = own.qkv_proj.weight.new_ones(3 * d_model)
         scales[:d_model] = (d_model // own.num_heads) ** -0.5
-        self._qkv = _product_with(own.qkv_proj.weight * scales[:, None], own.qkv_proj.bias * scales)
+        self._qkv = make_map(own.qkv_proj.weight * scales[:, None], own.qkv_proj.bias * scales)
         query = cross.qkv_proj
-        self._query = _product_with(query.weight[:d_model] * scales[0], query.bias[:d_model] * scales[0])
-        self._own_out, self._cross_out = _linear_of(own.out_proj), _linear_of(cross.out_proj)
-        self._feed_forward = _feed_forward_of(layer.feed_forward)
+        self._query = make_map(query.weight[:d_model] * scales[0], query.bias[:d_model] * scales[0])
+        self._own_out = make_map(own.out_proj.weight, own.out_proj.bias)
+        self._cross_out = make_map(cross.out_proj.weight, cross.out_proj.bias)
+        self._feed_forward = _feed_forward_of(layer.feed_forward, make_map)
         self._add_and_norm_1 = _add_and_norm_of(layer.residual_1)
         self._add_and_norm_2 = _add_and_norm_of(layer.residual_2)
         self._add_and_norm_3 = _add_and_norm_of(layer.residual_3)
@@ -304,28 +305,18 @@ def _to_whole_vectors(length: int) -> int:
     return -(-length // _VECTOR_LEN) * _VECTOR_LEN
 
 
-def _product_with(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, "outputs"] | None) -> Map:
-    """x W^T + b, with the matrix as it is multiplied: (inputs, outputs)."""
-    weight = weight.t().contiguous()
-    return (lambda x: x @ weight) if bias is None else (lambda x: torch.addmm(bias, x, weight))
-
-
-def _linear_of(module: nn.Linear) -> Map:
-    return _product_with(module.weight, module.bias)
-
-
-def _feed_forward_of(module: nn.Module) -> Map:
+def _feed_forward_of(module: nn.Module, make_map: MakeMap) -> Map:
     assert isinstance(module, FeedForward | GatedFeedForward)
-    down = _linear_of(module.down_proj)
+    down = make_map(module.down_proj.weight, module.down_proj.bias)
     if isinstance(module, GatedFeedForward):
-        gate_up = _linear_of(module.gate_up_proj)
+        gate_up = make_map(module.gate_up_proj.weight, module.gate_up_proj.bias)
 
         def gated(x: Tensor) -> Tensor:
             gate, up = gate_up(x).chunk(2, dim=-1)
             return down(F.silu(gate) * up)
 
         return gated
-    up = _linear_of(module.up_proj)
+    up = make_map(module.up_proj.weight, module.up_proj.bias)
     activation: Map = torch.relu_ if isinstance(module.activation, nn.ReLU) else module.activation
     return lambda x: down(activation(up(x)))
 

@@ -54,7 +54,8 @@ class Predictor:
 
     `predict` answers texts; `predict_n_best` gives several answers to each. An empty text is answered by an empty one.
     A source longer than the model is meant for is cut off, counted in `num_truncated` and reported. The model's weights
-    are prepared for answering at the first answer: change them later, and make a new predictor.
+    are prepared for answering at the first answer: change them later, and make a new predictor. With `int8` its large
+    matrices are multiplied in bytes, which is faster on CPUs with VNNI, and gives nearly the same answers.
     """
 
     def __init__(
@@ -64,9 +65,13 @@ class Predictor:
         decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
         *,
         constraints: Constraints = Constraints(),  # noqa: B008 - frozen
+        int8: bool = False,
         report: Callable[[str], None] = lambda _line: None,
     ) -> None:
+        if int8 and model.output_weight.device.type != "cpu":
+            raise TransduceError("int8 is for answers on a CPU: leave it out, or give --device cpu.")
         self.model = model.eval()
+        self.int8 = int8
         self.tokenizer = tokenizer
         self.decoding = decoding
         self.constraints = constraints  # of every answer; `predict` can be given others for each text
@@ -81,6 +86,7 @@ class Predictor:
         *,
         device: str = "auto",
         decoding: DecodingConfig | None = None,
+        int8: bool = False,
         report: Callable[[str], None] = lambda _line: None,
     ) -> "Predictor":
         """The best model of a run folder, with the run's own decoding settings unless others are given.
@@ -94,9 +100,8 @@ class Predictor:
             model = Transformer(build(TransformerConfig, settings["model"], "model."), vocabulary_sizes(tokenizer))
         load_parameters(model, folder.read_model()[0])
         model.to(find_device(device))
-        return cls(
-            model, tokenizer, decoding or build(DecodingConfig, settings["decoding"], "decoding."), report=report
-        )
+        decoding = decoding or build(DecodingConfig, settings["decoding"], "decoding.")
+        return cls(model, tokenizer, decoding, int8=int8, report=report)
 
     def predict(self, texts: Sequence[str], constraints: Sequence[Constraints] | None = None) -> list[str]:
         """The best answer to each text, in their order; `constraints` are one for each text."""
@@ -184,7 +189,7 @@ class Predictor:
 
     @cached_property
     def _inference_model(self) -> InferenceModel:
-        return InferenceModel(self.model)
+        return InferenceModel(self.model, int8=self.int8)
 
     @property
     def _is_sampling(self) -> bool:
@@ -293,9 +298,9 @@ def _workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Ite
         torch.set_num_threads(num_threads)
 
 
-def load(run: str | Path, *, device: str = "auto") -> Predictor:
+def load(run: str | Path, *, device: str = "auto", int8: bool = False) -> Predictor:
     """The best model of a run folder, ready to answer: `transduce.load("runs/x").predict(["a text"])`."""
-    return Predictor.load(run, device=device)
+    return Predictor.load(run, device=device, int8=int8)
 
 
 def vocabulary_sizes(tokenizer: Tokenizer) -> VocabularySizes:

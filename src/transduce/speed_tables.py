@@ -51,9 +51,10 @@ def _what_was_trained(found: dict[str, Any]) -> str:
 def print_decoding_speed(found: dict[str, Any]) -> None:
     """What `benchmark decode` found, and how its figures are to be read."""
     settings = found["settings"]
+    precision = "int8" if settings["int8"] else "float32"
     print(
         f"{settings['parameters']:,} parameters, {settings['target_ids']:,} pieces to write with, "
-        f"{settings['lines']:,} lines, {settings['threads']} threads\n{_where(found)}"
+        f"{settings['lines']:,} lines, {settings['threads']} threads, {precision}\n{_where(found)}"
     )
     table = Table("answers", "tokens / second", "sentences / second", "tokens / CPU second", "ms a line: p50, p90, p99")
     for column in table.columns[1:]:
