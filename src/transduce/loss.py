@@ -10,6 +10,7 @@ from torch import Tensor
 _ROWS_ON_CPU = 256
 # A GPU wants large products; memory, not cache, is the bound there.
 _ROWS_ON_GPU = 4096
+_VECTOR_LEN = 16  # float32 numbers in the widest registers of a CPU (AVX-512)
 
 
 def cross_entropy_sum(
@@ -66,10 +67,13 @@ class _CrossEntropySum(torch.autograd.Function):
         weights = is_real.to(sum_dtype)[:, None]
         x, w = (hidden * weights).to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
-        probabilities = hidden.new_empty(min(chunk, hidden.size(0)), weight.size(0), dtype=sum_dtype)
+        most_rows, num_ids = min(chunk, hidden.size(0)), weight.size(0)
+        probabilities = hidden.new_empty(most_rows, num_ids, dtype=sum_dtype)
+        # Rows that begin at whole vectors are written up to half as fast again, and memory that is used again is warm.
+        room = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)[:, :num_ids]
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            logits = (x[rows] @ w.T).to(sum_dtype)
+            logits = torch.mm(x[rows], w.T, out=room[: len(x[rows])]).to(sum_dtype)
             if bias is not None:
                 logits += bias
             loss, gradient = _loss_and_gradient(logits, targets[rows], label_smoothing, probabilities)
