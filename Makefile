@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test proofs check clean
+.PHONY: demo test proofs notebooks check clean
 
 demo: $(READY)  ## learn to pronounce English in five minutes, score it, pronounce words that are in no dictionary
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo
@@ -15,6 +15,9 @@ test: $(READY)  ## all tests but the minutes-long proofs
 
 proofs: $(READY)  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m proof
+
+notebooks: $(READY)  ## execute all notebooks, write their outputs, and what was measured into the ledger
+	$(BIN)/python notebooks/build.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,0 +1,63 @@
+"""One look for all pictures: a colour for each role, kept from the first to the last page."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+QUERY, KEY, VALUE = "#7b3fa0", "#d1701c", "#1f7a53"
+ENCODER, DECODER = "#2b6cb0", "#b5443a"
+NEUTRAL, FAINT, INK = "#8a8f98", "#e6e8eb", "#1f2328"
+SERIES = ("#2b6cb0", "#b5443a", "#1f7a53", "#d1701c", "#7b3fa0", "#5b6770")  # of curves, told apart by markers as well
+WEIGHTS = "Blues"  # of what lies between 0 and 1
+SIGNED = "RdBu_r"  # of what has a sign; centred on 0
+
+_LOOK: Any = {
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "font.size": 10,
+    "axes.edgecolor": NEUTRAL,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot and whatever its backend is."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", metadata={"Software": None})
+        return content.getvalue()
+
+
+def canvas(rows: int = 1, columns: int = 1, *, width: float = 9.0, height: float = 3.2) -> tuple[Picture, list[Axes]]:
+    """A picture with rows x columns axes in reading order; sizes in inches."""
+    with mpl.rc_context(_LOOK):
+        figure = Picture(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def name_ticks(axes: Axes, *, queries: Sequence[str], keys: Sequence[str]) -> None:
+    """Tokens at the rows (queries) and columns (keys) of a matrix that `axes` shows. Raises ValueError if they do not
+    fit it: a map with wrong labels is worse than none."""
+    shape = np.shape(axes.images[-1].get_array())[:2]
+    if shape != (len(queries), len(keys)):
+        raise ValueError(f"a map of {shape[0]} queries by {shape[1]} keys got {len(queries)} and {len(keys)} tokens.")
+    axes.set_yticks(range(len(queries)), [_literally(token) for token in queries])
+    axes.set_xticks(range(len(keys)), [_literally(token) for token in keys], rotation=60, ha="right")
+
+
+def _literally(token: str) -> str:
+    return token.replace("$", r"\$")  # else matplotlib reads what is between two of them as a formula

@@ -1,0 +1,138 @@
+"""The few lines that train a small network for an experiment, and score it by what it writes by itself.
+
+Real training is `transduce.trainer`'s; this loop takes anything that has the Transformer's interface, so that a
+recurrent network, or a Transformer with a part taken out, learns from the same batches in the same way.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transduce.data import Batch
+from transduce.decoding import DecodingConfig, SpecialIds, greedy_search
+from transduce.learn.tasks import BOS, EOS, PAD
+from transduce.loss import cross_entropy_sum
+from transduce.model import Transformer, TransformerConfig, VocabularySizes
+
+Draw = Callable[[int, torch.Generator], Batch]  # (rows, random) -> a fresh batch
+
+
+class Seq2Seq(Protocol):
+    """What is trained: source and shifted target in, one vector for each target position out, and scores of it."""
+
+    def __call__(self, src: Int[Tensor, "batch src_len"], tgt_in: Int[Tensor, "batch tgt_len"]) -> Tensor: ...
+    def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch ids"]: ...
+    @property
+    def output_weight(self) -> Float[Tensor, "ids d_model"]: ...
+    def parameters(self) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@dataclass
+class Training:
+    """What happened: mean cross-entropy in nats, without smoothing, and length of the gradient at each step."""
+
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def smoothed(self, over: int = 20) -> list[float]:
+        """The losses as means over `over` steps, for a curve that can be read."""
+        return [sum(self.losses[max(0, i - over + 1) : i + 1]) / min(over, i + 1) for i in range(len(self.losses))]
+
+
+def small_transformer(vocabulary: VocabularySizes, seed: int = 1, **settings: Any) -> Transformer:
+    """A Transformer of the shipped code, small enough for an experiment; `settings` are those of TransformerConfig."""
+    torch.manual_seed(seed)
+    small = {"d_model": 64, "d_ff": 128, "num_heads": 4, "num_encoder_layers": 2, "num_decoder_layers": 2}
+    return Transformer(TransformerConfig(**({"dropout": 0.0, "max_len": 64} | small | settings)), vocabulary)
+
+
+def train(
+    model: Seq2Seq,
+    draw: Draw,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    warmup_steps: int = 50,
+    label_smoothing: float = 0.0,
+    max_grad_norm: float = 0.0,
+    seed: int = 1,
+) -> Training:
+    """Adam with a linear warm-up, then a linear way down to zero; the same batches for every model of the same seed.
+
+    A loss that is not finite ends the training: the curve then stops there, and the weights stay as they were before.
+    """
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
+    found, started = Training(), time.perf_counter()
+    model.train()
+    for step in range(1, steps + 1):
+        batch = draw(batch_size, random)
+        loss, nll = _losses(model, batch, label_smoothing)
+        if not torch.isfinite(loss):
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(list(model.parameters()), max_grad_norm or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(step / max(1, warmup_steps), (steps - step + 1) / steps)
+        optimizer.step()
+        found.losses.append(nll)
+        found.gradient_norms.append(float(norm))
+    found.seconds = time.perf_counter() - started
+    model.train(False)
+    return found
+
+
+@torch.no_grad()
+def mean_loss(model: Seq2Seq, batch: Batch) -> float:
+    """Mean cross-entropy of the targets in nats, every token told all before it (teacher forcing)."""
+    model.train(False)
+    return _losses(model, batch, 0.0)[1]
+
+
+@torch.no_grad()
+def token_accuracy(model: Seq2Seq, batch: Batch) -> float:
+    """Share of target tokens, ends included, that are likeliest when all before them are told (teacher forcing)."""
+    model.train(False)
+    guesses = model.logits(model(batch.src, batch.tgt_in)).argmax(dim=-1)
+    is_real = batch.tgt_out != PAD
+    return float((guesses == batch.tgt_out)[is_real].float().mean())
+
+
+@torch.inference_mode()
+def written(model: Any, src: Int[Tensor, "batch src_len"], most_tokens: int) -> list[list[int]]:
+    """What the model writes by itself, greedily, each token after its own earlier ones; without the end."""
+    model.train(False)
+    special = SpecialIds(pad=PAD, bos=BOS, eos=EOS)
+    longest = torch.full((len(src),), most_tokens)
+    found = greedy_search(model.step, model.start(src), longest, special, config=DecodingConfig(beam_size=1))
+    return [list(hypothesis.ids) for hypothesis in found]
+
+
+def exact_match(model: Any, batch: Batch) -> float:
+    """Share of sources whose whole answer, written by the model itself, is right."""
+    answers = written(model, batch.src, batch.tgt_out.size(1) + 2)
+    right = [[i for i in row if i not in (PAD, EOS)] for row in batch.tgt_out.tolist()]
+    return sum(a == b for a, b in zip(answers, right, strict=True)) / len(right)
+
+
+def _losses(model: Seq2Seq, batch: Batch, label_smoothing: float) -> tuple[Tensor, float]:
+    """The mean loss that is minimised, and as a number the one without smoothing."""
+    hidden = model(batch.src, batch.tgt_in)
+    loss, count = cross_entropy_sum(
+        hidden, model.output_weight, batch.tgt_out, pad_id=PAD, label_smoothing=label_smoothing
+    )
+    with torch.no_grad():
+        plain = loss
+        if label_smoothing:
+            plain, _ = cross_entropy_sum(hidden, model.output_weight, batch.tgt_out, pad_id=PAD)
+    return loss / count, float(plain.detach() / count)
