@@ -52,7 +52,7 @@ def canvas(rows: int = 1, columns: int = 1, *, width: float = 9.0, height: float
 def name_ticks(axes: Axes, *, queries: Sequence[str], keys: Sequence[str]) -> None:
     """Tokens at the rows (queries) and columns (keys) of a matrix that `axes` shows. Raises ValueError if they do not
     fit it: a map with wrong labels is worse than none."""
-    shape = np.shape(axes.images[-1].get_array())[:2]
+    shape = np.shape(np.asarray(axes.images[-1].get_array()))[:2]
     if shape != (len(queries), len(keys)):
         raise ValueError(f"a map of {shape[0]} queries by {shape[1]} keys got {len(queries)} and {len(keys)} tokens.")
     axes.set_yticks(range(len(queries)), [_literally(token) for token in queries])

@@ -1,0 +1,136 @@
+"""The ledger settles claims by their bounds, and writes what was measured beside what was expected."""
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from transduce.errors import MissingInputError, TransduceError
+from transduce.learn import ClaimFailed, Ledger
+from transduce.learn.__main__ import main
+
+LEDGER = Path(__file__).parents[2] / "notebooks/claims.toml"
+TEXT = """# first line
+
+[near-one]
+sentence = "It is {measured:.1f}."
+paper = "3.2"
+experiment = "none.none"
+value = "size"
+at_least = 0.9
+at_most = 1.1
+fast_at_least = 0.0
+
+[slow]
+sentence = "It takes {measured:.0f} ms."
+paper = ""
+experiment = "none.none"
+value = "seconds"
+at_most = 5
+is_timing = true
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    size: float = 1.0
+    seconds: float = 3.0
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    (tmp_path / "claims.toml").write_text(TEXT)
+    return Ledger.load(tmp_path / "claims.toml")
+
+
+@pytest.mark.parametrize(
+    ("size", "holds"), [(0.9, True), (1.1, True), (0.89, False), (1.11, False), (float("nan"), False)]
+)
+def test_a_claim_holds_within_its_bounds(ledger, size, holds):
+    claim = ledger["near-one"]
+    if holds:
+        assert claim.settle(Result(size=size), fast=False).measured == size
+    else:
+        with pytest.raises(ClaimFailed, match="NOT as expected"):
+            claim.settle(Result(size=size), fast=False)
+
+
+def test_a_fast_run_judges_the_direction_alone_and_no_seconds(ledger):
+    assert ledger["near-one"].settle(Result(size=0.1), fast=True).holds
+    with pytest.raises(ClaimFailed):
+        ledger["near-one"].settle(Result(size=-0.1), fast=True)
+    assert ledger["slow"].settle(Result(seconds=99.0), fast=True).holds
+    with pytest.raises(ClaimFailed):
+        ledger["slow"].settle(Result(seconds=99.0), fast=False)
+
+
+def test_what_is_shown_has_the_number_the_section_and_the_command(ledger):
+    shown = ledger["near-one"].settle(Result(), fast=False)._repr_markdown_()
+    for part in ("It is 1.0.", "section 3.2", "from 0.9 to 1.1", "python -m transduce.learn near-one"):
+        assert part in shown
+
+
+def test_what_was_measured_is_written_once_and_nothing_else_changes(ledger):
+    ledger.write_measured({"near-one": 1.01234567})
+    ledger.write_measured({"near-one": 0.98765432})
+    text = ledger.path.read_text()
+    assert ledger["near-one"].measured == 0.9877
+    assert ledger["slow"].measured is None
+    kept = [line for line in text.split("\n") if not line.startswith("measured")]
+    assert "\n".join(kept) == TEXT
+    assert text.count("measured =") == 1
+
+
+def test_settled_values_are_recorded_where_the_environment_says(ledger, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSDUCE_MEASURED", str(tmp_path / "m.jsonl"))
+    ledger["near-one"].settle(Result(size=1.05), fast=False)
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"claim": "near-one", "measured": 1.05}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("at_most = 5", "most = 5"), "claim slow has most"),
+        (("at_most = 5\n", ""), "what is expected"),
+        (("is_timing = true\n", ""), "which way does it go"),
+    ],
+)
+def test_a_ledger_that_says_too_little_is_refused(tmp_path, change, told):
+    (tmp_path / "claims.toml").write_text(TEXT.replace(*change))
+    with pytest.raises(TransduceError, match=told):
+        Ledger.load(tmp_path / "claims.toml")
+
+
+def test_an_unknown_claim_names_the_known_ones(ledger):
+    with pytest.raises(TransduceError, match="near-one, slow"):
+        ledger["far"]
+
+
+def test_a_folder_without_a_ledger_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingInputError, match=r"claims\.toml is not here"):
+        Ledger.load()
+
+
+def test_the_command_lists_claims_and_refuses_unknown_ones(monkeypatch, capsys):
+    monkeypatch.chdir(LEDGER.parent)
+    monkeypatch.setattr("sys.argv", ["learn"])
+    assert main() == 0
+    assert len(capsys.readouterr().out.strip().split("\n")) == len(Ledger.load().claims)
+    monkeypatch.setattr("sys.argv", ["learn", "nonsense"])
+    assert main() == TransduceError.exit_status
+    assert capsys.readouterr().err.startswith("error: there is no claim 'nonsense'")
+
+
+def test_every_claim_of_the_project_names_an_experiment_and_was_measured():
+    ledger = Ledger.load(LEDGER)
+    assert len(ledger.claims) >= 25
+    for claim in ledger.claims.values():
+        module, _, function = claim.experiment.rpartition(".")
+        assert callable(getattr(import_module(f"transduce.learn.experiments.{module}"), function)), claim.name
+        assert "{measured" in claim.sentence, claim.name
+        assert claim.measured is not None, claim.name
+        low, high = claim.bounds(fast=False)
+        assert (low is None or claim.measured >= low) and (high is None or claim.measured <= high), claim.name
