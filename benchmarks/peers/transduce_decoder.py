@@ -12,7 +12,8 @@ from transduce.decoding import DecodingConfig
 from transduce.predictor import Predictor
 
 speed_up_cpu()
-predictor = Predictor.load(Path(sys.argv[2]), device="cpu", int8=sys.argv[3:] == ["int8"])
+is_int8 = sys.argv[3:] == ["int8"]
+predictor = Predictor.load(Path(sys.argv[2]), device="cpu", int8=is_int8)
 
 
 def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], int]:
@@ -22,4 +23,4 @@ def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], i
     return [best.text for best in answers], sum(len(best.ids) + 1 for best in answers)
 
 
-answering.serve(f"transduce {transduce.__version__}", transduce.__version__, answer)
+answering.serve(f"transduce {transduce.__version__}, {'int8' if is_int8 else 'float32'}", transduce.__version__, answer)
