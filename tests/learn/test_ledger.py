@@ -86,7 +86,7 @@ def test_what_was_measured_is_written_once_and_nothing_else_changes(ledger):
 def test_settled_values_are_recorded_where_the_environment_says(ledger, tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSDUCE_MEASURED", str(tmp_path / "m.jsonl"))
     ledger["near-one"].settle(Result(size=1.05), fast=False)
-    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"claim": "near-one", "measured": 1.05}
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"claim": "near-one", "measured": 1.05, "fast": False}
 
 
 @pytest.mark.parametrize(

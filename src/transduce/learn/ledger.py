@@ -66,7 +66,7 @@ class Claim:
         settled = Settled(self, float(getattr(result, self.value)), fast)
         if path := os.environ.get(_RECORD):
             with Path(path).open("a") as file:
-                file.write(json.dumps({"claim": self.name, "measured": settled.measured}) + "\n")
+                file.write(json.dumps({"claim": self.name, "measured": settled.measured, "fast": fast}) + "\n")
         if not settled.holds:
             raise ClaimFailed(str(settled))
         return settled
@@ -138,9 +138,9 @@ class Ledger:
             raise TransduceError(f"there is no claim '{name}' in {self.path}; there are: {', '.join(self.claims)}.")
         return self.claims[name]
 
-    def settle(self, name: str, result: Any) -> Settled:
+    def settle(self, name: str, result: Any, *, fast: bool = FAST) -> Settled:
         """Compares one attribute of `result` with what was expected of it."""
-        return self[name].settle(result)
+        return self[name].settle(result, fast=fast)
 
     def write_measured(self, measured: Mapping[str, float]) -> None:
         """Writes what was measured into the file, beside what was expected; everything else stays as it is."""
