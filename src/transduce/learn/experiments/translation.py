@@ -31,7 +31,7 @@ joint = true
 vocab_size = {vocab_size}
 
 [model]
-preset = "tiny"                     # 4 + 4 layers of width 128
+{shape}
 norm_first = true
 dropout = 0.1
 max_len = 256
@@ -53,6 +53,13 @@ seed = 1
 metrics = ["bleu"]
 max_pairs = 100
 """
+
+_TINY = 'preset = "tiny"                     # 4 + 4 layers of width 128'
+_TINIER = "d_model = 64\nd_ff = 128\nnum_heads = 4\nnum_encoder_layers = 2\nnum_decoder_layers = 2"
+_SIZES = {
+    False: {"shape": _TINY, "vocab_size": 4_000, "steps": 1_700, "warmup_steps": 150, "validate_every": 340},
+    True: {"shape": _TINIER, "vocab_size": 400, "steps": 350, "warmup_steps": 40, "validate_every": 175},
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Translator:
 
 
 def translator(*, fast: bool = FAST) -> Translator:
-    """Trains a Transformer-Tiny to translate for about 100 seconds on two cores; `fast`: sentences of a grammar for a few.
+    """Trains a Transformer-Tiny to translate, about 100 seconds on two cores; `fast`: sentences of a grammar, seconds.
 
     Where the captions can neither be found nor fetched, the grammar stands in, in its fast form.
     """
@@ -150,14 +157,11 @@ def translator(*, fast: bool = FAST) -> Translator:
     with TemporaryDirectory() as name:
         folder = Path(name)
         corpus.write(folder)
-        steps = 120 if fast else 1_700
-        values = {"steps": steps, "validate_every": steps // 2 if fast else steps // 5}
-        values |= {"vocab_size": 400, "warmup_steps": 20} if fast else {"vocab_size": 4_000, "warmup_steps": 150}
-        config = load_config(SETTINGS.format(folder=folder, **values), "settings", [])
+        config = load_config(SETTINGS.format(folder=folder, **_SIZES[fast]), "settings", [])
         train(config, folder / "run", surroundings=Surroundings(device="cpu"))
         rows = list(RunFolder.open(folder / "run").metrics())
         predictor = Predictor.load(folder / "run", device="cpu")
-    return Translator(corpus, SETTINGS.format(folder="DIR", **values).strip(), predictor, rows, fast)
+    return Translator(corpus, SETTINGS.format(folder="DIR", **_SIZES[fast]).strip(), predictor, rows, fast)
 
 
 @torch.inference_mode()
@@ -165,9 +169,7 @@ def teacher_forced_answers(predictor: Predictor, sources: list[str], references:
     """What comes out if every token is guessed with the reference's own tokens before it, as during training."""
     model, tokenizer = predictor.model, predictor.tokenizer
     told = []
-    for source, reference in zip(
-        tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True
-    ):
+    for source, reference in zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True):
         tgt_in = torch.tensor([[tokenizer.bos_id, *reference[:-1]]])
         guesses = model.logits(model(pad_sources([source]), tgt_in)).argmax(dim=-1)[0].tolist()
         told.append(tokenizer.decode_target([i for i in guesses if i != tokenizer.eos_id]))
