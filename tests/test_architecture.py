@@ -22,7 +22,7 @@ ROWS = {
         "preparation_jobs", "preparation", "data", "packed_batches", "pronouncing_dictionary", "small_tasks",
         "fetching", "datasets", "tensor_files", "checkpoint", "inspection", "progress", "monitoring",
     },
-    "workers": {"train_step", "trainer", "annotation", "predictor", "export"},
+    "workers": {"train_step", "trainer", "annotation", "predictor", "export", "explaining", "explanation_page"},
     "composition": {
         "settings", "corpus", "scoring", "experiment", "fitting", "benchmarking", "decoding_speed", "importing",
     },
@@ -49,6 +49,8 @@ SIDEWAYS = {
     "trainer": {"train_step"},
     "predictor": {"annotation"},
     "export": {"annotation", "predictor"},
+    "explaining": {"predictor"},
+    "explanation_page": {"explaining"},
     "corpus": {"settings"},
     "scoring": {"settings", "corpus"},
     "experiment": {"settings", "corpus", "scoring"},

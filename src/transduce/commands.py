@@ -21,6 +21,8 @@ from transduce.cpu_settings import speed_up_cpu
 from transduce.distributed import num_processes, spawn
 from transduce.errors import TransduceError
 from transduce.experiment import train
+from transduce.explaining import explain
+from transduce.explanation_page import explanation_page
 from transduce.fitting import fit
 from transduce.metrics import compare
 from transduce.monitoring import TensorBoardWriter
@@ -151,6 +153,18 @@ def _told(
         yield json_line(source, answers, list(islice(annotations, len(answers))))
 
 
+def _explain(arguments: Arguments) -> int:
+    refuse_output(arguments.output, arguments.run)
+    predictor = _load(arguments, arguments.run)
+    with answers_to(arguments.output) as output:
+        page = explanation_page(explain(predictor, arguments.text), Path(arguments.run).name or arguments.run)
+        write_now(output, page.html.encode())
+    for line in page.left_out:
+        predictor.report(line)
+    predictor.report(f"wrote {arguments.output}: open it in a browser")
+    return 0
+
+
 def _evaluate(arguments: Arguments) -> int:
     started = time.perf_counter()
     predictor = _load(arguments, arguments.run)
@@ -219,6 +233,7 @@ _VERBS: dict[str, Callable[[Arguments], int]] = {
     "prepare": _prepare,
     "predict": _predict,
     "translate": _predict,
+    "explain": _explain,
     "evaluate": _evaluate,
     "compare": _compare,
     "average": housekeeping.average,

@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_fit, _add_train, _add_prepare, _add_predict, _add_evaluate, _add_compare, _add_average):
         add(verbs)
+    _add_explain(verbs)
     _add_describe(verbs)
     _add_data(verbs)
     _add_verify(verbs)
@@ -118,6 +119,19 @@ def _add_predict(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     drawing.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens alone")
     drawing.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens that have P together")
     drawing.add_argument("--seed", type=_number_from_0, help="of the draws (default: that of the run)")
+
+
+def _add_explain(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs,
+        "explain",
+        "write a page of HTML that shows how a run answers a text: attention, probabilities, search",
+        epilog="The page needs nothing from outside, and fits into 300 kB; it says what was left out for that.",
+    )
+    verb.add_argument("run", metavar="RUN", help="a run folder")
+    verb.add_argument("text", metavar="TEXT", help="one line; write -- before one that begins with a dash")
+    verb.add_argument("-o", "--output", required=True, metavar="FILE", help="the page, written whole or not at all")
+    _add_decoding(verb)
 
 
 def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:

@@ -18,7 +18,7 @@ from transduce.checkpoint import RunFolder
 from transduce.config import build, parse_toml
 from transduce.constraints import Constraints, ForbiddenText, Rules
 from transduce.data import bucket_batches, pad_sources
-from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, greedy_search, sample
+from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, Step, greedy_search, sample
 from transduce.errors import TransduceError
 from transduce.inference import InferenceModel
 from transduce.model import Transformer, TransformerConfig, VocabularySizes
@@ -125,7 +125,7 @@ class Predictor:
             raise TransduceError(f"{len(constraints)} constraints for {len(texts)} texts: give one for each.")
         answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
-        sources, is_cut = self._encode([texts[row] for row in rows])
+        sources, is_cut = self.encode([texts[row] for row in rows])
         asked = None if constraints is None else [constraints[row] for row in rows]
         found = self.search(sources, num_best, asked, numbers=[first_row + row for row in rows])
         for row, cut, hypotheses in zip(rows, is_cut, found, strict=True):
@@ -143,10 +143,12 @@ class Predictor:
         constraints: Sequence[Constraints] | None = None,
         *,
         numbers: Sequence[int] | None = None,
+        watch: Callable[[Step[Any]], Step[Any]] = lambda step: step,
     ) -> list[list[Hypothesis]]:
         """The `num_best` best answers, as ids, to sources given as ids with their ends; best first.
 
-        `numbers` are those of the sources among all that are drawn for (default: 0, 1, 2, ...).
+        `numbers` are those of the sources among all that are drawn for (default: 0, 1, 2, ...). `watch` may wrap
+        the step function of each batch in one that looks on.
         """
         self._check(num_best)
         numbers = range(len(sources)) if numbers is None else numbers
@@ -160,7 +162,7 @@ class Predictor:
         def answer(batch: np.ndarray) -> None:
             some_sources, some_lens, some_numbers = ([of[i] for i in batch] for of in (sources, max_lens, numbers))
             some_rules = [rules[i] for i in batch] if rules else []
-            answers = self._search(some_sources, some_lens, some_numbers, some_rules, num_best)
+            answers = self._search(some_sources, some_lens, some_numbers, some_rules, num_best, watch)
             for i, hypotheses in zip(batch, answers, strict=True):
                 found[i] = hypotheses
 
@@ -172,7 +174,7 @@ class Predictor:
     def annotate(self, texts: Sequence[str], answers: Sequence[Prediction]) -> list[Annotation]:
         """What the model thinks of an answer to each text, token by token; see `annotation`."""
         rows = [row for row, text in enumerate(texts) if text.strip()]
-        sources, _ = self._encode([texts[row] for row in rows])
+        sources, _ = self.encode([texts[row] for row in rows])
         found = [Annotation([], [], [], [])] * len(texts)
         annotated = annotate(self.model, self.tokenizer, sources, [list(answers[row].ids) for row in rows])
         for row, annotation in zip(rows, annotated, strict=True):
@@ -203,7 +205,7 @@ class Predictor:
             )
         self._rules_of(self.constraints)
 
-    def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Ids with their ends, of as much of each text as the model is meant for; and whether that is not all."""
         longest = self.model.config.max_len
         most = _CHARACTERS_PER_ID * longest
@@ -259,25 +261,23 @@ class Predictor:
         numbers: list[int],
         rules: list[Rules],
         num_best: int,
+        watch: Callable[[Step[Any]], Step[Any]],
     ) -> list[list[Hypothesis]]:
         src = pad_sources(sources).to(self.device)
         longest = torch.tensor(max_lens, device=src.device)
         model, config = self._inference_model, self.decoding
+        step = watch(model.step)
         if self._is_sampling:
             draws = []
             for draw in range(num_best):
                 uniforms = _uniforms(numbers, draw, config.seed, max(max_lens)).to(src.device)
                 state = model.start(src)
-                draws.append(
-                    sample(model.step, state, longest, self.special, config=config, uniforms=uniforms, rules=rules)
-                )
+                draws.append(sample(step, state, longest, self.special, config=config, uniforms=uniforms, rules=rules))
             return [list(of_one_source) for of_one_source in zip(*draws, strict=True)]
         if config.beam_size == 1:
-            found = greedy_search(model.step, model.start(src), longest, self.special, config=config, rules=rules)
+            found = greedy_search(step, model.start(src), longest, self.special, config=config, rules=rules)
             return [[hypothesis] for hypothesis in found]
-        return beam_search(
-            model.step, model.start(src), longest, self.special, config=config, num_best=num_best, rules=rules
-        )
+        return beam_search(step, model.start(src), longest, self.special, config=config, num_best=num_best, rules=rules)
 
 
 @contextmanager
