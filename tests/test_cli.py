@@ -221,7 +221,7 @@ def test_answers_hold_what_is_asked_of_them(run: Path) -> None:
         (["--require", "x", "--temperature", "1"], "needs a beam search"),
         (["--require", ""], "an empty text"),
         (["--forbid", ""], "an empty text"),
-        (["--prefix", "abcdef", "--max-length", "5"], "do not fit an answer, which has at most 5"),
+        (["--prefix", "abcdef", "--max-length", "5"], "do not fit the answer to text 1, which has at most 5"),
         (["--prefix", "a\nb"], "newline"),
     ],
 )

@@ -153,7 +153,8 @@ class Predictor:
         self._check(num_best)
         numbers = range(len(sources)) if numbers is None else numbers
         max_lens = [self.max_len(ids) for ids in sources]
-        rules = self._rules([self.constraints] * len(sources) if constraints is None else constraints, max_lens)
+        asked = [self.constraints] * len(sources) if constraints is None else constraints
+        rules = self._rules(asked, max_lens, numbers)
         found: list[list[Hypothesis]] = [[] for _ in sources]
         lens = np.array([len(ids) for ids in sources], dtype=np.int32)
         budget = max(1, _TOKENS_AT_ONCE // (1 + (1 if self._is_sampling else self.decoding.beam_size)))
@@ -224,15 +225,17 @@ class Predictor:
             self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
         self.num_truncated += sum(is_cut)
 
-    def _rules(self, constraints: Sequence[Constraints], max_lens: Sequence[int]) -> list[Rules]:
+    def _rules(
+        self, constraints: Sequence[Constraints], max_lens: Sequence[int], numbers: Sequence[int]
+    ) -> list[Rules]:
         """What each answer is asked for, in ids; nothing if nothing is asked for."""
         made: dict[Constraints, Rules] = {}
-        for asked, max_len in zip(constraints, max_lens, strict=True):
+        for asked, max_len, number in zip(constraints, max_lens, numbers, strict=True):
             rules = made[asked] = made.get(asked) or self._rules_of(asked)
             if rules.shortest_len > max_len and (rules.prefix or rules.required):
                 raise TransduceError(
-                    f"a prefix and required texts of {rules.shortest_len - 1} tokens do not fit an answer, which has "
-                    f"at most {max_len - 1} here: ask for less, or allow longer answers."
+                    f"a prefix and required texts of {rules.shortest_len - 1} tokens do not fit the answer to text "
+                    f"{number + 1:,}, which has at most {max_len - 1}: ask for less, or allow longer answers."
                 )
         if all(rules.is_empty for rules in made.values()):
             return []
