@@ -160,18 +160,23 @@ def _attention(found: Explanation, plan: _Plan) -> Iterator[dict[str, Any] | Non
 
 
 def _packed(kind: str, layers: list[Float[Tensor, "heads queries keys"]], detail: Detail) -> dict[str, Any]:
-    """Weights in bytes, 255 for 1, by layer, head, query, key; of masked self-attention the lower triangles alone."""
+    """Weights in bytes by layer, head, query and key, 255 for the largest of a head.
+
+    Of masked self-attention the lower triangles alone.
+    """
     num_heads = len(layers[0])
     if detail != "heads":
         layers = [heads.mean(dim=0, keepdim=True) for heads in layers]
     num_layers = len(layers)
     if detail == "mean":
         layers = [sum(layers, start=layers[0] * 0) / num_layers]
-    weights = np.stack([heads.numpy() for heads in layers])
+    weights = np.concatenate([heads.numpy() for heads in layers])  # (L * H, T, S)
     if kind == "decoder":
-        rows, columns = np.tril_indices(weights.shape[2])
-        weights = weights[:, :, rows, columns]
-    levels = (weights * 255).round().astype(np.uint8)
+        rows, columns = np.tril_indices(weights.shape[1])
+        weights = weights[:, rows, columns]
+    weights = weights.reshape(len(weights), -1)
+    largest = weights.max(axis=1, keepdims=True)
+    levels = (weights / largest * 255).round().astype(np.uint8)
     return {
         "kind": kind,
         "numLayers": len(layers),
@@ -179,5 +184,6 @@ def _packed(kind: str, layers: list[Float[Tensor, "heads queries keys"]], detail
         "isMeanOf": {"heads": "", "layers": f"{num_heads} heads", "mean": f"{num_layers} layers × {num_heads} heads"}[
             detail
         ],
+        "largest": [float(f"{value:.5g}") for value in largest[:, 0]],
         "weights": base64.b64encode(levels.tobytes()).decode(),
     }
