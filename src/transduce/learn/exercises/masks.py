@@ -1,0 +1,193 @@
+"""Exercises about masks: building them, telling a wrong one, and speaking torch's several dialects."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from transduce.learn.exercise import Wrong, exercise
+
+PAD = 0
+SOURCE = torch.tensor([7, 4, 9, 2, PAD, PAD])  # a source of four tokens, beside a longer one
+TARGET = torch.tensor([1, 5, 8, 3, 6, 2])  # a target of six, no padding: as many as the padded source
+
+
+def six_masks() -> dict[str, tuple[str, Bool[Tensor, "queries keys"]]]:
+    """Six masks of one batch, True where attention may look; one is wrong."""
+    looks_at_source = (SOURCE != PAD)[None]
+    length = len(TARGET)
+    return {
+        "A": ("encoder self-attention", looks_at_source.expand(len(SOURCE), -1)),
+        "B": ("decoder self-attention", torch.ones(length, length, dtype=torch.bool).tril()),
+        "C": ("cross-attention, at token 3", looks_at_source.expand(1, -1)),
+        "D": ("cross-attention, all tokens", (TARGET != PAD)[None].expand(length, -1)),
+        "E": ("decoder, step 4 with a cache", torch.ones(1, 4, dtype=torch.bool)),
+        "F": ("encoder, padding as queries, too", looks_at_source.T & looks_at_source | ~looks_at_source.T),
+    }
+
+
+@exercise(
+    "masks-one-of-six",
+    hints=(
+        "Ask of each: who asks (rows), who is asked (columns), and which of those asked are there at all?",
+        "Cross-attention asks the source. Which tokens of the source are padding?",
+        "One mask has been made of the wrong side's ids; it fits only because both sides happen to be six long.",
+    ),
+    solution="D",
+    wrong=("A", "B", "C", "E", "F"),
+)
+def _check_one_of_six(answer: str) -> None:
+    reasons = {
+        "A": "the encoder sees all real tokens, the later ones, too; rows of padding are computed and never looked at.",
+        "B": "row i looks at tokens 0 to i; targets are padded on the right, so padding is in everybody's future.",
+        "C": "one query, and the source's four real tokens: what was asked for.",
+        "E": "the newest token may look at all that is in the cache: its row of the causal mask has no False so far.",
+        "F": "what padding looks at does not matter, if only it looks at something: nobody looks at padding.",
+    }
+    letter = str(answer).strip().upper()
+    if letter in reasons:
+        raise Wrong(f"{letter} is right: {reasons[letter]}")
+    if letter != "D":
+        raise Wrong(f"one letter from A to F was expected, not {answer!r}.")
+
+
+def _both(ids: Tensor, pad_id: int) -> Tensor:
+    length = ids.size(1)
+    return (ids != pad_id)[:, None, :] & torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def _padding_only(ids: Tensor, pad_id: int) -> Tensor:
+    return (ids != pad_id)[:, None, :].expand(-1, ids.size(1), -1)
+
+
+def _wrong_axis(ids: Tensor, pad_id: int) -> Tensor:
+    return (ids != pad_id)[:, :, None] & torch.ones(ids.size(1), ids.size(1), dtype=torch.bool).tril()
+
+
+def _without_itself(ids: Tensor, pad_id: int) -> Tensor:
+    return (ids != pad_id)[:, None, :] & torch.ones(ids.size(1), ids.size(1), dtype=torch.bool).tril(-1)
+
+
+def _looks_forward(ids: Tensor, pad_id: int) -> Tensor:
+    return (ids != pad_id)[:, None, :] & torch.ones(ids.size(1), ids.size(1), dtype=torch.bool).triu()
+
+
+@exercise(
+    "masks-build",
+    hints=(
+        "Two masks, joined by `&`: (B, 1, T) which tokens are real, and (T, T) which are not in the future.",
+        "`torch.ones(T, T, dtype=torch.bool).tril()` is True on and below the diagonal.",
+        "The axis of padding is the last one: keys. `(ids != pad_id)[:, None, :]`.",
+    ),
+    solution=_both,
+    wrong=(_padding_only, _wrong_axis, _without_itself, _looks_forward, lambda *_: None),
+)
+def _check_build(answer: Callable[[Tensor, int], Any]) -> None:
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
+    found = _as_mask(answer(ids, 0), (2, 4, 4))
+    for row in range(2):
+        for query in range(4):
+            for key in range(4):
+                expected = key <= query and int(ids[row, key]) != 0
+                if bool(found[row, query, key]) != expected:
+                    raise Wrong(_told(row, query, key, int(ids[row, key]), may_look=expected))
+
+
+def _told(row: int, query: int, key: int, token: int, *, may_look: bool) -> str:
+    where = f"in row {row}, position {query} "
+    if may_look:
+        return f"{where}may look at position {key}, a real token" + (": itself." if key == query else " before it.")
+    return f"{where}must not look at position {key}: it is " + ("in its future." if token else "padding.")
+
+
+def _inverted(may_look: Tensor) -> Tensor:
+    return ~may_look
+
+
+@exercise(
+    "masks-dialect",
+    hints=(
+        "torch.nn.MultiheadAttention's `key_padding_mask` is True at what must be ignored.",
+        "It is the opposite of ours: `~`.",
+    ),
+    solution=_inverted,
+    wrong=(lambda may_look: may_look, lambda may_look: torch.zeros_like(may_look), lambda _: None),
+)
+def _check_dialect(answer: Callable[[Tensor], Any]) -> None:
+    random = torch.Generator().manual_seed(3)
+    torch_attention = nn.MultiheadAttention(6, 1, batch_first=True)
+    x = torch.randn(2, 5, 6, generator=random)
+    may_look = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    theirs = _as_mask(answer(may_look), (2, 5))
+    with torch.no_grad():
+        _, weights = torch_attention(x, x, x, key_padding_mask=theirs)
+    if not bool((weights[1, :, 3:] == 0).all()):
+        share = float(weights[1, :, 3:].nan_to_num(1.0).sum(-1).max())
+        raise Wrong(f"with it, {share:.0%} of a query's attention goes to padding: torch hides what is True.")
+    if not bool((weights[1, :, :3] > 0).all()):
+        raise Wrong("with it, real tokens are hidden, too.")
+
+
+def _mean_over_real(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
+    is_real = labels != pad_id
+    return (losses * is_real).sum() / is_real.sum()
+
+
+def _mean_over_all(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
+    del labels, pad_id
+    return losses.mean()
+
+
+def _zeroed_and_averaged(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
+    return (losses * (labels != pad_id)).mean()
+
+
+def _mean_of_rows(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
+    is_real = labels != pad_id
+    return ((losses * is_real).sum(1) / is_real.sum(1)).mean()
+
+
+@exercise(
+    "masks-loss",
+    hints=(
+        "Padding must be missing twice: from the sum, and from the number that the sum is divided by.",
+        "`is_real = labels != pad_id`; then the sum over real tokens, divided by how many there are.",
+    ),
+    solution=_mean_over_real,
+    wrong=(_mean_over_all, _zeroed_and_averaged, _mean_of_rows, lambda *_: None),
+)
+def _check_loss(answer: Callable[[Tensor, Tensor, int], Any]) -> None:
+    random = torch.Generator().manual_seed(4)
+    labels = torch.tensor([[3, 4, 5, 2], [4, 2, 0, 0]])
+    logits = torch.randn(2, 4, 7, generator=random)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    found = answer(losses, labels, 0)
+    if found is None or found is ...:
+        raise Wrong("it returns nothing: not written yet?")
+    expected = float(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0))
+    known = {
+        "it averages over padding, too": losses.mean(),
+        "padding is out of the sum, but still counted in the number it is divided by": _zeroed_and_averaged(
+            losses, labels, 0
+        ),
+        "it averages the rows' means, so a token of a short row weighs more": _mean_of_rows(losses, labels, 0),
+    }
+    for reason, value in known.items():
+        if abs(float(found) - float(value)) < 1e-6:
+            raise Wrong(f"{reason}: {float(found):.4f} instead of {expected:.4f}.")
+    if abs(float(found) - expected) > 1e-5:
+        raise Wrong(f"it gives {float(found):.4f}; the mean over the six real tokens is {expected:.4f}.")
+
+
+def _as_mask(answer: Any, shape: tuple[int, ...]) -> Tensor:
+    if answer is None or answer is ...:
+        raise Wrong("it returns nothing: not written yet?")
+    mask = torch.as_tensor(answer)
+    if mask.shape != shape:
+        raise Wrong(f"it has shape {tuple(mask.shape)}; {shape} was expected.")
+    if mask.dtype != torch.bool:
+        raise Wrong(f"it is of {mask.dtype}; a mask of True and False was expected.")
+    return mask
