@@ -176,8 +176,8 @@ def _base(fast: bool) -> Recipe:
     return Recipe(num_train=1_500, steps=60) if fast else Recipe()
 
 
-def _of_seeds(recipe: Recipe, fast: bool) -> list[Outcome]:
-    return [learn(replace(recipe, seed=seed)) for seed in (SEEDS[:1] if fast else SEEDS)]
+def _of_seeds(recipe: Recipe, fast: bool, num_seeds: int = len(SEEDS)) -> list[Outcome]:
+    return [learn(replace(recipe, seed=seed)) for seed in SEEDS[: 1 if fast else num_seeds]]
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def choices(*, fast: bool = FAST) -> Choices:
         "linear maps as torch's": replace(base, torch_linear=True),
         "embeddings N(0, 1)": replace(base, torch_embeddings=True),
     }
-    return Choices({name: _of_seeds(recipe, fast) for name, recipe in changed.items()})
+    return Choices({name: _of_seeds(recipe, fast, num_seeds=2) for name, recipe in changed.items()})
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,8 @@ class Averaging:
 def averaging(*, fast: bool = FAST) -> Averaging:
     """Averages over about the last 50 steps (decay 0.98); the paper averages its last checkpoints (section 6.1)."""
     base = replace(_base(fast), ema_decay=0.98)
-    return Averaging(_of_seeds(replace(base, schedule="constant"), fast), _of_seeds(base, fast)[:1])
+    constant = replace(base, schedule="constant")
+    return Averaging(_of_seeds(constant, fast, num_seeds=2), _of_seeds(base, fast, num_seeds=1))
 
 
 @dataclass(frozen=True)

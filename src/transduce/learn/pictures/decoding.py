@@ -5,7 +5,18 @@ import numpy as np
 from transduce.decoding import Hypothesis
 from transduce.learn.experiments.batches import Batching
 from transduce.learn.experiments.decoding import LONG, Answers, Lengths, OwnWriting, Searches, Unshifted
-from transduce.learn.pictures.canvas import DECODER, ENCODER, FAINT, INK, NEUTRAL, SERIES, Picture, canvas
+from transduce.learn.pictures.canvas import (
+    DECODER,
+    ENCODER,
+    FAINT,
+    INK,
+    NEUTRAL,
+    SERIES,
+    WEIGHTS,
+    Picture,
+    canvas,
+    name_ticks,
+)
 from transduce.optim import OptimConfig, learning_rate
 
 
@@ -38,7 +49,7 @@ def schedules(num_steps: int = 20_000, warmup_steps: int = 4_000, d_model: int =
     axes.set_xlabel("step")
     axes.set_ylabel("learning rate / 10⁻⁴")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside right center")
     return figure
 
 
@@ -129,7 +140,7 @@ def answers(ranked: list[Hypothesis], drawn: Answers, in_training: Answers, name
     )
     for k, (label, values, colour) in enumerate(series):
         axes.bar(places + 0.27 * (k - 1), values, 0.27, color=colour, edgecolor=NEUTRAL, linewidth=0.5, label=label)
-    axes.set_xticks(places, [symbols(h.ids) or "(empty)" for h in shown])
+    axes.set_xticks(places, [symbols(h.ids) or "(empty)" for h in shown], rotation=25)
     axes.set_xlabel(f"answers to {name}, likeliest first")
     axes.set_ylabel("probability")
     axes.legend()
@@ -158,8 +169,6 @@ def lengths(found: Lengths) -> Picture:
 
 def alignment(weights: np.ndarray, *, source: list[str], target: list[str]) -> Picture:
     """Which source token (columns) each target token (rows) looked at; each row sums to 1."""
-    from transduce.learn.pictures.canvas import WEIGHTS, name_ticks
-
     figure, (axes,) = canvas(width=1.5 + 0.45 * len(source), height=1.4 + 0.33 * len(target))
     image = axes.imshow(weights, cmap=WEIGHTS, vmin=0, vmax=1, aspect="auto")
     name_ticks(axes, queries=target, keys=source)

@@ -76,6 +76,9 @@ def over_fitting(found: OverFitting) -> Picture:
     return figure
 
 
+_CLINIC_TOP = 4.5  # nats per token
+
+
 def clinic(found: Clinic) -> Picture:
     """Six logs: the loss as the training computed it, the loss on fresh rows, and the length of the gradient."""
     figure, all_axes = canvas(4, 3, width=9, height=6.6)
@@ -84,9 +87,9 @@ def clinic(found: Clinic) -> Picture:
         upper.plot(patient.training.smoothed(10), color=SERIES[0], label="training loss, as computed")
         upper.plot(patient.steps, patient.valid, "s", color=SERIES[1], markersize=4, label="fresh rows")
         upper.axhline(math.log(10), color=NEUTRAL, linestyle=":", linewidth=0.9, label="log 10: one of ten symbols")
-        upper.set_yscale("symlog", linthresh=4)
-        upper.set_ylim(0, 100)
-        upper.set_yticks([0, 1, 2, 3, 10, 50], ["0", "1", "2", "3", "10", "50"])
+        upper.set_ylim(0, _CLINIC_TOP)
+        if (highest := max(patient.training.losses)) > _CLINIC_TOP:
+            upper.annotate(f"up to {highest:.0f} ↑", (0.5, 0.86), xycoords="axes fraction", fontsize=9)
         upper.set_title(f"Patient {letter} · own answers right: {patient.right:.0%}")
         norms = patient.training.gradient_norms
         lower.semilogy(range(0, len(norms), 4), norms[::4], color=SERIES[5], linewidth=0.9)

@@ -1,0 +1,102 @@
+"""Exercises of the training recipe: sums and counts, schedules that count wrongly, averages, and the clinic."""
+
+import math
+from typing import Any
+
+from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.experiments.clinic import DIAGNOSES
+
+
+def _mean_loss(sums: list[float], counts: list[int]) -> float:
+    return sum(sums) / sum(counts)
+
+
+@exercise(
+    "recipe-mean-loss",
+    hints=("What is the loss of one token, if all micro-batches were one batch?", "Divide once."),
+    solution=_mean_loss,
+    wrong=(
+        lambda _sums, _counts: None,
+        lambda sums, counts: sum(s / c for s, c in zip(sums, counts, strict=True)) / len(sums),
+        lambda sums, counts: sum(s / c for s, c in zip(sums, counts, strict=True)),
+        lambda sums, _counts: sum(sums) / len(sums),
+    ),
+)
+def _check_mean_loss(mean_loss: Any) -> None:
+    found = mean_loss([10.0, 300.0], [10, 100])
+    if found is None:
+        raise Wrong("It returns None: is it not written yet, or does it lack a `return`?")
+    if math.isclose(found, 2.0):
+        raise Wrong("It gives 2, the mean of 1 and 3: a token of the batch of 10 counts as much as ten of the other.")
+    if not math.isclose(found, 310 / 110):
+        raise Wrong(f"110 tokens have a summed loss of 310; you get {found:.3f} for each.")
+
+
+@exercise(
+    "recipe-warm-up-in-updates",
+    hints=("How many micro-batches go by for each update of the weights?", "3,000 divided by that."),
+    solution=300,
+    wrong=(3000, 30_000, 3010),
+)
+def _check_updates(updates: Any) -> None:
+    if updates != 300:
+        raise Wrong(f"{updates} is not it: the schedule moves on ten times for each time that the weights do.")
+
+
+def _average(average: float, current: float, decay: float) -> float:
+    return decay * average + (1 - decay) * current
+
+
+@exercise(
+    "recipe-moving-average",
+    hints=("Keep a share `decay` of the old average.", "The two shares sum to 1."),
+    solution=_average,
+    wrong=(
+        lambda _average, _current, _decay: None,
+        lambda average, current, decay: (1 - decay) * average + decay * current,
+        lambda average, current, decay: average + decay * current,
+    ),
+)
+def _check_average(average: Any) -> None:
+    value = average(1.0, 0.0, 0.9)
+    if value is None:
+        raise Wrong("It returns None: is it not written yet, or does it lack a `return`?")
+    if not math.isclose(value, 0.9):
+        raise Wrong(f"From 1, with weights at 0 and a decay of 0.9, the average moves to 0.9, not to {value:.3g}.")
+    value = 1.0
+    for _ in range(50):
+        value = average(value, 1.0, 0.9)
+    if not math.isclose(value, 1.0):
+        raise Wrong(f"The average of weights that stay at 1 should stay at 1; yours goes to {value:.3g}.")
+
+
+def _swapped(first: str, second: str) -> dict[str, str]:
+    return DIAGNOSES | {first: DIAGNOSES[second], second: DIAGNOSES[first]}
+
+
+@exercise(
+    "recipe-clinic",
+    hints=(
+        "Begin with the gap between the training loss and the loss on fresh rows: two patients have one. In which of "
+        "them is it there from the first step, and in which does it open?",
+        "One training loss rises far above that of guessing, log 10. Only steps that are too long do that.",
+        "Two patients seem to learn nothing. One cannot, ever: its loss lies still just below log 10. The other one "
+        "creeps down at last.",
+    ),
+    solution=DIAGNOSES,
+    wrong=(
+        {},
+        _swapped("B", "E"),
+        _swapped("C", "D"),
+        _swapped("A", "C"),
+        _swapped("E", "F"),
+    ),
+)
+def _check_clinic(diagnoses: Any) -> None:
+    if not isinstance(diagnoses, dict) or set(diagnoses) != set(DIAGNOSES):
+        raise Wrong(f"Give a dictionary with a diagnosis for each of {', '.join(DIAGNOSES)}.")
+    if unknown := sorted(set(diagnoses.values()) - set(DIAGNOSES.values())):
+        raise Wrong(f"{unknown[0]!r} is none of the diagnoses: {', '.join(sorted(DIAGNOSES.values()))}.")
+    right = sum(diagnoses[letter] == name for letter, name in DIAGNOSES.items())
+    if right < len(DIAGNOSES):
+        raise Wrong(f"{right} of {len(DIAGNOSES)} are right. `hint('recipe-clinic')` says what to look at first.")
