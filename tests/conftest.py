@@ -4,6 +4,6 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before any of them is imported: the hook rewrites a module while it loads.
-CHECKED = ["model", "loss", "decoding", "beams", "inference", "annotation", "inspection", "data"]
+CHECKED = ["model", "loss", "decoding", "beams", "inference", "annotation", "inspection", "data", "explaining"]
 install_import_hook([f"transduce.{name}" for name in CHECKED], typechecker="beartype.beartype")
 torch.set_num_threads(1)

@@ -207,7 +207,9 @@ def test_a_text_longer_than_the_model_is_meant_for_is_cut_and_that_is_told() -> 
     found = explain(random_predictor(max_len=7), "abcdefabcdef")
     assert found.answer.is_cut
     assert len(found.source) == 7
-    assert data_of(explanation_page(found, "x").html)["isCut"]
+    page = explanation_page(found, "x")
+    assert "its first 6 tokens" in page.left_out[0]
+    assert data_of(page.html)["leftOut"] == page.left_out
 
 
 @pytest.mark.parametrize(

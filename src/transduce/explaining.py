@@ -97,7 +97,7 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
         branches=_branches(trace, ended, best, tokenizer.eos_id, target),
         attention={name: weights[0].float().cpu() for name, weights in attention.items()},
         begin=target.of([tokenizer.bos_id])[0],
-        facts=_facts(predictor),
+        facts=_facts(predictor, source),
     )
 
 
@@ -210,7 +210,7 @@ def _branches(
     return found
 
 
-def _facts(predictor: Predictor) -> dict[str, Any]:
+def _facts(predictor: Predictor, source: Sequence[int]) -> dict[str, Any]:
     model, decoding = predictor.model.config, predictor.decoding
     return {
         "num_encoder_layers": model.num_encoder_layers,
@@ -222,7 +222,7 @@ def _facts(predictor: Predictor) -> dict[str, Any]:
         "length_penalty": decoding.length_penalty,
         "length_norm": decoding.length_norm,
         "temperature": decoding.temperature,
-        "max_len": model.max_len,
+        "longest": predictor.max_len(source),  # tokens that the answer might have had, its end included
         "is_constrained": predictor.constraints != Constraints()
         or decoding.min_len + decoding.no_repeat_ngram_size > 0,
         "int8": predictor.int8,

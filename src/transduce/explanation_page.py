@@ -28,7 +28,7 @@ Detail = Literal["heads", "layers", "mean", "nothing"]
 
 @dataclass(frozen=True)
 class Page:
-    """A document, and what had to be left out of it: whole sentences."""
+    """A document, and what is not in it and why: whole sentences, which it says, too."""
 
     html: str
     left_out: list[str]
@@ -76,14 +76,21 @@ def explanation_page(found: Explanation, name: str) -> Page:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = template.replace("SCRIPT_DIGEST", f"sha256-{digest}", 1)
     for plan in _PLANS:
-        data = _json(_content(found, name, plan))
+        left_out = _cut(found) + plan.left_out()
+        data = _json(_content(found, name, plan) | {"leftOut": left_out})
         html = template.replace("EXPLANATION_JSON", data, 1)
         if len(html.encode()) < MOST_BYTES:
-            return Page(html, plan.left_out())
+            return Page(html, left_out)
     raise TransduceError(
         f"the text has {len(found.source)} tokens and its answer {len(found.written)}: too many for a page of "
         f"{MOST_BYTES:,} bytes. Explain a shorter text."
     )
+
+
+def _cut(found: Explanation) -> list[str]:
+    if not found.answer.is_cut:
+        return []
+    return [f"The text is longer than the model is meant for: only its first {len(found.source) - 1} tokens were read."]
 
 
 def _json(content: dict[str, Any]) -> str:
@@ -113,9 +120,7 @@ def _content(found: Explanation, name: str, plan: _Plan) -> dict[str, Any]:
         "answer": found.answer.text,
         "logProb": round(found.answer.log_prob, 4),
         "score": round(found.answer.score, 4),
-        "isCut": found.answer.is_cut,
         "facts": found.facts,
-        "leftOut": plan.left_out(),
         "source": [table[token] for token in found.source],
         "read": [table[token] for token in (found.begin, *found.written[:-1])],
         "written": [table[token] for token in found.written],
