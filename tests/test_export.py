@@ -1,6 +1,8 @@
 import errno
+import fcntl
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -255,6 +257,39 @@ def test_nothing_is_left_where_an_export_fails(
     assert list(room.iterdir()) == []
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next_one_to_the_same_name(run: Path, room: Path) -> None:
+    for name in (".out.0123abcd.tmp", ".out.89abcdef.tmp", ".other.0123abcd.tmp", ".out.mine.tmp"):
+        (room / name).mkdir()
+        (room / name / "model.bin").write_text("half")
+    busy = os.open(room / ".out.89abcdef.tmp", os.O_RDONLY)
+    fcntl.flock(busy, fcntl.LOCK_EX)  # as an export at work does
+    found = command("export", run, "--format", "ctranslate2", "-o", room / "out")
+    os.close(busy)
+    assert found.status == 0, found.err
+    names = {path.name for path in room.iterdir()}
+    assert names == {"out", ".out.89abcdef.tmp", ".other.0123abcd.tmp", ".out.mine.tmp"}
+
+
+def test_an_export_at_work_holds_its_folder_locked(run: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transduce.export.ctranslate2 as known
+
+    real = known.write
+    seen: list[str] = []
+
+    def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:
+        another = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(another)
+        seen.append(folder.name)
+        real(predictor, folder, int8=int8)
+
+    monkeypatch.setattr(known, "write", write)
+    found = command("export", run, "--format", "ctranslate2", "-o", room / "out")
+    assert found.status == 0, found.err
+    assert len(seen) == 1
+
+
 def test_a_folder_that_cannot_take_its_name_is_gone(run: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "rename", raising(OSError(errno.EROFS, "Read-only file system")))
     found = command("export", run, "--format", "ctranslate2", "-o", room / "out")
@@ -299,7 +334,7 @@ def test_an_output_that_exists_is_refused_and_stays(run: Path, room: Path) -> No
 def test_an_output_in_no_folder_is_refused(run: Path, room: Path) -> None:
     found = command("export", run, "--format", "ctranslate2", "-o", room / "no/out")
     assert found.status == 73
-    assert "No such file or directory" in found.err
+    assert f"there is no folder {room / 'no'}: make it first" in found.err
 
 
 def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(

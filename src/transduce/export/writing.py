@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Protocol, cast
@@ -78,19 +79,47 @@ def export_run(
 
 @contextmanager
 def _appearing(output: Path, num_bytes: int) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its name when the block ends well, and is gone if it does not."""
+    """A temporary folder beside `output` that takes its name when the block ends well, and is gone if it does not.
+
+    What a killed export to the same name left is removed first: a folder that no process holds locked.
+    """
     if os.path.lexists(output):
         raise RunFolderError(f"{output} exists already: choose another folder for -o, or remove that one first.")
+    if not output.parent.is_dir():
+        raise RunFolderError(f"{output}: there is no folder {output.parent}: make it first, or choose another for -o.")
+    _remove_left(output)
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         with files.explained_write_errors(output, num_bytes):
             temporary.mkdir()
-            yield temporary
-            _sync(temporary)
-            temporary.rename(output)
-            files.sync_folder(output.absolute().parent)
+            with _locked(temporary):
+                yield temporary
+                _sync(temporary)
+                temporary.rename(output)
+                files.sync_folder(output.absolute().parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left(output: Path) -> None:
+    name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp")
+    for left in output.absolute().parent.glob(".*.tmp"):
+        if name.fullmatch(left.name):
+            with suppress(OSError), _locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on `folder` that ends with the process, however that ends. Raises OSError if another holds it."""
+    import fcntl  # here, because only Unix has it
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(folder: Path) -> None:
