@@ -156,6 +156,12 @@ def test_a_blank_line_is_answered_by_a_blank_one_in_its_place(trained: Predictor
     assert found == f"{first}\n\n\n{last}\n".encode()
 
 
+def test_a_carriage_return_is_a_line_end_only_before_a_line_feed(trained: Predictor, exported: Path) -> None:
+    kept, alone = trained.predict(["a\rb", "ab\r"])
+    assert alone != trained.predict(["ab"])[0]
+    assert answers_alone(exported, b"a\rb\r\nab\r") == f"{kept}\n{alone}\n".encode()
+
+
 def test_no_lines_are_answered_by_none(exported: Path) -> None:
     assert answers_alone(exported, b"") == b""
 

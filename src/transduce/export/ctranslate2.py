@@ -32,8 +32,9 @@ _NO_PENALTY = 1e-30
 _SENTENCES_AT_ONCE = 32
 
 
-def refuse(predictor: Predictor, *, int8: bool) -> None:  # noqa: ARG001 - it holds whatever a run can be
-    """Raises TransduceError where the package is missing."""
+def refuse(predictor: Predictor, *, int8: bool) -> None:  # noqa: ARG001 - every network can be in bytes
+    """Raises TransduceError for the tokenizer of an imported model, and where the package is missing."""
+    library_tokenizer(predictor.tokenizer, "source")
     try:
         import ctranslate2  # noqa: F401
     except ImportError:
@@ -99,7 +100,11 @@ target = tokenizers.Tokenizer.from_file(f"{{folder}}/target_tokenizer.json")
 
 
 def answer(text: str) -> str:
-    tokens = source.encode(text).tokens  # their end with them; at most {longest}
+    if not text.strip():
+        return ""
+    tokens = source.encode(text).tokens  # their end with them
+    if len(tokens) > {longest}:
+        tokens = tokens[: {longest - 1}] + tokens[-1:]
     longest = min(int({decoding.max_len_ratio} * len(tokens)) + {decoding.max_len_extra}, {longest})
     (result,) = translator.translate_batch(
         [tokens],

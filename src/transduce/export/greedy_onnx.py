@@ -138,7 +138,7 @@ def main() -> None:
     num_ahead = 1 if sys.stdin.isatty() else LINES_AT_ONCE
     # A line ends at \n alone, and text is UTF-8, whatever the machine is set to.
     with open(0, encoding="utf-8-sig", newline="\n") as lines, open(1, "w", encoding="utf-8", newline="\n") as answers:
-        while block := [line.removesuffix("\n").removesuffix("\r") for line in islice(lines, num_ahead)]:
+        while block := [line.removesuffix("\r\n").removesuffix("\n") for line in islice(lines, num_ahead)]:
             answers.writelines(f"{text}\n" for text in answer(block))
             answers.flush()
 
