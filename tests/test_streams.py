@@ -291,14 +291,36 @@ def test_hostile_lines_are_answered_line_by_line(tiny: Path) -> None:
     assert len(set(answers)) > 5
 
 
+def test_what_is_said_to_a_closed_standard_error_is_not_among_the_answers(tiny: Path) -> None:
+    lines = text_of(["abc", "ab" * 400])  # one is cut, which is told
+
+    def answers(redirections: str) -> bytes:
+        words = ["bash", "-c", f'"$@" {redirections}', "_", *COMMAND, "predict", str(tiny)]
+        return subprocess.run(words, input=lines, capture_output=True, check=True).stdout
+
+    assert answers("2>&-") == answers("2>/dev/null")
+    assert answers("2>&1").count(b"\n") > 2  # there was something to be told
+
+
+def test_a_closed_standard_output_is_told(tiny: Path) -> None:
+    words = ["bash", "-c", '"$@" >&-', "_", *COMMAND, "predict", str(tiny)]
+    found = subprocess.run(words, input=b"abc\n", capture_output=True, check=False)
+    assert found.returncode == 73
+    assert found.stderr == b"transduce: error: standard output is closed: name a file with -o FILE.\n"
+
+
+def test_a_reader_of_a_named_pipe_that_leaves_is_no_error_to_tell(tiny: Path) -> None:
+    words = ["bash", "-c", '"$@" -o /dev/stdout | true; exit ${PIPESTATUS[0]}', "_", *COMMAND, "predict", str(tiny)]
+    found = subprocess.run(words, input=b"abc\n" * 50_000, capture_output=True, check=False)
+    assert (found.returncode, found.stderr) == (141, b"")
+
+
 @pytest.mark.proof
 def test_10_000_hostile_lines_are_answered_line_by_line(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "lines").write_bytes(text_of(hostile_lines(10_000)))
     with (tmp_path / "lines").open("rb") as lines:
         found = subprocess.run([*COMMAND, "predict", str(tiny)], stdin=lines, capture_output=True, check=False)
-    assert (found.returncode, found.out.count(b"\n") if False else found.stdout.count(b"\n")) == (0, 10_000), (
-        found.stderr
-    )
+    assert (found.returncode, found.stdout.count(b"\n")) == (0, 10_000), found.stderr
 
 
 @pytest.mark.proof

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from transduce.errors import TransduceError
@@ -22,6 +23,8 @@ _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (see `errors` for their meaning)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed: Python would print what is meant for it among the answers
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
     settings, others = _take_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
     arguments, rest = build_parser().parse_known_args(others)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from transduce import commands
 
         status = commands.run(arguments)
-        sys.stdout.flush()  # here, where an error can still be told
+        if sys.stdout is not None:  # it may have been closed
+            sys.stdout.flush()  # here, where an error can still be told
         return status
     except Stopped as stopped:
         return _tell(stopped.message or "stopped.", stopped.exit_status)

@@ -146,11 +146,14 @@ def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
     """Turns what the system says while `path` is written into one line that helps (a RunFolderError)."""
     try:
         yield
+    except BrokenPipeError:  # a reader that has left: nothing is wrong with the place
+        raise
     except OSError as error:
         reason = f"{path}: cannot be written: {error.strerror or error}"
         if error.errno in _DISK_FULL:
             free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
-            reason += f" ({num_bytes:,} bytes needed, {free:,} free). What was there before is still valid. Make room"
+            needed = f"{num_bytes:,} bytes needed, " if num_bytes else ""
+            reason += f" ({needed}{free:,} free). What was there before is still valid. Make room"
             raise RunFolderError(f"{reason} or choose another folder.") from error
         raise RunFolderError(f"{reason}. Check the permissions or choose another folder.") from error
 

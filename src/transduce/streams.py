@@ -16,7 +16,7 @@ from rich.table import Table
 
 from transduce.annotation import Annotation
 from transduce.corpus import Surroundings
-from transduce.errors import DataError, MissingInputError, TransduceError
+from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.fetching import DEFAULT_CACHE
 from transduce.files import explained_read_errors, explained_write_errors, read_bytes, replacing
 from transduce.metrics import Score
@@ -144,6 +144,8 @@ def answers_to(name: str | None) -> Iterator[BinaryIO]:
     A pipe or a device gets them as they come. A link stays one: the file that it leads to is replaced.
     """
     if name is None:
+        if sys.stdout is None:
+            raise RunFolderError("standard output is closed: name a file with -o FILE.")
         yield _unbuffered(sys.stdout.buffer)
         return
     path = Path(name)
@@ -191,7 +193,7 @@ def print_scores(scores: list[Score], about: str) -> None:
 
 def print_table(table: Table) -> None:
     """As wide as the terminal; a file or a pipe gets whole lines."""
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
     with console.capture() as captured:  # for rich has its own idea of what to do about a reader that has left
         console.print(table)
     print(captured.get(), end="")
