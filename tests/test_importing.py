@@ -430,6 +430,10 @@ REFUSED: list[tuple[Callable[[Path], object], type, str]] = [
     (set_in("config.json", decoder_layers=3), DamagedFileError, "it has no model.decoder.layers.2"),
     (set_in("config.json", decoder_layers=1), TransduceError, "model.decoder.layers.1.* is in no model"),
     (set_in("config.json", eos_token_id=5), DamagedFileError, "</s> is 0, in config.json it is 5"),
+    (set_in("config.json", activation_function=["swish"]), TransduceError, r"\['swish'\]: .*swish, silu"),
+    (set_in("generation_config.json", max_length="30"), TransduceError, "max_length is '30': it must be a whole"),
+    (set_in("generation_config.json", max_length=1), TransduceError, "max_length is 1: it must be"),
+    (tensors_with(lambda t: t["model.decoder.layers.1.fc2.bias"].fill_(torch.nan)), DamagedFileError, "no numbers"),
     (set_in("generation_config.json", num_beams=0), TransduceError, "beam size is 0"),
     (set_in("vocab.json", **{"<unk>": None}), DamagedFileError, "its ids should be"),
     (set_in("vocab.json", more=1000), DamagedFileError, "its ids should be"),
@@ -462,6 +466,20 @@ def test_what_cannot_be_imported_is_refused_in_a_line_before_anything_is_written
     assert type(refused.value) is kind
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("format", ["ctranslate2", "onnx", "huggingface"])
+def test_export_refuses_an_imported_model_before_anything_is_written(
+    format: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    (tmp_path / "lines").write_text("two dogs\n")
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    found = command("export", run, "--format", format, "-o", tmp_path / "out", "--source", tmp_path / "lines")
+    assert found.status == 2
+    assert "take the files of the model it was imported from" in found.err
 
 
 def test_without_sentencepiece_the_error_says_what_to_install(ours: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

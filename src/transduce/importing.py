@@ -130,7 +130,7 @@ def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
                 f"{path}: {name} ({config.get(name)!r}) and {other} ({config[other]!r}) differ: they can be imported "
                 "if they are the same."
             )
-    if (activation := config.get("activation_function")) not in _ACTIVATIONS:
+    if (activation := config.get("activation_function")) not in list(_ACTIVATIONS):  # it may be a value of any type
         raise TransduceError(
             f"{path}: activation_function is {activation!r}: it can be imported if one of {', '.join(_ACTIVATIONS)}."
         )
@@ -179,12 +179,17 @@ def _settings(config: Mapping[str, Any], search: Mapping[str, Any], tokenizer: T
         "max_len": config.get("max_position_embeddings"),
     }
     model = build(TransformerConfig, shape, "model.")
+    max_length = search.get("max_length", model.max_len + 1)
+    if type(max_length) is not int or max_length < 2:
+        raise TransduceError(
+            f"max_length is {max_length!r}: it must be a whole number, 2 or more, to leave answers room."
+        )
     decoding = {
         "beam_size": search.get("num_beams", 1),
         "length_penalty": search.get("length_penalty", 1.0),
         "length_norm": "power",
         "max_len_ratio": 0.0,
-        "max_len_extra": search.get("max_length", model.max_len + 1) - 1,  # theirs counts what an answer begins with
+        "max_len_extra": max_length - 1,  # theirs counts what an answer begins with
     }
     return ExperimentConfig(
         data=DataConfig(train=("unknown (imported)",), max_len=min(DataConfig.max_len, model.max_len)),
@@ -266,4 +271,6 @@ class _Weights:
         tensor = self.tensors.pop(name)
         if tensor.shape != shape:
             raise damaged(self.path, f"{name} has shape {list(tensor.shape)}, not {list(shape)}", _MEND)
-        return tensor.float()
+        if not (tensor := tensor.float()).isfinite().all():
+            raise damaged(self.path, f"{name} holds values that are no numbers", _MEND)
+        return tensor
