@@ -301,6 +301,20 @@ for kind in sorted_out.scores:
     print(f"sorting, {kind}: {sorted_out.at(kind, sorted_out.beyond):.0%}")
 
 # %% [markdown]
+# **What goes wrong?** Right answers and what the network with sinusoids writes, one and a half times as long as
+# anything in training:
+
+# %%
+for right, answer in reversing.examples:
+    print(f"right:  {right}\nwritten {answer}\n")
+for kind, share in reversing.begins_at_last_trained.items():
+    print(f"{kind}: {share:.0%} of the answers begin with symbol number {reversing.longest_trained} of the source")
+
+# %% [markdown]
+# Chance would be one in the number of symbols. The network begins, as ever, with the last place it knows, not with the
+# last symbol: what lies beyond is no place where an answer ever began. From there it goes backwards and is nearly right.
+# It has learned *places*, where the reader thought of "the end".
+#
 # **Said plainly.** Within the lengths of training it hardly matters which positions are taken. Beyond them, on
 # reversal, **nothing extrapolates**: not the sinusoids, though their table goes on for ever; not rotary positions,
 # though they only know distances; nor learned ones. A formula that goes on is not a network that knows what to do

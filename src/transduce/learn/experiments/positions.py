@@ -14,8 +14,9 @@ from torch import Tensor
 
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, reversal, sorting
-from transduce.learn.training import Training, exact_match, small_transformer, train
+from transduce.learn.training import Training, exact_match, small_transformer, train, written
 from transduce.model import Transformer
+from transduce.model.positional import SinusoidalPositions
 
 KINDS = ("sinusoidal", "learned", "rotary", "none")
 SENTENCES = ("dog bites man", "man bites dog")
@@ -75,11 +76,10 @@ class Ablation:
 
 def ablation(*, fast: bool = FAST) -> Ablation:
     """Trains four networks to reverse, alike but for their positions; scores what they write by themselves."""
-    task, steps = _task("reversal", fast)
+    task, _ = _task("reversal", fast)
     test = task.draw(100 if fast else 300, torch.Generator().manual_seed(99))
-    found = {
-        part: _trained("reversal", "sinusoidal", fast, part in _PARTS[1::2], part in _PARTS[2:]) for part in _PARTS
-    }
+    parts = _PARTS[:3] if fast else _PARTS
+    found = {part: _trained("reversal", "sinusoidal", fast, part in _PARTS[1::2], part in _PARTS[2:]) for part in parts}
     sources = [[i for i in row if i not in (PAD, EOS)] for row in test.src.tolist()]
     return Ablation(
         scores={part: exact_match(model, test) for part, (model, _) in found.items()},
@@ -102,6 +102,10 @@ class LengthCurves:
     longest_trained: int  # symbols in the longest source of training
     lengths: tuple[int, ...]
     scores: dict[str, tuple[float, ...]]  # by kind
+    begins_at_last_trained: dict[
+        str, float
+    ]  # beyond: share of answers to begin with the last symbol of a trained place
+    examples: tuple[tuple[list[int], list[int]], ...]  # beyond: right answers, and those with sinusoids
 
     @property
     def beyond(self) -> int:
@@ -144,7 +148,7 @@ def sorting_beyond(*, fast: bool = FAST) -> LengthCurves:
 
 
 def shift_matrix(offset: int, num_channels: int) -> Float64[Tensor, "channels channels"]:
-    """The matrix that turns PE(pos) into PE(pos + offset), the same at every pos: a rotation of each pair (sin, cos)."""
+    """The matrix that turns PE(pos) into PE(pos + offset), the same at every pos: a rotation of each pair."""
     shift = torch.zeros(num_channels, num_channels, dtype=torch.float64)
     for first in range(0, num_channels, 2):
         angle = offset / 10_000 ** (first / num_channels)
@@ -155,6 +159,7 @@ def shift_matrix(offset: int, num_channels: int) -> Float64[Tensor, "channels ch
 
 _RESIDUAL_AXIS = {  # of which axis of a parameter the channels between sub-layers are, by the end of its name
     "embedding.weight": 1,
+    "separate_output_weight": 1,
     "qkv_proj.weight": 1,
     "out_proj.weight": 0,
     "out_proj.bias": 0,
@@ -175,7 +180,8 @@ def with_channels_in_order(model: Transformer, order: Sequence[int]) -> Transfor
             if name.endswith(end):
                 parameter.copy_(parameter.index_select(axis, torch.tensor(order)))
     for positions in (moved.src_positions, moved.tgt_positions):
-        positions.table = positions.table[:, order]  # type: ignore[union-attr]
+        assert isinstance(positions, SinusoidalPositions)
+        positions.table = positions.table[:, order]
     return moved
 
 
@@ -183,9 +189,19 @@ def _curves(name: str, fast: bool) -> LengthCurves:
     task, _ = _task(name, fast)
     lengths = tuple(sorted({*range(task.shortest, 2 * task.longest + 1, 1 if fast else 3), task.longest * 3 // 2}))
     tests = [_of_length(task, length, 60 if fast else 150) for length in lengths]
-    kinds = ("sinusoidal", "none") if fast and name == "sorting" else KINDS  # what its claim compares
+    few = {"reversal": KINDS[:3], "sorting": ("sinusoidal", "none")}  # what claims compare
+    kinds = few[name] if fast else KINDS
     scores = {kind: tuple(exact_match(_trained(name, kind, fast)[0], test) for test in tests) for kind in kinds}
-    return LengthCurves(name, task.longest, lengths, scores)
+    beyond = _of_length(task, task.longest * 3 // 2, 60 if fast else 150)
+    sources = [row[:-1] for row in beyond.src.tolist()]
+    answers = {kind: written(_trained(name, kind, fast)[0], beyond.src, 2 * task.longest) for kind in kinds}
+    right = [task.answer(source) for source in sources]
+    begins = {
+        kind: sum(a[:1] == [s[task.longest - 1]] for s, a in zip(sources, answers[kind], strict=True)) / len(sources)
+        for kind in kinds
+    }
+    examples = tuple(zip(right, answers["sinusoidal"], strict=True))[:3]
+    return LengthCurves(name, task.longest, lengths, scores, begins, examples)
 
 
 def _task(name: str, fast: bool) -> tuple[SymbolTask, int]:

@@ -1,6 +1,7 @@
 """Pictures of masks: who may look where, what depends on what, and what happens without."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Bool
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ def mask_maps(maps: Sequence[MaskMap], columns: int = 3) -> Picture:
     rows = -(-len(maps) // columns)
     figure, axes = canvas(rows, columns, width=3.1 * columns, height=3.1 * rows)
     for axis, (title, mask, queries, keys) in zip(axes, maps, strict=False):
-        axis.imshow(mask.int(), cmap=_LOOKS, vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(mask.int().numpy(), cmap=_LOOKS, vmin=0, vmax=1, interpolation="nearest")
         name_ticks(axis, queries=queries, keys=keys)
         axis.set(title=title, xlabel="key", ylabel="query")
         _grid(axis, mask)
@@ -36,7 +37,7 @@ def gradient_maps(found: Gradients) -> Picture:
     maps = (found.decoder, found.decoder_without_mask, found.memory)
     most = float(max(values.max() for values in maps))
     for axis, values, title in zip(axes, maps, titles, strict=True):
-        image = axis.imshow(values, cmap=WEIGHTS, vmin=0, vmax=most, interpolation="nearest")
+        image = axis.imshow(values.numpy(), cmap=WEIGHTS, vmin=0, vmax=most, interpolation="nearest")
         axis.set(title=title, xlabel="by target input", ylabel="output")
         for i, j in (values == 0).nonzero().tolist():
             axis.text(j, i, "0", ha="center", va="center", fontsize=8, color=DECODER)
@@ -62,7 +63,7 @@ def leak_curves(found: NoCausalMask) -> Picture:
             x = place + 0.38 * (side - 0.5)
             right.bar(x, score, width=0.36, color=colour)
             is_tall = score > 0.1  # then its number has room inside
-            style = {"va": "top", "color": "white"} if is_tall else {"va": "bottom", "color": INK}
+            style: Any = {"va": "top", "color": "white"} if is_tall else {"va": "bottom", "color": INK}
             right.text(x, score - 0.02 if is_tall else score + 0.02, f"{score:.0%}", ha="center", **style)
     right.hlines(found.task.best_told, -0.45, 0.45, color=INK, linestyle="--", linewidth=1)
     right.set_xticks(range(len(groups)), list(groups))
@@ -74,7 +75,7 @@ def batch_mates_curves(found: BatchMates) -> Picture:
     """The share of answers that change, and of those that are right, by how much padding a mate brings."""
     figure, (left, right) = canvas(1, 2, width=9.4, height=3.2)
     for number, name in enumerate(found.changed):
-        style = {"color": SERIES[number], "marker": _MARKERS[number], "label": name, "ms": 5}
+        style: Any = {"color": SERIES[number], "marker": _MARKERS[number], "label": name, "ms": 5}
         left.plot(found.padding, found.changed[name], **style)
         right.plot((0, *found.padding), found.right[name], **style)
     left.set(title="Another answer than alone", ylabel="share of sources", ylim=(-0.05, 1.08))

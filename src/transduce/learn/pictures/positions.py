@@ -25,12 +25,12 @@ _SCORE = "share of answers right"
 def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Sequence[int]) -> Picture:
     """The table as a map, and some of its columns as curves."""
     figure, (left, right) = canvas(1, 2, width=8.4, height=3.4)
-    image = left.imshow(table, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    image = left.imshow(table.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=left, label="value")
     left.set(title="The table: one row for each position", xlabel="channel", ylabel="position")
     for channel, colour in zip(channels, SERIES, strict=False):
         left.axvline(channel, color=INK, linewidth=0.8, linestyle=":")
-        right.plot(table[:, channel], color=colour, label=f"channel {channel}", linewidth=1.6)
+        right.plot(table[:, channel].numpy(), color=colour, label=f"channel {channel}", linewidth=1.6)
     right.set(title="Some of its columns", xlabel="position", ylabel="value", ylim=(-1.15, 1.15))
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=9)
     return figure
@@ -99,7 +99,7 @@ def scores_by_position(before: Tensor, after: Tensor) -> Picture:
     most = float(max(before.abs().max(), after.abs().max()))
     titles = ("without positions", "turned by rotary positions")
     for axis, products, title in zip(axes, (before, after), titles, strict=True):
-        image = axis.imshow(products, cmap=SIGNED, vmin=-most, vmax=most, interpolation="nearest")
+        image = axis.imshow(products.numpy(), cmap=SIGNED, vmin=-most, vmax=most, interpolation="nearest")
         axis.set(title=title, xlabel="position of the key", ylabel="position of the query")
     figure.colorbar(image, ax=axes, label="query · key")
     return figure
