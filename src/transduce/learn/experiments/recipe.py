@@ -100,7 +100,7 @@ class Outcome:
 @lru_cache(maxsize=64)
 def learn(recipe: Recipe) -> Outcome:
     """Trains by the shipped update. The same recipe gives the same outcome, so it is computed once."""
-    data = words(recipe.num_train, 600)
+    data = words(recipe.num_train, 600 if recipe.num_train > 2_000 else 200)
     model = build(recipe, data.tokenizer)
     training = TrainingConfig(
         steps=recipe.steps, batch_tokens=512, label_smoothing=recipe.label_smoothing, seed=recipe.seed
@@ -173,7 +173,7 @@ def _scores(model: Transformer, data: Words) -> tuple[float, float]:
 
 
 def _base(fast: bool) -> Recipe:
-    return Recipe(num_train=1_500, steps=60) if fast else Recipe()
+    return Recipe(num_train=1_500, steps=40) if fast else Recipe()
 
 
 def _of_seeds(recipe: Recipe, fast: bool, num_seeds: int = len(SEEDS)) -> list[Outcome]:
@@ -281,7 +281,7 @@ class OverFitting:
 
 def over_fitting(*, fast: bool = FAST) -> OverFitting:
     """A network of 200,000 weights and a few hundred words."""
-    few = Recipe(num_train=100 if fast else 400, steps=120 if fast else 300, measurements=6 if fast else 10)
+    few = Recipe(num_train=100 if fast else 400, steps=120 if fast else 300, measurements=4 if fast else 10)
     return OverFitting({dropout: learn(replace(few, dropout=dropout)) for dropout in (0.0, 0.2)})
 
 

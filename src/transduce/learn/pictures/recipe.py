@@ -81,7 +81,7 @@ _CLINIC_TOP = 4.5  # nats per token
 
 def clinic(found: Clinic) -> Picture:
     """Six logs: the loss as the training computed it, the loss on fresh rows, and the length of the gradient."""
-    figure, all_axes = canvas(4, 3, width=9, height=6.6)
+    figure, all_axes = canvas(4, 3, width=8.6, height=6.2)
     for k, (letter, patient) in enumerate(found.patients.items()):
         upper, lower = all_axes[k + 3 * (k // 3)], all_axes[k + 3 * (k // 3) + 3]
         upper.plot(patient.training.smoothed(10), color=SERIES[0], label="training loss, as computed")
@@ -92,7 +92,7 @@ def clinic(found: Clinic) -> Picture:
             upper.annotate(f"up to {highest:.0f} ↑", (0.5, 0.86), xycoords="axes fraction", fontsize=9)
         upper.set_title(f"Patient {letter} · own answers right: {patient.right:.0%}")
         norms = patient.training.gradient_norms
-        lower.semilogy(range(0, len(norms), 4), norms[::4], color=SERIES[5], linewidth=0.9)
+        lower.semilogy(range(0, len(norms), 8), norms[::8], color=SERIES[5], linewidth=0.9)
         lower.set_ylim(3e-3, 1e2)
         lower.set_xlabel("step")
         if k % 3 == 0:
