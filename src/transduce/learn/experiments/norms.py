@@ -1,0 +1,217 @@
+"""Layer normalisation, residual connections and depth: twelve encoder layers, with parts taken out (section 3.1)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transduce.data import Batch
+from transduce.learn.ledger import FAST
+from transduce.learn.tasks import PAD, SymbolTask, copying
+from transduce.learn.training import Training, exact_match, small_transformer, train
+from transduce.loss import cross_entropy_sum
+from transduce.model import Transformer
+from transduce.model.residual import AddAndNorm
+
+DEPTH = 12  # encoder layers; the decoder has one, so that depth is on one side alone
+_SIZES: dict[str, Any] = {"d_model": 32, "d_ff": 64, "num_encoder_layers": DEPTH, "num_decoder_layers": 1}
+
+
+class NormWithoutAdd(AddAndNorm):
+    """LayerNorm(Sublayer(x)): the norm stays, the addition is gone."""
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.norm_first:
+            return self.dropout(sublayer(self.norm(x)))
+        return self.norm(self.dropout(sublayer(x)))
+
+
+def without_residuals(model: Transformer) -> Transformer:
+    """The same network, whose encoder no longer adds what came in; the decoder keeps its additions."""
+    for module in model.encoder.modules():
+        if isinstance(module, AddAndNorm):
+            module.__class__ = NormWithoutAdd
+    return model
+
+
+def deep(*, norm_first: bool, seed: int = 1, num_layers: int = DEPTH) -> Transformer:
+    """Twelve narrow encoder layers and one decoder layer, untrained."""
+    return small_transformer(
+        _task().vocabulary, seed, norm_first=norm_first, **_SIZES | {"num_encoder_layers": num_layers}
+    )
+
+
+def blind_loss(task: SymbolTask) -> float:
+    """The least mean loss, in nats a token, of one who does not see the source: all symbols are equally likely, and so
+    are all lengths. An answer of n symbols costs n ln(symbols) for them and ln(lengths) for where it ends."""
+    lengths = task.longest - task.shortest + 1
+    mean_len = (task.longest + task.shortest) / 2
+    return (mean_len * math.log(task.num_symbols) + math.log(lengths)) / (mean_len + 1)
+
+
+@dataclass(frozen=True)
+class Deep:
+    """One training of a deep model."""
+
+    training: Training
+    final_loss: float  # nats a token: mean over the last steps, all on fresh rows
+    right: float  # share of fresh sources whose whole answer, written by the model itself, is right
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Twelve layers with residual connections and without: post-norm, with warm-up, the same batches."""
+
+    with_them: Deep
+    without: Deep
+    blind: float
+
+    @property
+    def with_by_blind(self) -> float:
+        return self.with_them.final_loss / self.blind
+
+    @property
+    def without_by_blind(self) -> float:
+        return self.without.final_loss / self.blind
+
+
+def residuals(*, fast: bool = FAST) -> Residuals:
+    """Trains both to copy symbols (He et al. 2016; section 3.1: a residual connection around each sub-layer)."""
+    return Residuals(_trained(False, True, True, fast), _trained(False, True, False, fast), blind_loss(_task()))
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Post- and pre-norm, each with warm-up and without: the same batches, the same highest rate."""
+
+    runs: dict[tuple[str, str], Deep]  # ("post" or "pre", "with" or "without" warm-up)
+    blind: float
+
+    @property
+    def post_behind_without(self) -> float:
+        return self.runs["post", "without"].final_loss - self.runs["pre", "without"].final_loss
+
+    @property
+    def post_behind_with(self) -> float:
+        return self.runs["post", "with"].final_loss - self.runs["pre", "with"].final_loss
+
+
+def warm_up(*, fast: bool = FAST) -> WarmUp:
+    """Four trainings of the same twelve layers (Xiong et al. 2020, section 3)."""
+    runs = {
+        (norm, warm): _trained(norm == "pre", warm == "with", True, fast)
+        for norm in ("post", "pre")
+        for warm in ("without", "with")
+    }
+    return WarmUp(runs, blind_loss(_task()))
+
+
+@dataclass(frozen=True)
+class AtInitialisation:
+    """Untrained encoders: for "post" and "pre", means over three seeds."""
+
+    gradients: dict[str, Float[Tensor, " layers"]]  # length of the gradient of each layer's feed-forward matrices
+    stream: dict[str, Float[Tensor, " layers_and_one"]]  # root mean square of x, before the first and after each layer
+
+    @property
+    def post_ratio(self) -> float:
+        return float(self.gradients["post"][-1] / self.gradients["post"][0])
+
+    @property
+    def pre_ratio(self) -> float:
+        return float(self.gradients["pre"][-1] / self.gradients["pre"][0])
+
+    @property
+    def pre_growth(self) -> float:
+        return float(self.stream["pre"][-1] / self.stream["pre"][0])
+
+
+def at_initialisation(*, fast: bool = FAST) -> AtInitialisation:
+    """One backward pass of the training loss through models that have learned nothing (Xiong et al. 2020, figure 3)."""
+    gradients, streams = {}, {}
+    for name in ("post", "pre"):
+        found = [_one_backward(deep(norm_first=name == "pre", seed=seed)) for seed in ((1,) if fast else (1, 2, 3))]
+        gradients[name] = torch.stack([gradient for gradient, _ in found]).mean(dim=0)
+        streams[name] = torch.stack([stream for _, stream in found]).mean(dim=0)
+    return AtInitialisation(gradients, streams)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What every sub-layer of a pre-norm encoder adds to x, in float64; attention and feed-forward in turn."""
+
+    start: Float[Tensor, "batch len d_model"]
+    added: list[Float[Tensor, "batch len d_model"]]
+    end: Float[Tensor, "batch len d_model"]  # before the final norm
+
+    @property
+    def largest_difference(self) -> float:
+        return float((self.start + sum(self.added) - self.end).abs().max())
+
+
+def stream(*, fast: bool = FAST) -> Stream:
+    """Six untrained layers as in the paper, watched by hooks: x_final = x_0 + the outputs of all sub-layers."""
+    del fast  # it is done at once
+    model = deep(norm_first=True, num_layers=6).double().eval()
+    added: list[Tensor] = []
+    ends: list[Tensor] = []
+    layers = list(model.encoder.layers)
+    hooks = [part.register_forward_hook(lambda _module, _inputs, out: added.append(out)) for layer in layers
+             for part in (layer.self_attention, layer.feed_forward)]  # fmt: skip
+    hooks += [m.register_forward_pre_hook(lambda _module, inputs: ends.append(inputs[0]))
+              for m in (layers[0], model.encoder.final_norm)]  # fmt: skip
+    with torch.no_grad():
+        model.encode(_probe().src)
+    for hook in hooks:
+        hook.remove()
+    return Stream(ends[0], added, ends[1])
+
+
+def root_mean_square(x: Tensor) -> float:
+    """The typical size of one number of `x`: 1 after a layer normalisation with gain 1 and bias 0."""
+    return float(x.detach().square().mean().sqrt())
+
+
+def _task() -> SymbolTask:
+    return copying(num_symbols=10, shortest=3, longest=8)
+
+
+def _probe() -> Batch:
+    return _task().draw(64, torch.Generator().manual_seed(99))
+
+
+@cache
+def _trained(norm_first: bool, is_warmed_up: bool, has_residuals: bool, fast: bool) -> Deep:
+    steps, warmup_steps = (60, 20) if fast else (500, 150)
+    model = deep(norm_first=norm_first)
+    if not has_residuals:
+        without_residuals(model)
+    found = train(
+        model, _task().draw, steps=steps, batch_size=32, learning_rate=2e-3, warmup_steps=warmup_steps * is_warmed_up
+    )
+    last = found.losses[-steps // 10 :]
+    right = 0.0 if fast else exact_match(model, _task().draw(128, torch.Generator().manual_seed(7)))
+    return Deep(found, sum(last) / len(last), right)
+
+
+def _one_backward(model: Transformer) -> tuple[Tensor, Tensor]:
+    sizes: list[float] = []
+    layers = list(model.encoder.layers)
+    hooks = [layers[0].register_forward_pre_hook(lambda _module, inputs: sizes.append(root_mean_square(inputs[0])))]
+    hooks += [layer.register_forward_hook(lambda _m, _i, out: sizes.append(root_mean_square(out))) for layer in layers]
+    batch = _probe()
+    loss, count = cross_entropy_sum(model(batch.src, batch.tgt_in), model.output_weight, batch.tgt_out, pad_id=PAD)
+    (loss / count).backward()
+    for hook in hooks:
+        hook.remove()
+    return torch.tensor([_gradient_length(layer.feed_forward) for layer in layers]), torch.tensor(sizes)
+
+
+def _gradient_length(module: nn.Module) -> float:
+    matrices = [p.grad for p in module.parameters() if p.dim() == 2 and p.grad is not None]
+    return math.sqrt(sum(float(gradient.square().sum()) for gradient in matrices))
