@@ -92,7 +92,7 @@ def test_pictures_have_a_row_for_each_choice_and_a_name_for_each_patient():
     patient = clinic.Patient(training, [0, 1], [3.0, 2.0], 0.5)
     picture = pictures.clinic(clinic.Clinic(dict.fromkeys("ABCDEF", patient)))
     titles = [axes.get_title() for axes in picture.axes if axes.get_title()]
-    assert titles == [f"Patient {letter} · own answers right: 50%" for letter in "ABCDEF"]
+    assert titles == [f"{letter} · writes 50% right" for letter in "ABCDEF"]
     assert any("up to 60" in text.get_text() for text in picture.axes[0].texts)
     for figure in (
         pictures.smoothing(recipe.Smoothing([outcome], [outcome])),

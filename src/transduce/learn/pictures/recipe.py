@@ -81,23 +81,24 @@ _CLINIC_TOP = 4.5  # nats per token
 
 def clinic(found: Clinic) -> Picture:
     """Six logs: the loss as the training computed it, the loss on fresh rows, and the length of the gradient."""
-    figure, all_axes = canvas(4, 3, width=8.6, height=6.2)
+    figure, all_axes = canvas(4, 3, width=8.4, height=6.4)
     for k, (letter, patient) in enumerate(found.patients.items()):
         upper, lower = all_axes[k + 3 * (k // 3)], all_axes[k + 3 * (k // 3) + 3]
         upper.plot(patient.training.smoothed(10), color=SERIES[0], label="training loss, as computed")
-        upper.plot(patient.steps, patient.valid, "s", color=SERIES[1], markersize=4, label="fresh rows")
+        upper.plot(patient.steps, patient.valid, "s", color=SERIES[1], markersize=3, label="fresh rows")
         upper.axhline(math.log(10), color=NEUTRAL, linestyle=":", linewidth=0.9, label="log 10: one of ten symbols")
         upper.set_ylim(0, _CLINIC_TOP)
         if (highest := max(patient.training.losses)) > _CLINIC_TOP:
             upper.annotate(f"up to {highest:.0f} ↑", (0.5, 0.86), xycoords="axes fraction", fontsize=9)
-        upper.set_title(f"Patient {letter} · own answers right: {patient.right:.0%}")
+        upper.set_title(f"{letter} · writes {patient.right:.0%} right", fontsize=10)
+        upper.tick_params(labelbottom=False)
         norms = patient.training.gradient_norms
         lower.semilogy(range(0, len(norms), 8), norms[::8], color=SERIES[5], linewidth=0.9)
         lower.set_ylim(3e-3, 1e2)
-        lower.set_xlabel("step")
+        lower.set_xlabel("step", fontsize=9)
         if k % 3 == 0:
-            upper.set_ylabel("loss / nats per token")
-            lower.set_ylabel("length of gradient")
+            upper.set_ylabel("loss / nats", fontsize=9)
+            lower.set_ylabel("gradient", fontsize=9)
     handles, names = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3)
+    figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=9)
     return figure
