@@ -22,6 +22,11 @@ from transduce.model import attention, causal_mask, padding_mask
 
 ledger = Ledger.load()
 
+
+def guessed(guess):
+    return "" if guess is ... else f" (you guessed {guess})"
+
+
 # %% [markdown]
 # ## 1. Three attentions, two masks
 #
@@ -137,8 +142,8 @@ ledger.settle("masks-without-the-causal-mask-accuracy-looks-perfect", found)
 ledger.settle("masks-without-the-causal-mask-it-writes-nonsense", found)
 
 # %%
-print(f"named: guess {my_guess_told}, measured {found.leaky_told:.1%} (possible: {found.task.best_told:.1%})")
-print(f"right: guess {my_guess_writing}, measured {found.leaky_writing:.1%}; with the mask {found.honest_writing:.1%}")
+print(f"named: {found.leaky_told:.1%}{guessed(my_guess_told)}; possible without looking: {found.task.best_told:.1%}")
+print(f"right: {found.leaky_writing:.1%}{guessed(my_guess_writing)}; with the mask: {found.honest_writing:.1%}")
 for source, honest, leaky in found.examples:
     print(f"{source} -> with mask: {honest}; without: {leaky}")
 
@@ -190,9 +195,7 @@ ledger.settle("masks-without-the-padding-mask-mates-matter", mates)
 ledger.settle("masks-training-without-it-is-no-cure", mates)
 
 # %%
-print(
-    f"guess {my_guess_changed}, measured {mates.changed_when_taken_out:.0%} at {mates.padding[-1]} tokens of padding,"
-)
+print(f"changed beside {mates.padding[-1]} tokens: {mates.changed_when_taken_out:.0%}{guessed(my_guess_changed)}")
 print(f"where scores move by up to {mates.unmasked_leak:.1f} nats")
 for name, share in mates.right_in_batches.items():
     print(f"{name}: {share:.0%} right in batches as in training, {mates.right[name][0]:.0%} alone")
@@ -236,14 +239,16 @@ my_guess_nowhere = ...
 # %%
 scores, nothing = torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 3, dtype=torch.bool)
 values = torch.tensor([[1.0], [2.0], [6.0]])
+print("NaN, zeros or the mean?" + guessed(my_guess_nowhere))
 print("-inf:   ", scores.masked_fill(~nothing, -math.inf).softmax(-1) @ values)
-print("-1e9:   ", (scores - 1e9).softmax(-1) @ values, "the plain mean: hidden, every one of them")
+print("-1e9:   ", (scores - 1e9).softmax(-1) @ values, "(the plain mean)")
 print("kernel: ", F.scaled_dot_product_attention(scores, scores.expand(3, -1), values, attn_mask=nothing))
 
 # %% [markdown]
-# Three answers to a question without meaning: 0/0 is NaN; $-10^9$ quietly gives the mean of exactly what was hidden;
-# and torch's kernel chose zeros. NaN is the rudest and the most honest. But it spreads: $0 \cdot \mathrm{NaN} =
-# \mathrm{NaN}$, so one such row spoils the gradient of *all* weights, even when its loss is masked:
+# Three answers to a question without meaning: 0/0 is NaN; $-10^9$ quietly gives the mean of exactly what was hidden
+# (in float32, nothing of the scores is left beside it); and torch's kernel chose zeros. NaN is the rudest and the
+# most honest. But it spreads: $0 \cdot \mathrm{NaN} = \mathrm{NaN}$, so one such row spoils the gradient of *all*
+# weights, even when its loss is masked:
 
 # %%
 weight = torch.ones(2, requires_grad=True)

@@ -22,6 +22,11 @@ from transduce.model.positional import RotaryPositions, SinusoidalPositions, sin
 
 ledger = Ledger.load()
 
+
+def guessed(guess):
+    return "" if guess is ... else f" (you guessed {guess})"
+
+
 # %% [markdown]
 # ## 1. An encoder without positions is blind to order: a law
 #
@@ -81,8 +86,7 @@ ledger.settle("positions-encoder-is-blind", blindness)
 ledger.settle("positions-dog-bites-man", blindness)
 
 # %%
-if my_guess_they_differ is not ...:
-    print(f"you guessed {my_guess_they_differ}; they differ: {blindness.answer_gap > 1e-9}")
+print(f"they differ: {blindness.answer_gap > 1e-9}{guessed(my_guess_they_differ)}")
 print(f"with positions in the encoder the same scores differ by {blindness.answer_gap_with:.2f}")
 
 # %% [markdown]
@@ -108,7 +112,7 @@ ledger.settle("positions-reversal-needs-the-encoders", found)
 ledger.settle("positions-decoder-reads-its-mask", found)
 
 # %%
-print(f"your guess: {my_guess_decoder}; measured: {found.without_decoder_positions:.0%}")
+print(f"without positions in the decoder {found.without_decoder_positions:.0%} are right{guessed(my_guess_decoder)}")
 print(f"guessing the order of known symbols at random gets {found.blind_best:.1%} right")
 
 # %% [markdown]
@@ -295,8 +299,8 @@ ledger.settle("positions-none-sorts-longer-sources", sorted_out)
 
 # %%
 print(f"at {reversing.beyond} symbols, trained on at most {reversing.longest_trained}:")
-print(f"sinusoidal: guess {my_guess_sinusoidal}, measured {reversing.sinusoidal_beyond:.0%}")
-print(f"rotary:     guess {my_guess_rotary}, measured {reversing.rotary_beyond:.0%}")
+print(f"sinusoidal: {reversing.sinusoidal_beyond:.0%}{guessed(my_guess_sinusoidal)}")
+print(f"rotary:     {reversing.rotary_beyond:.0%}{guessed(my_guess_rotary)}")
 for kind in sorted_out.scores:
     print(f"sorting, {kind}: {sorted_out.at(kind, sorted_out.beyond):.0%}")
 
@@ -311,11 +315,13 @@ for kind, share in reversing.begins_at_last_trained.items():
     print(f"{kind}: {share:.0%} of the answers begin with symbol number {reversing.longest_trained} of the source")
 
 # %% [markdown]
-# Chance would be one in the number of symbols. The network begins, as ever, with the last place it knows, not with the
-# last symbol: what lies beyond is no place where an answer ever began. From there it goes backwards and is nearly right.
-# It has learned *places*, where the reader thought of "the end".
+# Chance would be one in the number of symbols. Where each position has a vector of its own, the network mostly begins
+# with the last place that it knows, and not with the last symbol: what lies beyond is no place where an answer ever
+# began. From there it goes backwards and is nearly right. It has learned *places*, where the reader thought of "the
+# end". With rotary positions there are no places to hold on to, and it fails in another way.
 #
-# **Said plainly.** Within the lengths of training it hardly matters which positions are taken. Beyond them, on
+# **Said plainly.** Within the lengths of training it hardly matters which positions are taken; learned
+# vectors lag a little at the longest, as each of them learns only from sources that reach it. Beyond them, on
 # reversal, **nothing extrapolates**: not the sinusoids, though their table goes on for ever; not rotary positions,
 # though they only know distances; nor learned ones. A formula that goes on is not a network that knows what to do
 # with it: the weights have never seen those rows, or those distances, and nothing asked them to be right there.

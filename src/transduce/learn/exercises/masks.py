@@ -25,7 +25,7 @@ def six_masks() -> dict[str, tuple[str, Bool[Tensor, "queries keys"]]]:
         "C": ("cross-attention, at token 3", looks_at_source.expand(1, -1)),
         "D": ("cross-attention, all tokens", (TARGET != PAD)[None].expand(length, -1)),
         "E": ("decoder, step 4 with a cache", torch.ones(1, 4, dtype=torch.bool)),
-        "F": ("encoder, padding as queries, too", looks_at_source.T & looks_at_source | ~looks_at_source.T),
+        "F": ("encoder, another way", looks_at_source.T & looks_at_source | ~looks_at_source.T),
     }
 
 

@@ -84,7 +84,8 @@ def gradients(*, fast: bool = FAST) -> Gradients:
 class SynonymTask:
     """Reversal in which every word of the answer is one of two synonyms, by the toss of a coin.
 
-    Nobody who does not see the coin can have a loss below `floor`, or name more next tokens than `best_told`.
+    Nobody who does not see the coins can, in the mean, have a loss below `floor` or name more next tokens than
+    `best_told`.
     """
 
     num_words: int

@@ -24,7 +24,7 @@ _SCORE = "share of answers right"
 
 def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Sequence[int]) -> Picture:
     """The table as a map, and some of its columns as curves."""
-    figure, (left, right) = canvas(1, 2, width=8.4, height=3.4)
+    figure, (left, right) = canvas(1, 2, width=8.0, height=3.3)
     image = left.imshow(table.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=left, label="value")
     left.set(title="The table: one row for each position", xlabel="channel", ylabel="position")
