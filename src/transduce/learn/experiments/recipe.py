@@ -281,7 +281,7 @@ class OverFitting:
 
 def over_fitting(*, fast: bool = FAST) -> OverFitting:
     """A network of 200,000 weights and a few hundred words."""
-    few = Recipe(num_train=100 if fast else 400, steps=120 if fast else 300, measurements=4 if fast else 10)
+    few = Recipe(num_train=100 if fast else 500, steps=120 if fast else 400, measurements=4 if fast else 10)
     return OverFitting({dropout: learn(replace(few, dropout=dropout)) for dropout in (0.0, 0.2)})
 
 
