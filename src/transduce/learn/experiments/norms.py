@@ -113,7 +113,7 @@ def warm_up(*, fast: bool = FAST) -> WarmUp:
 
 @dataclass(frozen=True)
 class AtInitialisation:
-    """Untrained encoders: for "post" and "pre", means over three seeds."""
+    """Untrained encoders: for "post" and "pre", means over eight seeds."""
 
     gradients: dict[str, Float[Tensor, " layers"]]  # length of the gradient of each layer's feed-forward matrices
     stream: dict[str, Float[Tensor, " layers_and_one"]]  # root mean square of x, before the first and after each layer
@@ -135,7 +135,7 @@ def at_initialisation(*, fast: bool = FAST) -> AtInitialisation:
     """One backward pass of the training loss through models that have learned nothing (Xiong et al. 2020, figure 3)."""
     gradients, streams = {}, {}
     for name in ("post", "pre"):
-        found = [_one_backward(deep(norm_first=name == "pre", seed=seed)) for seed in ((1,) if fast else (1, 2, 3))]
+        found = [_one_backward(deep(norm_first=name == "pre", seed=seed)) for seed in range(1, 3 if fast else 9)]
         gradients[name] = torch.stack([gradient for gradient, _ in found]).mean(dim=0)
         streams[name] = torch.stack([stream for _, stream in found]).mean(dim=0)
     return AtInitialisation(gradients, streams)

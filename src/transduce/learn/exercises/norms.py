@@ -1,0 +1,136 @@
+"""Exercises about layer normalisation and residual connections."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transduce.learn.exercise import Wrong, exercise
+
+_EPS = 1e-5
+
+
+def _layer_norm(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + _EPS).sqrt()
+
+
+def _with_bessel(x: Tensor) -> Tensor:
+    return (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, keepdim=True) + _EPS)
+
+
+def _eps_outside(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + _EPS)
+
+
+def _not_centred(x: Tensor) -> Tensor:
+    return x / (x.square().mean(dim=-1, keepdim=True) + _EPS).sqrt()
+
+
+def _over_the_batch(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=0)
+    return centred / (centred.square().mean(dim=0) + _EPS).sqrt()
+
+
+@exercise(
+    "norms-layer-norm",
+    hints=(
+        "Mean and variance of each row on its own: `dim=-1, keepdim=True`.",
+        "The variance is the mean of squares of the centred row: divide by d, not by d - 1.",
+        "Add 1e-5 to the variance, then take the root.",
+    ),
+    solution=_layer_norm,
+    wrong=(_with_bessel, _eps_outside, _not_centred, _over_the_batch, lambda _: None),
+)
+def _check_layer_norm(answer: Callable[[Tensor], Any]) -> None:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 8, dtype=torch.float64, generator=random) * 3 + 2
+    tiny = x * 1e-3  # where eps is seen
+    expected = F.layer_norm(x, (8,), eps=_EPS)
+    found = _as_tensor(answer(x), x)
+    if not torch.allclose(found, expected, atol=1e-9):
+        if torch.allclose(found.mean(dim=0), torch.zeros(8, dtype=x.dtype), atol=1e-6):
+            raise Wrong("it normalises each channel over the batch; LayerNorm takes each row (token) on its own.")
+        if not torch.allclose(found.mean(dim=-1), torch.zeros(5, dtype=x.dtype), atol=1e-6):
+            raise Wrong("rows do not have mean 0: subtract the row's mean first.")
+        if torch.allclose(found, _with_bessel(x), atol=1e-4):
+            raise Wrong("it divides by a deviation with d - 1 (Bessel), as `x.std()` does; LayerNorm divides by d.")
+        size = float(found.square().mean(dim=-1)[0].sqrt())
+        if abs(size - 1) > 1e-4:
+            raise Wrong(f"the first row's root mean square is {size:.4f}, and 1 was expected.")
+    if not torch.allclose(_as_tensor(answer(tiny), x), F.layer_norm(tiny, (8,), eps=_EPS), atol=1e-9):
+        raise Wrong("it differs where rows are tiny: eps = 1e-5 is added to the variance, inside the root.")
+
+
+def _pre_norm(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]) -> Tensor:
+    return x + sublayer(norm(x))
+
+
+@exercise(
+    "norms-pre-norm",
+    hints=("The sub-layer sees the normalised x; the sum gets x as it came.", "`x + sublayer(norm(x))`."),
+    solution=_pre_norm,
+    wrong=(
+        lambda x, sublayer, norm: norm(x + sublayer(x)),
+        lambda x, sublayer, norm: norm(x) + sublayer(norm(x)),
+        lambda x, sublayer, norm: x + norm(sublayer(x)),
+        lambda x, sublayer, norm: sublayer(norm(x)),
+        lambda *_: None,
+    ),
+)
+def _check_pre_norm(answer: Callable[..., Any]) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2 + 1
+
+    def norm(t: Tensor) -> Tensor:
+        return F.layer_norm(t, (4,))
+
+    def sublayer(t: Tensor) -> Tensor:
+        return (3 * t + 1).tanh()
+
+    found = _as_tensor(answer(x, sublayer, norm), x)
+    others = {
+        "this is the paper's post-norm: the sum itself is normalised.": norm(x + sublayer(x)),
+        "the path that bypasses the sub-layer must not be normalised: add x, not norm(x).": norm(x) + sublayer(norm(x)),
+        "here the sub-layer's output is normalised; pre-norm normalises its input.": x + norm(sublayer(x)),
+        "nothing is added: the residual connection is missing.": sublayer(norm(x)),
+    }
+    for message, other in others.items():
+        if torch.allclose(found, other):
+            raise Wrong(message)
+    if not torch.allclose(found, x + sublayer(norm(x))):
+        raise Wrong("it is not x + sublayer(norm(x)).")
+
+
+@exercise(
+    "norms-growth",
+    hints=(
+        "Mean squares of independent vectors with mean 0 add up; lengths do not.",
+        "Twelve encoder layers have 24 sub-layers; with the input there are 25 vectors.",
+    ),
+    solution=5.0,
+    wrong=(25.0, 24.0, 13.0, math.sqrt(13), math.sqrt(24), "five"),
+)
+def _check_growth(answer: Any) -> None:
+    if not isinstance(answer, int | float):
+        raise Wrong(f"a number was expected, not {answer!r}.")
+    if abs(answer - 5) < 1e-6:
+        return
+    if answer in (24, 25):
+        raise Wrong(
+            "that would be so if all vectors pointed the same way; independent ones are nearly at right angles."
+        )
+    if abs(answer - 13) < 1e-6 or abs(answer - math.sqrt(13)) < 1e-6:
+        raise Wrong("a layer of the encoder adds twice: its attention and its feed-forward network.")
+    raise Wrong(f"not {answer:.4g}. What adds up are mean squares; do not forget the input itself.")
+
+
+def _as_tensor(found: Any, like: Tensor) -> Tensor:
+    if found is None:
+        raise Wrong("it returns None: not written yet?")
+    if not isinstance(found, Tensor) or found.shape != like.shape:
+        raise Wrong(f"a tensor of shape {tuple(like.shape)} was expected, not {getattr(found, 'shape', found)!r}.")
+    return found
