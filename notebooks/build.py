@@ -9,9 +9,9 @@ nowhere else. With --fast nothing is written: experiments run at their smallest,
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from transduce.learn import Ledger
+
 HERE = Path(__file__).parent
 SECONDS_PER_CELL = 900
+MEASURE_TIME = ("why_it_matters",)
 
 
 def names() -> list[str]:
@@ -51,40 +54,58 @@ def execute(name: str, *, fast: bool) -> tuple[Any, dict[str, float], float]:
     notebook = read_text(name)
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "measured.jsonl"
-        os.environ |= {"TRANSDUCE_MEASURED": str(record), "TRANSDUCE_FAST": "1" if fast else ""}
+        settings = {"TRANSDUCE_MEASURED": str(record), "TRANSDUCE_FAST": "1" if fast else ""}
         started = time.perf_counter()
-        NotebookClient(
+        client = NotebookClient(
             notebook,
             timeout=SECONDS_PER_CELL,
             kernel_name="python3",
             resources={"metadata": {"path": str(HERE)}},
             record_timing=False,
-        ).execute()
+        )
+        client.execute(env=os.environ | settings)
         seconds = time.perf_counter() - started
-        lines = record.read_text().splitlines() if record.exists() else []
+        lines = record.read_text().rstrip("\n").split("\n") if record.exists() else []
     measured = {row["claim"]: row["measured"] for row in map(json.loads, lines) if row["fast"] == fast}
     return notebook, measured, seconds
 
 
+def build(name: str, *, fast: bool) -> tuple[str, dict[str, float], float]:
+    """Executes one notebook and, unless `fast`, writes it with its outputs."""
+    notebook, measured, seconds = execute(name, fast=fast)
+    if not fast:
+        nbformat.write(notebook, HERE / f"{name}.ipynb")
+    return name, measured, seconds
+
+
 def main() -> None:
-    """Executes those named, or all."""
+    """Executes those named, or all: first those that measure time, alone; then the others, one on each core."""
     parser = argparse.ArgumentParser(description="Executes the notebooks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names())} (default: all)")
     parser.add_argument("--fast", action="store_true", help="small experiments; write nothing")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(names()):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    total = 0.0
-    for name in arguments.names or names():
-        notebook, measured, seconds = execute(name, fast=arguments.fast)
-        total += seconds
-        if not arguments.fast:
-            nbformat.write(notebook, HERE / f"{name}.ipynb")
-            from transduce.learn import Ledger
+    chosen = arguments.names or names()
+    started = time.perf_counter()
+    alone = [name for name in chosen if name in MEASURE_TIME]
+    for name in alone:
+        tell(build(name, fast=arguments.fast), fast=arguments.fast)
+    # Networks of an experiment are too small to be shared between cores: a notebook on each does more.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        others = [pool.submit(build, name, fast=arguments.fast) for name in chosen if name not in alone]
+        for done in as_completed(others):
+            tell(done.result(), fast=arguments.fast)
+    print(f"all: {time.perf_counter() - started:.0f} s")
 
-            Ledger.load(HERE / "claims.toml").write_measured(measured)
-        print(f"{name}: {seconds:.0f} s, {len(measured)} claims settled", flush=True)
-    print(f"all: {total:.0f} s", file=sys.stderr)
+
+def tell(built: tuple[str, dict[str, float], float], *, fast: bool) -> None:
+    """Says what was done, and writes what was measured into the ledger."""
+    name, measured, seconds = built
+    if not fast:
+        Ledger.load(HERE / "claims.toml").write_measured(measured)
+    print(f"{name}: {seconds:.0f} s, {len(measured)} claims settled", flush=True)
 
 
 if __name__ == "__main__":
