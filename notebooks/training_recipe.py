@@ -25,6 +25,7 @@ from transduce.learn.pictures import recipe as pictures
 from transduce.loss import cross_entropy_sum
 from transduce.optim import update_average
 
+torch.set_num_threads(1)  # matrices this small are not worth sharing between threads
 ledger = Ledger.load()
 
 # %% [markdown]

@@ -47,7 +47,7 @@ def _treat(diagnosis: str, fast: bool) -> Patient:
     vocabulary = VocabularySizes.joint(task.vocabulary.source + 1)
     layers = 4 if diagnosis == "no warm-up" else 1
     model = small_transformer(vocabulary, d_model=32, d_ff=64, num_encoder_layers=layers, num_decoder_layers=layers)
-    steps = 48 if fast else 240
+    steps = 36 if fast else 240
     test = task.draw(100, torch.Generator().manual_seed(99))
     found: list[float] = []
     every = steps // 12

@@ -290,7 +290,7 @@ class OverFitting:
 
 def over_fitting(*, fast: bool = FAST) -> OverFitting:
     """A network of 200,000 weights and a few hundred words."""
-    few = Recipe(num_train=100 if fast else 500, steps=120 if fast else 400, measurements=4 if fast else 10)
+    few = Recipe(num_train=100 if fast else 500, steps=90 if fast else 400, measurements=3 if fast else 10)
     return OverFitting({dropout: learn(replace(few, dropout=dropout)) for dropout in (0.0, 0.2)})
 
 
@@ -315,7 +315,7 @@ class WarmUp:
 
 def warm_up(*, fast: bool = FAST) -> WarmUp:
     """Reversal by the paper's post-norm network, 4 + 4 layers, at a high rate: no warm-up, and one of a third."""
-    task, steps = reversal(10, 3, 8), 90 if fast else 300
+    task, steps = reversal(10, 3, 8), 70 if fast else 300
     found = {}
     for warmup_steps in (0, steps // 3):
         model = small_transformer(task.vocabulary, d_model=32, d_ff=64, num_encoder_layers=4, num_decoder_layers=4)
