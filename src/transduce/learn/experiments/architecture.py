@@ -70,9 +70,7 @@ def hidden_by_torch(theirs: nn.Transformer, model: Transformer, batch: Batch) ->
     length = batch.tgt_in.size(1)
     is_future = torch.ones(length, length, dtype=torch.bool).triu(1)
     src, tgt = _embedded(model.src_embedding, batch.src), _embedded(model.tgt_embedding, batch.tgt_in)
-    return theirs(  # type: ignore[no-any-return]
-        src, tgt, tgt_mask=is_future, src_key_padding_mask=is_padding, memory_key_padding_mask=is_padding
-    )
+    return theirs(src, tgt, tgt_mask=is_future, src_key_padding_mask=is_padding, memory_key_padding_mask=is_padding)
 
 
 @dataclass(frozen=True)
@@ -224,7 +222,7 @@ def words_batch(rows: list[tuple[str, str]]) -> tuple[Batch, Callable[[Int[Tenso
     words = sorted({word for pair in rows for side in pair for word in side.split()})
     ids = {word: FIRST_SYMBOL + number for number, word in enumerate(words)}
     names = {PAD: "⟨pad⟩", 1: "⟨begin⟩", EOS: "⟨end⟩"} | {number: word for word, number in ids.items()}
-    batch = batch_of([tuple([ids[word] for word in side.split()] for side in pair) for pair in rows])  # type: ignore[misc]
+    batch = batch_of([tuple([ids[word] for word in side.split()] for side in pair) for pair in rows])
     return batch, lambda row: [names[i] for i in row.tolist()]
 
 
