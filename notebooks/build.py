@@ -9,15 +9,17 @@ nowhere else. With --fast nothing is written: experiments run at their smallest,
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from transduce.learn import Ledger
 
@@ -70,15 +72,15 @@ def execute(name: str, *, fast: bool) -> tuple[Any, dict[str, float], float]:
     return notebook, measured, seconds
 
 
-def build(name: str, *, fast: bool) -> tuple[str, dict[str, float], float]:
-    """Executes one notebook and, unless `fast`, writes it with its outputs."""
+def build(name: str, *, fast: bool) -> tuple[dict[str, float], float]:
+    """Executes one notebook and, unless `fast`, writes it with its outputs; measured values, and seconds."""
     notebook, measured, seconds = execute(name, fast=fast)
     if not fast:
         nbformat.write(notebook, HERE / f"{name}.ipynb")
-    return name, measured, seconds
+    return measured, seconds
 
 
-def main() -> None:
+def main() -> int:
     """Executes those named, or all: first those that measure time, alone; then the others, one on each core."""
     parser = argparse.ArgumentParser(description="Executes the notebooks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names())} (default: all)")
@@ -89,24 +91,30 @@ def main() -> None:
     chosen = arguments.names or names()
     started = time.perf_counter()
     alone = [name for name in chosen if name in MEASURE_TIME]
-    for name in alone:
-        tell(build(name, fast=arguments.fast), fast=arguments.fast)
-    # Networks of an experiment are too small to be shared between cores: a notebook on each does more.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        others = [pool.submit(build, name, fast=arguments.fast) for name in chosen if name not in alone]
-        for done in as_completed(others):
-            tell(done.result(), fast=arguments.fast)
+    failed = 0
+    for number, names_at_once in enumerate((alone, [name for name in chosen if name not in alone])):
+        if number:  # networks of an experiment are too small to be shared between cores: a notebook on each does more
+            os.environ["OMP_NUM_THREADS"] = "1"
+        with ProcessPoolExecutor(os.cpu_count() if number else 1) as pool:
+            works = {pool.submit(build, name, fast=arguments.fast): name for name in names_at_once}
+            for work in as_completed(works):
+                failed += not tell(works[work], work, fast=arguments.fast)
     print(f"all: {time.perf_counter() - started:.0f} s")
+    return 1 if failed else 0
 
 
-def tell(built: tuple[str, dict[str, float], float], *, fast: bool) -> None:
-    """Says what was done, and writes what was measured into the ledger."""
-    name, measured, seconds = built
+def tell(name: str, work: "Future[tuple[dict[str, float], float]]", *, fast: bool) -> bool:
+    """Says what was done, and writes what was measured into the ledger; whether it went well."""
+    try:
+        measured, seconds = work.result()
+    except CellExecutionError as error:
+        print(f"{name}: {error}", flush=True)
+        return False
     if not fast:
         Ledger.load(HERE / "claims.toml").write_measured(measured)
     print(f"{name}: {seconds:.0f} s, {len(measured)} claims settled", flush=True)
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,9 +23,10 @@ class TranslationCorpus:
     test: Rows
 
     def write(self, folder: Path) -> None:
-        """`train.tsv` and `valid.tsv`, as `transduce fit` and `train` read them."""
+        """`train.en` and `train.de`, `valid.en` and `valid.de`: line k of one belongs to line k of the other."""
         for name, rows in (("train", self.train), ("valid", self.valid)):
-            (folder / f"{name}.tsv").write_text("".join(f"{en}\t{de}\n" for en, de in rows), encoding="utf-8")
+            for suffix, side in (("en", 0), ("de", 1)):
+                (folder / f"{name}.{suffix}").write_text("".join(f"{row[side]}\n" for row in rows), encoding="utf-8")
 
 
 def captions() -> TranslationCorpus | None:

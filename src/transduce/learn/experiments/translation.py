@@ -21,8 +21,8 @@ from transduce.settings import load_config
 
 SETTINGS = """
 [data]
-train = ["{folder}/train.tsv"]      # one pair a line, the two sides with a tab between them
-valid = ["{folder}/valid.tsv"]
+train = ["{folder}/train.en", "{folder}/train.de"]      # line k of one belongs to line k of the other
+valid = ["{folder}/valid.en", "{folder}/valid.de"]
 
 [tokenizer]
 source = "bpe"                      # subwords, one vocabulary for both languages
