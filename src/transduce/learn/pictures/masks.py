@@ -23,7 +23,7 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
     Made by the shipped functions. Names of padded queries are grey: their rows are computed and read by nobody.
     """
     real_src = padding_mask(batch.src, PAD)[:, 0, 0]
-    figure, axes = canvas(len(sources), len(_KINDS), width=9.0, height=2.8 * len(sources) + 0.4)
+    figure, axes = canvas(len(sources), len(_KINDS), width=8.6, height=2.7 * len(sources) + 0.4)
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
         of_source = real_src[number]
         causal = causal_mask(len(target))
