@@ -166,27 +166,6 @@ def _check_layer_size(answer: Callable[[int, int], Any]) -> None:
             )
 
 
-@exercise(
-    "architecture-untied",
-    hints=(
-        "One table of 37,000 rows of 512 numbers serves three purposes. How many tables are missing?",
-        "Two more tables: 2 x 37,000 x 512.",
-    ),
-    solution=2 * 37_000 * 512,
-    wrong=(37_000 * 512, 3 * 37_000 * 512, 38, "two"),
-)
-def _check_untied(answer: Any) -> None:
-    if not isinstance(answer, int | float):
-        raise Wrong(f"a number was expected, not {answer!r}.")
-    table = 37_000 * 512
-    if answer == table:
-        raise Wrong("that is one table more; instead of one there would be three.")
-    if answer == 3 * table:
-        raise Wrong("that is all three; one of them is there already.")
-    if answer != 2 * table:
-        raise Wrong("a table has 37,000 rows, one a token, of 512 numbers each; how many tables more?")
-
-
 def _additive(may_look: Tensor) -> Tensor:
     return torch.zeros(may_look.shape).masked_fill(~may_look, -math.inf)
 
