@@ -40,7 +40,7 @@ class ForgottenPositions(SinusoidalPositions):
     def forward(
         self, x: Float[Tensor, "batch len d_model"], positions: Int[Tensor, "#len"]
     ) -> Float[Tensor, "batch len d_model"]:
-        x + self.table[positions]  # noqa: B018 - this is the bug
+        x + self.table[positions]  # the bug: this sum is nobody's
         return x
 
 
@@ -94,7 +94,7 @@ class Bug:
     """What is done to a healthy network, to its class or to a part, and to a right batch."""
 
     name: str
-    operate: Callable[[Transformer], object] = lambda model: None
+    operate: Callable[[Transformer], object] = lambda _: None
     batch: Callable[[Batch], Batch] = lambda batch: batch
 
 

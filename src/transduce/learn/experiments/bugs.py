@@ -155,13 +155,13 @@ LAWS = (
     ),
     Law(
         "causal mask leaks by one", "A token of the decoder's input changes no score before it.", "future", future_seen
-    ),  # fmt: skip
+    ),
     Law(
         "heads are split by view",
         "Without mask and positions, self-attention of reordered vectors is reordered.",
         "permutes along",
         permutes_along,
-    ),  # fmt: skip
+    ),
     Law("softmax over the wrong axis", "The weights of every query sum to 1.", "weights sum", weights_sum_to_one),
     Law("positions are not added", "Reordered sources are not the reordered encoding.", "hears order", deaf_to_order),
     Law(
@@ -169,46 +169,46 @@ LAWS = (
         "An embedding comes in √d_model times as long as its row.",
         "scale",
         embedding_scale,
-    ),  # fmt: skip
+    ),
     Law(
         "residual is forgotten",
         "A sub-layer that says nothing lets through what came in.",
         "passes on",
         silent_sublayers,
-    ),  # fmt: skip
+    ),
     Law(
         "target is not shifted",
         "The decoder's input is begin and then the labels but the last.",
         "shift",
         shift_of_targets,
-    ),  # fmt: skip
+    ),
     Law(
         "padding counts in the loss",
         "Wider padding of the target leaves the loss as it is.",
         "loss, padded",
         loss_by_padding,
-    ),  # fmt: skip
+    ),
     Law(
         "scores are not divided by the root of d_k",
         "Attention is equation 1 of its own queries, keys and values.",
         "equation 1",
         equation_one,
-    ),  # fmt: skip
+    ),
     Law(
         "LayerNorm divides by n - 1",
         "A norm is the mean and the variance by hand, divided by n.",
         "norm",
         norms_by_hand,
-    ),  # fmt: skip
+    ),
     Law(
         "cross-attention looks at the target", "Another source gives other scores.", "hears source", deaf_to_the_source
-    ),  # fmt: skip
+    ),
     Law(
         "labels belong to other rows",
         "The labels of a row answer the source of that row.",
         "rows",
         rows_belong_together,
-    ),  # fmt: skip
+    ),
 )
 CANDIDATES = tuple(sorted(law.bug for law in LAWS))
 
