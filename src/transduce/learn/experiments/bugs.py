@@ -16,6 +16,7 @@ from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, batch_of
 from transduce.learn.training import exact_match, mean_loss, token_accuracy, train
 from transduce.model import MultiHeadAttention, Transformer
 from transduce.model.dropout import Dropout
+from transduce.model.encoder import EncoderLayer
 from transduce.model.residual import AddAndNorm
 
 HEALTHY = "healthy"
@@ -307,7 +308,7 @@ def _vectors(model: Transformer) -> Tensor:
     return torch.randn(1, 5, model.config.d_model, generator=torch.Generator().manual_seed(5))
 
 
-def _encoder_layer(model: Transformer) -> nn.Module:
+def _encoder_layer(model: Transformer) -> EncoderLayer:
     return next(iter(model.encoder.layers))
 
 
