@@ -135,8 +135,8 @@ pictures.bars_of(sides, unit="BLEU")
 
 # %% [markdown]
 # **Teacher-forced tokens.** During training, the model guesses every token with the *reference's* tokens before it. It is tempting
-# to collect those guesses and score them: it is fast, and the number is high. But it is no translation: at each place the model is
-# put back on the right track. Here is what such a "translation" looks like, and what it is worth.
+# to collect those guesses and score them: it is fast. But it is no translation: at each place the model is put back on the right track,
+# wherever its own last guess led. Here is what such a "translation" looks like, and what it scores.
 
 # %%
 source_of(translation.teacher_forced_answers)
@@ -144,7 +144,7 @@ source_of(translation.teacher_forced_answers)
 # %%
 for line in range(2):
     print("teacher-forced  ", model.teacher_forced[line], "\nby itself       ", model.greedy[line], "\n")
-ledger.settle("teacher-forced-bleu-flatters", model, fast=model.fast)
+ledger.settle("teacher-forced-bleu-is-another-number", model, fast=model.fast)
 
 # %% [markdown]
 # **Case and tokeniser.** The same answers, scored after lower-casing both sides. Papers that score tokenised, lower-cased text cannot be
@@ -212,7 +212,8 @@ pictures.lengths(*([len(text.split()) for text in some] for some in texts))
 #
 # ## What people get wrong
 #
-# * **Scoring teacher-forced tokens.** Measured above. If a training script prints BLEU without ever *decoding*, it prints this.
+# * **Scoring teacher-forced tokens.** If a training script prints BLEU without ever *decoding*, it prints this: a number of something else. (How far told
+#   and own tokens can be apart is measured in [the flagship, chapter 9](transformer.ipynb).)
 # * **Building the vocabulary from all data.** Subwords are learnt from the training part alone; else the test part leaks.
 # * **Choosing the length penalty, or the best checkpoint, on the test set.** Choose on validation; score the test set once.
 # * **Comparing numbers without signatures**, or calling half a point on 1,000 sentences an improvement.

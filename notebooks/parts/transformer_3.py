@@ -236,8 +236,8 @@ ledger.settle("told-tokens-are-not-own-tokens", own)
 # %% [markdown]
 # So **teacher-forced accuracy is not a score.** It answers "how good is the next token, after a perfect beginning?",
 # and there is no perfect
-# beginning when the model writes. BLEU of teacher-forced tokens is worse still: it has been published as BLEU
-# ([real_translation](real_translation.ipynb) measures how much it flatters).
+# beginning when the model writes. BLEU of teacher-forced tokens has been published as BLEU, too: it is a number of
+# something else ([real_translation](real_translation.ipynb) has both).
 
 # %%
 my_share = ...  # 40 tokens, each right with probability 0.98, independently: share of answers without a slip
