@@ -402,9 +402,9 @@ solution("architecture-decoder-layer")
 # | section | paper | here |
 # |---|---|---|
 # | 3.1 | $N = 6$ on both sides | two settings; they may differ |
-# | 3.1 | every decoder layer looks at the memory | the same; keys and values of all layers are one product, as the memory is one |
+# | 3.1 | every decoder layer looks at the memory | the same; one product makes the keys and values of all layers |
 # | 3.1 | nothing after the last layer | the same; a closing norm under pre-norm alone |
-# | 3.4 | the softmax ranges over the whole joint vocabulary | over ids that occur in targets; `VocabularySizes.joint(V)` gives the paper's back |
+# | 3.4 | the softmax ranges over the joint vocabulary | over ids of targets; all with `VocabularySizes.joint(V)` |
 # | silent | biases in the projections | yes, as in torch; the counts above have them |
 #
 # **What people get wrong**
@@ -454,7 +454,7 @@ source_of(padding_mask, causal_mask)
 # **Picture.** A real batch of two pairs, one short and one long, and all its masks. Rows look at columns.
 
 # %%
-pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft im Schnee", "a big dog sleeps")]
+pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft tief", "a big dog sleeps")]
 words, named = architecture.words_batch(pairs)
 mask_pictures.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
 

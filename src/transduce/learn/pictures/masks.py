@@ -23,7 +23,7 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
     Made by the shipped functions. Names of padded queries are grey: their rows are computed and read by nobody.
     """
     real_src = padding_mask(batch.src, PAD)[:, 0, 0]
-    figure, axes = canvas(len(sources), len(_KINDS), width=8.6, height=2.7 * len(sources) + 0.4)
+    figure, axes = canvas(len(sources), len(_KINDS), width=8.4, height=2.6 * len(sources) + 0.4)
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
         of_source = real_src[number]
         causal = causal_mask(len(target))
@@ -47,10 +47,10 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
         axes[3 * number].set_ylabel("query (who looks)")
     for axis in axes[-3:]:
         axis.set_xlabel("key (what is looked at)")
-    patches = [Patch(facecolor=colour, label=f"may look: {title}") for title, colour in _KINDS]
+    patches = [Patch(facecolor=ENCODER, label="in colour: may look")]
     patches += [Patch(facecolor=NEUTRAL, label="hidden: padding")]
     patches += [Patch(facecolor="white", edgecolor=NEUTRAL, label="hidden: future")]
-    figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
