@@ -1,0 +1,235 @@
+"""Inside a small trained model: what its heads look at, which of them can go, when the right token comes up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transduce.data import Batch, collate
+from transduce.decoding import DecodingConfig
+from transduce.inspection import record_attention
+from transduce.learn.experiments.recipe import Words, words
+from transduce.learn.ledger import FAST
+from transduce.learn.tasks import PAD
+from transduce.learn.training import Training, small_transformer, train
+from transduce.model import MultiHeadAttention, Transformer
+from transduce.predictor import Predictor, vocabulary_sizes
+
+_OFFSETS = {"the one before": -1, "itself": 0, "the next one": 1}
+Head = tuple[str, int]  # name of an attention in the model, number of the head
+
+
+@dataclass(frozen=True)
+class Pronouncer:
+    """A model that says how words are pronounced, and words it has never seen."""
+
+    data: Words
+    model: Transformer
+    training: Training
+
+    @cached_property
+    def batch(self) -> Batch:
+        """All the words it has never seen."""
+        return collate(self.data.valid, np.arange(len(self.data.valid)))
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return Predictor(self.model, self.data.tokenizer, DecodingConfig(beam_size=1))
+
+    @cached_property
+    def attention(self) -> dict[str, Float[Tensor, "batch heads queries keys"]]:
+        """Weights of every attention while it is told the right phonemes."""
+        with torch.no_grad(), record_attention(self.model) as maps:
+            self.model(*self.batch.inputs)
+        return maps
+
+    def accuracy(self) -> float:
+        """Share of phonemes, ends included, that are likeliest when those before are told."""
+        with torch.no_grad():
+            guesses = self.model.logits(self.model(*self.batch.inputs)).argmax(dim=-1)
+        return float((guesses == self.batch.tgt_out)[self.is_real].float().mean())
+
+    @cached_property
+    def is_real(self) -> Tensor:
+        return self.batch.tgt_out != PAD
+
+
+@cache
+def pronouncer(*, fast: bool = FAST) -> Pronouncer:
+    """Two layers on each side, four heads in each attention, post-norm; learns short words of CMUdict."""
+    data = words(1_500, 100) if fast else words(24_000, 400)
+    model = small_transformer(vocabulary_sizes(data.tokenizer), dropout=0.0)
+    pairs = data.train
+
+    def draw(num_rows: int, random: torch.Generator) -> Batch:
+        return collate(pairs, torch.randint(len(pairs), (num_rows,), generator=random).numpy())
+
+    training = train(model, draw, steps=150 if fast else 1_200, batch_size=64, learning_rate=3e-3)
+    return Pronouncer(data, model, training)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each head of the encoder gives to the letter before, to the same one and to the next, on average."""
+
+    shares: dict[Head, dict[str, float]]
+    entropy: dict[Head, float]  # of its rows, in bits; of all attentions
+
+    @property
+    def sharpest(self) -> float:
+        """The largest share that any head gives to one place beside its query."""
+        return max(max(of_head.values()) for of_head in self.shares.values())
+
+
+def roles(*, fast: bool = FAST) -> Roles:
+    """Reads the heads of the encoder off their maps (after Voita et al. 2019)."""
+    found = pronouncer(fast=fast)
+    shares: dict[Head, dict[str, float]] = {}
+    entropy: dict[Head, float] = {}
+    for name, maps in found.attention.items():
+        rows = found.batch.src != PAD if name.startswith("encoder") else found.is_real
+        for number in range(maps.size(1)):
+            weights = maps[:, number]
+            bits = -(weights * weights.clamp(min=1e-9).log2()).sum(dim=-1)
+            entropy[name, number] = float(bits[rows].mean())
+            if name.startswith("encoder"):
+                shares[name, number] = {
+                    place: _mean_beside(weights, rows, offset) for place, offset in _OFFSETS.items()
+                }
+    return Roles(shares, entropy)
+
+
+def _mean_beside(weights: Float[Tensor, "batch queries keys"], rows: Tensor, offset: int) -> float:
+    """Mean weight that a query gives to the place `offset` from its own, where there is one."""
+    diagonal = weights.diagonal(offset=offset, dim1=1, dim2=2)
+    first = max(0, -offset)
+    is_there = rows[:, first : first + diagonal.size(1)]
+    if offset > 0:
+        is_there = is_there & rows[:, offset : offset + diagonal.size(1)]
+    return float(diagonal[is_there].mean())
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where cross-attention looks while it writes: the heads of the last layer together."""
+
+    forward: float  # share of steps at which the place it looks at most is not left of the one before
+    shuffled: float  # the same if the steps of each word are put in random order
+    centre: Float[Tensor, "steps two"]  # how far through the word it writes, and how far through it looks: 0 to 1
+
+    @property
+    def correlation(self) -> float:
+        return float(np.corrcoef(self.centre.numpy().T)[0, 1])
+
+
+def alignment(*, fast: bool = FAST) -> Alignment:
+    """English is written from left to right, and said in that order: does cross-attention go that way?"""
+    found = pronouncer(fast=fast)
+    random = np.random.default_rng(1)
+    last = f"decoder.layers.{found.model.config.num_decoder_layers - 1}.cross_attention"
+    mean = found.attention[last].mean(dim=1)  # (B, T, S)
+    steps, mixed, places = [], [], []
+    for weights, src, is_real in zip(mean, found.batch.src, found.is_real, strict=True):
+        num_letters, num_phonemes = int((src != PAD).sum()) - 1, int(is_real.sum()) - 1  # without the two ends
+        own = weights[:num_phonemes, :num_letters]
+        where = own.argmax(dim=1).numpy()
+        steps.append(np.diff(where) >= 0)
+        mixed.append(np.diff(random.permutation(where)) >= 0)
+        centres = (own / own.sum(dim=1, keepdim=True)) @ torch.arange(num_letters).float() / max(1, num_letters - 1)
+        places += list(zip(np.linspace(0, 1, num_phonemes), centres.tolist(), strict=True))
+    return Alignment(float(np.concatenate(steps).mean()), float(np.concatenate(mixed).mean()), torch.tensor(places))
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What each head is worth: phonemes that are named wrong when it says nothing, in points."""
+
+    accuracy: float
+    costs: dict[Head, float]
+
+    @property
+    def idle(self) -> float:
+        """Share of heads that cost less than one point, silenced one at a time."""
+        return sum(cost < 1 for cost in self.costs.values()) / len(self.costs)
+
+    @property
+    def dearest(self) -> float:
+        return max(self.costs.values())
+
+
+def pruning(*, fast: bool = FAST) -> Pruning:
+    """Silences one head at a time (after Michel et al. 2019), without training again."""
+    found = pronouncer(fast=fast)
+    whole = found.accuracy()
+    costs: dict[Head, float] = {}
+    for name, module in found.model.named_modules():
+        if isinstance(module, MultiHeadAttention):
+            for number in range(module.num_heads):
+                with silenced(module, number):
+                    costs[name, number] = 100 * (whole - found.accuracy())
+    return Pruning(whole, costs)
+
+
+@contextmanager
+def silenced(attention: MultiHeadAttention, head: int) -> Iterator[None]:
+    """While entered, nothing of what this head finds gets out: its columns of W^O are zero."""
+    width = attention.out_proj.in_features // attention.num_heads
+    columns = attention.out_proj.weight.data[:, head * width : (head + 1) * width]
+    kept = columns.clone()
+    columns.zero_()
+    try:
+        yield
+    finally:
+        columns.copy_(kept)
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What the output matrix reads after each part of the decoder, of the phoneme that the model ends up naming."""
+
+    agreement: dict[str, float]  # share of places where it already is the likeliest
+    example: dict[str, list[str]]  # the likeliest phonemes of one word
+
+    @property
+    def after_first_layer(self) -> float:
+        return next(share for name, share in self.agreement.items() if name.startswith("layer 1"))
+
+
+def lens(word: str = "", *, fast: bool = FAST) -> Lens:
+    """Reads the residual stream of the decoder by the output matrix, layer after layer (the "logit lens")."""
+    found = pronouncer(fast=fast)
+    model, tokenizer = found.model, found.data.tokenizer
+    row = found.data.valid_words.index(word) if word else 0
+    stream: dict[str, Tensor] = {}
+
+    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(_module: object, _inputs: object, output: Tensor) -> None:
+            stream[name] = output
+
+        return modules[name].register_forward_hook(hook)
+
+    modules = dict(model.named_modules())
+    names = {"tgt_positions": "embedding alone"}
+    names |= {f"decoder.layers.{i}.residual_3": f"layer {i + 1}" for i in range(model.config.num_decoder_layers)}
+    handles = [keep(name) for name in names]
+    try:
+        with torch.no_grad():
+            final = model.logits(model(*found.batch.inputs)).argmax(dim=-1)
+            read = {names[name]: model.logits(x).argmax(dim=-1) for name, x in stream.items()}
+    finally:
+        for handle in handles:
+            handle.remove()
+    real = found.is_real
+    return Lens(
+        {name: float((guess == final)[real].float().mean()) for name, guess in read.items()},
+        {name: tokenizer.target_tokens(_ids(guess[row], real[row])) for name, guess in read.items()},
+    )
+
+
+def _ids(guess: Int[Tensor, "len"], real: Tensor) -> list[int]:
+    return [int(i) for i in guess[real]]
