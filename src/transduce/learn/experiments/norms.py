@@ -39,10 +39,10 @@ def without_residuals(model: Transformer) -> Transformer:
     return model
 
 
-def deep(*, norm_first: bool, seed: int = 1, num_layers: int = DEPTH) -> Transformer:
+def deep(*, norm_first: bool, seed: int = 1, num_layers: int = DEPTH, norm: str = "layer") -> Transformer:
     """Twelve narrow encoder layers and one decoder layer, untrained."""
     return small_transformer(
-        _task().vocabulary, seed, norm_first=norm_first, **_SIZES | {"num_encoder_layers": num_layers}
+        _task().vocabulary, seed, norm_first=norm_first, norm=norm, **_SIZES | {"num_encoder_layers": num_layers}
     )
 
 
@@ -65,9 +65,10 @@ class Deep:
 
 @dataclass(frozen=True)
 class Residuals:
-    """Twelve layers with residual connections and without: post-norm, with warm-up, the same batches."""
+    """Twelve layers without residual connections, and with them in both orders: with warm-up, the same batches."""
 
-    with_them: Deep
+    with_them: Deep  # post-norm, as in the paper
+    with_them_pre_norm: Deep
     without: Deep
     blind: float
 
@@ -81,34 +82,78 @@ class Residuals:
 
 
 def residuals(*, fast: bool = FAST) -> Residuals:
-    """Trains both to copy symbols (He et al. 2016; section 3.1: a residual connection around each sub-layer)."""
-    return Residuals(_trained(False, True, True, fast), _trained(False, True, False, fast), blind_loss(_task()))
+    """Trains them to copy symbols (He et al. 2016; section 3.1: a residual connection around each sub-layer)."""
+    post, pre = (_trained(norm_first, True, True, fast) for norm_first in (False, True))
+    return Residuals(post, pre, _trained(False, True, False, fast), blind_loss(_task()))
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Post- and pre-norm, each with warm-up and without: the same batches, the same highest rate."""
+    """Post- and pre-norm, each with warm-up and without: the same batches, the same highest rate, some seeds."""
 
-    runs: dict[tuple[str, str], Deep]  # ("post" or "pre", "with" or "without" warm-up)
+    runs: dict[tuple[str, str], list[Deep]]  # ("post" or "pre", "with" or "without" warm-up)
     blind: float
+
+    def loss(self, norm: str, warm: str) -> float:
+        """The final loss, in nats a token: the mean of the seeds."""
+        runs = self.runs[norm, warm]
+        return sum(run.final_loss for run in runs) / len(runs)
 
     @property
     def post_behind_without(self) -> float:
-        return self.runs["post", "without"].final_loss - self.runs["pre", "without"].final_loss
+        return self.loss("post", "without") - self.loss("pre", "without")
 
     @property
     def post_behind_with(self) -> float:
-        return self.runs["post", "with"].final_loss - self.runs["pre", "with"].final_loss
+        return self.loss("post", "with") - self.loss("pre", "with")
 
 
 def warm_up(*, fast: bool = FAST) -> WarmUp:
-    """Four trainings of the same twelve layers (Xiong et al. 2020, section 3)."""
+    """Four trainings of the same twelve layers, by two seeds (Xiong et al. 2020, section 3)."""
     runs = {
-        (norm, warm): _trained(norm == "pre", warm == "with", True, fast)
+        (norm, warm): [_trained(norm == "pre", warm == "with", True, fast, seed) for seed in ((1,) if fast else (1, 2))]
         for norm in ("post", "pre")
         for warm in ("without", "with")
     }
     return WarmUp(runs, blind_loss(_task()))
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Post-norm, for two and a half times as many steps."""
+
+    cold: Deep
+    warm: Deep
+    blind: float
+
+    @property
+    def cold_behind_warm(self) -> float:
+        return self.cold.final_loss - self.warm.final_loss
+
+
+def patience(*, fast: bool = FAST) -> Patience:
+    """The trainings of post-norm once more, longer: is it stuck, or slow?"""
+    steps = 90 if fast else 1000
+    cold, warm = (_train(deep(norm_first=False), is_warmed_up, steps, fast) for is_warmed_up in (False, True))
+    return Patience(cold, warm, blind_loss(_task()))
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Pre-norm with LayerNorm and with RMSNorm, without warm-up."""
+
+    layer: Deep
+    rms: Deep
+
+    @property
+    def rms_behind(self) -> float:
+        return self.rms.final_loss - self.layer.final_loss
+
+
+def kinds(*, fast: bool = FAST) -> Kinds:
+    """Trains both on the same batches; RMSNorm leaves out mean and bias (Zhang and Sennrich 2019)."""
+    rms = deep(norm_first=True, norm="rms")
+    return Kinds(_trained(True, False, True, fast), _train(rms, False, 60 if fast else 400, fast))
 
 
 @dataclass(frozen=True)
@@ -186,13 +231,17 @@ def _probe() -> Batch:
 
 
 @cache
-def _trained(norm_first: bool, is_warmed_up: bool, has_residuals: bool, fast: bool) -> Deep:
-    steps, warmup_steps = (60, 20) if fast else (500, 150)
-    model = deep(norm_first=norm_first)
+def _trained(norm_first: bool, is_warmed_up: bool, has_residuals: bool, fast: bool, seed: int = 1) -> Deep:
+    model = deep(norm_first=norm_first, seed=seed)
     if not has_residuals:
         without_residuals(model)
+    return _train(model, is_warmed_up, 60 if fast else 400, fast, seed)
+
+
+def _train(model: Transformer, is_warmed_up: bool, steps: int, fast: bool, seed: int = 1) -> Deep:
+    warmup_steps = 3 * steps // 10 if is_warmed_up else 0
     found = train(
-        model, _task().draw, steps=steps, batch_size=32, learning_rate=2e-3, warmup_steps=warmup_steps * is_warmed_up
+        model, _task().draw, steps=steps, batch_size=32, learning_rate=2e-3, warmup_steps=warmup_steps, seed=seed
     )
     last = found.losses[-steps // 10 :]
     right = 0.0 if fast else exact_match(model, _task().draw(128, torch.Generator().manual_seed(7)))

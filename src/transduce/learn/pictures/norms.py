@@ -7,6 +7,7 @@ from torch import Tensor
 
 from transduce.learn.experiments.norms import (
     AtInitialisation,
+    Patience,
     Residuals,
     Stream,
     WarmUp,
@@ -37,8 +38,10 @@ def stream_bars(found: Stream) -> Picture:
 def residual_curves(found: Residuals) -> Picture:
     """Training losses with and without residual connections, beside what one knows who sees no source."""
     figure, (axes,) = canvas(1, 1, width=7.0, height=3.3)
-    axes.plot(found.with_them.training.smoothed(), color=ENCODER, label="with residual connections")
-    axes.plot(found.without.training.smoothed(), color=DECODER, label="without")
+    runs = (found.without, found.with_them, found.with_them_pre_norm)
+    labels = ("without residual connections", "with them, post-norm", "with them, pre-norm")
+    for run, label, colour in zip(runs, labels, (NEUTRAL, DECODER, ENCODER), strict=True):
+        axes.plot(run.training.smoothed(), color=colour, label=label)
     axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
     axes.set(title="Twelve encoder layers", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
     axes.legend(fontsize=9)
@@ -46,16 +49,29 @@ def residual_curves(found: Residuals) -> Picture:
 
 
 def warm_up_curves(found: WarmUp) -> Picture:
-    """Training losses, and lengths of the gradient of all weights, of the four trainings."""
+    """Training losses, a line for each seed, and lengths of the gradient of all weights, of the first seed."""
     figure, (left, right) = canvas(1, 2, width=9.4, height=3.4)
-    for (norm, warm), run in found.runs.items():
-        style: Any = {"color": _OF_NORM[norm], "linestyle": _OF_WARM_UP[warm], "label": f"{norm}-norm, {warm} warm-up"}
-        left.plot(run.training.smoothed(), **style)
-        right.plot(run.training.gradient_norms[:100], linewidth=1.1, **style)
+    for (norm, warm), runs in found.runs.items():
+        style: Any = {"color": _OF_NORM[norm], "linestyle": _OF_WARM_UP[warm]}
+        for number, run in enumerate(runs):
+            label = f"{norm}-norm, {warm} warm-up" if number == 0 else None
+            left.plot(run.training.smoothed(), linewidth=1.4 - 0.6 * number, label=label, **style)
+        right.plot(runs[0].training.gradient_norms[:100], linewidth=1.1, **style)
     left.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
     left.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
     left.legend(fontsize=8)
     right.set(title="First hundred steps", xlabel="step", ylabel="length of the gradient", yscale="log")
+    return figure
+
+
+def patience_curves(found: Patience) -> Picture:
+    """Training losses of post-norm, for a longer time."""
+    figure, (axes,) = canvas(1, 1, width=7.0, height=3.0)
+    for run, warm in ((found.cold, "without"), (found.warm, "with")):
+        axes.plot(run.training.smoothed(), color=DECODER, linestyle=_OF_WARM_UP[warm], label=f"{warm} warm-up")
+    axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
+    axes.set(title="Post-norm, with patience", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    axes.legend(fontsize=9)
     return figure
 
 
