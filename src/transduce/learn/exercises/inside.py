@@ -1,0 +1,68 @@
+"""Exercises of the notebook that looks inside."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transduce.learn.exercise import Wrong, exercise
+
+
+def entropy_in_bits(weights: Tensor) -> Tensor:
+    """- sum over keys of w log2 w, with 0 log 0 = 0."""
+    return -(weights * weights.clamp(min=1e-30).log2()).sum(dim=-1)
+
+
+def _in_nats(weights: Tensor) -> Tensor:
+    return -(weights * weights.clamp(min=1e-30).log()).sum(dim=-1)
+
+
+def _with_nan(weights: Tensor) -> Tensor:
+    return -(weights * weights.log2()).sum(dim=-1)
+
+
+def _over_queries(weights: Tensor) -> Tensor:
+    return -(weights * weights.clamp(min=1e-30).log2()).sum(dim=-2)
+
+
+@exercise(
+    "inside-entropy",
+    hints=("- sum of w log2 w over the keys, the last axis.", "0 log 0 counts as 0: clamp inside the logarithm."),
+    solution=entropy_in_bits,
+    wrong=(_in_nats, _with_nan, _over_queries, lambda _weights: None),
+)
+def _check_entropy(answer: Any) -> None:
+    weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
+    found = answer(weights)
+    if found is None:
+        raise Wrong("It returns None: not written yet?")
+    if found.shape != (3,):
+        raise Wrong(f"Three queries have three entropies; yours has the shape {tuple(found.shape)}: sum over the keys.")
+    if found.isnan().any():
+        raise Wrong("A weight of 0 gives NaN: 0 log 0 counts as 0, for what never happens surprises nobody.")
+    if math.isclose(float(found[0]), math.log(4), abs_tol=1e-4):
+        raise Wrong("Four equal weights give ln 4: that is in nats. In bits it is 2, by log2.")
+    if not torch.allclose(found, torch.tensor([2.0, 0.0, 1.0]), atol=1e-4):
+        raise Wrong(f"Four equal weights have 2 bits, one whole weight 0, two halves 1; yours are {found.tolist()}.")
+
+
+@exercise(
+    "inside-what-a-map-shows",
+    hints=(
+        "A map shows how values were weighed, not what the values were, nor what W^O made of them.",
+        "The residual connection carries the query's own vector past the attention.",
+    ),
+    solution={"A", "C"},
+    wrong=({"A"}, {"A", "B"}, {"A", "B", "C"}, {"B", "D"}, {"A", "C", "D"}),
+)
+def _check_map(answer: Any) -> None:
+    if not isinstance(answer, set | frozenset | list | tuple) or not set(answer) <= set("ABCD"):
+        raise Wrong("Give a set of letters out of A, B, C, D.")
+    letters = set(answer)
+    if "B" in letters:
+        raise Wrong("Not B: a value may be nearly zero, and W^O may drop it, however large its weight.")
+    if "D" in letters:
+        raise Wrong("Not D: the residual connection and the other heads are not in the map.")
+    if letters != {"A", "C"}:
+        raise Wrong("There are two: one says what a row adds up to, the other what the map is made of.")
