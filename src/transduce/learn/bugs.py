@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from transduce.data import Batch
 from transduce.learn.experiments.masks import TransformerWithoutPaddingMask
@@ -30,7 +30,8 @@ class LeakingAttention(MultiHeadAttention):
 
     def forward(self, x: Tensor, memory: Any = None, *, mask: Any = None, is_causal: bool = False) -> Tensor:
         if is_causal:
-            mask = ~torch.ones(x.size(1), x.size(1), dtype=torch.bool).triu(2)
+            hidden = torch.ones(x.size(1), x.size(1), dtype=torch.bool).triu(2)
+            mask = (~hidden).expand(x.size(0), 1, -1, -1)
         return super().forward(x, memory, mask=mask)
 
 
@@ -64,12 +65,11 @@ class HeadsByView(MultiHeadAttention):
         return projected.reshape(rows, self.num_heads, length, d_model // self.num_heads)
 
 
-class UnscaledEmbeddings(Transformer):
-    """The factor of section 3.4, the square root of d_model, is missing."""
+class UnscaledEmbedding(nn.Embedding):
+    """Undoes the factor of section 3.4, the square root of d_model, so that it is as if it were forgotten."""
 
-    def _embed(self, ids: Any, positions: Any, embedding: Any, *others: Any, **named: Any) -> Tensor:
-        undone = self.config.d_model**-0.5
-        return super()._embed(ids, positions, lambda i: embedding(i) * undone, *others, **named)  # type: ignore[arg-type]
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / self.embedding_dim**0.5
 
 
 class NoResidual(AddAndNorm):
@@ -156,7 +156,7 @@ def _padding_counts(batch: Batch) -> Batch:
 
 
 _BUGS = {
-    "A": Bug("embeddings are not scaled", lambda model: _turn(model, UnscaledEmbeddings)),
+    "A": Bug("embeddings are not scaled", lambda model: _turn(model.src_embedding, UnscaledEmbedding)),
     "B": Bug(
         "causal mask leaks by one", lambda model: _turn(_first(model.decoder.layers).self_attention, LeakingAttention)
     ),

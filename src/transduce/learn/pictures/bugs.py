@@ -1,34 +1,32 @@
 """Pictures of the ward: what one usually looks at, and what the laws say."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 
 from transduce.learn.experiments.bugs import HEALTHY, LAWS, Ward
-from transduce.learn.pictures.canvas import DECODER, FAINT, INK, NEUTRAL, WEIGHTS, Picture, canvas
+from transduce.learn.pictures.canvas import DECODER, FAINT, INK, NEUTRAL, SERIES, WEIGHTS, Picture, canvas
 
 _HOLDS_OR_NOT = ListedColormap([FAINT, DECODER])
 
 
 def loss_curves(ward: Ward) -> Picture:
-    """The losses of all in training, the healthy one's drawn thick; a letter stands where a curve ends."""
-    figure, (axis,) = canvas(1, 1, width=7.6, height=3.8)
-    ends = _apart({name: scores.loss for name, scores in ward.scores.items()}, gap=0.12)
-    for name, scores in ward.scores.items():
+    """The losses of all in training, that of the healthy one as a broad band; letters stand where curves end."""
+    figure, (axis,) = canvas(1, 1, width=7.6, height=4.2)
+    steps = len(ward.scores[HEALTHY].losses)
+    ends = _apart({name: scores.loss for name, scores in ward.scores.items()})
+    for number, (name, scores) in enumerate(ward.scores.items()):
         is_healthy = name == HEALTHY
-        axis.plot(scores.losses, color=INK if is_healthy else NEUTRAL, linewidth=2.4 if is_healthy else 1.1)
-        axis.annotate(
-            name,
-            (len(scores.losses) - 1, scores.loss),
-            (len(scores.losses) * 1.03, ends[name]),
-            va="center",
-            fontsize=9,
-            weight="bold" if is_healthy else "normal",
-            arrowprops={"arrowstyle": "-", "color": FAINT},
-        )
-    axis.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
-    axis.set_xlim(0, 1.16 * len(ward.scores[HEALTHY].losses))
+        style: Any = {"color": FAINT, "lw": 8} if is_healthy else {"color": SERIES[number % len(SERIES)], "lw": 1.2}
+        axis.plot(scores.losses, **style)
+        weight = "bold" if is_healthy else "normal"
+        colour = INK if is_healthy else style["color"]
+        axis.text(steps * 1.06, ends[name], name, va="center", fontsize=9, weight=weight, color=colour)
+        axis.plot([steps - 1, steps * 1.05], [scores.loss, ends[name]], color=colour, lw=0.6)
+    axis.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", yscale="log")
+    axis.set_xlim(0, 1.2 * steps)
     return figure
 
 
@@ -53,7 +51,7 @@ def scores_map(ward: Ward) -> Picture:
 
 def laws_map(laws: dict[str, dict[str, float]], columns: Sequence[str] | None = None) -> Picture:
     """What each law measures (columns) of each patient (rows): red with its number where it does not hold."""
-    chosen = [law for law in LAWS if columns is None or law.column in columns]
+    chosen = LAWS if columns is None else [law for law in LAWS if law.column in columns]
     figure, (axis,) = canvas(1, 1, width=9.2, height=1.3 + 0.3 * len(laws))
     ill = [[not law.holds(found[law.bug]) for law in chosen] for found in laws.values()]
     axis.imshow(np.array(ill, dtype=float), cmap=_HOLDS_OR_NOT, vmin=0, vmax=1, aspect="auto")
@@ -71,9 +69,9 @@ def laws_map(laws: dict[str, dict[str, float]], columns: Sequence[str] | None = 
     return figure
 
 
-def _apart(heights: dict[str, float], gap: float) -> dict[str, float]:
-    """The heights, pushed up where two are nearer than `gap`, so that their names can be read."""
-    found, last = {}, -gap
+def _apart(heights: dict[str, float], factor: float = 1.35) -> dict[str, float]:
+    """The heights, raised where one is less than `factor` times the one below it, so that names can be read."""
+    found, last = {}, 0.0
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
-        last = found[name] = max(height, last + gap)
+        last = found[name] = max(height, last * factor)
     return found
