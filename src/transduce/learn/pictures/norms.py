@@ -37,20 +37,20 @@ def stream_bars(found: Stream) -> Picture:
 
 def residual_curves(found: Residuals) -> Picture:
     """Training losses with and without residual connections, beside what one knows who sees no source."""
-    figure, (axes,) = canvas(1, 1, width=7.0, height=3.3)
-    runs = (found.without, found.with_them, found.with_them_pre_norm)
-    labels = ("without residual connections", "with them, post-norm", "with them, pre-norm")
-    for run, label, colour in zip(runs, labels, (NEUTRAL, DECODER, ENCODER), strict=True):
-        axes.plot(run.training.smoothed(), color=colour, label=label)
+    figure, (axes,) = canvas(1, 1, width=7.0, height=3.4)
+    for style, has_them, runs in (("-", "with", found.with_them), ("--", "without", found.without)):
+        for norm, run in runs.items():
+            label = f"{norm}-norm, {has_them} residual connections"
+            axes.plot(run.training.smoothed(), color=_OF_NORM[norm], linestyle=style, label=label)
     axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
     axes.set(title="Twelve encoder layers", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=8)
     return figure
 
 
 def warm_up_curves(found: WarmUp) -> Picture:
     """Training losses, a line for each seed, and lengths of the gradient of all weights, of the first seed."""
-    figure, (left, right) = canvas(1, 2, width=9.4, height=3.4)
+    figure, (left, right) = canvas(1, 2, width=9.0, height=3.2)
     for (norm, warm), runs in found.runs.items():
         style: Any = {"color": _OF_NORM[norm], "linestyle": _OF_WARM_UP[warm]}
         for number, run in enumerate(runs):
