@@ -79,4 +79,4 @@ def test_pictures_show_patients_laws_and_what_is_broken():
     assert sum(text.get_text() != "0" for text in axis.texts) == sum(len(broken(found)) for found in FOUND.values())
     (axis,) = pictures.scores_map(ward).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == [HEALTHY, *LETTERS]
-    assert len(pictures.loss_curves(ward).axes[0].lines) == 11
+    assert len(pictures.loss_curves(ward).axes[0].lines) == 2 * 11  # a curve, and a line to its name

@@ -69,7 +69,7 @@ def laws_map(laws: dict[str, dict[str, float]], columns: Sequence[str] | None = 
     return figure
 
 
-def _apart(heights: dict[str, float], factor: float = 1.35) -> dict[str, float]:
+def _apart(heights: dict[str, float], factor: float = 1.55) -> dict[str, float]:
     """The heights, raised where one is less than `factor` times the one below it, so that names can be read."""
     found, last = {}, 0.0
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
