@@ -11,8 +11,8 @@
 from transduce.learn import Ledger, check
 from transduce.learn.experiments import inside
 from transduce.learn.explained import explained
-from transduce.learn.pictures import flagship
 from transduce.learn.pictures import inside as pictures
+from transduce.learn.pictures import maps as map_pictures
 
 ledger = Ledger.load()
 
@@ -53,7 +53,7 @@ maps = {
     f"layer {i + 1}": found.attention[f"decoder.layers.{i}.cross_attention"][row, :, : len(phonemes), : len(letters)]
     for i in range(found.model.config.num_decoder_layers)
 }
-flagship.head_maps(maps, queries=phonemes, keys=letters)
+map_pictures.head_maps(maps, queries=phonemes, keys=letters)
 
 # %% [markdown]
 # ## 2 · What do the heads of the encoder look at?

@@ -35,7 +35,10 @@ from transduce.learn import Ledger, check, source_of
 from transduce.learn.experiments import attention as attention_experiments
 from transduce.learn.experiments import feed_forward as feed_forward_experiments
 from transduce.learn.explained import explained
-from transduce.learn.pictures import flagship as pictures
+from transduce.learn.matrices_page import attention_page
+from transduce.learn.pictures import attention as attention_pictures
+from transduce.learn.pictures import figure1, maps
+from transduce.learn.pictures import tracing as tracing_pictures
 from transduce.learn.tracing import SENTENCE, live_shapes, sentence_reverser, trace
 from transduce.model import MultiHeadAttention, attention
 from transduce.model.feed_forward import FeedForward
@@ -77,7 +80,7 @@ lines = [SENTENCE, "a dog hears the old horse", "the fox sees a bird"]
 padded = tokenizer.encode_source(lines)
 src = torch.tensor([ids + [0] * (max(map(len, padded)) - len(ids)) for ids in padded])
 shapes = live_shapes(model, src, src[:, :5])
-pictures.figure_1(shapes)
+figure1.figure_one(shapes, num_encoder_layers=2, num_decoder_layers=2)
 
 # %% [markdown]
 # Two things to notice now, both explained later. **No box changes the shape**: (3, tokens, 64) goes in and comes out, which is what lets
@@ -183,7 +186,13 @@ print("naive = shipped = torch; every row of weights adds up to 1")
 
 # %%
 words = ["the", "dog", "sees", "a", "cat"]
-pictures.linked_matrices(q, k, weights, v, mixed, queries=words, keys=words)
+maps.linked_matrices(q, k, weights, v, mixed, queries=words, keys=words)
+
+# %% [markdown]
+# The same to point at: each cell shows the arithmetic it came from.
+
+# %%
+attention_page(q, k, v, queries=words, keys=words)
 
 # %% [markdown]
 # **Experiment.** Why the $\sqrt{d_k}$? A product of two random vectors of $d_k$ numbers has variance $d_k$: the wider, the larger the
@@ -193,7 +202,7 @@ pictures.linked_matrices(q, k, weights, v, mixed, queries=words, keys=words)
 # %%
 saturated = attention_experiments.saturation()
 print(f"largest weight at d_k = 256, without the root: {saturated.unscaled_largest:.2f}{guessed(my_largest)}")
-pictures.saturation(saturated)
+attention_pictures.saturation_curves(saturated)
 
 # %%
 ledger.settle("root-unscaled-softmax-saturates", saturated)
@@ -206,29 +215,45 @@ ledger.settle("root-saturated-softmax-hands-back-little", saturated)
 
 # %%
 root = attention_experiments.training_without_root()
-curves = {"divided by √d_k": root.with_root[0].smoothed(), "not divided": root.without[0].smoothed()}
-pictures.curves(curves, title="Turning symbols round, one head")
+attention_pictures.root_curves(root)
 
 # %%
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# **Exercises.**
+# **Exercises.** 1. By hand: the scores, divided already, are $\\ln 1$ and $\\ln 3$, the values (4, 4) and (8, 4). What comes out?
+
+# %%
+my_output = ...  # two numbers
+check("attention-two-keys", my_output)
 
 
 # %%
-def my_attention(q, k, v): ...
+def my_attention(q, k, v, mask=None):
+    """2. Equation 1; the boolean mask is True where a query may look at a key."""
+    ...
 
 
-check("attention-equation-1", my_attention)
+check("attention-function", my_attention)
 
 # %%
-# By hand: one query (1, 1, 0, 0); keys (1, 1, 0, 0) and (0, 0, 1, 1); values 10 and 0, one channel. What comes out?
-my_number = ...
-check("attention-by-hand", my_number)
+# 3. Which of these leave the OUTPUT of attention as it is? A set of them.
+#    "add 5 to one row of scores", "add 5 to all scores", "add 5 to one column of scores", "multiply all scores by 2",
+#    "add the same vector to every key", "add the same vector to every value"
+my_changes = ...
+check("attention-shift", my_changes)
+
+
+# %%
+def my_derivative(weights, values):
+    """4. For one query: d output / d scores, one row for each key, from its weights (keys) and values (keys, channels)."""
+    ...
+
+
+check("attention-derivative", my_derivative)
 
 # %% [markdown]
-# `hint("attention-by-hand")` gives one hint after the other, `solution("attention-by-hand")` an answer.
+# `hint("attention-two-keys")` gives one hint after the other, `solution("attention-two-keys")` an answer (both are in `transduce.learn`).
 #
 # **What people get wrong.** *"Softmax over which axis?"* Over the keys: each **query** has one whole weight to share out. *"The weights
 # say why."* They say where a head looked, not what it made of it ([looking inside](looking_inside.ipynb)).
@@ -290,14 +315,13 @@ source_of(MultiHeadAttention.forward, MultiHeadAttention.combine)
 found = attention_experiments.two_look_ups()
 for name, guess in (("1 head", my_one), ("4 heads", my_four)):
     print(f"{name}: {found.both[name]:.0%} of places right, {found.num_parameters[name]:,} parameters{guessed(guess)}")
-pictures.shares(found.both, xlabel="places with both symbols right", chance=1 / found.num_symbols**2)
+attention_pictures.look_up_bars(found)
 
 # %%
 ledger.settle("heads-one-mean-is-not-two", found)
 
 # %%
-places = [f"{place}" for place in range(1, found.maps["4 heads"].size(1) + 1)]
-pictures.head_maps({name: found.maps[name] for name in ("1 head", "4 heads")}, queries=places, keys=places)
+attention_pictures.look_up_maps(found, "4 heads", "symbol ")
 
 # %% [markdown]
 # Read the rows: a head that looks one to the left has its weights just below the diagonal, one that looks at the first symbol has them in
@@ -308,13 +332,27 @@ pictures.head_maps({name: found.maps[name] for name in ("1 head", "4 heads")}, q
 
 # %%
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
-pictures.head_maps(cross, queries=traced.written, keys=traced.source)
+maps.head_maps(cross, queries=traced.written, keys=traced.source)
 
 # %% [markdown]
-# **Exercise.** How many parameters, biases included, has multi-head attention with $d_\text{model} = 512$ and 8 heads?
+# **Exercises.**
+
 
 # %%
-my_count = ...
+def my_split(x, num_heads):
+    """1. (batch, len, d_model) -> (batch, heads, len, head_dim): head 0 has the first channels of every position."""
+    ...
+
+
+check("heads-split", my_split)
+
+
+# %%
+def my_count(d_model, num_heads):
+    """2. Parameters of multi-head attention, biases included."""
+    ...
+
+
 check("heads-parameters", my_count)
 
 # %% [markdown]
@@ -360,7 +398,7 @@ naive = torch.tensor(
     [[(math.cos if c % 2 else math.sin)(p / 10000 ** (2 * (c // 2) / 32)) for c in range(32)] for p in range(60)]
 )
 assert torch.allclose(added, naive, atol=1e-6)
-pictures.positional_table(added)
+tracing_pictures.table_and_similarity(added)
 
 # %% [markdown]
 # Embeddings are multiplied by $\sqrt{d_\text{model}}$ before positions are added (section 3.4). **Everyone asks why; here it is
@@ -385,14 +423,10 @@ ledger.settle("embedding-one-matrix-two-jobs", scale)
 # What else there is to know about positions (order blindness as an exact law, learned and rotary positions, and whether the sinusoid
 # reaches further than it was trained) has [a notebook of its own](positions.ipynb).
 
-
 # %%
-def my_entry(position, channel, d_model):
-    """The number that is added to one channel at one position."""
-    ...
-
-
-check("positions-one-entry", my_entry)
+# Exercise: how long is a row of the sinusoids (the root of its sum of squares) with d_model = 512, at any position?
+my_length = ...
+check("embedding-length", my_length)
 
 # %% [markdown]
 # **What people get wrong.** *"It is concatenated."* It is added. *"`x + pe` is enough."* If the sum is not assigned, positions are
@@ -441,17 +475,36 @@ my_with, my_without = ..., ...
 alone = feed_forward_experiments.attention_alone()
 for name, guess in zip(alone.scores, (my_with, ..., my_without), strict=True):
     print(f"{name:26} {alone.scores[name]:4.0%} right, {alone.num_parameters[name]:,} parameters{guessed(guess)}")
-pictures.curves({name: run.smoothed() for name, run in alone.trainings.items()}, title="Sums of neighbours")
+attention_pictures.attention_alone_curves(("the sum of two neighbours modulo 11", alone))
 
 # %%
 ledger.settle("ffn-attention-alone-computes-badly", alone)
 
 # %% [markdown]
-# **Exercise.** In an encoder layer with $d_{ff} = 4\,d_\text{model}$, which share of the weights (biases and norms not counted) is in the
-# feed-forward network?
+# **Exercises.**
 
 # %%
-my_share = ...
+# 1. Which of these are position-wise? A set out of: "ReLU", "a linear layer on the channels", "layer normalisation",
+#    "softmax over the keys", "the mean of all positions", "adding the row of its position"
+my_set = ...
+check("ffn-position-wise", my_set)
+
+
+# %%
+def my_convolutions(feed_forward):
+    """2. The same function as a torch.nn.Sequential with two nn.Conv1d of width 1: (batch, channels, len) in and out."""
+    ...
+
+
+check("ffn-convolutions", my_convolutions)
+
+
+# %%
+def my_share(d_model, d_ff):
+    """3. Share of an encoder layer's weights (no biases, no norms) that is in the feed-forward network."""
+    ...
+
+
 check("ffn-share", my_share)
 
 # %% [markdown]
@@ -473,8 +526,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from transduce.learn import Ledger, check, hint, solution, source_of
-from transduce.learn.experiments import norms
+from transduce.learn.experiments import architecture, norms
+from transduce.learn.pictures import architecture as architecture_pictures
+from transduce.learn.pictures import masks as mask_pictures
 from transduce.learn.pictures import norms as norm_pictures
+from transduce.learn.tasks import PAD, reversal
+from transduce.learn.training import exact_match, small_transformer
+from transduce.model import causal_mask, padding_mask
+from transduce.model.decoder import DecoderLayer
+from transduce.model.encoder import EncoderLayer
 from transduce.model.residual import AddAndNorm
 
 # %% [markdown]
@@ -632,163 +692,394 @@ solution("norms-pre-norm")
 # %% [markdown]
 # # 6 · Encoder and decoder
 #
-# **Question.** All parts are on the table. How do they make a network that reads one sequence and writes another?
+# **Question.** All parts are there. How do they become *two* stacks, how do the two talk, and how do we know that the whole is right
+# before a single hour of training?
 #
-# | attention | queries from | keys and values from | may look at |
-# |---|---|---|---|
-# | encoder self-attention | source | source | the whole source |
-# | decoder self-attention | target so far | target so far | what is already written |
-# | cross-attention | target so far | **the encoder's output** (the *memory*) | the whole source |
-#
-# An encoder layer is self-attention and a feed-forward network, each in its Add & Norm; a decoder layer has cross-attention between the
-# two. Here they are as installed. That is all of it:
+# The encoder reads the source, once, and leaves one vector for each of its tokens: the **memory**. The decoder writes the target, and at
+# every layer it may ask that memory.
+
+# %% [markdown]
+# **Predict.** The base model has $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side and some 37,000 subwords that both
+# languages share. Where are most of its parameters: in `"embedding"`, `"attention"`, or `"feed-forward"`? And how many million are there
+# in all?
 
 # %%
-from transduce.learn.experiments import architecture
-from transduce.learn.pictures import flagship as pictures
-from transduce.model.decoder import DecoderLayer
-from transduce.model.encoder import EncoderLayer
+my_guess_where, my_guess_millions = ..., ...
 
+# %% [markdown]
+# **Maths.** With $\mathrm{AN}_f(x) = \mathrm{LayerNorm}(x + f(x))$ for the Add & Norm of chapter 5, one layer of each side is
+#
+# $$\text{encoder:}\quad x \;\to\; \mathrm{AN}_{\mathrm{self}} \;\to\; \mathrm{AN}_{\mathrm{ffn}} \qquad\qquad
+#   \text{decoder:}\quad y \;\to\; \mathrm{AN}_{\mathrm{masked\ self}} \;\to\; \mathrm{AN}_{\mathrm{cross}} \;\to\;
+#   \mathrm{AN}_{\mathrm{ffn}}$$
+#
+# | symbol | meaning | shape |
+# |---|---|---|
+# | $x$ | source vectors on their way up the encoder | (batch, source length, $d_\text{model}$) |
+# | $z$ | the memory: what leaves the last encoder layer | the same |
+# | $y$ | target vectors on their way up the decoder | (batch, target length, $d_\text{model}$) |
+# | self | queries, keys and values all of $x$ (or all of $y$) | |
+# | cross | queries of $y$; keys and values of $z$ | |
+# | $N$ | layers on each side: 6 in the base model | |
+#
+# No sub-layer changes the shape of what it gets. That is why they can be stacked, and why one can be added or taken out without touching
+# the others.
+#
+# The same attention is used in **three** ways, and they differ in two things alone, who asks whom and what is hidden:
+#
+# | attention | queries | keys and values | hidden |
+# |---|---|---|---|
+# | encoder, itself | source | source | padding |
+# | decoder, itself | target | target | the future |
+# | cross-attention | target | source | padding of the source |
+#
+# The code, as installed:
+
+# %%
 source_of(EncoderLayer, DecoderLayer)
 
 # %% [markdown]
-# **Equality.** The whole network beside `torch.nn.Transformer`, with its weights copied, every weight moved away from where it starts, in
-# float64, on a padded batch. (torch's class closes both stacks with one more norm by default, which the paper's post-norm network does
-# not have: those are left out. With them it would be another network.)
+# **Naive version.** Everything at once, in a dozen lines, out of parts that the chapters before have taken apart:
+
+
+# %%
+def naive_transformer(model, src, tgt_in):
+    looks_at_source = padding_mask(src, PAD)
+    x = model.src_positions(model.src_embedding(src) * model.config.d_model**0.5, torch.arange(src.size(1)))
+    for layer in model.encoder.layers:
+        x = layer.residual_1.norm(x + layer.self_attention(x, mask=looks_at_source))
+        x = layer.residual_2.norm(x + layer.feed_forward(x))
+    y = model.tgt_positions(model.tgt_embedding(tgt_in) * model.config.d_model**0.5, torch.arange(tgt_in.size(1)))
+    for layer in model.decoder.layers:
+        y = layer.residual_1.norm(y + layer.self_attention(y, mask=causal_mask(tgt_in.size(1))[None, None]))
+        y = layer.residual_2.norm(y + layer.cross_attention(y, x, mask=looks_at_source))
+        y = layer.residual_3.norm(y + layer.feed_forward(y))
+    return y @ model.tgt_embedding.weight.T
+
+
+# %%
+task = reversal(10, 3, 7)
+model = small_transformer(task.vocabulary).double().eval()
+batch = task.draw(4, torch.Generator().manual_seed(1))
+with torch.no_grad():
+    shipped = model.logits(model(batch.src, batch.tgt_in))
+    assert torch.allclose(naive_transformer(model, batch.src, batch.tgt_in), shipped, atol=1e-10)
+print("source", tuple(batch.src.shape), " target", tuple(batch.tgt_in.shape), " scores", tuple(shipped.shape))
+
+# %% [markdown]
+# **Equality with somebody else's.** Our own code agreeing with our own code proves little. So: `torch.nn.Transformer`, which other people
+# wrote, gets the same weights and the same padded batch. That takes new names for the parameters, and masks turned round (its `True`
+# means "hidden"; chapter 7):
+
+# %%
+source_of(architecture.torch_transformer, architecture.hidden_by_torch)
 
 # %%
 beside = architecture.beside_torch()
-print(f"with torch's closing norms left in, the difference would be {beside.with_torchs_closing_norm:.2g}")
 ledger.settle("architecture-equals-torch", beside)
 
 # %% [markdown]
-# **The first test of any training code**: can it learn *one* batch by heart? If not, nothing else needs to be looked at. **Predict** the
-# loss after 250 steps on the same 16 pairs (it starts near $\ln 13 \approx 2.6$).
+# Post-norm and pre-norm both, three encoder and two decoder layers, every weight moved away from where it starts: gains that are all 1
+# and biases that are all 0 would hide mistakes.
+#
+# A surprise on the way. Left as it comes, `torch.nn.Transformer` has one more norm after each stack, in post-norm, too. Figure 1 has
+# none. With fresh gains that changes hardly anything (to normalise twice is to normalise once), so it is easily missed; with trained ones
+# it does:
 
 # %%
-my_guess = ...
+print(f"with torch's closing norms: up to {beside.with_torchs_closing_norm:.2g} apart")
+assert beside.with_torchs_closing_norm > 1e6 * beside.largest_difference
+
+# %% [markdown]
+# **Experiment: one batch by heart.** The cheapest test of a whole network *and* of the code that trains it. Sixteen pairs, again and
+# again. If the loss does not go to zero here, no amount of data will help: something is not connected.
 
 # %%
 heart = architecture.by_heart()
-print(f"last loss: {heart.last_loss:.4f} nats a token{guessed(my_guess)}")
-pictures.curves({"one batch": heart.training.losses}, title="One batch, learned by heart")
+architecture_pictures.by_heart_curve(heart)
 
 # %%
 ledger.settle("architecture-learns-a-batch-by-heart", heart)
 
-# %% [markdown]
-# **Writing, one token at a time.** When it writes, the decoder need not compute again what it has computed: keys and values of earlier
-# tokens do not change, for no token sees a later one. They are kept (a *cache*), and a step computes one new token. Both ways must give
-# the same scores:
-
 # %%
-ledger.settle("architecture-a-step-is-a-pass", architecture.steps())
+known = exact_match(heart.model, heart.batch)
+new = exact_match(heart.model, task.draw(200, torch.Generator().manual_seed(9)))
+print(f"answers right: {known:.0%} of the batch it knows, {new:.0%} of new sources")
 
 # %% [markdown]
-# **How large is it?** The paper's base model: $d = 512$, $d_{ff} = 2048$, 6 + 6 layers, 37,000 joint pieces $V$. **Predict** the number
-# of parameters, then count by the formula:
+# By heart is not understood: of new sources it knows next to nothing. The test says that everything *can* learn, not that anything worth
+# knowing was learnt. That takes fresh data (chapter 8).
 #
-# $$\underbrace{V d}_{\text{embeddings, shared}} + 6\,\underbrace{\big(4(d^2 + d) + (2\,d\,d_{ff} + d_{ff} + d) + 2 \cdot 2d\big)}_{\text{encoder layer}}
-# + 6\,\underbrace{\big(8(d^2 + d) + (2\,d\,d_{ff} + d_{ff} + d) + 3 \cdot 2d\big)}_{\text{decoder layer}}$$
+# **Picture.** The three attentions of that network, on one row of its batch (last layers, mean over heads). Symbols are numbers; 1
+# begins, 2 ends. Look at the shapes of the three maps, and at the empty corner of the second:
 
 # %%
-my_millions = ...
+row = max(range(16), key=lambda row: int((heart.batch.src[row] != PAD).sum()))
+source, target = ([str(i) for i in ids[row].tolist() if i != PAD] for ids in (heart.batch.src, heart.batch.tgt_in))
+architecture_pictures.three_attentions(heart, row, source, target)
+
+# %% [markdown]
+# Had it learnt to reverse, the map on the right would be a diagonal from the bottom left to the top right, or near to it. It has learnt
+# sixteen rows instead, and a network that can tell them apart by anything need not look at the right symbol. (What maps can and cannot
+# say: [looking inside](looking_inside.ipynb).)
+#
+# **Step by step.** In training the decoder sees the whole target at once. In use there is no target yet: it writes one token, and that
+# token is its next input. Computing everything anew for each token would be wasteful; keys and values of earlier tokens do not change,
+# since nobody looks ahead. So they are kept: the **cache**. That both ways are the same function is a thing to prove, not to hope:
 
 # %%
+stepwise = architecture.steps()
+ledger.settle("architecture-a-step-is-a-pass", stepwise)
+
+# %%
+source_of(DecoderLayer.step)
+
+# %% [markdown]
+# **How large is it?** The base model, counted in the shipped network (on a device without memory, so it costs nothing), and by formula.
+# With $V$ subwords, $d = d_\text{model}$ and $f = d_\text{ff}$:
+#
+# $$\underbrace{V d}_{\text{embedding = output}} + \;N \big(\underbrace{4 (d^2 + d)}_{\text{attention}} +
+#   \underbrace{2 d f + f + d}_{\text{feed-forward}} + \underbrace{2 \cdot 2 d}_{\text{norms}}\big) +\;
+#   N \big(2 \cdot 4 (d^2 + d) + 2 d f + f + d + 3 \cdot 2 d\big)$$
+
+# %%
+V, d, f, N = 37_000, 512, 2048, 6
+attention_size, feed_forward_size, norm_size = 4 * (d * d + d), 2 * d * f + f + d, 2 * d
+encoder_size = N * (attention_size + feed_forward_size + 2 * norm_size)
+decoder_size = N * (2 * attention_size + feed_forward_size + 3 * norm_size)
 size = architecture.size()
-d, d_ff, V = 512, 2048, 37_000
-ffn = 2 * d * d_ff + d_ff + d
-formula = V * d + 6 * (4 * (d * d + d) + ffn + 4 * d) + 6 * (8 * (d * d + d) + ffn + 6 * d)
-assert formula == size.base
-print(f"{formula:,}{guessed(my_millions)}")
-pictures.shares({name: count / size.base for name, count in size.parts.items()}, xlabel="share of the parameters")
+assert V * d + encoder_size + decoder_size == size.base
+print(f"{V * d:,} + {encoder_size:,} + {decoder_size:,} = {size.base:,}")
+if my_guess_millions is not ...:
+    print(f"your guess: {my_guess_millions} million, most of them in: {my_guess_where}")
+
+# %%
+architecture_pictures.parameter_bars(size)
 
 # %%
 ledger.settle("architecture-size-of-base", size)
 
+# %%
+print(f"65 million in all would need a vocabulary of {size.tokens_for_65_million:,.0f}")
+
 # %% [markdown]
-# **Exercise.** How many parameters more would it have if the two embeddings and the output were three matrices instead of one?
+# "About 37,000 tokens" (section 5.1) may well leave room for that; the paper does not say. What holds for any vocabulary: the sinusoids
+# add nothing, heads add nothing, and the output matrix is the embedding again (section 3.4). In untied networks the same table is paid
+# for up to three times.
+#
+# **Exercises.**
+#
+# **1.** A decoder layer, post-norm. `attend(x)` looks at the target's own past, `look_at(x, memory)` at the source; `norms` has three.
+
 
 # %%
-my_difference = ...
-check("architecture-untied", my_difference)
+def my_decoder_layer(x, memory, attend, look_at, feed_forward, norms): ...
+
+
+check("architecture-decoder-layer", my_decoder_layer)
 
 # %% [markdown]
-# **What people get wrong.** *"The last encoder layer feeds the first decoder layer."* The encoder's final output goes to **every**
-# decoder layer. *"The decoder gets the source as its input."* It only ever looks at it, by cross-attention.
+# **2.** In cross-attention, where do queries, keys and values come from? Three words, each `"encoder"` or `"decoder"`.
+
+# %%
+my_sides = ...
+check("architecture-who-asks", my_sides)
+
+# %% [markdown]
+# **3.** The number of parameters of one encoder layer, biases and norms included.
+
+
+# %%
+def my_layer_size(d_model, d_ff): ...
+
+
+check("architecture-layer-size", my_layer_size)
+
+# %%
+hint("architecture-layer-size")
+
+# %%
+solution("architecture-decoder-layer")
+
+# %% [markdown]
+# **Paper against code**
 #
+# | section | paper | here |
+# |---|---|---|
+# | 3.1 | $N = 6$ on both sides | two settings; they may differ |
+# | 3.1 | every decoder layer looks at the memory | the same; one product makes the keys and values of all layers |
+# | 3.1 | nothing after the last layer | the same; a closing norm under pre-norm alone |
+# | 3.4 | the softmax ranges over the joint vocabulary | over ids of targets; all with `VocabularySizes.joint(V)` |
+# | silent | biases in the projections | yes, as in torch; the counts above have them |
+#
+# **What people get wrong**
+#
+# - **"The decoder's first layer gets the encoder's first layer."** All decoder layers look at the *same* memory, that
+#   of the last encoder layer.
+# - **"The encoder's last vector sums the sentence up."** That was so before attention. The memory is one vector for
+#   every token, and cross-attention chooses among them at each step.
+# - **"Cross-attention sees the target's future, it has no causal mask."** Its keys are the source, all of which is
+#   known. Each target position asks for itself alone.
+# - **"Encoder and decoder were swapped, and it still trained."** It did: the shapes fit. In keras.io's translation
+#   example the two inputs stood in the wrong order, and its answers repeated the input (keras-team/keras-io#1997,
+#   #1968). Give source and target different lengths in tests, and look at what it writes.
+
+# %% [markdown]
 # # 7 · Masks for sequence-to-sequence
 #
-# **Question.** In a batch, sentences have different lengths; in training, the decoder is handed the whole answer at once. What keeps
-# padding from being read, and the future from being seen?
+# **Question.** A batch is a rectangle, sentences are not; and in training the decoder holds the very answer it is to give. What must be
+# hidden from whom, and how does one *prove* that nothing leaks?
 #
-# **Maths.** A mask $M$ says who may look where; a forbidden score becomes $-\infty$ before the softmax, so its weight is exactly 0:
+# **Predict.** A source of 3 words stands in a batch beside one of 30. By how much do its scores change, compared with being alone? `"not
+# at all"`, `"a little"`, or `"a lot"`?
+
+# %%
+my_guess_padding = ...
+
+# %% [markdown]
+# **Maths.** With $M_{ij}$ true where query $i$ may look at key $j$, and $s_{ij}$ the scores of chapter 1:
 #
-# $$\mathrm{weights}_{ij} = \frac{M_{ij}\, e^{s_{ij}}}{\sum_{j'} M_{ij'}\, e^{s_{ij'}}}$$
+# $$w_{ij} = \frac{M_{ij}\, e^{s_{ij}}}{\sum_{j'} M_{ij'}\, e^{s_{ij'}}} \qquad
+#   M^{\text{padding}}_{ij} = [\,\text{key } j \text{ is no padding}\,] \qquad M^{\text{causal}}_{ij} = [\,j \le i\,]$$
 #
-# | symbol | what it is |
+# | symbol | meaning |
 # |---|---|
-# | $s_{ij}$ | score of query $i$ and key $j$, as in equation 1 |
-# | $M_{ij}$ | 1 (`True`) where query $i$ **may** look at key $j$ |
+# | $i$, $j$ | number of the query (who looks), of the key (what is looked at) |
+# | $M_{ij}$ | 1 where $i$ may look at $j$, else 0: in code `True` and `False` |
+# | $[\dots]$ | 1 if so, else 0 |
+# | $w_{ij}$ | weight; exactly 0 where hidden, and the rest still sums to 1 |
 #
-# | mask | where | what it hides |
-# |---|---|---|
-# | padding | encoder self-attention **and** cross-attention | padding of the *source*: a mask belongs to the keys |
-# | causal | decoder self-attention | everything to the right of the query |
-# | (target padding) | nowhere | not needed: it stands to the right, where the causal mask hides it, and the loss skips it |
+# **A mask belongs to the keys.** It is made of the ids of those who are looked *at*: so cross-attention takes the source's padding.
 
 # %%
-from transduce.learn.pictures.mask_maps import mask_maps
-from transduce.model import causal_mask, padding_mask
-
-pairs = [("ein Hund", "a dog"), ("ein großer Hund rennt", "a big dog runs")]
-batch, names = architecture.words_batch(pairs)
-seen = padding_mask(batch.src, 0)[0, 0]
-source_words, target_words = names(batch.src[0]), names(batch.tgt_in[0])
-mask_maps([
-    ("encoder", seen.expand(len(source_words), -1), source_words, source_words),
-    ("decoder, itself", causal_mask(len(target_words)), target_words, target_words),
-    ("cross-attention", seen.expand(len(target_words), -1), target_words, source_words),
-])  # fmt: skip
+source_of(padding_mask, causal_mask)
 
 # %% [markdown]
-# **Laws.** A mask is right if certain things *cannot* matter. These are tests that you can run on any network, trained or not:
-#
-# 1. more padding changes nothing; 2. who else is in the batch, and in which order, changes nothing;
-# 3. the derivative of output $i$ by input $j$ is **exactly** 0 for $j > i$.
+# **Picture.** A real batch of two pairs, one short and one long, and all its masks. Rows look at columns.
 
 # %%
-laws = architecture.laws()
-assert laws.future_gradient == 0
-print(
-    f"largest change by padding {laws.by_padding:.1g}, by order {laws.by_order:.1g}, by other rows {laws.by_mates:.1g}"
-)
-mask_maps(
-    [("does output (row) depend on input (column)?", laws.by_future > 0, list("123456"), list("123456"))], columns=1
-)
-
-# %%
-ledger.settle("architecture-padding-changes-nothing", laws)
-
-# %%
-ledger.settle("architecture-batch-order-changes-nothing", laws)
+pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft tief", "a big dog sleeps")]
+words, named = architecture.words_batch(pairs)
+mask_pictures.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
 
 # %% [markdown]
-# **Conventions** are the most common source of wrong masks. Here `True` means *may look*, as in `F.scaled_dot_product_attention`. In
-# `nn.Transformer`, `key_padding_mask` and boolean `attn_mask` are `True` where one may **not** look; additive masks hold 0 and $-\infty$.
-# Pass one for the other and the network looks only at padding.
+# Three things to see.
 #
-# What happens without each mask (a training loss near zero, and nonsense written), and six masks of which you find the wrong one:
-# [masks](masks.ipynb).
+# - Grey *columns*, never grey rows: padding is not looked at. Padded *queries* (grey names) do look, and what they
+#   compute is read by nobody. Hiding them, too, would make rows that may look nowhere: 0/0.
+# - The decoder needs no padding mask: padding stands on the right, so it lies in every real token's future.
+# - The maps of cross-attention are no squares. A test whose source and target are equally long cannot tell its axes
+#   apart.
+#
+# **Naive version**, and **equality** with the shipped functions and with both of torch's dialects:
 
 
 # %%
-def my_causal_mask(length):
-    """True where a query (row) may look at a key (column)."""
-    ...
+def naive_masks(src, tgt_in):
+    padding = [[token != PAD for token in row] for row in src.tolist()]
+    causal = [[key <= query for key in range(tgt_in.size(1))] for query in range(tgt_in.size(1))]
+    return torch.tensor(padding), torch.tensor(causal)
 
 
-check("masks-causal", my_causal_mask)
+real, past = naive_masks(words.src, words.tgt_in)
+assert torch.equal(real, padding_mask(words.src, PAD)[:, 0, 0]) and torch.equal(past, causal_mask(5))
+
+# %%
+attend = nn.MultiheadAttention(8, 2, batch_first=True).double().eval()
+x = torch.randn(2, words.src.size(1), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+additive = torch.zeros(real.shape, dtype=x.dtype).masked_fill(~real, -torch.inf)
+with torch.no_grad():
+    as_words = attend(x, x, x, key_padding_mask=~real)[0]  # True: hidden
+    as_numbers = attend(x, x, x, key_padding_mask=additive)[0]  # added to the scores
+    unmasked = attend(x, x, x)[0]
+assert torch.allclose(as_words, as_numbers, atol=1e-12) and not torch.allclose(as_words, unmasked, atol=1e-3)
+
+# %% [markdown]
+# | where | type | may look | hidden |
+# |---|---|---|---|
+# | here; `F.scaled_dot_product_attention(attn_mask=)` | bool | `True` | `False` |
+# | `nn.MultiheadAttention(key_padding_mask=, attn_mask=)`, `nn.Transformer(tgt_mask=, ...)` | bool | `False` | `True` |
+# | all of them | float, added to scores | $0$ | $-\infty$ |
+#
+# The same word, `mask`, with opposite meanings, within one library. Invert at the border, once, and name things by what `True` says:
+# `may_look`, `is_padding`.
+#
+# **Experiment: three laws.** Masks are either right or wrong, so there is no need of training to see it. The whole network with random
+# weights, in float64:
+#
+# 1. **Padding changes nothing.** Six more tokens of padding on every source.
+# 2. **Batch-mates and their order change nothing.** Rows moved around; each row alone.
+# 3. **The future has no gradient.** The derivative of the scores at position $i$ by the input at $j > i$ is not small:
+#    it is 0.
+
+# %%
+found = architecture.laws()
+ledger.settle("architecture-padding-changes-nothing", found)
+
+# %%
+ledger.settle("architecture-batch-order-changes-nothing", found)
+
+# %%
+assert found.future_gradient == 0  # exactly
+assert bool((found.by_future.tril() > 0).sum() == 6 * 7 // 2)  # and the past matters, all of it
+print(f"each row alone: {found.by_mates:.0e} apart" + ("" if my_guess_padding is ... else f"; you: {my_guess_padding}"))
+print(found.by_future.numpy().round(1))
+
+# %% [markdown]
+# Rows are scores, columns are inputs, each number is the length of a derivative; above the diagonal stand true zeros. (Padding is
+# "nothing" up to rounding, for sums of another length are added up in another order. Zero times anything is exact, so the future is
+# nothing at all.)
+#
+# What happens *without* each mask is told in [masks](masks.ipynb): without the causal one, training looks like a triumph, and the network
+# cannot write a sentence.
+#
+# **Exercises.**
+#
+# **1.** Our mask in (`True`: may look), numbers to add to the scores out.
+
+
+# %%
+def my_additive_mask(may_look): ...
+
+
+check("architecture-additive-mask", my_additive_mask)
+
+# %% [markdown]
+# **2.** Two pairs; sources of 7 and 4 tokens, targets of 3 and 5; 4 heads. What is the shape of the weights of cross-attention, as
+# (batch, heads, ?, ?)?
+
+# %%
+my_shape = ...
+check("architecture-cross-shape", my_shape)
+
+# %%
+hint("architecture-cross-shape")
+
+# %%
+solution("architecture-additive-mask")
+
+# %% [markdown]
+# Four more, one of them with a wrong mask to be found among six, are in [masks](masks.ipynb).
+#
+# **Paper against code**
+#
+# | section 3.2.3 | here |
+# |---|---|
+# | illegal connections are set to $-\infty$ before the softmax | the same |
+# | silent on padding | `padding_mask`, made once, in `Transformer.encode` |
+# | the causal mask as a matrix | the kernel's own `is_causal`; `causal_mask` is its definition |
+# | silent on padding of the target | none needed: it stands on the right; the loss leaves it out (chapter 8) |
+#
+# **What people get wrong**
+#
+# - **"The target's padding mask goes into cross-attention."** Its keys are the source's. It has been shipped the other
+#   way (hyunwoongko/transformer#11); where both sides are equally long nothing complains.
+# - **"A large negative number is as good as $-\infty$."** Until a row has nothing to look at: then it quietly averages
+#   over exactly what was hidden.
+# - **"Zero the weights after the softmax."** The hidden keys are then still in the denominator, and rows no longer sum
+#   to 1.
+# - **"Batch size cannot matter in evaluation."** Without a padding mask it does, and scores change with the
+#   company a sentence keeps.
 
 # %% [markdown]
 # # 8 · Training
@@ -1002,8 +1293,8 @@ ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
 # So **teacher-forced accuracy is not a score.** It answers "how good is the next token, after a perfect beginning?", and there is no
-# perfect beginning when the model writes. BLEU of teacher-forced tokens is worse still: it has been published as BLEU
-# ([real_translation](real_translation.ipynb) measures how much it flatters).
+# perfect beginning when the model writes. BLEU of teacher-forced tokens has been published as BLEU, too: it is a number of something else
+# ([real_translation](real_translation.ipynb) has both).
 
 # %%
 my_share = ...  # 40 tokens, each right with probability 0.98, independently: share of answers without a slip
