@@ -43,7 +43,7 @@ def without_residuals(model: Transformer) -> Transformer:
 def deep(*, norm_first: bool, seed: int = 1, num_layers: int = DEPTH, norm: str = "layer") -> Transformer:
     """Twelve narrow encoder layers and one decoder layer, untrained."""
     return small_transformer(
-        _task().vocabulary, seed, norm_first=norm_first, norm=norm, **_SIZES | {"num_encoder_layers": num_layers}
+        deep_task().vocabulary, seed, norm_first=norm_first, norm=norm, **_SIZES | {"num_encoder_layers": num_layers}
     )
 
 
@@ -89,7 +89,7 @@ def residuals(*, fast: bool = FAST) -> Residuals:
         {norm: _trained(norm == "pre", norm == "post", has_them, fast) for norm in ("post", "pre")}
         for has_them in (True, False)
     )
-    return Residuals(with_them, without, blind_loss(_task()))
+    return Residuals(with_them, without, blind_loss(deep_task()))
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,10 @@ class WarmUp:
     def post_behind_with(self) -> float:
         return self.loss("post", "with") - self.loss("pre", "with")
 
+    @property
+    def pre_gain_without(self) -> float:
+        return self.loss("pre", "with") - self.loss("pre", "without")
+
 
 def warm_up(*, fast: bool = FAST) -> WarmUp:
     """Four trainings of the same twelve layers, by two seeds (Xiong et al. 2020, section 3)."""
@@ -120,7 +124,7 @@ def warm_up(*, fast: bool = FAST) -> WarmUp:
         for norm in ("post", "pre")
         for warm in ("without", "with")
     }
-    return WarmUp(runs, blind_loss(_task()))
+    return WarmUp(runs, blind_loss(deep_task()))
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def patience(*, fast: bool = FAST) -> Patience:
         cold, warm = (_trained(False, is_warmed_up, True, fast) for is_warmed_up in (False, True))
     else:
         cold, warm = (_train(deep(norm_first=False), is_warmed_up, 1000, fast) for is_warmed_up in (False, True))
-    return Patience(cold, warm, blind_loss(_task()))
+    return Patience(cold, warm, blind_loss(deep_task()))
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,34 @@ def at_initialisation(*, fast: bool = FAST) -> AtInitialisation:
 
 
 @dataclass(frozen=True)
+class Alikeness:
+    """How alike the vectors at different positions of a source are: mean cosine of all pairs, before the first and
+    after each layer of untrained encoders."""
+
+    cosines: dict[tuple[str, str], Float[Tensor, " layers_and_one"]]  # ("post" or "pre", "with" or "without")
+
+    @property
+    def without_at_the_end(self) -> float:
+        """Of post-norm without additions."""
+        return float(self.cosines["post", "without"][-1])
+
+
+@torch.no_grad()
+def alikeness(*, fast: bool = FAST) -> Alikeness:
+    """Rank collapse (Dong et al. 2021): what attention does to positions when nothing is added."""
+    src = deep_task().draw(64, torch.Generator().manual_seed(99)).src
+    src = src[(src != PAD).sum(dim=1) == src.size(1)]  # of the longest sources, which have no padding
+    found = {}
+    for norm in ("post", "pre"):
+        for additions in ("with", "without"):
+            seeds = range(1, 2 if fast else 6)
+            models = [deep(norm_first=norm == "pre", seed=seed) for seed in seeds]
+            models = models if additions == "with" else [without_residuals(model) for model in models]
+            found[norm, additions] = torch.stack([_cosines(model, src) for model in models]).mean(dim=0)
+    return Alikeness(found)
+
+
+@dataclass(frozen=True)
 class Stream:
     """What every sub-layer of a pre-norm encoder adds to x, in float64; attention and feed-forward in turn."""
 
@@ -229,12 +261,13 @@ def root_mean_square(x: Tensor) -> float:
     return float(x.detach().square().mean().sqrt())
 
 
-def _task() -> SymbolTask:
+def deep_task() -> SymbolTask:
+    """Copying of three to eight symbols out of ten."""
     return copying(num_symbols=10, shortest=3, longest=8)
 
 
 def _probe() -> Batch:
-    return _task().draw(64, torch.Generator().manual_seed(99))
+    return deep_task().draw(64, torch.Generator().manual_seed(99))
 
 
 @cache
@@ -248,10 +281,10 @@ def _trained(norm_first: bool, is_warmed_up: bool, has_residuals: bool, fast: bo
 def _train(model: Transformer, is_warmed_up: bool, steps: int, fast: bool, seed: int = 1) -> Deep:
     warmup_steps = 3 * steps // 10 if is_warmed_up else 0
     found = train(
-        model, _task().draw, steps=steps, batch_size=32, learning_rate=2e-3, warmup_steps=warmup_steps, seed=seed
+        model, deep_task().draw, steps=steps, batch_size=32, learning_rate=2e-3, warmup_steps=warmup_steps, seed=seed
     )
     last = found.losses[-steps // 10 :]
-    right = 0.0 if fast else exact_match(model, _task().draw(128, torch.Generator().manual_seed(7)))
+    right = 0.0 if fast else exact_match(model, deep_task().draw(128, torch.Generator().manual_seed(7)))
     return Deep(found, sum(last) / len(last), right)
 
 
@@ -266,6 +299,19 @@ def _one_backward(model: Transformer) -> tuple[Tensor, Tensor]:
     for hook in hooks:
         hook.remove()
     return torch.tensor([_gradient_length(layer.feed_forward) for layer in layers]), torch.tensor(sizes)
+
+
+def _cosines(model: Transformer, src: Tensor) -> Tensor:
+    vectors: list[Tensor] = []
+    layers = list(model.encoder.layers)
+    hooks = [layers[0].register_forward_pre_hook(lambda _module, inputs: vectors.append(inputs[0]))]
+    hooks += [layer.register_forward_hook(lambda _m, _i, out: vectors.append(out)) for layer in layers]
+    model.encode(src)
+    for hook in hooks:
+        hook.remove()
+    is_pair = ~torch.eye(src.size(1), dtype=torch.bool)
+    units = [nn.functional.normalize(x, dim=-1) for x in vectors]
+    return torch.stack([(x @ x.mT)[:, is_pair].mean() for x in units])
 
 
 def _gradient_length(module: nn.Module) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from transduce.learn.experiments.norms import (
+    Alikeness,
     AtInitialisation,
     Patience,
     Residuals,
@@ -16,7 +17,7 @@ from transduce.learn.experiments.norms import (
 from transduce.learn.pictures.canvas import DECODER, ENCODER, FAINT, INK, NEUTRAL, SERIES, Picture, canvas
 
 _OF_NORM = {"post": DECODER, "pre": ENCODER}
-_OF_WARM_UP = {"with": "-", "without": "--"}
+_STYLES = {"with": "-", "without": "--"}
 
 
 def stream_bars(found: Stream) -> Picture:
@@ -48,11 +49,24 @@ def residual_curves(found: Residuals) -> Picture:
     return figure
 
 
+def alikeness_lines(found: Alikeness) -> Picture:
+    """How alike the vectors at different positions are, layer by layer."""
+    figure, (axes,) = canvas(1, 1, width=7.0, height=3.0)
+    for (norm, additions), cosines in found.cosines.items():
+        style: Any = {"color": _OF_NORM[norm], "linestyle": _STYLES[additions], "marker": "o", "ms": 4}
+        _line(axes, cosines, 0, style | {"label": f"{norm}-norm, {additions} residual connections"})
+    axes.set(title="How alike the positions are", xlabel="encoder layer (0: input)", ylabel="mean cosine")
+    axes.set_ylim(min(0.0, *(float(values.min()) for values in found.cosines.values())), 1.03)
+    axes.grid(color=FAINT)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def warm_up_curves(found: WarmUp) -> Picture:
     """Training losses, a line for each seed, and lengths of the gradient of all weights, of the first seed."""
     figure, (left, right) = canvas(1, 2, width=9.0, height=3.2)
     for (norm, warm), runs in found.runs.items():
-        style: Any = {"color": _OF_NORM[norm], "linestyle": _OF_WARM_UP[warm]}
+        style: Any = {"color": _OF_NORM[norm], "linestyle": _STYLES[warm]}
         for number, run in enumerate(runs):
             label = f"{norm}-norm, {warm} warm-up" if number == 0 else None
             left.plot(run.training.smoothed(), linewidth=1.4 - 0.6 * number, label=label, **style)
@@ -68,7 +82,7 @@ def patience_curves(found: Patience) -> Picture:
     """Training losses of post-norm, for a longer time."""
     figure, (axes,) = canvas(1, 1, width=7.0, height=3.0)
     for run, warm in ((found.cold, "without"), (found.warm, "with")):
-        axes.plot(run.training.smoothed(), color=DECODER, linestyle=_OF_WARM_UP[warm], label=f"{warm} warm-up")
+        axes.plot(run.training.smoothed(), color=DECODER, linestyle=_STYLES[warm], label=f"{warm} warm-up")
     axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
     axes.set(title="Post-norm, with patience", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
     axes.legend(fontsize=9)
