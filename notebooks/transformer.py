@@ -403,7 +403,8 @@ tracing_pictures.table_and_similarity(added)
 # %% [markdown]
 # Embeddings are multiplied by $\sqrt{d_\text{model}}$ before positions are added (section 3.4). **Everyone asks why; here it is
 # measured.** The matrix is shared with the output, where it must be small for the first logits to be near zero: its rows are drawn with
-# length 1. A row of the sinusoids has length $\sqrt{d/2}$. Without the factor, the symbol drowns in its position.
+# length 1. A row of the sinusoids has length $\sqrt{d/2}$. Without the factor, the symbol drowns in its position, until the embeddings have
+# grown.
 
 # %%
 scale = attention_experiments.embedding_scale()
@@ -415,6 +416,16 @@ for name, length in scale.length_of_embeddings.items():
 
 # %%
 ledger.settle("embedding-factor-speeds-learning", scale)
+
+# %%
+ledger.settle("embedding-factor-on-sorting", scale)
+
+# %%
+attention_pictures.scale_curves(scale)
+
+# %% [markdown]
+# So it is a matter of speed, not of "numerical stability", as one often reads. Could one not draw larger embeddings instead, and leave the factor out?
+# With one matrix for embedding and output, no:
 
 # %%
 ledger.settle("embedding-one-matrix-two-jobs", scale)
@@ -434,8 +445,8 @@ check("embedding-length", my_length)
 #
 # # 4 · Feed-forward networks, position-wise
 #
-# **Question.** After attention has fetched, who *computes*? Attention only mixes values: whatever a head does is, for given weights, a
-# linear map.
+# **Question.** After attention has fetched, who *computes*? It is often said: attention moves things, the feed-forward network alone computes. For given
+# weights a head is a linear map, indeed; but the weights depend on what is there.
 #
 # **Maths** (equation 2, section 3.3): the same small network for every position by itself,
 #
@@ -480,6 +491,20 @@ attention_pictures.attention_alone_curves(("the sum of two neighbours modulo 11"
 # %%
 ledger.settle("ffn-attention-alone-computes-badly", alone)
 
+# %%
+ledger.settle("ffn-learns-rules-sooner", alone)
+
+# %% [markdown]
+# The saying is wrong, then: layers of attention do learn a rule, only more slowly. Now something that has no rule: a *table* of random entries, one for each pair
+# of symbols, which can only be remembered.
+
+# %%
+table = feed_forward_experiments.random_table()
+attention_pictures.attention_alone_curves((f"a random table of {table.num_entries:,} entries", table))
+
+# %%
+ledger.settle("ffn-is-where-tables-are", table)
+
 # %% [markdown]
 # **Exercises.**
 
@@ -508,8 +533,8 @@ def my_share(d_model, d_ff):
 check("ffn-share", my_share)
 
 # %% [markdown]
-# **What people get wrong.** *"Attention is all you need."* The title says so; most of the weights are not attention. *"It mixes
-# positions."* It cannot: it never sees two of them at once.
+# **What people get wrong.** *"Attention is all you need."* The title says so; most of the weights are not attention, and what has to be remembered is kept
+# there. *"It mixes positions."* It cannot: it never sees two of them at once.
 
 # %% [markdown]
 # # 5 · Layer normalisation and residual connections
