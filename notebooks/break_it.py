@@ -189,8 +189,8 @@ ledger.settle("break-it-laws-catch-all", ward)
 ledger.settle("break-it-a-leak-lowers-the-loss", ward)
 
 # %% [markdown]
-# The table is short enough to be a test file. It takes less time than one step of a real training, and it would have
-# found every one of the ten before the first.
+# The table is short enough to be a test file, and needs no step of training: it would have found every one of the ten
+# before the first.
 #
 # **The bugs themselves** are a few lines each:
 

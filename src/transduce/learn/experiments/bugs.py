@@ -164,7 +164,7 @@ LAWS = (
         permutes_along,
     ),
     Law("softmax over the wrong axis", "The weights of every query sum to 1.", "weights sum", weights_sum_to_one),
-    Law("positions are not added", "Reordered sources are not the reordered encoding.", "hears order", deaf_to_order),
+    Law("positions are not added", "Reordered symbols get other vectors than before.", "hears order", deaf_to_order),
     Law(
         "embeddings are not scaled",
         "An embedding comes in √d_model times as long as its row.",
