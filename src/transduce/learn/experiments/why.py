@@ -1,7 +1,6 @@
-"""Why the Transformer mattered: the paper's three reasons (section 4; table 2), measured beside recurrent networks."""
+"""Why the Transformer mattered: the paper's reasons (section 4), measured beside recurrent networks as large."""
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,23 +8,26 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from transduce.data import Batch
 from transduce.inference import InferenceModel
 from transduce.learn.ledger import FAST
+from transduce.learn.measuring import interleaved, longest_chain, num_calls
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask
-from transduce.learn.training import small_transformer, train, written
+from transduce.learn.training import Draw, small_transformer, train, written
 from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer, VocabularySizes
 
 TRANSFORMER, GRU, LSTM, LOOKING = "Transformer", "GRU", "LSTM", "GRU with attention"
-GRU_RATES = (3e-3, 1e-2, 3e-2)  # the GRU is given the best of three learning rates at each distance
-LONGEST_DISTANCE = 200
+GRU_RATES = (3e-3, 1e-2, 3e-2)  # the GRU is given the best of three learning rates
+LONGEST_DISTANCE, MANY = 200, 8  # symbols in between; symbols asked for
 
 _TOKENS_PER_STEP = {False: 2048, True: 256}  # of each side, whatever the length: as batches of translations are made
 
+
+_NUM_KINDS = 8  # of symbols to recall
+_RATE, _RATE_LOOKING = 5e-3, 1e-2  # learning rates for recall: the Transformer's, and that of the GRU with attention
 
 # Reason one: parallel
 
@@ -84,8 +86,8 @@ def speed(*, fast: bool = FAST) -> Speed:
     networks = _equally_large(VocabularySizes.joint(64), d_model=32 if fast else 128, names=(TRANSFORMER, GRU, LSTM))
     random = torch.Generator().manual_seed(1)
     batches = [torch.randint(FIRST_SYMBOL, 64, (_TOKENS_PER_STEP[fast] // n, n), generator=random) for n in lengths]
-    rounds = 2 if fast else 7
-    times = _interleaved({name: [_step_of(m, ids) for ids in batches] for name, m in networks.items()}, rounds)
+    rounds = 2 if fast else 9
+    times = interleaved({name: [_step_of(m, ids) for ids in batches] for name, m in networks.items()}, rounds)
     answer_lengths = (8, 32) if fast else (16, 64, 256)
     answering = {
         name: [_answers_of(m, batches[0][:8], n) for n in answer_lengths]
@@ -99,27 +101,10 @@ def speed(*, fast: bool = FAST) -> Speed:
         chains={
             name: tuple(longest_chain(m(ids, ids)) for ids in batches) for name, m in networks.items() if name != LSTM
         },
-        calls={name: tuple(_num_calls(_step_of(m, ids)) for ids in batches) for name, m in networks.items()},
+        calls={name: tuple(num_calls(_step_of(m, ids)) for ids in batches) for name, m in networks.items()},
         answer_lengths=answer_lengths,
-        answers=_interleaved(answering, rounds),
+        answers=interleaved(answering, rounds),
     )
-
-
-def longest_chain(output: Tensor) -> int:
-    """The number of operations on the longest path from any input to `output`: each has to wait for the one before.
-
-    Counted in the graph that autograd keeps for the backward pass, so nothing is counted that is not done.
-    """
-    depth: dict[Any, int] = {}
-    stack: list[tuple[Any, bool]] = [(output.grad_fn, False)]
-    while stack:
-        node, is_below_done = stack.pop()
-        below = [further for further, _ in node.next_functions if further is not None]
-        if is_below_done:
-            depth[node] = 1 + max((depth[further] for further in below), default=0)
-        elif node not in depth:
-            stack += [(node, True), *((further, False) for further in below if further not in depth)]
-    return depth[output.grad_fn]
 
 
 # Reason two: far away
@@ -146,7 +131,7 @@ def gradients(*, fast: bool = FAST) -> Gradients:
     for name in (TRANSFORMER, GRU, LOOKING):
         of_seeds = []
         for seed in seeds:
-            network = _equally_large(_first_symbols(1, 1).vocabulary, names=(name,), seed=seed)[name].double().eval()
+            network = _equally_large(first_symbols(1, 1).vocabulary, names=(name,), seed=seed)[name].double().eval()
             of_seeds.append([_first_token_gradient(network, distance) for distance in distances])
         found[name] = tuple(map(statistics.mean, zip(*of_seeds, strict=True)))
     return Gradients(distances, found)
@@ -154,73 +139,82 @@ def gradients(*, fast: bool = FAST) -> Gradients:
 
 @dataclass(frozen=True)
 class Recall:
-    """Share of the first symbols named right, by how many tokens follow them in the source."""
+    """Share of the first symbols of a source named right, by how many others follow them."""
 
     distances: tuple[int, ...]
-    scores: dict[str, tuple[float, ...]]
-    rates: dict[float, tuple[float, ...]]  # the GRU's at each learning rate; `scores` has the best of them
+    count: int  # symbols asked for in the harder form
+    scores: dict[tuple[str, int], tuple[float, ...]]  # by network and number of symbols asked for; the GRU's best rate
+    rates: dict[float, tuple[float, ...]]  # the GRU's, asked for eight, by learning rate
     chance: float
 
     @property
     def transformer_far(self) -> float:
-        return self.scores[TRANSFORMER][-1]
+        return self.scores[TRANSFORMER, self.count][-1]
 
     @property
     def gru_far(self) -> float:
-        return self.scores[GRU][-1]
+        return self.scores[GRU, self.count][-1]
 
     @property
     def attention_far(self) -> float:
-        return self.scores[LOOKING][-1]
+        return self.scores[LOOKING, self.count][-1]
+
+    @property
+    def gru_one_far(self) -> float:
+        return self.scores[GRU, 1][-1]
 
 
 def recall(*, fast: bool = FAST) -> Recall:
-    """Which symbol came first? Trained for each distance anew, on nothing but that distance, and as many steps."""
-    distances = (5, 60) if fast else (5, 10, 20, 50, LONGEST_DISTANCE)
-    scores: dict[str, list[float]] = {TRANSFORMER: [], GRU: [], LOOKING: []}
-    rates: dict[float, list[float]] = {rate: [] for rate in (GRU_RATES[1:2] if fast else GRU_RATES)}
-    for distance in distances:
-        task = _first_symbols(1, distance)
-        for name, rate in ((TRANSFORMER, 5e-3), (LOOKING, 1e-2)):
-            scores[name].append(_recalled(name, task.draw, [task], rate, fast)[0])
-        for rate, of_rate in rates.items():
-            of_rate.append(_recalled(GRU, task.draw, [task], rate, fast)[0])
-        scores[GRU].append(max(of_rate[-1] for of_rate in rates.values()))
-    return Recall(distances, _as_tuples(scores), _as_tuples(rates), 1 / task.num_symbols)
+    """Which symbols came first? Distances are mixed in training, so that near ones teach what far ones need.
+
+    Eight symbols of eight kinds, and one. Each network writes its answers by itself; the GRU is given the best of
+    `GRU_RATES` for eight.
+    """
+    distances = (5, 30) if fast else (5, 20, 50, LONGEST_DISTANCE)
+    count = 4 if fast else MANY
+
+    def scores_of(name: str, num_asked: int, rate: float) -> tuple[float, ...]:
+        tasks = [first_symbols(num_asked, distance) for distance in distances]
+        steps = 160 if fast else 250 if num_asked == 1 else 400
+        network = _trained(name, _mixed(num_asked, distances), rate, steps, fast)
+        return tuple(_share_named(network, task) for task in tasks)
+
+    rates = {rate: scores_of(GRU, count, rate) for rate in (GRU_RATES[1:2] if fast else GRU_RATES)}
+    scores = {
+        (TRANSFORMER, count): scores_of(TRANSFORMER, count, _RATE),
+        (LOOKING, count): scores_of(LOOKING, count, _RATE_LOOKING),
+        (GRU, count): max(rates.values(), key=sum),
+        (GRU, 1): scores_of(GRU, 1, GRU_RATES[1]),
+    }
+    return Recall(distances, count, scores, rates, 1 / _NUM_KINDS)
 
 
 @dataclass(frozen=True)
-class MixedRecall:
-    """The same of networks that saw near and far ones mixed, for one symbol and for eight."""
+class FarAlone:
+    """Share of first symbols named right by networks that were trained at one distance and saw no other."""
 
     distances: tuple[int, ...]
-    scores: dict[tuple[str, int], tuple[float, ...]]  # (network, how many symbols are asked for)
+    rates: dict[float, tuple[float, ...]]  # the GRU's, by learning rate
+    others: dict[str, float]  # at the largest distance
     chance: float
 
     @property
-    def one_far(self) -> float:
-        """One symbol, the GRU, the largest distance."""
-        return self.scores[GRU, 1][-1]
-
-    @property
-    def eight_far(self) -> float:
-        return self.scores[GRU, 8][-1]
+    def slowest_far(self) -> float:
+        """The GRU at the smallest learning rate and the largest distance."""
+        return self.rates[min(self.rates)][-1]
 
 
-def mixed_recall(*, fast: bool = FAST) -> MixedRecall:
-    """Which symbols came first? One network for all distances: batches of near ones teach what far ones need."""
-    distances = (5, 60) if fast else (5, 20, 50, LONGEST_DISTANCE)
-    scores = {}
-    for name, count, rate in ((GRU, 1, 1e-2), (GRU, 8, 5e-3), (TRANSFORMER, 8, 5e-3)):
-        tasks = [_first_symbols(count, distance) for distance in distances]
+def far_alone(*, fast: bool = FAST) -> FarAlone:
+    """Which symbol came first, when nothing near is ever seen? A network for each distance and learning rate."""
+    distances = (5, 40) if fast else (10, 30, 100)
+    tasks = [first_symbols(1, distance) for distance in distances]
 
-        def draw(num_rows: int, random: torch.Generator, count: int = count) -> Batch:
-            share = float(torch.rand((), generator=random))  # evenly by the logarithm of the distance
-            distance = round(distances[0] * (distances[-1] / distances[0]) ** share)
-            return _first_symbols(count, distance).draw(num_rows, random)
+    def score(name: str, task: SymbolTask, rate: float) -> float:
+        return _share_named(_trained(name, task.draw, rate, 100 if fast else 250, fast), task)
 
-        scores[name, count] = tuple(_recalled(name, draw, tasks, rate, fast, more_steps=2.0))
-    return MixedRecall(distances, scores, 1 / tasks[0].num_symbols)
+    rates = {rate: tuple(score(GRU, task, rate) for task in tasks) for rate in (GRU_RATES[:1] if fast else GRU_RATES)}
+    others = {name: score(name, tasks[-1], rate) for name, rate in ((TRANSFORMER, _RATE), (LOOKING, _RATE_LOOKING))}
+    return FarAlone(distances, rates, others, 1 / _NUM_KINDS)
 
 
 # What they share
@@ -230,8 +224,8 @@ def _equally_large(
     vocabulary: VocabularySizes, *, d_model: int = 64, names: tuple[str, ...], seed: int = 1
 ) -> dict[str, Any]:
     """A Transformer with one layer on each side, and recurrent networks of the same number of parameters."""
-    paper_like = {"d_model": d_model, "d_ff": 2 * d_model, "norm_first": True, "max_len": 600}
-    transformer = small_transformer(vocabulary, seed, num_encoder_layers=1, num_decoder_layers=1, **paper_like)
+    settings: dict[str, Any] = {"d_model": d_model, "d_ff": 4 * d_model, "norm_first": True, "max_len": 600}
+    transformer = small_transformer(vocabulary, seed, num_encoder_layers=1, num_decoder_layers=1, **settings)
     configs = {
         GRU: RecurrentConfig(cell="gru"),
         LSTM: RecurrentConfig(cell="lstm"),
@@ -276,44 +270,13 @@ def _answers_of(model: Any, src: Int[Tensor, "batch len"], num_tokens: int) -> C
     return answer
 
 
-def _interleaved(work: dict[str, list[Callable[[], None]]], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Median milliseconds of each piece of work; a round does each once, so that all meet the same neighbours."""
-    times: dict[str, list[list[float]]] = {name: [[] for _ in pieces] for name, pieces in work.items()}
-    for number in range(rounds + 1):
-        for place in range(len(next(iter(work.values())))):
-            for name, pieces in work.items():
-                started = time.perf_counter()
-                pieces[place]()
-                if number:  # the first round warms up
-                    times[name][place].append(1e3 * (time.perf_counter() - started))
-    return {name: tuple(map(statistics.median, of_name)) for name, of_name in times.items()}
-
-
-class _Counter(TorchDispatchMode):
-    """Counts what torch is asked to compute while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _num_calls(work: Callable[[], None]) -> int:
-    with _Counter() as counter:
-        work()
-    return counter.calls
-
-
-def _first_symbols(count: int, distance: int) -> SymbolTask:
+def first_symbols(count: int, distance: int) -> SymbolTask:
     """Name the first `count` symbols of a source in which `distance` others follow; eight symbols in all."""
-    return SymbolTask("recall", 8, count + distance, count + distance, lambda source: source[:count])
+    return SymbolTask("recall", _NUM_KINDS, count + distance, count + distance, lambda source: source[:count])
 
 
 def _first_token_gradient(network: Any, distance: int) -> float:
-    batch = _first_symbols(1, distance).draw(16, torch.Generator().manual_seed(distance))
+    batch = first_symbols(1, distance).draw(16, torch.Generator().manual_seed(distance))
     embedded: list[Tensor] = []
     with network.src_embedding.register_forward_hook(lambda _module, _args, x: embedded.append(x)):
         hidden = network(batch.src, batch.tgt_in)
@@ -322,22 +285,26 @@ def _first_token_gradient(network: Any, distance: int) -> float:
     return float(gradient[:, 0].norm(dim=-1).mean())
 
 
-def _recalled(
-    name: str, draw: Any, tests: list[SymbolTask], rate: float, fast: bool, more_steps: float = 1.0
-) -> list[float]:
-    """Trains one network; its scores on each of `tests`, by what it writes itself."""
-    network = _equally_large(tests[0].vocabulary, d_model=32 if fast else 64, names=(name,))[name]
-    steps = round((60 if fast else 250) * more_steps)
+def _mixed(count: int, distances: tuple[int, ...]) -> Draw:
+    """Batches of one distance each, drawn evenly by its logarithm."""
+
+    def draw(num_rows: int, random: torch.Generator) -> Batch:
+        share = float(torch.rand((), generator=random))
+        distance = round(distances[0] * (distances[-1] / distances[0]) ** share)
+        return first_symbols(count, distance).draw(num_rows, random)
+
+    return draw
+
+
+def _trained(name: str, draw: Draw, rate: float, steps: int, fast: bool) -> Any:
+    network = _equally_large(first_symbols(1, 1).vocabulary, d_model=32 if fast else 64, names=(name,))[name]
     train(network, draw, steps=steps, batch_size=32, learning_rate=rate, warmup_steps=20, max_grad_norm=1.0)
-    return [_share_named(network, task.draw(200, torch.Generator().manual_seed(99))) for task in tests]
+    return network
 
 
-def _share_named(network: Any, batch: Batch) -> float:
+def _share_named(network: Any, task: SymbolTask) -> float:
+    batch = task.draw(200, torch.Generator().manual_seed(99))
     wanted = [row[: row.index(EOS)] for row in batch.tgt_out.tolist()]
     answers = written(network, batch.src, batch.tgt_out.size(1))
     right = sum(a == b for x, y in zip(answers, wanted, strict=True) for a, b in zip(x, y, strict=False))
     return right / sum(map(len, wanted))
-
-
-def _as_tuples(scores: dict[Any, list[float]]) -> dict[Any, tuple[float, ...]]:
-    return {name: tuple(of_name) for name, of_name in scores.items()}

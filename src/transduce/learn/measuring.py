@@ -1,0 +1,57 @@
+"""How long work takes beside other work, how many kernels it calls, how many operations wait for one another."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def longest_chain(output: Tensor) -> int:
+    """The number of operations on the longest path from any input to `output`: each has to wait for the one before.
+
+    Counted in the graph that autograd keeps for the backward pass, so nothing is counted that is not done.
+    """
+    depth: dict[Any, int] = {}
+    stack: list[tuple[Any, bool]] = [(output.grad_fn, False)]
+    while stack:
+        node, is_below_done = stack.pop()
+        below = [further for further, _ in node.next_functions if further is not None]
+        if is_below_done:
+            depth[node] = 1 + max((depth[further] for further in below), default=0)
+        elif node not in depth:
+            stack += [(node, True), *((further, False) for further in below if further not in depth)]
+    return depth[output.grad_fn]
+
+
+def interleaved(work: dict[str, list[Callable[[], None]]], rounds: int) -> dict[str, tuple[float, ...]]:
+    """Median milliseconds of each piece of work; a round does each once, so that all meet the same neighbours."""
+    times: dict[str, list[list[float]]] = {name: [[] for _ in pieces] for name, pieces in work.items()}
+    for number in range(rounds + 1):
+        for place in range(len(next(iter(work.values())))):
+            for name, pieces in work.items():
+                started = time.perf_counter()
+                pieces[place]()
+                if number:  # the first round warms up
+                    times[name][place].append(1e3 * (time.perf_counter() - started))
+    return {name: tuple(map(statistics.median, of_name)) for name, of_name in times.items()}
+
+
+class _Counter(TorchDispatchMode):
+    """Counts what torch is asked to compute while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def num_calls(work: Callable[[], None]) -> int:
+    with _Counter() as counter:
+        work()
+    return counter.calls
