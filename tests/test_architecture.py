@@ -26,7 +26,9 @@ ROWS = {
     "composition": {
         "settings", "corpus", "scoring", "experiment", "fitting", "benchmarking", "decoding_speed", "importing",
     },
-    "front ends": {"learn", "streams", "speed_tables", "housekeeping", "shipping", "commands", "parser", "cli", "__main__"},
+    "front ends": {
+        "learn", "streams", "speed_tables", "housekeeping", "shipping", "commands", "parser", "cli", "__main__",
+    },
 }  # fmt: skip
 FREE = {"errors", "stopping", "files"}  # what goes wrong, how a stop is told, how a file is written: for everyone
 SIDEWAYS = {
