@@ -19,7 +19,7 @@ from transduce.model import Transformer
 from transduce.model.residual import AddAndNorm
 
 DEPTH = 12  # encoder layers; the decoder has one, so that depth is on one side alone
-_STEPS, _FAST_STEPS, _PATIENT_STEPS = 350, 80, 900
+_STEPS, _FAST_STEPS, _PATIENT_STEPS = 350, 70, 900
 _SIZES: dict[str, Any] = {"d_model": 32, "d_ff": 64, "num_encoder_layers": DEPTH, "num_decoder_layers": 1}
 
 
@@ -145,7 +145,9 @@ def patience(*, fast: bool = FAST) -> Patience:
     if fast:  # the same once more; nothing new is trained
         cold, warm = (_trained(False, is_warmed_up, True, fast) for is_warmed_up in (False, True))
     else:
-        cold, warm = (_train(deep(norm_first=False), is_warmed_up, _PATIENT_STEPS, fast) for is_warmed_up in (False, True))
+        cold, warm = (
+            _train(deep(norm_first=False), is_warmed_up, _PATIENT_STEPS, fast) for is_warmed_up in (False, True)
+        )
     return Patience(cold, warm, blind_loss(deep_task()))
 
 

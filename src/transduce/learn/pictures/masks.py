@@ -33,7 +33,7 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
             axes[3 * number : 3 * number + 3], masks, sides, _KINDS, strict=True
         ):
             hidden = _FUTURE if mask is causal else _PADDING
-            axis.imshow(_codes(mask, hidden), cmap=ListedColormap(["white", NEUTRAL, colour]), vmin=0, vmax=2)
+            axis.imshow(_codes(mask, hidden).numpy(), cmap=ListedColormap(["white", NEUTRAL, colour]), vmin=0, vmax=2)
             name_ticks(axis, queries=queries, keys=keys)
             axis.set_title(title)
             axis.set_xticks(torch.arange(0.5, len(keys) - 1).tolist(), minor=True)
