@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -20,7 +19,7 @@ def attention_page(
     queries: Sequence[str],
     keys: Sequence[str],
     mask: Bool[Tensor, "queries keys"] | None = None,
-    height: int = 560,
+    height: int = 640,
 ) -> Shown:
     """Equation 1 as matrices that can be pointed at, by mouse, finger or arrow keys.
 
@@ -29,7 +28,7 @@ def attention_page(
     if (len(queries), len(keys)) != (len(q), len(k)):
         raise ValueError(f"{len(q)} queries and {len(k)} keys got {len(queries)} and {len(keys)} names.")
     return page(
-        attention_document(q, k, v, queries=queries, keys=keys, mask=mask), height=height, plain=_plain(q, k, v)
+        attention_document(q, k, v, queries=queries, keys=keys, mask=mask), height=height, plain=_plain(q, k, v, mask)
     )
 
 
@@ -64,11 +63,10 @@ def _rows(matrix: Tensor) -> list[list[float]]:
     return [[round(value, 6) for value in row] for row in matrix.double().tolist()]
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor) -> str:
-    output, weights = attention(q.double(), k.double(), v.double())
-    with torch.no_grad():
-        pairs = zip(weights.tolist(), output.tolist(), strict=True)
-        lines = [f"weights {[round(x, 2) for x in a]} -> {[round(x, 2) for x in z]}" for a, z in pairs]
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
+    output, weights = attention(q.double(), k.double(), v.double(), mask)
+    pairs = zip(weights.tolist(), output.tolist(), strict=True)
+    lines = [f"weights {[round(x, 2) for x in a]} -> {[round(x, 2) for x in z]}" for a, z in pairs]
     return "Attention, cell by cell; one line for each query:\n" + "\n".join(lines)
 
 
@@ -79,15 +77,17 @@ body { font: 13px/1.4 system-ui, sans-serif; margin: 8px; color: #1f2328; backgr
 figure { margin: 0 } figcaption { font-weight: 600; margin-bottom: 3px }
 table { border-collapse: collapse } th { font-weight: 400; padding: 1px 6px; text-align: right; white-space: nowrap }
 thead th { text-align: center }
-td { width: 46px; height: 26px; text-align: center; cursor: pointer; border: 1px solid #fff;
+td { width: 42px; height: 24px; text-align: center; cursor: pointer; border: 1px solid #fff;
   font-variant-numeric: tabular-nums }
 td:focus { outline: none } td.on { border: 2px solid #1f2328 } td.used { border: 2px solid #d1701c }
-#sum { min-height: 7.2em; margin-top: 12px; padding: 8px 10px; background: #f4f5f7; border-left: 4px solid #1f2328;
+#sum { position: sticky; top: 0; z-index: 1; min-height: 4.4em; margin: 0 0 10px; padding: 6px 10px;
+  background: #f4f5f7; border-left: 4px solid #1f2328;
   font-family: ui-monospace, monospace; white-space: pre-wrap }
 p { margin: 0 0 10px }
 </style></head><body>
-<p>Point at a cell, or walk with the arrow keys. Its own border is black; what it was made of is orange.</p>
-<div id="all"></div><div id="sum" aria-live="polite"></div>
+<p>Point at a cell, or walk with the arrow keys. Its own border is black; what it was made of is orange.
+Grey is below 0.</p>
+<div id="sum" aria-live="polite"></div><div id="all"></div>
 <script>
 const d = DATA, n = d.K[0].length, root = Math.sqrt(n), cells = {};
 const channels = m => m[0].map((_, i) => String(i));
@@ -153,7 +153,8 @@ for (const [m, title, rows, columns, colour] of shown) {
     row.forEach((x, j) => {
       const td = line.insertCell();
       td.textContent = m === "S" && hidden(i, j) ? "\\u2212\\u221e" : f(x);
-      td.tabIndex = 0; td.style.background = "rgba(" + colour + "," + 0.55 * Math.abs(x) / most + ")";
+      td.tabIndex = 0; const strength = m === "S" && hidden(i, j) ? 0 : 0.55 * Math.abs(x) / most;
+      td.style.background = "rgba(" + (x < 0 ? [138, 143, 152] : colour) + "," + strength + ")";
       cells[m + "," + i + "," + j] = td;
       td.onmouseenter = td.onfocus = td.onclick = () => explain(m, i, j);
       td.onkeydown = e => {

@@ -27,7 +27,7 @@ def saturation_curves(found: Saturation) -> Picture:
     left.legend(fontsize=9)
     for name, colour in _SIDES.items():
         weights = found.example[name][-1]
-        right.bar(range(1, len(weights) + 1), weights, color=colour, alpha=0.65, label=name)
+        right.bar(range(1, len(weights) + 1), weights.tolist(), color=colour, alpha=0.65, label=name)
     right.set(title=f"one query, d_k = {found.widths[-1]}", xlabel="key, by falling weight", ylabel="weight")
     return figure
 

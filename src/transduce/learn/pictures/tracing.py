@@ -18,7 +18,7 @@ def from_ids_to_vectors(trace: Trace) -> Picture:
     titles = ("embedding · √d_model", "+ position", "= what enters the encoder")
     most = float(max(values.abs().max() for values in maps))
     for axis, values, title in zip(axes, maps, titles, strict=True):
-        image = axis.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+        image = axis.imshow(values.numpy(), cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
         axis.set(title=title, xlabel="channel")
         axis.set_yticks(range(len(trace.source)), [])
     names = [f"{token}  {i}" for token, i in zip(trace.source, trace.source_ids, strict=True)]
@@ -35,7 +35,7 @@ def through_the_layers(trace: Trace, names: Sequence[str], tokens: Sequence[str]
         if len(values) != len(tokens):
             raise ValueError(f"{name} has {len(values)} rows, and there are {len(tokens)} tokens.")
         most = float(values.abs().max())
-        axis.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+        axis.imshow(values.numpy(), cmap=SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
         axis.set(title=_title(name), xlabel="channel")
         axis.title.set_fontsize(9)
         axis.set_yticks(range(len(tokens)), [])
@@ -57,7 +57,7 @@ def attention_heads(
     """One map for each head, on one scale from 0 to 1."""
     figure, axes = canvas(1, len(weights), width=2.5 * len(weights) + 0.6, height=3.4)
     for number, (axis, head) in enumerate(zip(axes, weights, strict=True)):
-        image = axis.imshow(head, cmap=WEIGHTS, vmin=0, vmax=1, interpolation="nearest")
+        image = axis.imshow(head.numpy(), cmap=WEIGHTS, vmin=0, vmax=1, interpolation="nearest")
         name_ticks(axis, queries=queries if number == 0 else [""] * len(queries), keys=keys)
         axis.set(title=f"head {number + 1}", xlabel="key")
         axis.tick_params(labelsize=8)
@@ -83,11 +83,11 @@ def next_tokens(trace: Trace, tokenizer: Tokenizer, position: int, count: int = 
 def table_and_similarity(table: Float[Tensor, "positions channels"]) -> Picture:
     """The sinusoids as a map, and the product of every row with every other."""
     figure, (left, right) = canvas(1, 2, width=9.0, height=3.3)
-    image = left.imshow(table, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    image = left.imshow(table.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     left.set(title="one row for each position", xlabel="channel", ylabel="position")
     figure.colorbar(image, ax=left, label="value")
     products = table @ table.T / (table.size(1) / 2)
-    image = right.imshow(products, cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
+    image = right.imshow(products.numpy(), cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
     right.set(title="how alike two rows are", xlabel="position", ylabel="position")
     figure.colorbar(image, ax=right, label="product / (d_model / 2)")
     return figure
