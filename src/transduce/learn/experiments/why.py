@@ -27,7 +27,7 @@ _TOKENS_PER_STEP = {False: 2048, True: 256}  # of each side, whatever the length
 
 
 _NUM_KINDS = 8  # of symbols to recall
-_RATE, _RATE_LOOKING = 5e-3, 1e-2  # learning rates for recall: the Transformer's, and that of the GRU with attention
+_RATE, _RATE_LOOKING = 2.5e-3, 1e-2  # learning rates for recall: the Transformer's, and that of the GRU with attention
 
 # Reason one: parallel
 
