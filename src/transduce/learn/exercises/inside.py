@@ -66,3 +66,64 @@ def _check_map(answer: Any) -> None:
         raise Wrong("Not D: the residual connection and the other heads are not in the map.")
     if letters != {"A", "C"}:
         raise Wrong("There are two: one says what a row adds up to, the other what the map is made of.")
+
+
+def silenced_weight(weight: Tensor, head: int, num_heads: int) -> Tensor:
+    """The columns of W^O that read what `head` has found, set to zero."""
+    width = weight.size(1) // num_heads
+    kept = weight.clone()
+    kept[:, head * width : (head + 1) * width] = 0
+    return kept
+
+
+def _rows(weight: Tensor, head: int, num_heads: int) -> Tensor:
+    return silenced_weight(weight.T, head, num_heads).T
+
+
+def _interleaved(weight: Tensor, head: int, num_heads: int) -> Tensor:
+    kept = weight.clone()
+    kept[:, head::num_heads] = 0
+    return kept
+
+
+def _one_column(weight: Tensor, head: int, num_heads: int) -> Tensor:
+    del num_heads
+    kept = weight.clone()
+    kept[:, head] = 0
+    return kept
+
+
+def _in_place(weight: Tensor, head: int, num_heads: int) -> Tensor:
+    return weight.copy_(silenced_weight(weight, head, num_heads))
+
+
+@exercise(
+    "inside-silence",
+    hints=(
+        "The heads are concatenated: head 0 fills the first d_model / num_heads numbers of each vector, and so on.",
+        "`nn.Linear` computes x W^T, so what stands at place k of x meets column k of the weight.",
+        "`kept = weight.clone()`, then zero in `kept[:, head * width : (head + 1) * width]`.",
+    ),
+    solution=silenced_weight,
+    wrong=(_rows, _interleaved, _one_column, _in_place, lambda weight, *_: torch.zeros_like(weight), lambda *_: None),
+)
+def _check_silence(answer: Any) -> None:
+    random = torch.Generator().manual_seed(2)
+    before = torch.randn(6, 6, generator=random)
+    weight = before.clone()
+    found = answer(weight, 1, 3)
+    if found is None:
+        raise Wrong("It returns None: not written yet?")
+    if not torch.equal(weight, before):
+        raise Wrong("It changes the weight that it was given: clone it, or the head can never speak again.")
+    if not isinstance(found, Tensor) or found.shape != (6, 6):
+        raise Wrong(f"A weight of shape (6, 6) was expected, not {getattr(found, 'shape', type(found).__name__)}.")
+    heads = torch.randn(3, 2, generator=random)  # what three heads have found, two channels each
+    others = torch.stack((heads[0], torch.zeros(2), heads[2])).flatten()
+    if torch.allclose(found @ others, before @ others, atol=1e-5):
+        loud = others.clone()
+        loud[2:4] = heads[1]
+        if torch.allclose(found @ loud, before @ others, atol=1e-5):
+            return
+        raise Wrong("Head 1 of 3 can still be heard: its channels are 2 and 3 of 6, both of them.")
+    raise Wrong("The other heads are changed, too: only the columns of head 1, numbers 2 and 3 of 6, may be zero.")

@@ -1,7 +1,7 @@
 """Inside a small trained model: what its heads look at, which of them can go, when the right token comes up."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -22,6 +22,7 @@ from transduce.predictor import Predictor, vocabulary_sizes
 
 _OFFSETS = {"the one before": -1, "itself": 0, "the next one": 1}
 Head = tuple[str, int]  # name of an attention in the model, number of the head
+Change = Callable[[MultiHeadAttention, int], AbstractContextManager[None]]  # of one head, undone at the end
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ class Pronouncer:
         with torch.no_grad(), record_attention(self.model) as maps:
             self.model(*self.batch.inputs)
         return maps
+
+    def tokens(self, word: str) -> tuple[list[str], list[str]]:
+        """Names of what the encoder and the decoder are given."""
+        row, names = self.data.valid_words.index(word), self.data.tokenizer
+        letters, phonemes = ([i for i in ids[row].tolist() if i != PAD] for ids in self.batch.inputs)
+        return names.source_tokens(letters), names.target_tokens(phonemes)
+
+    def maps(self, word: str) -> dict[str, Float[Tensor, "heads queries keys"]]:
+        """The weights of every attention for one word, without padding."""
+        row, (letters, phonemes) = self.data.valid_words.index(word), map(len, self.tokens(word))
+        found = {}
+        for name, weights in self.attention.items():
+            queries = letters if name.startswith("encoder") else phonemes
+            keys = phonemes if name.startswith("decoder") and "self" in name else letters
+            found[name] = weights[row, :, :queries, :keys]
+        return found
 
     def accuracy(self) -> float:
         """Share of phonemes, ends included, that are likeliest when those before are told."""
@@ -131,26 +148,80 @@ def alignment(*, fast: bool = FAST) -> Alignment:
     """English is written from left to right, and said in that order: does cross-attention go that way?"""
     found = pronouncer(fast=fast)
     random = np.random.default_rng(1)
-    last = f"decoder.layers.{found.model.config.num_decoder_layers - 1}.cross_attention"
-    mean = found.attention[last].mean(dim=1)  # (B, T, S)
     steps, mixed, places = [], [], []
-    for weights, src, is_real in zip(mean, found.batch.src, found.is_real, strict=True):
-        num_letters, num_phonemes = int((src != PAD).sum()) - 1, int(is_real.sum()) - 1  # without the two ends
-        own = weights[:num_phonemes, :num_letters]
-        where = own.argmax(dim=1).numpy()
+    for _, weights in _letters_by_phoneme(found):
+        num_phonemes, num_letters = weights.shape
+        where = weights.argmax(dim=1).numpy()
         steps.append(np.diff(where) >= 0)
         mixed.append(np.diff(random.permutation(where)) >= 0)
-        centres = (own / own.sum(dim=1, keepdim=True)) @ torch.arange(num_letters).float() / max(1, num_letters - 1)
-        places += list(zip(np.linspace(0, 1, num_phonemes), centres.tolist(), strict=True))
+        centres = (weights / weights.sum(dim=1, keepdim=True)) @ torch.arange(num_letters).float()
+        written = np.linspace(0, 1, num_phonemes)
+        places += list(zip(written, (centres / max(1, num_letters - 1)).tolist(), strict=True))
     return Alignment(float(np.concatenate(steps).mean()), float(np.concatenate(mixed).mean()), torch.tensor(places))
+
+
+def _letters_by_phoneme(found: Pronouncer) -> Iterator[tuple[int, Float[Tensor, "phonemes letters"]]]:
+    """Row of the batch, and the weights of its last cross-attention, all heads together, without the two ends."""
+    last = f"decoder.layers.{found.model.config.num_decoder_layers - 1}.cross_attention"
+    mean = found.attention[last].mean(dim=1)  # (B, T, S)
+    for row, (src, is_real) in enumerate(zip(found.batch.src, found.is_real, strict=True)):
+        yield row, mean[row, : int(is_real.sum()) - 1, : int((src != PAD).sum()) - 1]
+
+
+@dataclass(frozen=True)
+class Needed:
+    """How often each guess names the letter without which the phoneme suffers most, as a share of all phonemes."""
+
+    looked_at: float  # the letter that cross-attention looks at most
+    straight_line: float  # the letter as far through the word as the phoneme is through the answer
+    any_letter: float  # one at random
+
+    @property
+    def gain(self) -> float:
+        return self.looked_at - self.straight_line
+
+
+@torch.no_grad()
+def needed(*, fast: bool = FAST) -> Needed:
+    """Hides one letter at a time from cross-attention, and sees which phonemes become less likely, and how much."""
+    found = pronouncer(fast=fast)
+    log_probs = _of_the_right_phonemes(found)
+    most_letters = found.batch.src.size(1) - 1
+    loss = torch.stack([log_probs - _hiding(found, letter) for letter in range(most_letters)], dim=-1)  # (B, T, S)
+    hits = []
+    for row, weights in _letters_by_phoneme(found):
+        num_phonemes, num_letters = weights.shape
+        worst = loss[row, :num_phonemes, :num_letters].argmax(dim=1)
+        line = torch.linspace(0, num_letters - 1, num_phonemes).round()
+        right = [(guess == worst).float().mean().item() for guess in (weights.argmax(dim=1), line)]
+        hits += [(*right, 1 / num_letters)] * num_phonemes
+    return Needed(*np.mean(hits, axis=0).tolist())
+
+
+def _of_the_right_phonemes(found: Pronouncer) -> Float[Tensor, "batch tgt_len"]:
+    scores = found.model.logits(found.model(*found.batch.inputs)).log_softmax(dim=-1)
+    return scores.gather(-1, found.batch.tgt_out[..., None])[..., 0]
+
+
+def _hiding(found: Pronouncer, letter: int) -> Float[Tensor, "batch tgt_len"]:
+    """The same while no cross-attention may look at this letter; the encoder has seen it."""
+    may_look = torch.ones(found.batch.src.size(1), dtype=torch.bool)
+    may_look[letter] = False
+    handle = found.model.decoder.register_forward_pre_hook(lambda _, given: (*given[:2], given[2] & may_look))
+    try:
+        return _of_the_right_phonemes(found)
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What each head is worth: phonemes that are named wrong when it says nothing, in points."""
+    """What each head is worth: phonemes that are named wrong, in points, when it says nothing or looks everywhere."""
 
     accuracy: float
-    costs: dict[Head, float]
+    costs: dict[Head, float]  # silenced, one at a time
+    flat: dict[Head, float]  # with every visible key weighed alike, one at a time
+    together: float  # all heads silenced at once that cost less than one point alone
 
     @property
     def idle(self) -> float:
@@ -158,34 +229,61 @@ class Pruning:
         return sum(cost < 1 for cost in self.costs.values()) / len(self.costs)
 
     @property
+    def flat_idle(self) -> float:
+        """Share of heads whose map can be made flat for less than one point."""
+        return sum(cost < 1 for cost in self.flat.values()) / len(self.flat)
+
+    @property
     def dearest(self) -> float:
         return max(self.costs.values())
 
 
 def pruning(*, fast: bool = FAST) -> Pruning:
-    """Silences one head at a time (after Michel et al. 2019), without training again."""
+    """Silences one head at a time (after Michel et al. 2019), or flattens its map, without training again."""
     found = pronouncer(fast=fast)
+    parts = {name: part for name, part in found.model.named_modules() if isinstance(part, MultiHeadAttention)}
+    heads: list[Head] = [(name, number) for name, part in parts.items() for number in range(part.num_heads)]
     whole = found.accuracy()
-    costs: dict[Head, float] = {}
-    for name, module in found.model.named_modules():
-        if isinstance(module, MultiHeadAttention):
-            for number in range(module.num_heads):
-                with silenced(module, number):
-                    costs[name, number] = 100 * (whole - found.accuracy())
-    return Pruning(whole, costs)
+
+    def cost(change: Change, chosen: list[Head]) -> float:
+        with ExitStack() as changes:
+            for name, number in chosen:
+                changes.enter_context(change(parts[name], number))
+            return 100 * (whole - found.accuracy())
+
+    costs = {head: cost(silenced, [head]) for head in heads}
+    flat = {head: cost(flattened, [head]) for head in heads}
+    return Pruning(whole, costs, flat, cost(silenced, [head for head in heads if costs[head] < 1]))
 
 
 @contextmanager
 def silenced(attention: MultiHeadAttention, head: int) -> Iterator[None]:
     """While entered, nothing of what this head finds gets out: its columns of W^O are zero."""
-    width = attention.out_proj.in_features // attention.num_heads
-    columns = attention.out_proj.weight.data[:, head * width : (head + 1) * width]
-    kept = columns.clone()
-    columns.zero_()
+    with _zero(attention.out_proj.weight.data[:, _channels(attention, head)]):
+        yield
+
+
+@contextmanager
+def flattened(attention: MultiHeadAttention, head: int) -> Iterator[None]:
+    """While entered, this head weighs all keys that it may see alike: its queries, and so its scores, are zero."""
+    rows = _channels(attention, head)  # W^Q is the first of the three
+    with _zero(attention.qkv_proj.weight.data[rows]), _zero(attention.qkv_proj.bias.data[rows]):
+        yield
+
+
+@contextmanager
+def _zero(part: Tensor) -> Iterator[None]:
+    kept = part.clone()
+    part.zero_()
     try:
         yield
     finally:
-        columns.copy_(kept)
+        part.copy_(kept)
+
+
+def _channels(attention: MultiHeadAttention, head: int) -> slice:
+    width = attention.out_proj.in_features // attention.num_heads
+    return slice(head * width, (head + 1) * width)
 
 
 @dataclass(frozen=True)
@@ -197,7 +295,7 @@ class Lens:
 
     @property
     def after_first_layer(self) -> float:
-        return next(share for name, share in self.agreement.items() if name.startswith("layer 1"))
+        return self.agreement["layer 1, feed-forward"]
 
 
 def lens(word: str = "", *, fast: bool = FAST) -> Lens:
@@ -215,7 +313,11 @@ def lens(word: str = "", *, fast: bool = FAST) -> Lens:
 
     modules = dict(model.named_modules())
     names = {"tgt_positions": "embedding alone"}
-    names |= {f"decoder.layers.{i}.residual_3": f"layer {i + 1}" for i in range(model.config.num_decoder_layers)}
+    names |= {
+        f"decoder.layers.{layer}.residual_{k}": f"layer {layer + 1}, {part}"
+        for layer in range(model.config.num_decoder_layers)
+        for k, part in enumerate(("itself", "source", "feed-forward"), start=1)
+    }
     handles = [keep(name) for name in names]
     try:
         with torch.no_grad():

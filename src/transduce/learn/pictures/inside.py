@@ -3,10 +3,24 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from transduce.learn.experiments.inside import Alignment, Head, Lens, Pruning, Roles
-from transduce.learn.pictures.canvas import DECODER, ENCODER, KEY, NEUTRAL, SERIES, Picture, canvas
+from transduce.learn.pictures.canvas import (
+    DECODER,
+    ENCODER,
+    INK,
+    KEY,
+    NEUTRAL,
+    SERIES,
+    WEIGHTS,
+    Picture,
+    canvas,
+    name_ticks,
+)
 
+Names = Sequence[str]
 _KINDS = {"encoder": ENCODER, "self": DECODER, "cross": KEY}
 
 
@@ -38,12 +52,28 @@ def alignment(found: Alignment) -> Picture:
     return figure
 
 
+def head_maps(maps: Float[Tensor, "heads queries keys"], title: str, *, tokens: tuple[Names, Names]) -> Picture:
+    """The weights of every head of one attention; `tokens` are the names of its queries and of its keys."""
+    queries, keys = tokens
+    figure, axes = canvas(1, len(maps), width=10.0, height=2.9)
+    for number, (axis, weights) in enumerate(zip(axes, maps, strict=True), start=1):
+        axis.imshow(weights.numpy(), cmap=WEIGHTS, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        name_ticks(axis, queries=queries, keys=keys)
+        axis.set_title(f"head {number}", fontsize=10)
+        axis.tick_params(length=0, labelsize=8)
+    figure.suptitle(title, fontsize=11, weight="bold")
+    axes[0].set_ylabel("query")
+    figure.supxlabel("key", fontsize=10)
+    return figure
+
+
 def pruning(found: Pruning) -> Picture:
-    """What silencing each head costs, the dearest first."""
+    """What silencing each head costs, the dearest first; a dot where only its map was made flat."""
     figure, (axes,) = canvas(width=9.0, height=2.9)
     heads = sorted(found.costs, key=lambda head: -found.costs[head])
     colours = [_KINDS[kind_of(head)] for head in heads]
     axes.bar([short(head) for head in heads], [found.costs[head] for head in heads], color=colours, width=0.7)
+    axes.plot([found.flat[head] for head in heads], "o", color=INK, markersize=4, label="map made flat")
     axes.axhline(1, color=NEUTRAL, linestyle=":")
     axes.set(ylabel="points of accuracy lost", title="One head silenced at a time")
     axes.tick_params(axis="x", rotation=70, labelsize=8)
