@@ -86,7 +86,7 @@ def test_masks_of_a_batch_hide_padding_by_column_and_the_future_by_row():
     assert maps[1].tolist() == [[2, 0, 0], [2, 2, 0], [2, 2, 2]]
     assert [label.get_text() for label in cross.get_yticklabels()] == targets[0]
     assert [label.get_text() for label in cross.get_xticklabels()] == sources[0]
-    with pytest.raises(ValueError, match="3 queries by 5 keys"):
+    with pytest.raises(ValueError, match="3 queries by 3 keys"):
         batch_masks(batch, sources, [[*target[:-1], "a", "b"] for target in targets])
 
 

@@ -22,12 +22,13 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
 
     Made by the shipped functions. Names of padded queries are grey: their rows are computed and read by nobody.
     """
+    src_len, tgt_len = batch.src.size(1), batch.tgt_in.size(1)
     real_src = padding_mask(batch.src, PAD)[:, 0, 0]
     figure, axes = canvas(len(sources), len(_KINDS), width=8.4, height=2.6 * len(sources) + 0.4)
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
         of_source = real_src[number]
-        causal = causal_mask(len(target))
-        masks = (of_source.expand(len(source), -1), causal, of_source.expand(len(target), -1))
+        causal = causal_mask(tgt_len)
+        masks = (of_source.expand(src_len, -1), causal, of_source.expand(tgt_len, -1))
         sides = ((source, source), (target, target), (target, source))
         for axis, mask, (queries, keys), (title, colour) in zip(
             axes[3 * number : 3 * number + 3], masks, sides, _KINDS, strict=True
