@@ -10,6 +10,9 @@
 # **Question.** What finds a bug: the loss, the accuracy, what the model writes, or something else?
 
 # %%
+import torch
+
+from transduce.inspection import record_attention
 from transduce.learn import FAST, Ledger, check, hint, source_of
 from transduce.learn import bugs as patients
 from transduce.learn.bugs import LETTERS, admit, name_of
@@ -192,6 +195,22 @@ ledger.settle("break-it-a-leak-lowers-the-loss", ward)
 # The table is short enough to be a test file, and needs no step of training: it would have found every one of the ten
 # before the first.
 #
+# **Why not look at attention maps?** One can be fooled. Here is the largest weight that B gives to the future in its
+# map, beside how much its scores of earlier tokens change when a later one does:
+
+# %%
+sick = admit("B")
+with torch.no_grad(), record_attention(sick.model, "decoder.layers.0.self_attention") as maps:
+    sick.model(*sick.draw(8, torch.Generator().manual_seed(1)).inputs)
+(weights,) = maps.values()
+print(f"in the map: {weights.triu(1).max():.2f}; in the scores: {ward.laws['B']['causal mask leaks by one']:.2f} nats")
+assert weights.triu(1).max() == 0
+
+# %% [markdown]
+# The map is without fault. `record_attention` computes the weights again, by equation 1 and the mask that was *asked*
+# for; the bug is in what was done instead. An instrument that shares no code with the patient shows what ought to be.
+# Laws look at inputs and outputs of the thing itself.
+#
 # **The bugs themselves** are a few lines each:
 
 # %%
@@ -203,15 +222,15 @@ source_of(patients.LeakingAttention, patients.SoftmaxOverQueries, patients.Heads
 # | bug | what gives it away, and what does not |
 # |---|---|
 # | causal mask leaks by one | a wonderful loss; it writes nothing that is right. karpathy/nanoGPT#331 |
-# | target is not shifted | the same, more so: the label is the input. The *network* has no fault, so its own laws all hold |
+# | target is not shifted | the same, more so: the label is the input. The *network* has no fault: its own laws hold |
 # | positions are not added | the only one here whose loss cries. Lightning-AI/pytorch-lightning#19138 |
 # | softmax over the wrong axis | nothing, on this task: weights that do not sum to 1 are still weights |
-# | source padding is not masked | nothing in batches as in training; see [masks](masks.ipynb), section 4. Keras: keras-io#1997 |
+# | source padding is not masked | nothing in batches as in training; see [masks](masks.ipynb), section 4. keras-io#1997 |
 # | padding counts in the loss | the loss is *better*, and not comparable with anybody's |
-# | embeddings are not scaled | here it learns faster; elsewhere symbols drown in positions. SamLynnEvans/Transformer#10 |
+# | embeddings are not scaled | here it learns faster; elsewhere symbols drown in positions. SamLynnEvans#10 |
 # | residual is forgotten | nothing, in one layer; in deep networks see [norm and depth](norm_and_depth.ipynb) |
 # | heads are split by view | named when told, not written: one token at a time, the view is right again |
-# | dropout stays on | training is the healthy one's to the last digit; answers are worse, and differ from call to call |
+# | dropout stays on | training is the healthy one's to the last digit; answers differ from call to call |
 
 # %%
 j, f = (ward.scores[letter] for letter in "JF")

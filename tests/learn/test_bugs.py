@@ -19,9 +19,22 @@ def test_the_healthy_network_breaks_no_law_whatever_its_weights():
         assert broken(examine(admit(seed=seed))) == set()
 
 
+# What a bug brings with it: whoever sees the next token sees padding, heads mixed up with positions are hidden wrongly,
+# and whoever shares itself out among queries shares itself out among those of padding, too.
+_BESIDES = {
+    "causal mask leaks by one": {"padding counts in the loss"},
+    "heads are split by view": {
+        "causal mask leaks by one",
+        "padding counts in the loss",
+        "source padding is not masked",
+    },
+    "softmax over the wrong axis": {"scores are not divided by the root of d_k", "source padding is not masked"},
+}
+
+
 @pytest.mark.parametrize("letter", LETTERS)
-def test_each_patient_breaks_the_law_made_for_it(letter):
-    assert name_of(letter) in broken(FOUND[letter])
+def test_each_patient_breaks_the_law_made_for_it_and_no_other_but_those_that_follow(letter):
+    assert broken(FOUND[letter]) == {name_of(letter)} | _BESIDES.get(name_of(letter), set())
 
 
 def test_no_two_patients_suffer_from_the_same_or_show_the_same():
