@@ -28,8 +28,8 @@ def step_times(found: Speed) -> Picture:
     for axis in (left, right):
         axis.set_yscale("log")
         _log_lengths(axis, found.lengths, "tokens in source and in target")
-        axis.legend(fontsize=9)
-    left.yaxis.set_major_formatter(ScalarFormatter())
+        axis.legend(fontsize=9, frameon=False)
+    _plain_numbers(left)
     return figure
 
 
@@ -39,10 +39,10 @@ def answer_times(found: Speed) -> Picture:
     for name, times in found.answers.items():
         _curve(axis, name, found.answer_lengths, times)
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(ScalarFormatter())
+    _plain_numbers(axis)
     axis.set(title="Writing an answer", ylabel="milliseconds for eight answers")
     _log_lengths(axis, found.answer_lengths, "tokens in the answer")
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, frameon=False)
     return figure
 
 
@@ -56,7 +56,7 @@ def path_lengths(distance: int = 6) -> Picture:
             _box(axis, place, 0, "first" if not place else "·", SERIES[0] if not place else NEUTRAL)
         _box(axis, distance + 1.3, 1.2, "answer", SERIES[1])
     for place in range(distance):
-        _arrow(axes[0], (place + 0.33, 0), (place + 0.67, 0), "-|>")
+        _arrow(axes[0], (place + (0.33 if place else 0.42), 0), (place + 0.75, 0), "-|>")
     _arrow(axes[0], (distance + 0.2, 0.28), (distance + 1.1, 0.95), "-|>")
     _arrow(axes[1], (0.1, 0.3), (distance + 0.75, 1.25), "-|>", bend=-0.15)
     axes[0].text(distance / 2, -0.75, f"{distance + 1} steps", ha="center", color=INK)
@@ -72,13 +72,13 @@ def far_gradients(found: Gradients) -> Picture:
     axis.set(title="Before any training", ylabel="gradient at the first token", yscale="log")
     axis.yaxis.set_major_locator(LogLocator(numticks=7))
     _log_lengths(axis, found.distances, "tokens that follow it")
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, frameon=False)
     return figure
 
 
 def recalled(found: Recall, alone: FarAlone) -> Picture:
     """Recall by distance: trained at one distance alone, one symbol and eight with distances mixed."""
-    figure, axes = canvas(1, 3, width=11.4, height=3.5)
+    figure, axes = canvas(1, 3, width=11.4, height=3.9)
     for number, (rate, shares) in enumerate(alone.rates.items()):
         axes[0].plot(
             alone.distances,
@@ -100,7 +100,7 @@ def recalled(found: Recall, alone: FarAlone) -> Picture:
         axis.text(distances[0], found.chance - 0.02, "chance", color=NEUTRAL, fontsize=9, va="top")
         axis.set_ylim(0, 1.08)
         _log_lengths(axis, distances, "tokens in between")
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(0, 0.62))
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     axes[0].set_ylabel(_NAMED)
     return figure
 
@@ -119,7 +119,7 @@ def error_rates(found: Quality) -> Picture:
     axis.set_xticks(range(len(found.steps)), [f"{steps} steps" for steps in found.steps])
     axis.set(title="Unseen English words", ylabel="phonemes wrong / %")
     axis.margins(y=0.15)
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, frameon=False)
     return figure
 
 
@@ -134,6 +134,11 @@ def _log_lengths(axis: Axes, lengths: tuple[int, ...], label: str) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(label)
+
+
+def _plain_numbers(axis: Axes) -> None:
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
 
 
 def _box(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
