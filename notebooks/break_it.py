@@ -225,7 +225,7 @@ source_of(patients.LeakingAttention, patients.SoftmaxOverQueries, patients.Heads
 # | target is not shifted | the same, more so: the label is the input. The *network* has no fault: its own laws hold |
 # | positions are not added | the only one here whose loss cries. Lightning-AI/pytorch-lightning#19138 |
 # | softmax over the wrong axis | nothing, on this task: weights that do not sum to 1 are still weights |
-# | source padding is not masked | nothing in batches as in training; see [masks](masks.ipynb), section 4. keras-io#1997 |
+# | source padding is not masked | nothing in batches as in training; see [masks](masks.ipynb), 4. keras-io#1997 |
 # | padding counts in the loss | the loss is *better*, and not comparable with anybody's |
 # | embeddings are not scaled | here it learns faster; elsewhere symbols drown in positions. SamLynnEvans#10 |
 # | residual is forgotten | nothing, in one layer; in deep networks see [norm and depth](norm_and_depth.ipynb) |
