@@ -204,9 +204,11 @@ for head in sharp_in_vain:
 ledger.settle("inside-flat-maps-will-do", pruned)
 
 # %% [markdown]
-# A picture of such a head is as clear as any other, and one could tell a story about it. Two cautions. The first token of
-# a decoder can look only at itself, so its rows always have 0 bits, and short answers make heads of the decoder look
-# sharp. And a flat map is no silence: where a dot stands above its bar, the mean of everything is worse than nothing.
+# A picture of such a head is as clear as any other, and one could tell a story about it.
+#
+# Two cautions. The first token of a decoder can look only at itself, so its rows always have 0 bits, and short answers
+# make heads of the decoder look sharp. And a flat map is no silence: where a dot stands above its bar, the mean of
+# everything is worse than nothing.
 #
 # **Exercise 3.** Silence head `head` of an attention with `num_heads` heads yourself: a new weight of `out_proj`, shape
 # (d_model, d_model), in which what the head found is dropped. Remember that `nn.Linear` computes $x W^\top$.
