@@ -221,7 +221,7 @@ attention_pictures.root_curves(root)
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# **Exercises.** 1. By hand: the scores, divided already, are $\\ln 1$ and $\\ln 3$, the values (4, 4) and (8, 4). What comes out?
+# **Exercises.** 1. By hand: the scores, divided already, are $\ln 1$ and $\ln 3$, the values (4, 4) and (8, 4). What comes out?
 
 # %%
 my_output = ...  # two numbers
@@ -325,8 +325,8 @@ attention_pictures.look_up_maps(found, "4 heads", "symbol ")
 
 # %% [markdown]
 # Read the rows: a head that looks one to the left has its weights just below the diagonal, one that looks at the first symbol has them in
-# the first column. The single head has to do both at once. (With a feed-forward network behind it, where it was tried, one head can undo
-# some of the mixture; the bars show how much.)
+# the first column. The single head has to do both at once. (A feed-forward network behind it does
+# not undo the mixture, as the bars say.)
 #
 # **Picture.** Every head of our trained reverser, where the decoder looks at the source:
 
@@ -424,7 +424,8 @@ ledger.settle("embedding-factor-on-sorting", scale)
 attention_pictures.scale_curves(scale)
 
 # %% [markdown]
-# So it is a matter of speed, not of "numerical stability", as one often reads. Could one not draw larger embeddings instead, and leave the factor out?
+# So it is a matter of speed, not of "numerical stability", as one often reads; and of speed alone: trained for longer, the network without the factor catches
+# up, and overtakes (the panel on the right). Could one not draw larger embeddings instead, and leave the factor out?
 # With one matrix for embedding and output, no:
 
 # %%
