@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transduce.data import Batch
 from transduce.inference import InferenceModel
 from transduce.learn.ledger import FAST
-from transduce.learn.measuring import interleaved, longest_chain, num_calls
+from transduce.learn.measuring import interleaved, longest_chain, num_calls, one_thread
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask
 from transduce.learn.training import Draw, small_transformer, train, written
@@ -124,6 +124,7 @@ class Gradients:
         return float(torch.log10(torch.tensor(self.lengths[TRANSFORMER][-1] / self.lengths[GRU][-1])))
 
 
+@one_thread()
 def gradients(*, fast: bool = FAST) -> Gradients:
     """How much the loss feels of a token far away, before any training; float64, means over three starts."""
     distances = (5, 50) if fast else (5, 10, 20, 50, 100, LONGEST_DISTANCE)
@@ -165,6 +166,7 @@ class Recall:
         return self.scores[GRU, 1][-1]
 
 
+@one_thread()
 def recall(*, fast: bool = FAST) -> Recall:
     """Which symbols came first? Distances are mixed in training, so that near ones teach what far ones need.
 
@@ -205,6 +207,7 @@ class FarAlone:
         return self.rates[min(self.rates)][-1]
 
 
+@one_thread()
 def far_alone(*, fast: bool = FAST) -> FarAlone:
     """Which symbol came first, when nothing near is ever seen? A network for each distance and learning rate."""
     distances = (5, 40) if fast else (10, 30, 100)

@@ -5,6 +5,7 @@ from typing import Any
 
 from transduce.learn.experiments.why import GRU, LOOKING, TRANSFORMER, recurrent_as_large
 from transduce.learn.ledger import FAST
+from transduce.learn.measuring import one_thread
 from transduce.learn.pronouncing import Words
 from transduce.learn.recurrent import RecurrentConfig, num_parameters
 from transduce.learn.training import small_transformer, train
@@ -37,6 +38,7 @@ class Quality:
         return self.scores[LOOKING][0].value - self.scores[TRANSFORMER][0].value
 
 
+@one_thread()
 def quality(*, fast: bool = FAST) -> Quality:
     """Pronounces English words with equally large networks after equally many steps; CMUdict, test words unseen.
 
