@@ -152,7 +152,7 @@ class Ledger:
             if not (line.startswith("measured") and name in measured):
                 kept.append(line)
             if name in measured and line.startswith("value ="):
-                kept += [f"measured = {float(f'{measured[name]:.4g}')!r}", f'measured_on = "{said}"']
+                kept += [f"measured = {_rounded(measured[name])!r}", f'measured_on = "{said}"']
         self.path.write_text("\n".join(kept) + "\n", encoding="utf-8")
         self.__dict__.pop("claims", None)
         self.claims = Ledger.load(self.path).claims
@@ -164,6 +164,11 @@ class Ledger:
         for claim in self.claims.values():
             found.setdefault(claim.experiment, []).append(claim.name)
         return found
+
+
+def _rounded(value: float) -> float:
+    """To four digits; of large numbers, which are counts, to whole ones."""
+    return float(round(value)) if abs(value) >= 1e4 else float(f"{value:.4g}")
 
 
 def _nearest() -> Path:
