@@ -13,7 +13,7 @@
 import torch
 
 from transduce.inspection import record_attention
-from transduce.learn import FAST, Ledger, check, hint, source_of
+from transduce.learn import FAST, Ledger, check, guessed, hint, source_of
 from transduce.learn import bugs as patients
 from transduce.learn.bugs import LETTERS, admit, name_of
 from transduce.learn.experiments import bugs as ward_experiments
@@ -63,7 +63,7 @@ pictures.loss_curves(ward)
 ledger.settle("break-it-losses-look-healthy", ward)
 
 # %%
-print(f"no worse than 1.1 times: {ward.no_worse} of 10" + ("" if my_guess is ... else f" (you guessed {my_guess})"))
+print(f"no worse than 1.1 times: {ward.no_worse} of 10{guessed(my_guess)}")
 better = [letter for letter in LETTERS if ward.ratio(letter) < 1]
 print("better than the healthy one:", ", ".join(better))
 

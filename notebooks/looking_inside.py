@@ -9,17 +9,12 @@
 # says where a head looked, not why the model answered as it did.** Sections 3 and 4 measure how far that is true here.
 
 # %%
-from transduce.learn import Ledger, check, hint, solution, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of
 from transduce.learn.experiments import inside
 from transduce.learn.explained import explained
 from transduce.learn.pictures import inside as pictures
 
 ledger = Ledger.load()
-
-
-def guessed(guess):
-    return "" if guess is ... else f" (you guessed {guess})"
-
 
 # %% [markdown]
 # ## 1. A model to look into

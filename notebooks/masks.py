@@ -13,7 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from transduce.learn import Ledger, check, hint, solution, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of
 from transduce.learn.exercises.masks import PAD, SOURCE, TARGET, six_masks
 from transduce.learn.experiments import masks as experiments
 from transduce.learn.pictures import mask_maps as pictures
@@ -21,11 +21,6 @@ from transduce.learn.tasks import batch_of, reversal
 from transduce.model import attention, causal_mask, padding_mask
 
 ledger = Ledger.load()
-
-
-def guessed(guess):
-    return "" if guess is ... else f" (you guessed {guess})"
-
 
 # %% [markdown]
 # ## 1. Three attentions, two masks

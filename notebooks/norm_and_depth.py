@@ -11,7 +11,7 @@
 # %%
 import torch
 
-from transduce.learn import Ledger, check, hint, solution, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of
 from transduce.learn.experiments import norms
 from transduce.learn.pictures import norms as pictures
 from transduce.model.residual import AddAndNorm, build_norm
@@ -23,7 +23,7 @@ ledger = Ledger.load()
 #
 # Where must the norm stand for a deep network to learn, and what has the learning rate to do with it?
 #
-# The task could not be simpler: *copy* three to eight symbols out of ten. The network is narrow
+# The task could not be simpler: *copy* two to six symbols out of ten. The network is narrow
 # ($d_\text{model} = 32$) and deep on one side: twelve encoder layers, one decoder layer. All trainings see the same
 # batches and have the same highest learning rate. And there is a line to measure against: whoever sees nothing of the
 # source can still know how often symbols and ends occur, and has a certain loss at best. **On that line, nothing
@@ -77,11 +77,13 @@ ledger.settle("depth-without-residuals-does-not-learn", added)
 ledger.settle("depth-with-residuals-learns", added)
 
 # %%
-for name, runs in (("with residual connections", added.with_them), ("without", added.without)):
-    for norm, run in runs.items():
-        print(f"{norm}-norm, {name}: {run.final_loss:.2f} nats a token, {run.right:.0%} of answers right")
-if my_guess_without is not ...:
-    print(f"you: {my_guess_without}")
+for norm, run in added.with_them.items():
+    print(
+        f"{norm}-norm, with residual connections: {run.final_loss:.2f} nats a token, {run.right:.0%} of answers right"
+    )
+for norm, run in added.without.items():
+    ends = f"{run.final_loss:.2f} nats a token, {run.right:.0%} of answers right"
+    print(f"{norm}-norm, without: {ends}{guessed(my_guess_without)}")
 
 # %% [markdown]
 # Parameters are not what is missing; a way is. Without additions each attention *replaces* every vector by a mixture
@@ -135,11 +137,11 @@ order = sorted(found.runs, key=lambda kind: found.loss(*kind))
 for norm, warm in order:
     right = sum(run.right for run in found.runs[norm, warm]) / len(found.runs[norm, warm])
     print(f"{norm} {warm}: {found.loss(norm, warm):.2f} nats a token, {right:.0%} of answers right")
-if my_order is not ...:
-    print("you:", my_order)
+print(f"so the order is {', '.join(f'{norm} {warm}' for norm, warm in order)}{guessed(my_order)}")
 
 # %% [markdown]
-# Each thin line is a second seed; the differences between the kinds are far larger than those between the seeds.
+# Each thin line is a second seed. Pre-norm and post-norm are far further apart than seeds are. Whether post-norm has a
+# warm-up is another matter: in so few steps that difference is hardly larger than the one between two seeds.
 #
 # Pre-norm learns, and does so best *without* a warm-up: in so short a run, slow steps are lost steps. Post-norm is far
 # behind, warm-up or not. **That is not what we had expected:** a warm-up was to rescue it, and in this time it does
@@ -163,9 +165,8 @@ pictures.patience_curves(patient)
 ledger.settle("depth-patience-needs-the-warm-up", patient)
 
 # %%
-print(f"answers right: without warm-up {patient.cold.right:.0%}, with {patient.warm.right:.0%}")
-if my_guess_patience is not ...:
-    print("you:", my_guess_patience)
+right = f"without warm-up {patient.cold.right:.0%}, with {patient.warm.right:.0%}"
+print(f"answers right: {right}{guessed(my_guess_patience)}")
 
 # %% [markdown]
 # So the paper's recipe is one piece: post-norm *and* warm-up *and* time. Slow for the one, stuck for the other: the

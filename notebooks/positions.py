@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from transduce.learn import Ledger, check, hint, solution, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of
 from transduce.learn.experiments import positions as experiments
 from transduce.learn.pictures import positions as pictures
 from transduce.learn.tasks import reversal
@@ -21,11 +21,6 @@ from transduce.learn.training import small_transformer
 from transduce.model.positional import RotaryPositions, SinusoidalPositions, sinusoidal_table
 
 ledger = Ledger.load()
-
-
-def guessed(guess):
-    return "" if guess is ... else f" (you guessed {guess})"
-
 
 # %% [markdown]
 # ## 1. An encoder without positions is blind to order: a law

@@ -13,7 +13,7 @@ from collections import Counter
 
 import sacrebleu
 
-from transduce.learn import Ledger, check, source_of
+from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.exercises.translation import SIGNATURES
 from transduce.learn.experiments import translation
 from transduce.learn.pictures import translation as pictures
@@ -57,8 +57,7 @@ for (english, german), answer in zip(model.corpus.test[:5], model.beam[:5], stri
 # A score will not tell you what *kind* of mistake a model makes.
 
 # %%
-truth = f"measured: {model.score}"
-print(truth if my_guess is ... else f"your guess: {my_guess}    {truth}")
+print(f"measured: {model.score}{guessed(my_guess)}")
 print(model.score.signature)
 
 # %% [markdown]

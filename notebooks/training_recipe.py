@@ -19,7 +19,7 @@ from statistics import mean
 
 import torch
 
-from transduce.learn import Ledger, check, source_of
+from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.experiments import batches, clinic, recipe
 from transduce.learn.pictures import recipe as pictures
 from transduce.loss import cross_entropy_sum
@@ -78,8 +78,8 @@ my_nll_guess, my_score_guess = ..., ...  # nats per phoneme that smoothing adds;
 
 # %%
 smoothed = recipe.smoothing()
-print("your guesses:", my_nll_guess, my_score_guess)
-print("right words gained, seed by seed:", ", ".join(f"{gain:+.1f}" for gain in smoothed.score_gains))
+print("right words gained, seed by seed:", ", ".join(f"{gain:+.1f}" for gain in smoothed.score_gains), end="")
+print(guessed(my_nll_guess, my_score_guess))
 pictures.smoothing(smoothed)
 
 # %%
@@ -110,7 +110,8 @@ chosen = recipe.choices()
 for name, outcomes in chosen.outcomes.items():
     print(f"{name:28} {mean(found.nll for found in outcomes):.3f} nats per phoneme", end="   ")
     print("seeds:", ", ".join(f"{found.nll:.3f}" for found in outcomes))
-print("your guess:", my_guess)
+worst = max(chosen.outcomes, key=lambda name: mean(found.nll for found in chosen.outcomes[name]))
+print(f"worst: {worst}{guessed(my_guess)}")
 pictures.choices(chosen)
 
 # %% [markdown]
@@ -182,7 +183,7 @@ my_guess = ...
 # %%
 averaged = recipe.averaging()
 print(f"constant rate: {averaged.gain_at_constant_rate:+.3f} nats per phoneme gained")
-print(f"falling rate:  {averaged.gain_at_falling_rate:+.3f} nats per phoneme gained")
+print(f"falling rate:  {averaged.gain_at_falling_rate:+.3f} nats per phoneme gained{guessed(my_guess)}")
 ledger.settle("averaged-weights-are-better", averaged)
 
 # %% [markdown]

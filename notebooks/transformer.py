@@ -31,7 +31,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from transduce.learn import Ledger, check, source_of
+from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.experiments import attention as attention_experiments
 from transduce.learn.experiments import feed_forward as feed_forward_experiments
 from transduce.learn.explained import explained
@@ -46,10 +46,6 @@ from transduce.model.positional import SinusoidalPositions
 from transduce.predictor import Predictor
 
 ledger = Ledger.load()
-
-
-def guessed(guess):
-    return "" if guess is ... else f"   (you guessed {guess})"
 
 
 # %% [markdown]
@@ -613,9 +609,7 @@ assert torch.allclose(naive_layer_norm(x, norm.weight, norm.bias), norm(x), atol
 one = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
 right = F.layer_norm(one, (4,), eps=1e-5)
 bessel = (one - one.mean()) / (one.std() + 1e-5)
-print(
-    f"right {right[0]:.3f}, with d - 1 {bessel[0]:.3f}" + ("" if my_guess_first is ... else f"; you {my_guess_first}")
-)
+print(f"right {right[0]:.3f}, with d - 1 {bessel[0]:.3f}{guessed(my_guess_first)}")
 assert f"{right[0]:.3f} {bessel[0]:.3f}" == "1.732 1.500"
 
 # %% [markdown]
@@ -875,9 +869,7 @@ encoder_size = N * (attention_size + feed_forward_size + 2 * norm_size)
 decoder_size = N * (2 * attention_size + feed_forward_size + 3 * norm_size)
 size = architecture.size()
 assert V * d + encoder_size + decoder_size == size.base
-print(f"{V * d:,} + {encoder_size:,} + {decoder_size:,} = {size.base:,}")
-if my_guess_millions is not ...:
-    print(f"your guess: {my_guess_millions} million, most of them in: {my_guess_where}")
+print(f"{V * d:,} + {encoder_size:,} + {decoder_size:,} = {size.base:,}" + guessed(my_guess_millions, my_guess_where))
 
 # %%
 architecture_pictures.parameter_bars(size)
@@ -1048,7 +1040,7 @@ ledger.settle("architecture-batch-order-changes-nothing", found)
 # %%
 assert found.future_gradient == 0  # exactly
 assert bool((found.by_future.tril() > 0).sum() == 6 * 7 // 2)  # and the past matters, all of it
-print(f"each row alone: {found.by_mates:.0e} apart" + ("" if my_guess_padding is ... else f"; you: {my_guess_padding}"))
+print(f"each row alone: {found.by_mates:.0e} apart" + guessed(my_guess_padding))
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
@@ -1178,8 +1170,10 @@ my_loss_guess, my_share_guess = ..., ...
 
 # %%
 unshifted = decoding.without_shift()
-print(f"shift forgotten: loss {unshifted.unshifted.losses[-1]:.3f}, answers right {unshifted.own:.0%}")
-print(f"your guess:      loss {my_loss_guess}, answers right {my_share_guess}")
+print(
+    f"shift forgotten: loss {unshifted.unshifted.losses[-1]:.3f}, answers right {unshifted.own:.0%}"
+    + guessed(my_loss_guess, my_share_guess)
+)
 decoding_pictures.unshifted(unshifted)
 
 # %%
@@ -1270,8 +1264,7 @@ my_padding_guess = ...
 
 # %%
 found = batches.batching()
-print(f"your guess: {my_padding_guess}; {found.num_pairs:,} pairs, batches of {min(found.batch_sizes)} to", end=" ")
-print(f"{max(found.batch_sizes)} pairs")
+print(f"{found.num_pairs:,} pairs, in batches of {min(found.batch_sizes)} to {max(found.batch_sizes)} pairs")
 decoding_pictures.padding(found)
 
 # %%
@@ -1571,7 +1564,7 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 word_errors, phoneme_errors = score(predictor, some["test"].src, [some["test"].tgt], ("wer", "per"), group_sources=True)
 print(word_errors, "% of", word_errors.num_segments, "words", "\n" + str(phoneme_errors), "% of phonemes")
-print(f"words right: {100 - word_errors.value:.1f} %; your guess: {my_guess}")
+print(f"words right: {100 - word_errors.value:.1f} %{guessed(my_guess)}")
 
 # %% [markdown]
 # Words that are in no dictionary, each with the three best answers of a beam of five and their log-probabilities after normalisation:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transduce.cpu_settings import speed_up_cpu
-from transduce.learn import Ledger, check, source_of
+from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.experiments import why, why_quality
 from transduce.learn.experiments.why import GRU, LSTM
 from transduce.learn.measuring import longest_chain
@@ -131,10 +131,9 @@ ledger.settle("a-transformer-s-chain-does-not-grow", speed)
 pictures.step_times(speed)
 
 # %%
-if my_guess_at_16 is not ...:
-    print(f"your guess: {my_guess_at_16} at 16, {my_guess_at_512} at 512")
-for length in (speed.lengths[0], speed.lengths[-1]):
-    print(f"times of the Transformer at {length}:", {n: round(speed.ratio(n, length), 2) for n in (GRU, LSTM)})
+for length, guess in ((speed.lengths[0], my_guess_at_16), (speed.lengths[-1], my_guess_at_512)):
+    ratios = {name: round(speed.ratio(name, length), 2) for name in (GRU, LSTM)}
+    print(f"time of a step at {length} tokens, as a multiple of the Transformer's: {ratios}{guessed(guess)}")
 ledger.settle("a-gru-at-16", speed)
 
 # %%
@@ -240,8 +239,8 @@ alone, recall = why.far_alone(), why.recall()
 pictures.recalled(recall, alone)
 
 # %%
-if my_guess_for_one is not ...:
-    print(f"your guesses: {my_guess_for_one} for one symbol, {my_guess_for_eight} for {recall.count}")
+print(f"one of one, {recall.gru_one_far:.0%}{guessed(my_guess_for_one)};", end=" ")
+print(f"one of {recall.count}, {recall.gru_far:.0%}{guessed(my_guess_for_eight)}")
 ledger.settle("nothing-near-nothing-learnt", alone)
 
 # %%
@@ -311,8 +310,9 @@ quality = why_quality.quality()
 pictures.error_rates(quality)
 
 # %%
-if my_order_early is not ...:
-    print(f"your guesses: {my_order_early} early, {my_order_late} late")
+for place, (when, guess) in enumerate((("early", my_order_early), ("late", my_order_late))):
+    order = sorted(quality.scores, key=lambda name: quality.scores[name][place].value)
+    print(f"best to worst, {when}: {', '.join(order)}{guessed(guess)}")
 for name, seconds in quality.seconds.items():
     took = ", ".join(f"{s:.0f} s for {n} steps" for s, n in zip(seconds, quality.steps, strict=True))
     print(f"{name:20}{quality.parameters[name]:>9,} parameters   {took}")
@@ -323,7 +323,7 @@ ledger.settle("quality-beside-a-gru-with-attention", quality)
 
 # %%
 for word, right, said in quality.samples[:4]:
-    print(f"{word:20}{right}", *(f"\n  {name:18}{answer}" for name, answer in said.items()), "\n")
+    print(f"{word:20}{right}", *(f"\n  {name:18}  {answer}" for name, answer in said.items()), "\n")
 
 # %% [markdown]
 # Plainly: **at this size and after this little training the GRU with attention wins**, and the one without loses to

@@ -2,7 +2,7 @@
 
 from transduce.learn.exercise import Exercise, Wrong, check, exercise, hint, solution
 from transduce.learn.ledger import FAST, Claim, ClaimFailed, Ledger, Settled
-from transduce.learn.showing import Shown, page, source_of
+from transduce.learn.showing import Shown, guessed, page, source_of
 
 __all__ = [
     "FAST",
@@ -15,6 +15,7 @@ __all__ = [
     "Wrong",
     "check",
     "exercise",
+    "guessed",
     "hint",
     "page",
     "solution",

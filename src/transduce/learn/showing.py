@@ -46,3 +46,9 @@ def page(document: str, *, height: int, plain: str) -> Shown:
         'style="border:0" sandbox="allow-scripts"></iframe>'
     )
     return Shown(plain, html=frame)
+
+
+def guessed(*guesses: object) -> str:
+    """What the reader guessed, in brackets behind a number that was asked for; nothing while it is still `...`."""
+    made = [str(guess) for guess in guesses if guess is not ...]
+    return f"   (you guessed {', '.join(made)})" if made else ""

@@ -19,7 +19,7 @@ from transduce.model import Transformer
 from transduce.model.residual import AddAndNorm
 
 DEPTH = 12  # encoder layers; the decoder has one, so that depth is on one side alone
-_STEPS, _FAST_STEPS, _PATIENT_STEPS = 350, 70, 900
+_STEPS, _FAST_STEPS, _PATIENT_STEPS = 300, 60, 750
 _SIZES: dict[str, Any] = {"d_model": 32, "d_ff": 64, "num_encoder_layers": DEPTH, "num_decoder_layers": 1}
 
 
@@ -264,8 +264,8 @@ def root_mean_square(x: Tensor) -> float:
 
 
 def deep_task() -> SymbolTask:
-    """Copying of three to eight symbols out of ten."""
-    return copying(num_symbols=10, shortest=3, longest=8)
+    """Copying of two to six symbols out of ten."""
+    return copying(num_symbols=10, shortest=2, longest=6)
 
 
 def _probe() -> Batch:

@@ -173,7 +173,7 @@ def recall(*, fast: bool = FAST) -> Recall:
     Eight symbols of eight kinds, and one. Each network writes its answers by itself; the GRU is given the best of
     `GRU_RATES` for eight.
     """
-    distances = (5, 30) if fast else (5, 20, 50, LONGEST_DISTANCE)
+    distances = (5, 20) if fast else (5, 20, 50, LONGEST_DISTANCE)
     count = 4 if fast else MANY
 
     def scores_of(name: str, num_asked: int, rate: float) -> tuple[float, ...]:
@@ -214,7 +214,7 @@ def far_alone(*, fast: bool = FAST) -> FarAlone:
     tasks = [first_symbols(1, distance) for distance in distances]
 
     def score(name: str, task: SymbolTask, rate: float) -> float:
-        return _share_named(_trained(name, task.draw, rate, 100 if fast else 250, fast), task)
+        return _share_named(_trained(name, task.draw, rate, 60 if fast else 250, fast), task)
 
     rates = {rate: tuple(score(GRU, task, rate) for task in tasks) for rate in (GRU_RATES[:1] if fast else GRU_RATES)}
     others = {

@@ -46,7 +46,7 @@ def quality(*, fast: bool = FAST) -> Quality:
     best of four (Transformer) and of three, chosen once, ahead, after the larger number of steps.
     """
     words = Words.load(2_000 if fast else 20_000, 60 if fast else 400)
-    steps = (30, 90) if fast else (200, 800)
+    steps = (20, 60) if fast else (200, 800)
     scores: dict[str, list[Score]] = {}
     seconds: dict[str, list[float]] = {}
     answers: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def quality(*, fast: bool = FAST) -> Quality:
                 words.draw,
                 steps=num_steps,
                 learning_rate=rate,
-                warmup_steps=50 if fast else 100,
+                warmup_steps=num_steps // 8,
                 max_grad_norm=1.0,
             )
             answers[name] = words.say(network)

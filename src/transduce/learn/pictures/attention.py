@@ -118,20 +118,6 @@ def attention_alone_curves(*both: tuple[str, AttentionAlone]) -> Picture:
     return figure
 
 
-def parameter_bar(parts: dict[str, int]) -> Picture:
-    """What the parameters of a layer are spent on."""
-    figure, (axis,) = canvas(width=8.4, height=1.5)
-    start, total = 0, sum(parts.values())
-    for number, (name, count) in enumerate(parts.items()):
-        axis.barh([0], [count], left=start, color=SERIES[number], alpha=0.85)
-        if count > total / 20:
-            axis.text(start + count / 2, 0, f"{name}\n{count / total:.1%}", ha="center", va="center", color="white")
-        start += count
-    axis.set(yticks=[], xlabel="parameters", xlim=(0, total))
-    axis.spines["left"].set_visible(False)
-    return figure
-
-
 def _grouped_bars(axis: Axes, names: Sequence[str], groups: dict[str, list[float]]) -> None:
     width = 0.8 / len(groups)
     colours = (FAINT, SERIES[5], ENCODER)

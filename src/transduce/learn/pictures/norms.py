@@ -64,7 +64,7 @@ def alikeness_lines(found: Alikeness) -> Picture:
 
 def warm_up_curves(found: WarmUp) -> Picture:
     """Training losses, a line for each seed, and lengths of the gradient of all weights, of the first seed."""
-    figure, (left, right) = canvas(1, 2, width=9.0, height=3.2)
+    figure, (left, right) = canvas(1, 2, width=8.4, height=2.9)
     for (norm, warm), runs in found.runs.items():
         style: Any = {"color": _OF_NORM[norm], "linestyle": _STYLES[warm]}
         for number, run in enumerate(runs):
