@@ -43,7 +43,6 @@ def read_text(name: str) -> Any:
     notebook["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "jupytext": {"formats": "ipynb,py:percent"},
     }
     return notebook
 
@@ -62,6 +61,7 @@ def execute(name: str, *, fast: bool) -> tuple[Any, dict[str, float], float]:
             notebook,
             timeout=SECONDS_PER_CELL,
             kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns of its own transport, at every start
             resources={"metadata": {"path": str(HERE)}},
             record_timing=False,
         )
