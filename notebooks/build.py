@@ -13,15 +13,20 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from transduce.errors import MissingInputError
+from transduce.files import write_atomically
 from transduce.learn import Ledger
+from transduce.machine import num_cores
 
 HERE = Path(__file__).parent
 SECONDS_PER_CELL = 900
@@ -47,15 +52,23 @@ def read_text(name: str) -> Any:
     return notebook
 
 
-def execute(name: str, *, fast: bool) -> tuple[Any, dict[str, float], float]:
-    """The notebook with its outputs, the values that its claims were settled with, and seconds. Raises at an error.
+@dataclass(frozen=True)
+class Executed:
+    """A notebook with its outputs."""
 
-    A full run may settle some in their fast form, for want of data: those are not among them.
-    """
+    notebook: Any
+    measured: dict[str, float]  # by claim
+    small: list[str]  # claims that a full run settled in their fast form, for want of data
+    seconds: float
+
+
+def execute(name: str, *, fast: bool, num_threads: int = 1) -> Executed:
+    """Runs all cells in order. Raises CellExecutionError, CellTimeoutError or DeadKernelError."""
     notebook = read_text(name)
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "measured.jsonl"
         settings = {"TRANSDUCE_MEASURED": str(record), "TRANSDUCE_FAST": "1" if fast else ""}
+        settings["OMP_NUM_THREADS"] = str(num_threads)
         started = time.perf_counter()
         client = NotebookClient(
             notebook,
@@ -68,16 +81,24 @@ def execute(name: str, *, fast: bool) -> tuple[Any, dict[str, float], float]:
         client.execute(env=os.environ | settings)
         seconds = time.perf_counter() - started
         lines = record.read_text().rstrip("\n").split("\n") if record.exists() else []
-    measured = {row["claim"]: row["measured"] for row in map(json.loads, lines) if row["fast"] == fast}
-    return notebook, measured, seconds
+    rows = list(map(json.loads, lines))
+    measured = {row["claim"]: row["measured"] for row in rows}
+    return Executed(notebook, measured, [row["claim"] for row in rows if row["fast"] != fast], seconds)
 
 
-def build(name: str, *, fast: bool) -> tuple[dict[str, float], float]:
-    """Executes one notebook and, unless `fast`, writes it with its outputs; measured values, and seconds."""
-    notebook, measured, seconds = execute(name, fast=fast)
+def build(name: str, *, fast: bool, num_threads: int) -> tuple[dict[str, float], float]:
+    """Executes one notebook and, unless `fast`, writes it with its outputs; measured values, and seconds.
+
+    Raises MissingInputError, with nothing written, where the data of a full run are not to be had.
+    """
+    done = execute(name, fast=fast, num_threads=num_threads)
+    if done.small:
+        raise MissingInputError(
+            f"{done.small[0]}: its data cannot be had, so that its small form ran. Nothing is written."
+        )
     if not fast:
-        nbformat.write(notebook, HERE / f"{name}.ipynb")
-    return measured, seconds
+        write_atomically(HERE / f"{name}.ipynb", f"{nbformat.writes(done.notebook)}\n".encode())
+    return done.measured, done.seconds
 
 
 def main() -> int:
@@ -93,10 +114,10 @@ def main() -> int:
     alone = [name for name in chosen if name in MEASURE_TIME]
     failed = 0
     for number, names_at_once in enumerate((alone, [name for name in chosen if name not in alone])):
-        if number:  # networks of an experiment are too small to be shared between cores: a notebook on each does more
-            os.environ["OMP_NUM_THREADS"] = "1"
-        with ProcessPoolExecutor(os.cpu_count() if number else 1) as pool:
-            works = {pool.submit(build, name, fast=arguments.fast): name for name in names_at_once}
+        # Networks of an experiment are too small to be shared between cores: a notebook on each does more.
+        num_workers, num_threads = (num_cores(), 1) if number else (1, num_cores())
+        with ProcessPoolExecutor(num_workers) as pool:
+            works = {pool.submit(build, n, fast=arguments.fast, num_threads=num_threads): n for n in names_at_once}
             for work in as_completed(works):
                 failed += not tell(works[work], work, fast=arguments.fast)
     print(f"all: {time.perf_counter() - started:.0f} s")
@@ -107,7 +128,7 @@ def tell(name: str, work: "Future[tuple[dict[str, float], float]]", *, fast: boo
     """Says what was done, and writes what was measured into the ledger; whether it went well."""
     try:
         measured, seconds = work.result()
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError, BrokenProcessPool, MissingInputError) as error:
         print(f"{name}: {error}", flush=True)
         return False
     if not fast:

@@ -75,7 +75,8 @@ print(f"the most one-sided head: {roles.sharpest:.0%}{guessed(my_guess_sharpest)
 ledger.settle("inside-heads-look-beside-them", roles)
 
 # %% [markdown]
-# In layer 2 nearly all the weight stays within one letter of the query; in layer 1 heads look further. No head is a
+# In layer 2 three quarters to nine tenths of the weight stays within one letter of the query (a flat map of seven places
+# would have about 0.4); most heads of layer 1 look further. No head is a
 # pure "next letter" head: each is a mixture. In large translation models, Voita et al. (2019) found purer ones, beside
 # heads that follow syntax, for which words are too short.
 #
@@ -241,7 +242,7 @@ ledger.settle("inside-the-last-layer-decides", lens)
 # %% [markdown]
 # Read the table downwards. First the stream says what came *in*: embedding and output share one matrix (section 3.4 of
 # the paper), so the token before reads itself. Then the feed-forward network of layer 1 wipes that out and leaves
-# something that the output matrix cannot read; names such as `<0x31>` are bytes that no phoneme needs. Then one
+# something of which the output matrix reads the answer in only a quarter of the places; names such as `<0x31>` are bytes that no phoneme needs. Then one
 # sub-layer brings the answer, and it is the one that looks at the source:
 
 # %%

@@ -13,10 +13,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-from transduce.learn import Ledger, check, guessed, hint, solution, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of, surgery
 from transduce.learn.exercises.masks import PAD, SOURCE, TARGET, six_masks
 from transduce.learn.experiments import masks as experiments
-from transduce.learn.pictures import mask_maps as pictures
+from transduce.learn.pictures import masks as pictures
 from transduce.learn.tasks import batch_of, reversal
 from transduce.model import attention, causal_mask, padding_mask
 
@@ -113,7 +113,7 @@ assert float(dependence.decoder_without_mask.triu(1).max()) > 0.1
 # One part is taken out, by a subclass that does not listen to `is_causal`:
 
 # %%
-source_of(experiments.AttentionWithoutCausalMask)
+source_of(surgery.AttentionWithoutCausalMask)
 
 # %% [markdown]
 # **Predict.** Both models train on the same batches. What share of next tokens does the model without the mask name,
@@ -159,8 +159,8 @@ assert found.leaky_writing_in_full_passes < 0.1
 
 # %% [markdown]
 # Real projects had this. In one, 98 % of validation tokens were named by a model with a single hidden unit, whose
-# translations were nonsense (jadore801120/attention-is-all-you-need-pytorch#19); in another a hand-written mask let
-# the future through and the loss fell where it cannot (karpathy/nanoGPT#331). Three ways to notice:
+# translations were nonsense (jadore801120/attention-is-all-you-need-pytorch#19); in another report
+# (unconfirmed) the loss fell where it cannot, with the hand-written mask only (karpathy/nanoGPT#331). Three ways to notice:
 #
 # 1. The gradient test of section 2: a second, no training.
 # 2. A loss below what is possible. Here we know the floor; of real text, distrust a perplexity near 1.
@@ -340,7 +340,7 @@ solution("masks-build")
 # %% [markdown]
 # ## Paper against code
 #
-# | section 3.2.3 | here |
+# | sections 3.1 and 3.2.3 | here |
 # |---|---|
 # | illegal connections are set to $-\infty$ before the softmax | the same; the kernel's `is_causal` stands in for the matrix |
 # | the causal mask, "combined with" an offset of the outputs by one | the shift of `tgt_in` against `tgt_out`, made once in `data.collate` |
@@ -360,6 +360,6 @@ solution("masks-build")
 # - **Masking queries of padding.** Not needed, and a row with nothing to look at is a NaN (pytorch/pytorch#24816).
 # - **Broadcasting by luck.** A mask of (batch, length) meets scores of (batch, heads, queries, keys): with batch =
 #   heads or queries = keys, a wrong axis fits. Shapes that are all different in a test find it; the keras.io example
-#   had its mask axes repaired three times (keras-team/keras-io#1046, #1254, #1964).
+#   had its mask axes repaired three times (keras-team/keras-io#1046, #1254, #1997).
 #
 # Next: [break it and find it](break_it.ipynb) has some of these bugs, without their names.

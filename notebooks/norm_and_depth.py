@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Norm and depth: twelve layers, with parts taken out
 #
-# Chapter 5 of [the main notebook](transformer.ipynb) introduces layer normalisation and residual connections. Six
-# layers work with almost any arrangement of the two. So here are **twelve**, and every arrangement has to show what it
+# Chapter 5 of [the main notebook](transformer.ipynb) introduces layer normalisation and residual connections.
+# Shallow networks forgive much. So here are **twelve** layers, and every arrangement has to show what it
 # can do: without additions; with the norm after them (post-norm, the paper's) or before (pre-norm); with a warm-up of
 # the learning rate and without.
 #
@@ -11,7 +11,7 @@
 # %%
 import torch
 
-from transduce.learn import Ledger, check, guessed, hint, solution, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of, surgery
 from transduce.learn.experiments import norms
 from transduce.learn.pictures import norms as pictures
 from transduce.model.residual import AddAndNorm, build_norm
@@ -55,7 +55,8 @@ source_of(AddAndNorm)
 # ## 2. Without the addition
 #
 # **Predict.** In all encoder layers the addition is taken out; the norm stays. Same parameters, same
-# batches. Where does the loss end: near 0, in between, or on the line of those who see nothing?
+# batches. Where does the loss end: near 0, in between, or on the line of those who see nothing? (Post-norm has a warm-up
+# here, pre-norm has none: each as it does best.)
 
 # %%
 my_guess_without = ...
@@ -64,7 +65,7 @@ my_guess_without = ...
 # A subclass does it, of four lines:
 
 # %%
-source_of(norms.NormWithoutAdd)
+source_of(surgery.NormWithoutAdd)
 
 # %%
 added = norms.residuals()
@@ -130,7 +131,7 @@ ledger.settle("depth-post-norm-without-warm-up-is-behind", found)
 ledger.settle("depth-pre-norm-needs-no-warm-up", found)
 
 # %%
-ledger.settle("depth-post-norm-with-warm-up-recovers", found)
+ledger.settle("depth-post-norm-with-a-warm-up", found)
 
 # %%
 order = sorted(found.runs, key=lambda kind: found.loss(*kind))
@@ -202,8 +203,9 @@ ledger.settle("depth-the-pre-norm-stream-grows", start)
 # own size anyway. So "the gradient vanishes" is no good explanation of section 3. The picture of section 2 is a better
 # one, though we have not proved it: at the start, a post-norm encoder of this depth hands the decoder nearly the same
 # vector for every position. There is little in it to learn from, and large first steps spoil that little. Liu et al.
-# (2020) also looked for the cause in vanishing gradients, and did not find it there: they blame outputs that move too
-# much with the sum of all first steps.
+# (2020) also looked for the cause in vanishing gradients, and did not find it there: they blame the heavy weight that
+# post-norm gives to each sub-layer's own output, which turns small changes of the parameters into large changes of the
+# result.
 #
 # Under pre-norm the stream grows with each addition (right), so the same step changes a late vector relatively less.
 # That is a warm-up built into the network; and its price is that late layers of very deep pre-norm networks have
@@ -214,6 +216,8 @@ ledger.settle("depth-the-pre-norm-stream-grows", start)
 # RMSNorm (Zhang and Sennrich 2019) leaves out mean and bias, and divides by the root mean square alone:
 #
 # $$\mathrm{RMSNorm}(x)_i = g_i \, \frac{x_i}{\sqrt{\tfrac1d \sum_j x_j^2 + \epsilon}}$$
+#
+# ($g_i$: a trained gain for each of the $d$ channels of the token's vector $x$; $\epsilon = 10^{-5}$.)
 
 # %%
 x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 1
@@ -251,7 +255,7 @@ check("norms-pre-norm", my_pre_norm)
 
 # %% [markdown]
 # **3.** The input of a pre-norm encoder of twelve layers, and what each sub-layer adds, are independent, with mean 0
-# and root mean square 1. What is the root mean square of the stream at the end? Compare it with the right picture of
+# and root mean square 1. What is the root mean square of the stream at the end, before the final norm? Compare it with the right picture of
 # section 5.
 
 # %%

@@ -115,7 +115,7 @@ print(f"guessing the order of known symbols at random gets {found.blind_best:.1%
 #
 # - **Without positions in the encoder** the network does as well as anyone who is handed the symbols in a bag: it
 #   writes the right symbols in a guessed order. The dashed line is that chance, one over the number of orders.
-# - **Without positions in the decoder** little is lost. The causal mask is itself a clue: position $t$ looks at $t +
+# - **Without positions in the decoder** little is lost. The causal mask is itself a clue, and so is what has been written: position $t$ looks at $t +
 #   1$ tokens, so the begin symbol gets a smaller share of a flat attention the further one is. Haviv et al. (2022,
 #   "Transformer Language Models without Positional Encodings Still Learn Positional Information") found this in
 #   language models. "Transformers cannot know order without positions" is true of the encoder, and not of a causal
@@ -228,7 +228,7 @@ print(concatenated.src_positions.table[5, :4], "= the sines of", [round(5 * floa
 # - **Learned** (`positions="learned"`, table 3 row E of the paper): one trained vector for each position up to
 #   `max_len`. It says nothing of positions that were never trained, and beyond `max_len` there is nothing to add.
 # - **Rotary** (`positions="rotary"`; Su et al. 2021; a departure): nothing is added to the embedding. Instead, each
-#   self-attention turns the pairs of channels of queries and keys by the angles $pos \cdot \omega_i$. The product of
+#   self-attention turns the pairs of channels of queries and keys by the angles $pos \cdot \omega_i$ (with $d_k$ for $d_{model}$). The product of
 #   two turned vectors depends on the difference of the angles: on the distance.
 # - **None** (`positions="none"`): what section 1 was about, in both halves.
 
@@ -312,7 +312,7 @@ for kind, share in reversing.begins_at_last_trained.items():
 # %% [markdown]
 # Chance would be one in the number of symbols. Where each position has a vector of its own, the network mostly begins
 # with the last place that it knows, and not with the last symbol: what lies beyond is no place where an answer ever
-# began. From there it goes backwards and is nearly right. It has learned *places*, where the reader thought of "the
+# began. From there it goes backwards, leaving some symbols out. It has learned *places*, where the reader thought of "the
 # end". With rotary positions there are no places to hold on to, and it fails in another way.
 #
 # **Said plainly.** Within the lengths of training it hardly matters which positions are taken; learned
@@ -325,12 +325,12 @@ for kind, share in reversing.begins_at_last_trained.items():
 # reach further: the network without any has nothing that is new at a greater length but the number of tokens.
 # Positions are information, and the network may tie itself to information that it does not need.
 #
-# What does help, outside of this notebook: train on the lengths that will be asked for; draw the first position of
-# each sentence at random (Ruoss et al. 2023); make scores fall with distance (Press et al. 2022, ALiBi). And in use:
+# What does help, outside of this notebook: train on the lengths that will be asked for; draw the positions of
+# each sentence at random, in order, out of a longer range (Ruoss et al. 2023); make scores fall with distance (Press et al. 2022, ALiBi). And in use:
 # `predict` cuts sources that are longer than the model was meant for, and says so, instead of hoping.
 #
-# These are small networks, few steps, and one seed. The lengths at which they fail are theirs; that they fail is
-# found at every size (Press et al. 2022, section 2).
+# These are small networks, few steps, and one seed. The lengths at which they fail are theirs; that sinusoids fail is
+# found in large language models, too (Press et al. 2022, section 2; rotary positions reach somewhat further there).
 #
 # ## Exercises
 #

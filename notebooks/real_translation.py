@@ -6,7 +6,7 @@
 # most often: saying how good it is.
 #
 # You need: what a subword is, what greedy and beam search do ([flagship, chapter 9](transformer.ipynb)).
-# You will know: what BLEU counts, five ways to get a wrong number out of right answers, and how sure a score is.
+# You will know: what BLEU counts, how one model gets five numbers, and how sure a score is.
 
 # %%
 from collections import Counter
@@ -30,7 +30,8 @@ ledger = Ledger.load()
 # another way: what you see is what you would run.
 
 # %%
-print(translation.SETTINGS.split("[validation]")[0].strip())
+model = translation.translator()
+print(model.settings.split("[validation]")[0].strip())
 
 # %% [markdown]
 # **Predict.** What BLEU will it reach on sentences it has never seen? (State of the art for captions, with pictures and weeks of
@@ -40,7 +41,6 @@ print(translation.SETTINGS.split("[validation]")[0].strip())
 my_guess = ...
 
 # %%
-model = translation.translator()
 print(f"trained on {len(model.corpus.train):,} pairs of {model.corpus.name}")
 if not model.corpus.is_real:
     print(
@@ -115,7 +115,7 @@ check("translation-bleu", my_bleu)
 # %% [markdown]
 # `hint("translation-bleu")` helps; `solution("translation-bleu")` shows one (import them from `transduce.learn`).
 #
-# ## 3 · Five wrong numbers out of the same model
+# ## 3 · Five numbers out of the same model
 #
 # **Predict.** Below are scores of the *same* trained model. Which one is highest?
 

@@ -43,20 +43,16 @@ warmed = recipe.warm_up()
 pictures.warm_up(warmed)
 
 # %%
+print(f"(b): without it, it ends {warmed.excess:.2f} nats a token higher{guessed(my_guess)}")
 ledger.settle("post-norm-needs-its-warm-up", warmed)
 
 # %% [markdown]
-# Why: in a post-norm stack every layer's output passes through all the norms after it, and gradients near the output
-# are large at the start. Adam
-# moves every weight by about the learning rate in its first steps, whatever the gradient's size. So the first steps
-# are long, nearly arbitrary ones, and
-# they can carry the network to a place where attention is saturated and gradients are small. A warm-up makes them
-# short. Pre-norm
-# networks need less of it: [norm_and_depth](norm_and_depth.ipynb).
+# Why is not settled ([norm_and_depth](norm_and_depth.ipynb), section 5). What is sure: Adam moves every weight by about
+# the learning rate in its first steps, whatever the gradient's size. So the first steps are long, nearly arbitrary ones.
+# A warm-up makes them short. Pre-norm networks need less of it.
 #
 # **What people get wrong.** Warm-up is counted in *updates*. A popular annotated implementation moves its schedule on
-# after every micro-batch, and
-# updates the weights after every tenth. Its warm-up of 3,000 is then, in updates:
+# after every micro-batch, and updates the weights after every tenth. Its warm-up of 3,000 is then, in updates:
 
 # %%
 my_updates = ...
@@ -70,8 +66,8 @@ check("recipe-warm-up-in-updates", my_updates)
 # Both? **Maths.** The loss asks for $q_i = (1 - \varepsilon)[i = y] + \varepsilon / V$ instead of certainty. The best
 # logits are then finite: the right one
 # lies $\log((1 - \varepsilon) V / \varepsilon + 1)$ above the others, and no gain is left in being surer.
-# **Predict**, for words it has never seen,
-# both measured *without* smoothing:
+# ($q_i$ is the probability asked of id $i$, $y$ the right id, $V$ the number of ids, $\varepsilon = 0.1$, and $[i = y]$ is 1
+# if they are equal, else 0.) **Predict**, for words it has never seen, both measured *without* smoothing:
 
 # %%
 my_nll_guess, my_score_guess = ..., ...  # nats per phoneme that smoothing adds; points of right words that it adds
@@ -86,7 +82,7 @@ pictures.smoothing(smoothed)
 ledger.settle("smoothing-costs-likelihood", smoothed)
 
 # %%
-ledger.settle("smoothing-helps-the-score", smoothed)
+ledger.settle("smoothing-and-the-score", smoothed)
 
 # %% [markdown]
 # The first half of the sentence is seen at once. Look at the seeds before you believe anything of the second: a mean
@@ -115,8 +111,9 @@ print(f"worst: {worst}{guessed(my_guess)}")
 pictures.choices(chosen)
 
 # %% [markdown]
-# Read it so: a row whose dots lie on both sides of zero says nothing. The last row is the one to remember. Torch
-# starts an `nn.Embedding` with numbers
+# Two dots fall on one side of zero by chance half of the time: believe only what is larger than the distance between the
+# two baselines. An output matrix of its own did *better* here than the shared one of section 3.4 (it also has more
+# parameters). The last row is the one to remember. Torch starts an `nn.Embedding` with numbers
 # of variance 1. The Transformer multiplies embeddings by $\sqrt{d_{model}}$ and uses the same matrix before the
 # softmax, so positions drown in the
 # embeddings, and the first logits are many times too large. The shipped start, $N(0, 1/d_{model})$, has unit variance
@@ -218,17 +215,16 @@ ledger.settle("dropout-delays-over-fitting", fitted)
 
 # %% [markdown]
 # Without dropout the words are learnt by heart, and the loss on new ones turns around and rises: the model becomes
-# *sure* of wrong things. The cures, in the
-# order of their strength: more data, stopping at the lowest point (`training.patience`), dropout, a smaller model.
-# Dropout costs speed of learning:
-# with data seen about once, as in chapter 11 of the flagship, it only hurts.
+# *sure* of wrong things. The cures: more data, stopping at the lowest
+# point (`training.patience`), dropout, a smaller model. Dropout costs speed of learning: with data seen about once, as in
+# chapter 11 of the flagship, there is little to guard against.
 #
 # **Paper against code.** Dropout stands where the paper puts it and nowhere else: not on attention weights, not
 # inside the feed-forward network.
 #
 # ## 7 · The loss-curve clinic
 #
-# Six trainings of one small network that learns to write ten symbols backwards. Blue: the loss as that training
+# Six trainings of a small network (one of them deeper than the others) that learns to write ten symbols backwards. Blue: the loss as that training
 # computed it. Red: the loss on fresh rows,
 # computed as it should be. Grey, below: the length of the gradient. The dotted line is $\log 10$, guessing one of ten
 # symbols.

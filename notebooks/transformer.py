@@ -31,14 +31,14 @@ import math
 import torch
 import torch.nn.functional as F
 
-from transduce.learn import Ledger, check, guessed, source_of
+from transduce.learn import Ledger, check, guessed, hint, solution, source_of
 from transduce.learn.experiments import attention as attention_experiments
 from transduce.learn.experiments import feed_forward as feed_forward_experiments
 from transduce.learn.explained import explained
 from transduce.learn.matrices_page import attention_page
 from transduce.learn.pictures import attention as attention_pictures
 from transduce.learn.pictures import figure1, maps
-from transduce.learn.pictures import tracing as tracing_pictures
+from transduce.learn.pictures import positions as position_pictures
 from transduce.learn.tracing import SENTENCE, live_shapes, sentence_reverser, trace
 from transduce.model import MultiHeadAttention, attention
 from transduce.model.feed_forward import FeedForward
@@ -79,8 +79,9 @@ shapes = live_shapes(model, src, src[:, :5])
 figure1.figure_one(shapes, num_encoder_layers=2, num_decoder_layers=2)
 
 # %% [markdown]
-# Two things to notice now, both explained later. **No box changes the shape**: (3, tokens, 64) goes in and comes out, which is what lets
-# layers be stacked and added. And **only attention mixes tokens**: every other box does the same to each token by itself.
+# Two things to notice now, both explained later. **Between the embedding and the last Linear no box changes the shape**: (3, tokens, 64)
+# goes in and comes out, which is what lets layers be stacked and added. And **only attention mixes tokens**: every other box looks at one
+# token at a time (adding positions also at its place).
 #
 # ### One sentence, traced
 #
@@ -109,7 +110,7 @@ for place in range(3):
     print(f"after {traced.written[place]:8} {told}")
 
 # %% [markdown]
-# The whole of it, to step through: arrow keys move from token to token, a click on a thumbnail enlarges a head. (Without a browser:
+# The whole of it, to step through: arrow keys move from token to token, a click on a thumbnail enlarges a head. (Outside a notebook:
 # `transduce explain RUN TEXT -o page.html` writes such a page for any trained run.)
 
 # %%
@@ -191,9 +192,10 @@ maps.linked_matrices(q, k, weights, v, mixed, queries=words, keys=words)
 attention_page(q, k, v, queries=words, keys=words)
 
 # %% [markdown]
-# **Experiment.** Why the $\sqrt{d_k}$? A product of two random vectors of $d_k$ numbers has variance $d_k$: the wider, the larger the
-# scores, and the softmax of large numbers is nearly all on one key. There it has no slope: whatever the other keys do changes nothing, so
-# nothing is learned.
+# **Experiment.** Why the $\sqrt{d_k}$? If the numbers of $q$ and $k$ are independent, with mean 0 and variance 1, $q \cdot k$ has mean 0
+# and variance $d_k$ (the paper's footnote 4): the wider, the larger the scores, and the softmax of large numbers is nearly all on one key.
+# There it is flat: for most queries a small change of the scores hardly changes the weights, and for a few, where two keys are nearly
+# level, it changes them abruptly.
 
 # %%
 saturated = attention_experiments.saturation()
@@ -226,7 +228,8 @@ check("attention-two-keys", my_output)
 
 # %%
 def my_attention(q, k, v, mask=None):
-    """2. Equation 1; the boolean mask is True where a query may look at a key."""
+    """2. Equation 1, for q, k and v of shape (batch, heads, len, d_k); the mask, if there is one, is (len, len), True
+    where a query may look at a key. Returns the output alone."""
     ...
 
 
@@ -249,7 +252,12 @@ def my_derivative(weights, values):
 check("attention-derivative", my_derivative)
 
 # %% [markdown]
-# `hint("attention-two-keys")` gives one hint after the other, `solution("attention-two-keys")` an answer (both are in `transduce.learn`).
+# `hint("attention-two-keys")` gives one hint after the other, `solution("attention-two-keys")` an answer:
+
+# %%
+hint("attention-two-keys")
+
+# %% [markdown]
 #
 # **What people get wrong.** *"Softmax over which axis?"* Over the keys: each **query** has one whole weight to share out. *"The weights
 # say why."* They say where a head looked, not what it made of it ([looking inside](looking_inside.ipynb)).
@@ -265,7 +273,7 @@ check("attention-derivative", my_derivative)
 my_one, my_four = ..., ...
 
 # %% [markdown]
-# **Maths** (section 3.2.2):
+# **Maths** (section 3.2.2, here for self-attention, and with $d_v = d_k$ as in the paper's models):
 #
 # $$\mathrm{MultiHead}(X) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\, W^O, \qquad
 # \mathrm{head}_i = \mathrm{Attention}(X W_i^Q,\ X W_i^K,\ X W_i^V)$$
@@ -321,8 +329,14 @@ attention_pictures.look_up_maps(found, "4 heads", "symbol ")
 
 # %% [markdown]
 # Read the rows: a head that looks one to the left has its weights just below the diagonal, one that looks at the first symbol has them in
-# the first column. The single head has to do both at once. (A feed-forward network behind it does
-# not undo the mixture, as the bars say.)
+# the first column. And the network with one head:
+
+# %%
+attention_pictures.look_up_maps(found, "1 head", "symbol ")
+
+# %% [markdown]
+# The single head has one row of weights for both questions. It looks at the first symbol and names that always; the previous one it names
+# no better than by guessing (one in ten). A feed-forward network behind it does not help: it cannot compute from what was not fetched.
 #
 # **Picture.** Every head of our trained reverser, where the decoder looks at the source:
 
@@ -355,7 +369,8 @@ check("heads-parameters", my_count)
 # **Paper against code.** The paper's projections have no biases in its formulas; ours have them, as in torch. Its code drops out
 # attention weights; the paper does not say so, and we do not.
 #
-# **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: the same parameters, the same arithmetic.
+# **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: the same parameters, the same products; only the
+# softmax has $h$ maps to do instead of one.
 # *"Split by `view`."* `(B, T, D)` must become `(B, T, H, K)` and then be transposed; a view straight to `(B, H, T, K)` mixes tokens
 # ([patients with that illness](break_it.ipynb)).
 #
@@ -394,12 +409,12 @@ naive = torch.tensor(
     [[(math.cos if c % 2 else math.sin)(p / 10000 ** (2 * (c // 2) / 32)) for c in range(32)] for p in range(60)]
 )
 assert torch.allclose(added, naive, atol=1e-6)
-tracing_pictures.table_and_similarity(added)
+position_pictures.table_and_similarity(added)
 
 # %% [markdown]
 # Embeddings are multiplied by $\sqrt{d_\text{model}}$ before positions are added (section 3.4). **Everyone asks why; here it is
-# measured.** The matrix is shared with the output, where it must be small for the first logits to be near zero: its rows are drawn with
-# length 1. A row of the sinusoids has length $\sqrt{d/2}$. Without the factor, the symbol drowns in its position, until the embeddings have
+# measured.** The matrix is shared with the output, where it must be small for the first logits to be about 1 and not about
+# $\sqrt{d_\text{model}}$: its rows are drawn with length 1. A row of the sinusoids has length $\sqrt{d/2}$. Without the factor, the symbol drowns in its position, until the embeddings have
 # grown.
 
 # %%
@@ -420,9 +435,10 @@ ledger.settle("embedding-factor-on-sorting", scale)
 attention_pictures.scale_curves(scale)
 
 # %% [markdown]
-# So it is a matter of speed, not of "numerical stability", as one often reads; and of speed alone: trained for longer, the network without the factor catches
-# up, and overtakes (the panel on the right). Could one not draw larger embeddings instead, and leave the factor out?
-# With one matrix for embedding and output, no:
+# So it is a matter of speed, not of "numerical stability", as one often reads: on reversal, with the one seed that was trained for longer,
+# the network without the factor catches up and ends lower (the panel on the right; its schedule was longer, too, and sorting was not
+# tried). Could one not draw larger embeddings instead, and leave the factor out? With one matrix for embedding and output, no; the rows
+# printed above say where they start and where they are after the same steps. With two matrices, yes.
 
 # %%
 ledger.settle("embedding-one-matrix-two-jobs", scale)
@@ -454,6 +470,7 @@ check("embedding-length", my_length)
 # | $x$ | $d_\text{model}$ | the vector of one token |
 # | $W_1$ | $d_\text{model} \times d_{ff}$ | widens, usually four times; $d_{ff}$ is 2,048 in the base model |
 # | $W_2$ | $d_{ff} \times d_\text{model}$ | narrows again |
+# | $b_1$, $b_2$ | $d_{ff}$, $d_\text{model}$ | biases |
 #
 # **Position-wise** means: no token sees another here. Equal rows in give equal rows out, and shuffled rows give shuffled rows. It is two
 # *convolutions of width one*, as the paper says:
@@ -486,7 +503,7 @@ for name, guess in zip(alone.scores, (my_with, ..., my_without), strict=True):
 attention_pictures.attention_alone_curves(("the sum of two neighbours modulo 11", alone))
 
 # %%
-ledger.settle("ffn-attention-alone-computes-badly", alone)
+ledger.settle("ffn-attention-alone-and-a-rule", alone)
 
 # %%
 ledger.settle("ffn-learns-rules-sooner", alone)
@@ -531,7 +548,7 @@ check("ffn-share", my_share)
 
 # %% [markdown]
 # **What people get wrong.** *"Attention is all you need."* The title says so; most of the weights are not attention, and what has to be remembered is kept
-# there. *"It mixes positions."* It cannot: it never sees two of them at once.
+# in the feed-forward networks. *"It mixes positions."* It cannot: it never sees two of them at once.
 
 # %% [markdown]
 # # 5 · Layer normalisation and residual connections
@@ -547,7 +564,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transduce.learn import Ledger, check, hint, solution, source_of
+from transduce.learn import Ledger, check, hint, source_of
 from transduce.learn.experiments import architecture, norms
 from transduce.learn.pictures import architecture as architecture_pictures
 from transduce.learn.pictures import masks as mask_pictures
@@ -812,7 +829,8 @@ assert beside.with_torchs_closing_norm > 1e6 * beside.largest_difference
 
 # %% [markdown]
 # **Experiment: one batch by heart.** The cheapest test of a whole network *and* of the code that trains it. Sixteen pairs, again and
-# again. If the loss does not go to zero here, no amount of data will help: something is not connected.
+# again. With dropout and label smoothing off (smoothed, the loss cannot reach 0) it must go to zero; if it does not, no amount of data
+# will help: something is not connected.
 
 # %%
 heart = architecture.by_heart()
@@ -881,8 +899,9 @@ ledger.settle("architecture-size-of-base", size)
 print(f"65 million in all would need a vocabulary of {size.tokens_for_65_million:,.0f}")
 
 # %% [markdown]
-# "About 37,000 tokens" (section 5.1) may well leave room for that; the paper does not say. What holds for any vocabulary: the sinusoids
-# add nothing, heads add nothing, and the output matrix is the embedding again (section 3.4). In untied networks the same table is paid
+# "About 37,000 tokens" (section 5.1) hardly stretches to that, nor do biases and norms explain it; the paper does not say what was
+# counted. Feed-forward networks have the most (25.2 of 63.1 million); embedding and attention have 18.9 each. What holds for any
+# vocabulary: the sinusoids add nothing, heads add nothing, and the output matrix is the embedding again (section 3.4). In untied networks the same table is paid
 # for up to three times.
 #
 # **Exercises.**
@@ -1040,11 +1059,13 @@ ledger.settle("architecture-batch-order-changes-nothing", found)
 # %%
 assert found.future_gradient == 0  # exactly
 assert bool((found.by_future.tril() > 0).sum() == 6 * 7 // 2)  # and the past matters, all of it
+assert found.by_mates < 1e-12
 print(f"each row alone: {found.by_mates:.0e} apart" + guessed(my_guess_padding))
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
-# Rows are scores, columns are inputs, each number is the length of a derivative; above the diagonal stand true zeros. (Padding is
+# Rows are scores, columns are inputs, each number is the length of the gradient of the sum of the squared scores of that row; above the
+# diagonal stand true zeros. (Padding is
 # "nothing" up to rounding, for sums of another length are added up in another order. Zero times anything is exact, so the future is
 # nothing at all.)
 #
@@ -1063,7 +1084,7 @@ def my_additive_mask(may_look): ...
 check("architecture-additive-mask", my_additive_mask)
 
 # %% [markdown]
-# **2.** Two pairs; sources of 7 and 4 tokens, targets of 3 and 5; 4 heads. What is the shape of the weights of cross-attention, as
+# **2.** Two pairs; sources of 7 and 4 tokens, targets of 3 and 5, as they stand in the tensors, begin and end included; 4 heads. What is the shape of the weights of cross-attention, as
 # (batch, heads, ?, ?)?
 
 # %%
@@ -1103,8 +1124,8 @@ solution("architecture-additive-mask")
 # # 8 · Training
 #
 # **Question.** A model that maps a source and the beginning of an answer to the next token: how does it learn from pairs? Short answer:
-# it is told every right token but the one it has to name, at all positions at once. The recipe around that (how fast, how smooth, how
-# averaged) has a notebook of its own, with an experiment for each part: [training_recipe](training_recipe.ipynb).
+# at every position it is told the source and all right tokens *before* the one it has to name, at all positions at once. The recipe
+# around that (how fast, how smooth, how averaged) has a notebook of its own, with an experiment for each part: [training_recipe](training_recipe.ipynb).
 
 # %%
 import math
@@ -1181,8 +1202,7 @@ ledger.settle("unshifted-targets-look-perfect", unshifted)
 
 # %% [markdown]
 # The lower curve is the broken model. It has learnt to copy its input, the answer, and when it writes for itself there is no answer to
-# copy. It is the single most common bug in training code, because everything that is logged looks wonderful. The test that finds it costs
-# a minute: **let the model write, and look.**
+# copy. It is easily overlooked, because everything that is logged looks wonderful. The test that finds it costs a minute: **let the model write, and look.**
 
 
 # %%
@@ -1199,12 +1219,19 @@ check("training-shift", my_shift)
 # **Maths.** With $V$ tokens, and $q$ the distribution that is asked for at one position, the loss of this position is $-\sum_{i=1}^{V}
 # q_i \log p_i$. Label smoothing of $\varepsilon$ (section 5.4, $\varepsilon = 0.1$) asks for a little of everything: $q_i = (1 -
 # \varepsilon)\,[i = y_t] + \varepsilon / V$.
+#
+# | symbol | meaning |
+# |---|---|
+# | $V$ | number of tokens that can be written |
+# | $p_i$ | the probability that the model gives to token $i$ at this position |
+# | $q_i$ | the one that is asked for; $[i = y_t]$ is 1 for the right token and 0 for all others |
+# | $\varepsilon$ | how much of the whole is spread evenly |
 
 # %%
 decoding_pictures.smoothed_target(3, 0.1, 8)
 
 # %% [markdown]
-# **Naive version and equality.** The shipped loss never holds all logits at once; it is the same number as six lines, and as torch's:
+# **Naive version and equality.** The shipped loss never holds all logits at once; it is the same number as these three lines, and as torch's:
 
 # %%
 random = torch.Generator().manual_seed(3)
@@ -1239,7 +1266,8 @@ check("training-smoothed-target", my_smoothed_target)
 # $$lrate = d_{model}^{-0.5} \cdot \min(step^{-0.5},\; step \cdot warmup^{-1.5})$$
 #
 # It rises in a straight line for `warmup` steps and then falls as $1/\sqrt{step}$. The two terms are equal at `step = warmup`: that is
-# the peak, $(d_{model} \cdot warmup)^{-0.5}$. For the base model that is 7·10⁻⁴.
+# the peak, $(d_{model} \cdot warmup)^{-0.5}$. For the base model that is 7·10⁻⁴. ($step$ counts updates from 1, $warmup$ is 4,000 in the
+# paper.)
 
 # %%
 assert math.isclose(inverse_sqrt_rate(4000, 512, 4000), (512 * 4000) ** -0.5)
@@ -1264,6 +1292,7 @@ my_padding_guess = ...
 
 # %%
 found = batches.batching()
+print(f"padded to the longest: {found.fixed:.0%} padding{guessed(my_padding_guess)}")
 print(f"{found.num_pairs:,} pairs, in batches of {min(found.batch_sizes)} to {max(found.batch_sizes)} pairs")
 decoding_pictures.padding(found)
 
@@ -1284,7 +1313,8 @@ source_of(TrainStep._learn_from, TrainStep._update)
 # %% [markdown]
 # **Paper against code.** Adam's betas and epsilon, the schedule, smoothing and dropout are the paper's by default. The shipped loss
 # ranges over the ids that occur in targets, the paper's over the joint vocabulary. Batches are bounded by pairs times the longest side,
-# padding included. Gradient clipping and a moving average of the weights are ours, and off by default.
+# padding included. Gradient clipping and a moving average of the weights are ours, and off by default; the paper averages its last 5
+# checkpoints (20 for the big model, section 6.1).
 #
 # **What people get wrong.** *"The loss is low, so it works."* You have just seen a loss of nearly zero that did not. *"Accuracy during
 # training is the accuracy of the model."* That is the next chapter.
@@ -1376,6 +1406,7 @@ print("the same answers, with the same log-probabilities")
 my_guess = ...
 
 # %%
+print(f"greedy search misses {searched.greedy_misses:.0%} of {len(searched.sources)}{guessed(my_guess)}")
 decoding_pictures.search_errors(searched)
 
 # %%
@@ -1387,7 +1418,8 @@ ledger.settle("beam-search-seldom-misses", searched)
 
 # %%
 def my_beam(next_log_probs, beam_size, longest):
-    """next_log_probs(ids) gives {token: log-probability}; 2 is the end. Returns the likeliest ids, without the end."""
+    """next_log_probs(ids) gives {token: log-probability}; 2 is the end. Returns the likeliest ids, without the end;
+    longest: tokens at most, the end included."""
     ...
 
 
@@ -1417,6 +1449,7 @@ my_guess = ...
 
 # %%
 by_length = decoding.lengths()
+print(f"right with beams of {by_length.beam_sizes}: {by_length.right[0.0]}{guessed(my_guess)}")
 decoding_pictures.lengths(by_length)
 
 # %%
@@ -1424,7 +1457,7 @@ ledger.settle("the-likeliest-answer-can-be-empty", by_length)
 
 # %% [markdown]
 # The search did nothing wrong: it found what is likeliest, and what is likeliest is no answer. Greedy search was saved by not seeing that
-# far. This is why scores are **divided by a norm of the length**. The shipped default is that of Wu et al. (2016) with $\alpha = 0.6$, as
+# far. This is why scores are **divided by a norm of the length** (the panel on the right divides by the length itself). The shipped default is that of Wu et al. (2016) with $\alpha = 0.6$, as
 # in section 6.1 of the paper: $((5 + length)/6)^\alpha$.
 
 # %%
@@ -1433,26 +1466,29 @@ print("an answer of 1, 7, 13 tokens is divided by", length_norm_of(torch.tensor(
 
 
 # %%
-def my_score(log_prob, length, alpha): ...
+def my_score(log_prob, length, alpha):
+    """The log-probability divided by ((5 + length) / 6)^alpha; length counts the end symbol."""
+    ...
 
 
 check("decoding-length-score", my_score)
 
 # %% [markdown]
-# **Paper against code.** Beam and alpha can be set for each call; the paper's were 4 and 0.6, ours are 5 and 0.6. Our search stops when
-# nothing left can still win.
+# **Paper against code.** Beam and alpha can be set for each call; the paper's were 4 and 0.6, ours are 5 and 0.6. Our search stops with as
+# many answers as the beam is wide, or earlier when nothing left can still win. The paper allows input length + 50 tokens, we allow
+# 2 × input + 20.
 #
 # **What people get wrong.** *"Beam search finds the best answer."* Likelier, mostly; that is no promise of better. *"A wider beam cannot
 # do harm."* It just did.
 #
 # # 10 · Why it matters
 #
-# Three reasons made this network the one that everything since is built on. Each is a question with an experiment in
+# Three reasons made this network the one that most of what came since is built on. Each is a question with an experiment in
 # [why_it_matters](why_it_matters.ipynb); here is one screen each.
 #
 # **Parallelisation.** A recurrent network computes position $t$ after position $t - 1$: $T$ steps in a row, however many processors there
 # are. Attention computes all positions of a layer at once, at the price of $T^2$ pairs. Whether that is *faster* depends on length, width
-# and machine; it is measured, on yours.
+# and machine.
 #
 # **Long-range dependencies.** To bring something from position 1 to position $T$, a recurrent network must carry it through $T$ updates,
 # and the gradient back through as many. In attention the way is one step for any distance. The question is what is still recalled after
@@ -1460,26 +1496,29 @@ check("decoding-length-score", my_score)
 #
 # **Quality.** The paper reports 28.4 BLEU (English to German) with a fraction of the training cost of what was best before. On small data
 # and two cores nobody can repeat that; the notebook says what can be.
+#
+# The numbers below are the ledger's, measured on the machine that is named; [why_it_matters](why_it_matters.ipynb) measures on yours.
 
 # %%
-rows = [claim for claim in ledger.claims.values() if claim.experiment.startswith("why.")]
+rows = [claim for claim in ledger.claims.values() if claim.experiment.startswith(("why.", "why_quality."))]
 said = [
     f"- {claim.sentence.format(measured=claim.measured)}"
     if claim.measured is not None
     else f"- `{claim.name}`: not measured yet"
     for claim in rows
 ]
+said.append(f"\nMeasured on {rows[0].measured_on}.")
 Shown("\n".join(said) or "not measured yet", markdown="\n".join(said) or "not measured yet")
 
 # %% [markdown]
-# **What people get wrong.** *"The complexity table proves it is faster."* It counts operations; an hour of clock time depends on what a
-# machine does with them. *"Attention has no limits on length."* Positions beyond those seen in training are unknown to it
+# **What people get wrong.** *"Table 1 proves it is faster."* It counts operations; time on the clock depends on what a machine does with
+# them. *"Attention has no limits on length."* Positions beyond those seen in training are unknown to it
 # ([positions](positions.ipynb)).
 #
 # # 11 · Your own model, on a real task
 #
 # **Question.** How is an English word pronounced? *Tough, though, through*: no rule gets it right, and no model can be sure. The Carnegie
-# Mellon dictionary has 125,000 entries; we learn from it, with the toolkit as it ships, for some three minutes on two cores.
+# Mellon dictionary has some 135,000 entries, of which 125,000 are for training; we learn from it, with the toolkit as it ships, for some three minutes on two cores.
 
 # %%
 pairs = {split: load_split("cmudict", split) for split in ("train", "valid", "test")}
@@ -1489,7 +1528,8 @@ print({split: len(of_split) for split, of_split in pairs.items()})
 
 # %% [markdown]
 # These are all the settings: what `transduce train CONFIG.toml` takes. What is not said has its default, the paper's where it speaks.
-# Departures: pre-norm and rotary positions (they train faster at this size), and an average of the weights.
+# Departures: pre-norm and rotary positions (they train faster at this size), a linear schedule with a short warm-up, clipped gradients, no
+# dropout, separate vocabularies, and a moving average of the weights (the paper averages checkpoints, section 6.1).
 
 # %%
 SETTINGS = """
@@ -1567,7 +1607,7 @@ print(word_errors, "% of", word_errors.num_segments, "words", "\n" + str(phoneme
 print(f"words right: {100 - word_errors.value:.1f} %{guessed(my_guess)}")
 
 # %% [markdown]
-# Words that are in no dictionary, each with the three best answers of a beam of five and their log-probabilities after normalisation:
+# Words that are not in the Carnegie Mellon dictionary, each with the three best answers of a beam of five and their log-probabilities after normalisation:
 
 # %%
 NEW_WORDS = ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
@@ -1582,9 +1622,9 @@ for word, answers in zip(NEW_WORDS, predictor.predict_n_best(NEW_WORDS, 3), stri
 word = "transduce"
 src = predictor.tokenizer.encode_source([word])[0]
 tgt = predictor.tokenizer.encode_target(predictor.predict([word]))[0]
-with torch.inference_mode(), record_attention(predictor.model, "cross_attention") as maps:
+with torch.inference_mode(), record_attention(predictor.model, "cross_attention") as recorded:
     predictor.model(torch.tensor([src]), torch.tensor([[predictor.tokenizer.bos_id, *tgt[:-1]]]))
-weights = list(maps.values())[-1][0].mean(dim=0).numpy()
+weights = list(recorded.values())[-1][0].mean(dim=0).numpy()
 letters, phonemes = predictor.tokenizer.source_tokens(src), predictor.tokenizer.target_tokens(tgt)
 decoding_pictures.alignment(weights, source=letters, target=phonemes)
 
@@ -1611,8 +1651,8 @@ decoding_pictures.alignment(weights, source=letters, target=phonemes)
 # - A layer is attention, then a network for each position alone, each added to what was there and normalised (4, 5).
 # - The encoder reads all at once, the decoder writes from left to right, and masks are what makes the difference (6,
 #   7).
-# - Training tells the model every right token but one; writing does not. What is logged in training is not what you
-#   get (8, 9).
+# - Training tells the model every right token before the one it has to name; when it writes, it has only its own. What
+#   is logged in training is not what you get (8, 9).
 #
 # # What to read next
 #

@@ -148,12 +148,12 @@ ledger.settle("an-lstm-in-one-kernel", speed)
 
 # %%
 for name, calls in speed.calls.items():
-    print(f"calls of kernels in a step, {name:12}", dict(zip(speed.lengths, calls, strict=True)))
+    print(f"operations called in a step, {name:12}", dict(zip(speed.lengths, calls, strict=True)))
 
 # %% [markdown]
 # * torch hands a whole **LSTM** to one kernel of oneDNN. Its loop runs inside, its matrices stay in the cache.
-# * A **GRU** has no such kernel for training: every step is a dozen small calls of its own, and at 512 tokens a product
-#   of 4 rows is too small to be worth its call.
+# * A **GRU** has no such kernel for training: every step is some 45 small operations, forward and backward, and at 512
+#   tokens a product of 4 rows is too small to be worth its call.
 # * The **Transformer** makes the same few hundred calls at any length, each of them large. What grows is $2nd$.
 #
 # So on a CPU with a few cores, a long chain alone costs little: there are no thousands of idle units that wait. On a
@@ -223,16 +223,15 @@ ledger.settle("a-gru-s-far-gradient-vanishes", gradients)
 
 # %% [markdown]
 # **Predict.** Now they are trained. The source is some random symbols of eight kinds; the target is the *first* one.
-# 200 others come after it. What share will a GRU name right, at the best of three learning rates?
-# (Guessing: one in eight.) And if the first *eight* are asked for?
+# 200 others come after it. What share will a GRU name right? (Guessing: one in eight.) And if the first *eight* are asked for?
 
 # %%
 my_guess_for_one, my_guess_for_eight = ..., ...
 
 # %% [markdown]
 # **Experiment 2.** Twice the same question. *Left:* each network is trained at one distance and sees nothing else.
-# *Middle and right:* batches of all distances are mixed, and near ones can teach what far ones need. The GRU is given
-# three learning rates; where one curve is drawn, it is that of the best.
+# *Middle and right:* batches of all distances are mixed, and near ones can teach what far ones need. For eight symbols
+# the GRU gets the best of three learning rates; for one, the smallest, at which it fails on the left.
 
 # %%
 alone, recall = why.far_alone(), why.recall()
@@ -253,7 +252,7 @@ ledger.settle("a-gru-carries-one-thing-far", recall)
 # batches the GRU finds the gate there, and it works at any distance. But then:
 
 # %%
-ledger.settle("a-gru-forgets", recall)
+ledger.settle("a-gru-fails-at-eight", recall)
 
 # %%
 ledger.settle("a-transformer-recalls-from-afar", recall)
@@ -264,7 +263,7 @@ ledger.settle("attention-repairs-a-gru", recall)
 # %% [markdown]
 # Look at the right picture again: the GRU's curve is *flat*. It does not get worse with distance; it is as bad at 5.
 # What limits it here is **how much** one state has to carry, not only **how far**: eight symbols have to be packed
-# into one vector, kept, and unpacked in order, and that is hard to learn. Translation asks for whole sentences. (Cho
+# into one vector, kept, and unpacked in order, and 400 steps are too few to learn that. Translation asks for whole sentences. (Cho
 # et al. saw it in 2014: their BLEU fell with the length of the sentence. Bahdanau et al. drew the conclusion.)
 #
 # And the curve of the GRU **with attention** is the Transformer's. In one look, it is at any state it likes: nothing has
@@ -276,7 +275,8 @@ ledger.settle("attention-repairs-a-gru", recall)
 
 # %%
 def my_layers(num_tokens: int, width: int) -> int:
-    """Convolutions see `width` tokens: how many layers until the last of `num_tokens` has heard of the first?"""
+    """A convolution sees a token and the `width` - 1 before it: how many layers until the last of `num_tokens` has heard
+    of the first?"""
     ...
 
 
@@ -341,7 +341,7 @@ for word, right, said in quality.samples[:4]:
 # | Transformer (base) | 27.3 | 38.1 | $3.3 \cdot 10^{18}$ |
 # | Transformer (big) | 28.4 | 41.8 | $2.3 \cdot 10^{19}$ |
 #
-# Its rivals all had attention, and still the base model was better with a seventh of the FLOPs of GNMT on En-De. How
+# The rivals shown here had attention (ByteNet, also in the paper's table, had none), and still the base model was better with a seventh of the FLOPs of GNMT on En-De. How
 # much of that is the architecture, and how much the recipe of training, was asked soon: Chen et al. (2018, "The Best
 # of Both Worlds") trained LSTMs with attention with the Transformer's tricks (label smoothing, layer normalisation,
 # several heads) and came out level with it or ahead. What nobody could give them is the parallel training of section 1; that,
@@ -363,7 +363,7 @@ for word, right, said in quality.samples[:4]:
 # * **"A Transformer is parallel."** In training, yes. Its answers come token by token, as everyone's.
 # * **"Recurrent networks are slow."** On which machine? Here an LSTM that runs in one kernel is fast at every length.
 # * **"A GRU forgets what is 100 tokens back."** It can hold a thing for as long as it likes. It has trouble *learning*
-#   to, and it cannot hold *many*.
+#   to, and more trouble to learn to hold *many*: 400 steps were too few here.
 # * **"Attention came with the Transformer."** It came in 2014 and repaired the GRU. The paper took away the rest.
 # * **"Transformers are better."** Given data and steps. With little of both, what is built in wins: try a GRU with
 #   attention, or smaller steps towards the task, before you blame the data.

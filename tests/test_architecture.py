@@ -16,7 +16,7 @@ ROWS = {
         "decoding", "beams", "constraints", "inference", "linear_maps", "sentencepieces",
         "metric_definitions", "metrics", "distributed", "decompression", "reading", "machine",
         "matrix_products", "cuda_graphs", "cpu_settings", "certified_files", "large_files", "pair_rows",
-        "prepared_folder", "shards", "word_table", "worker_processes",
+        "prepared_folder", "shards", "word_table", "worker_processes", "html_json",
     },
     "stores": {
         "preparation_jobs", "preparation", "data", "packed_batches", "pronouncing_dictionary", "small_tasks",

@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from transduce.errors import MissingInputError
 from transduce.learn import Ledger
-from transduce.learn.exercise import all_exercises
+from transduce.learn.exercising import all_exercises
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 sys.path.insert(0, str(FOLDER))
@@ -78,10 +79,33 @@ def test_every_exercise_is_asked():
 
 
 @each
-def test_experiments_go_the_stated_way_at_their_smallest(name, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # one order of adding up, on every machine
-    notebook, measured, _ = build.execute(name, fast=True)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+def test_its_numbers_are_those_of_the_ledger(name):
+    """A notebook's boxes and the ledger are written by different hands: they must not part."""
+    ledger = Ledger.load(FOLDER / "claims.toml")
+    boxes = [
+        "".join(output["data"]["text/markdown"])
+        for cell in committed(name).cells
+        for output in cell.get("outputs", [])
+        if "python -m transduce.learn" in "".join(output.get("data", {}).get("text/markdown", ""))
+    ]
+    found = [re.search(r"measured (\S+) · `python -m transduce.learn ([\w-]+)`", box).groups() for box in boxes]
+    assert found == [(f"{ledger[claim].measured:.4g}", claim) for _, claim in found]
+    assert len(found) == len(re.findall(r"ledger\.settle\(", (FOLDER / f"{name}.py").read_text()))
+
+
+@each
+def test_every_experiment_runs_at_its_smallest_and_goes_the_stated_way(name):
+    done = build.execute(name, fast=True)
+    outputs = [output for cell in done.notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     settled = re.findall(r"""settle\(\s*["']([\w-]+)["']""", (FOLDER / f"{name}.py").read_text())
-    assert sorted(measured) == sorted(settled)
+    assert sorted(done.measured) == sorted(settled)
+
+
+def test_what_was_settled_for_want_of_data_is_not_written(monkeypatch, tmp_path):
+    done = build.Executed(notebook=None, measured={"a-claim": 1.0}, small=["a-claim"], seconds=1.0)
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(build, "execute", lambda *_args, **_settings: done)
+    with pytest.raises(MissingInputError, match="a-claim"):
+        build.build("masks", fast=False, num_threads=1)
+    assert not list(tmp_path.iterdir())

@@ -80,7 +80,7 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     [[best]] = predictor.search([source], watch=trace.watch)
     num_best = 1 if predictor.decoding.temperature > 0 else predictor.decoding.beam_size
     # All answers, which takes longer: those that were found by the time when the best was known.
-    [found] = predictor.search([source], num_best)
+    found = [best] if num_best == 1 else predictor.search([source], num_best)[0]
     ended = [answer for answer in found if len(answer.ids) < len(trace.tokens)]
     tokenizer = predictor.tokenizer
     attention, log_probs = _full_pass(predictor, source, best.ids)

@@ -5,7 +5,6 @@ Text enters the page as JSON alone, and its script shows it as text: nothing in 
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,11 +16,9 @@ from torch import Tensor
 
 from transduce.errors import TransduceError
 from transduce.explaining import Explanation, Token
+from transduce.html_json import json_in_html
 
 MOST_BYTES = 300_000
-
-# What would end the script element that holds it, or begin a tag; and two characters that end a line in old JavaScript.
-_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 Detail = Literal["heads", "layers", "mean", "nothing"]
 
@@ -77,7 +74,7 @@ def explanation_page(found: Explanation, name: str) -> Page:
     template = template.replace("SCRIPT_DIGEST", f"sha256-{digest}", 1)
     for plan in _PLANS:
         left_out = _cut(found) + plan.left_out()
-        data = _json(_content(found, name, plan) | {"leftOut": left_out})
+        data = json_in_html(_content(found, name, plan) | {"leftOut": left_out})
         html = template.replace("EXPLANATION_JSON", data, 1)
         if len(html.encode()) < MOST_BYTES:
             return Page(html, left_out)
@@ -91,11 +88,6 @@ def _cut(found: Explanation) -> list[str]:
     if not found.answer.is_cut:
         return []
     return [f"The text is longer than the model is meant for: only its first {len(found.source) - 1} tokens were read."]
-
-
-def _json(content: dict[str, Any]) -> str:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).translate(_ESCAPES)
-    return text.encode("utf-8", "replace").decode()  # the name of a folder may hold bytes that are no text
 
 
 class _TokenTable:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from test_explaining import HOSTILE
 from transduce.learn.experiments import attention as experiments
 from transduce.learn.experiments.feed_forward import (
     ONE_WITH,
@@ -20,8 +21,7 @@ from transduce.learn.experiments.feed_forward import (
 )
 from transduce.learn.matrices_page import attention_document, attention_page
 from transduce.learn.pictures import attention as pictures
-from transduce.learn.pictures import figure1
-from transduce.learn.pictures import tracing as tracing_pictures
+from transduce.learn.pictures import figure1, maps
 from transduce.learn.pictures.canvas import DECODER
 from transduce.learn.tagging import UNASKED, Tagger, share_right
 from transduce.learn.tasks import reversal
@@ -188,12 +188,11 @@ def test_figure_one_shows_the_shape_that_leaves_each_box(small):
 
 
 def test_maps_have_the_tokens_of_their_own_sides(traced):
-    drawn = tracing_pictures.cross_attention(traced, "decoder.layers.1.cross_attention")
+    weights = traced.attention["decoder.layers.1.cross_attention"]
+    drawn = maps.head_maps({"": weights}, queries=traced.written, keys=traced.source)
     first = drawn.axes[0]
     assert [label.get_text() for label in first.get_yticklabels()] == list(traced.written)
     assert [label.get_text() for label in first.get_xticklabels()] == list(traced.source)
-    with pytest.raises(ValueError, match="rows"):
-        tracing_pictures.through_the_layers(traced, ["encoder.layers.0"], traced.source[:-1])
 
 
 def test_pictures_of_saturation_say_what_their_axes_are():
@@ -202,8 +201,12 @@ def test_pictures_of_saturation_say_what_their_axes_are():
     assert len(drawn._repr_png_()) < 100_000
 
 
+def _json_of(document):
+    return re.search(r"const d = (.*?), n = d\.K", document, re.DOTALL).group(1)
+
+
 def _data(document):
-    return json.loads(re.search(r"const d = (.*?), n = d\.K", document).group(1))
+    return json.loads(_json_of(document))
 
 
 def test_the_page_holds_torchs_own_numbers_and_nothing_from_outside():
@@ -217,12 +220,14 @@ def test_the_page_holds_torchs_own_numbers_and_nothing_from_outside():
     assert len(document) < 60_000
 
 
-def test_names_of_html_stay_names_on_the_page():
+@pytest.mark.parametrize("name", [*HOSTILE, "DATA"])
+def test_a_name_is_data_on_the_page_and_nothing_else(name):
     q = torch.eye(2)
-    bad = "</script><b>"
-    document = attention_document(q, q, q, queries=[bad, "y"], keys=[bad, "y"])
-    assert document.count("</script>") == 1
-    assert _data(document)["queries"][0] == bad
+    document, other = (attention_document(q, q, q, queries=[one, "y"], keys=[one, "y"]) for one in (name, "abc"))
+    assert _json_of(document) != _json_of(other)
+    assert document.replace(_json_of(document), "", 1) == other.replace(_json_of(other), "", 1)
+    assert not set(_json_of(document)) & set("<>&\u2028\u2029\n")
+    assert _data(document)["queries"] == _data(document)["keys"] == [name, "y"]
     assert "innerHTML" not in document
 
 

@@ -1,10 +1,15 @@
 """Every exercise accepts its solution and rejects, with a word of advice, each answer that is known to be wrong."""
 
+import math
+
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from transduce.errors import TransduceError
 from transduce.learn import Wrong, check, exercise, hint, solution
-from transduce.learn.exercise import all_exercises
+from transduce.learn.exercising import all_exercises, tensor_of
 
 EXERCISES = all_exercises()
 each = pytest.mark.parametrize("name", EXERCISES)
@@ -31,29 +36,81 @@ def test_an_unanswered_exercise_is_no_error(name):
 
 
 @each
-def test_hints_come_one_after_the_other(name):
+def test_hints_come_one_after_the_other(name, monkeypatch):
+    monkeypatch.setattr("transduce.learn.exercising._hints_given", {})
     hints = EXERCISES[name].hints
     told = [hint(name).plain for _ in range(len(hints) + 1)]
-    assert hints
     assert all(text in said for text, said in zip((*hints, hints[-1]), told, strict=True))
     assert solution(name).plain
 
 
-def test_code_that_raises_is_told_and_raises_nothing():
-    name = "test-raising"
+# Right answers in other forms than that of the solution.
+OTHER_FORMS = {
+    "training-shift": [lambda target: [[1, *target], [*target, 2]]],
+    "training-smoothed-target": [
+        lambda right, e, v: ((1 - e) * F.one_hot(torch.tensor(right), v) + e / v).tolist(),
+        lambda right, e, v: (1 - e) * F.one_hot(torch.tensor(right), v) + e / v,
+    ],
+    "training-rate": [lambda step, d, w: torch.tensor(d) ** -0.5 * min(step**-0.5, step * w**-1.5)],
+    "architecture-additive-mask": [
+        lambda may_look: torch.zeros(may_look.shape).double().masked_fill(~may_look, -math.inf)
+    ],
+    "attention-two-keys": [[7, 4], (7.0, 4.0), torch.tensor([7.0, 4.0]), np.array([7.0, 4.0])],
+    "recipe-moving-average": [lambda average, current, decay: average.lerp(current, 1 - decay)],
+    "norms-growth": [torch.tensor(25.0).sqrt()],
+}
 
-    @exercise(name, hints=("no",), solution=lambda: 1, wrong=())
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_right_answers_in_other_forms_are_accepted(name):
+    for answer in OTHER_FORMS[name]:
+        assert check(name, answer).plain == f"{name}: right."
+
+
+@pytest.fixture
+def raising():
     def _check(answer):
-        answer()
+        answer.upper() if answer == 7 else answer()
 
-    try:
-        assert check(name, lambda: 1 // 0).plain == (
-            f"{name}: your code raises ZeroDivisionError: integer division or modulo by zero"
-        )
-        with pytest.raises(TransduceError, match="two exercises"):
-            exercise(name, hints=(), solution=None, wrong=())(lambda _: None)
-    finally:
-        EXERCISES.pop(name)
+    exercise("test-raising", hints=("no",), solution=lambda: 1, wrong=())(_check)
+    yield "test-raising", _check
+    EXERCISES.pop("test-raising")
+
+
+def test_code_that_raises_is_told_and_raises_nothing(raising):
+    name, _ = raising
+    told = check(name, lambda: 1 // 0).plain
+    assert told == f"{name}: your code raises ZeroDivisionError: integer division or modulo by zero"
+
+
+def test_what_the_checker_cannot_read_is_not_called_the_readers_code(raising):
+    name, _ = raising
+    told = check(name, 7).plain
+    assert told.startswith(f"{name}: not yet. The checker cannot read 7 (AttributeError: ")
+
+
+def test_an_exercise_may_be_defined_again_and_not_taken_by_another(raising):
+    name, _check = raising
+    exercise(name, hints=("yes",), solution=None, wrong=())(_check)
+    assert EXERCISES[name].hints == ("yes",)
+    with pytest.raises(TransduceError, match="two exercises"):
+        exercise(name, hints=("no",), solution=None, wrong=())(lambda _: None)
+    with pytest.raises(TransduceError, match="has no hints"):
+        exercise("test-without", hints=(), solution=None, wrong=())
+
+
+def test_checking_leaves_the_random_numbers_of_the_reader_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    check("masks-dialect", EXERCISES["masks-dialect"].solution)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("found", [None, ..., "a word", [[1], [2, 3]], [1.0, 2.0]])
+def test_answers_that_are_no_tensor_of_the_shape_are_told(found):
+    with pytest.raises(Wrong):
+        tensor_of(found, (3,))
 
 
 def test_an_unknown_exercise_names_the_known_ones():

@@ -83,6 +83,42 @@ def test_what_was_measured_is_written_once_and_nothing_else_changes(ledger):
     assert text.count("measured =") == 1
 
 
+def test_a_number_without_a_place_is_refused_and_nothing_is_written(ledger):
+    with pytest.raises(TransduceError, match="no place for what was measured of far"):
+        ledger.write_measured({"near-one": 1.0, "far": 2.0})
+    assert ledger.path.read_text() == TEXT
+
+
+def test_tables_may_be_written_as_toml_allows(tmp_path):
+    (tmp_path / "claims.toml").write_text(
+        TEXT.replace("[slow]", "[slow]  # on any machine").replace("value = ", "value=")
+    )
+    ledger = Ledger.load(tmp_path / "claims.toml")
+    ledger.write_measured({"slow": 4.0, "near-one": float("inf")})
+    assert (ledger["slow"].measured, ledger["near-one"].measured) == (4.0, float("inf"))
+
+
+def test_a_refuted_prediction_stays_and_is_shown(tmp_path):
+    (tmp_path / "claims.toml").write_text(TEXT.replace("at_least = 0.9", "at_least = 0.9\npredicted_at_least = 2", 1))
+    shown = Ledger.load(tmp_path / "claims.toml")["near-one"].settle(Result(), fast=False)._repr_markdown_()
+    assert "not as predicted" in shown
+    assert "predicted at least 2 · expected from 0.9 to 1.1" in shown
+
+
+def test_a_result_without_the_number_is_told(ledger):
+    with pytest.raises(TransduceError, match="claim near-one: a object has no 'size'"):
+        ledger.settle("near-one", object())
+
+
+def test_a_claim_run_for_want_of_data_in_its_fast_form_is_judged_as_such(ledger, monkeypatch):
+    @dataclass(frozen=True)
+    class Small(Result):
+        fast: bool = True
+
+    monkeypatch.setattr("transduce.learn.ledger.run_experiment", lambda _name, **_settings: Small(size=0.1))
+    assert ledger["near-one"].run(fast=False).fast
+
+
 def test_settled_values_are_recorded_where_the_environment_says(ledger, tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSDUCE_MEASURED", str(tmp_path / "m.jsonl"))
     ledger["near-one"].settle(Result(size=1.05), fast=False)
@@ -134,3 +170,6 @@ def test_every_claim_of_the_project_names_an_experiment_and_was_measured():
         assert claim.measured is not None, claim.name
         low, high = claim.bounds(fast=False)
         assert (low is None or claim.measured >= low) and (high is None or claim.measured <= high), claim.name
+        low, high = claim.predicted_at_least, claim.predicted_at_most
+        if low is not None or high is not None:  # a prediction is told where it was wrong, and only there
+            assert not ((low is None or claim.measured >= low) and (high is None or claim.measured <= high)), claim.name

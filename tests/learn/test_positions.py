@@ -72,8 +72,9 @@ def test_pictures_show_what_they_are_given():
     assert left.images[0].get_array().shape == (20, 16)
     assert (left.get_xlabel(), left.get_ylabel()) == ("channel", "position")
     assert [line.get_label() for line in right.lines] == ["channel 2", "channel 3"]
-    heat, _ = pictures.similarity(table, (4, 9)).axes[:2]
-    assert heat.images[0].get_array()[7, 7] == pytest.approx(1.0)
+    heats = pictures.similarity(table, (4, 9)).axes[0], pictures.table_and_similarity(table).axes[1]
+    for heat in heats:
+        assert heat.images[0].get_array()[7, 7] == pytest.approx(1.0)
     assert len(pictures.rotations(table, (0, 2), 3).axes) == 2
     assert len(pictures.scores_by_position(torch.zeros(4, 4), torch.ones(4, 4)).axes) == 3
 

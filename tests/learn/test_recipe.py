@@ -39,7 +39,7 @@ def test_embeddings_start_with_the_variance_that_is_said(is_torchs, variance):
 
 def test_smoothing_is_compared_seed_by_seed():
     def outcome(nll: float, right: float) -> recipe.Outcome:
-        return recipe.Outcome([], [(1, nll)], 0.0, 0.0, right, 0.0)
+        return recipe.Outcome([], [(1, nll)], 0.0, 0.0, right)
 
     found = recipe.Smoothing([outcome(1.0, 10), outcome(2.0, 20)], [outcome(1.5, 9), outcome(2.1, 25)])
     assert found.nll_excess == pytest.approx(0.3)

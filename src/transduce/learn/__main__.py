@@ -3,9 +3,12 @@
 import argparse
 import sys
 
+import torch
+
 from transduce.cpu_settings import speed_up_cpu
 from transduce.errors import TransduceError
 from transduce.learn.ledger import ClaimFailed, Ledger
+from transduce.machine import num_cores
 
 
 def main() -> int:
@@ -19,6 +22,8 @@ def main() -> int:
     try:
         ledger = Ledger.load()
         for claim in [ledger[name] for name in arguments.claims]:
+            # One thread, as in `make notebooks`: small networks gain nothing by more. What measures time takes all.
+            torch.set_num_threads(num_cores() if claim.is_timing else 1)
             try:
                 print(claim.run(fast=arguments.fast), flush=True)
             except ClaimFailed as failed:

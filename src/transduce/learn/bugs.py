@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from transduce.data import Batch
-from transduce.learn.experiments.masks import TransformerWithoutPaddingMask
+from transduce.learn.surgery import NormWithoutAdd, TransformerWithoutPaddingMask, UnscaledEmbedding, forget_shift
 from transduce.learn.tasks import PAD, SymbolTask, reversal
 from transduce.learn.training import small_transformer
 from transduce.model import MultiHeadAttention, Transformer, VocabularySizes
 from transduce.model.positional import SinusoidalPositions
-from transduce.model.residual import AddAndNorm
 
 TASK: SymbolTask = reversal(8, 2, 7)
 # One id more than the task needs: it stands for padding where padding is to count.
@@ -63,22 +62,6 @@ class HeadsByView(MultiHeadAttention):
     def _split_heads(self, projected: Tensor) -> Tensor:
         rows, length, d_model = projected.shape
         return projected.reshape(rows, self.num_heads, length, d_model // self.num_heads)
-
-
-class UnscaledEmbedding(nn.Embedding):
-    """Undoes the factor of section 3.4, the square root of d_model, so that it is as if it were forgotten."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) / self.embedding_dim**0.5
-
-
-class NoResidual(AddAndNorm):
-    """LayerNorm(Sublayer(x)): what came in is not added."""
-
-    def forward(
-        self, x: Float[Tensor, "batch len d_model"], sublayer: Callable[[Tensor], Tensor]
-    ) -> Float[Tensor, "batch len d_model"]:
-        return self.norm(self.dropout(sublayer(x)))
 
 
 class NeverInEvaluation(Transformer):
@@ -147,10 +130,6 @@ def _split_by_view(model: Transformer) -> None:
         _turn(part, HeadsByView)
 
 
-def _not_shifted(batch: Batch) -> Batch:
-    return replace(batch, tgt_in=batch.tgt_out)
-
-
 def _padding_counts(batch: Batch) -> Batch:
     return replace(batch, tgt_out=torch.where(batch.tgt_out == PAD, PADDING_AS_A_WORD, batch.tgt_out))
 
@@ -162,14 +141,14 @@ _BUGS = {
     ),
     "C": Bug("heads are split by view", _split_by_view),
     "D": Bug("padding counts in the loss", batch=_padding_counts),
-    "E": Bug("residual is forgotten", lambda model: _turn(_first(model.encoder.layers).residual_2, NoResidual)),
+    "E": Bug("residual is forgotten", lambda model: _turn(_first(model.encoder.layers).residual_2, NormWithoutAdd)),
     "F": Bug("dropout stays on", lambda model: _turn(model, NeverInEvaluation)),
     "G": Bug(
         "softmax over the wrong axis",
         lambda model: _turn(_first(model.encoder.layers).self_attention, SoftmaxOverQueries),
     ),
     "H": Bug("positions are not added", _forget_positions),
-    "I": Bug("target is not shifted", batch=_not_shifted),
+    "I": Bug("target is not shifted", batch=forget_shift),
     "J": Bug("source padding is not masked", lambda model: _turn(model, TransformerWithoutPaddingMask)),
 }
 LETTERS = tuple(_BUGS)

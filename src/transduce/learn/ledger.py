@@ -1,17 +1,20 @@
 """The claims ledger: every claim that the notebooks make, the experiment that settles it, and what was expected.
 
-A claim is a table of `notebooks/claims.toml`. Its bounds are written down before it is measured; what was measured is
-written beside them by `make notebooks`. A claim that turns out otherwise stays, with its bounds and its number.
+A claim is a table of `notebooks/claims.toml`. What is expected of it is written down before it is measured; what was
+measured is written beside that by `make notebooks`. Where it came out otherwise, the first expectation stays (as
+`predicted_at_least`, `predicted_at_most`) and is shown, the sentence says what is, and the bounds guard that.
 """
 
 import json
+import math
 import os
 import platform
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import date
-from functools import cached_property
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 
 from transduce.errors import MissingInputError, TransduceError
+from transduce.files import write_atomically
 from transduce.machine import cpu_model, num_cores
 
 FAST = os.environ.get("TRANSDUCE_FAST", "") not in ("", "0")  # experiments at the smallest size that shows the effect
@@ -36,8 +40,11 @@ class Claim:
     value: str  # the attribute of what the experiment returns
     at_least: float | None = None
     at_most: float | None = None
+    predicted_at_least: float | None = None  # what was expected first, where it turned out to be wrong
+    predicted_at_most: float | None = None
     fast_at_least: float | None = None  # the same when FAST: the direction alone
     fast_at_most: float | None = None
+    shows_when_fast: bool = True  # False: the smallest experiment runs, and is too small to tell the direction
     against: str = ""  # who says otherwise, and what; the measured value decides
     is_timing: bool = False  # depends on the machine: not judged when FAST
     measured: float | None = None
@@ -46,23 +53,29 @@ class Claim:
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
             raise TransduceError(f"claim {self.name}: what is expected? Set at_least, at_most or both.")
-        if not self.is_timing and self.fast_at_least is None and self.fast_at_most is None:
-            raise TransduceError(f"claim {self.name}: which way does it go? Set fast_at_least or fast_at_most.")
+        is_bound_when_fast = self.fast_at_least is not None or self.fast_at_most is not None
+        if is_bound_when_fast == (self.is_timing or not self.shows_when_fast):
+            raise TransduceError(
+                f"claim {self.name}: which way does it go when fast? Set fast_at_least or fast_at_most, or say "
+                "is_timing = true or shows_when_fast = false."
+            )
 
     def bounds(self, *, fast: bool) -> tuple[float | None, float | None]:
         """Least and largest value that the claim allows; None where there is no bound."""
-        if not fast:
-            return self.at_least, self.at_most
-        return (None, None) if self.is_timing else (self.fast_at_least, self.fast_at_most)
+        return (self.fast_at_least, self.fast_at_most) if fast else (self.at_least, self.at_most)
 
     def run(self, *, fast: bool = FAST) -> "Settled":
-        """Runs its experiment and settles it."""
-        module, _, function = self.experiment.rpartition(".")
-        experiment = getattr(import_module(f"transduce.learn.experiments.{module}"), function)
-        return self.settle(experiment(fast=fast), fast=fast)
+        """Runs its experiment and settles it, as `settle` does; one that wants for data may be a fast one."""
+        result = run_experiment(self.experiment, fast=fast)
+        return self.settle(result, fast=getattr(result, "fast", fast))
 
     def settle(self, result: Any, *, fast: bool = FAST) -> "Settled":
-        """Compares what the experiment returned with what was expected. Raises ClaimFailed if it is something else."""
+        """Compares what the experiment returned with what was expected. Raises ClaimFailed if it is something else.
+
+        Raises TransduceError if the result has no attribute `value`.
+        """
+        if not hasattr(result, self.value):
+            raise TransduceError(f"claim {self.name}: a {type(result).__name__} has no '{self.value}' to settle it by.")
         settled = Settled(self, float(getattr(result, self.value)), fast)
         if path := os.environ.get(_RECORD):
             with Path(path).open("a") as file:
@@ -70,6 +83,13 @@ class Claim:
         if not settled.holds:
             raise ClaimFailed(str(settled))
         return settled
+
+
+@cache  # several claims are settled by one experiment
+def run_experiment(name: str, *, fast: bool) -> Any:
+    """What the experiment MODULE.FUNCTION returns."""
+    module, _, function = name.rpartition(".")
+    return getattr(import_module(f"transduce.learn.experiments.{module}"), function)(fast=fast)
 
 
 class ClaimFailed(AssertionError):  # noqa: N818 - it reads as what happened
@@ -92,12 +112,12 @@ class Settled:
 
     @property
     def expected(self) -> str:
-        low, high = self.claim.bounds(fast=self.fast)
-        if low is not None and high is not None:
-            return f"from {low:g} to {high:g}"
-        if low is not None:
-            return f"at least {low:g}"
-        return "nothing when fast" if high is None else f"at most {high:g}"
+        return _in_words(*self.claim.bounds(fast=self.fast)) or "nothing when fast"
+
+    @property
+    def predicted(self) -> str:
+        """What had been expected first, if this came out otherwise."""
+        return _in_words(self.claim.predicted_at_least, self.claim.predicted_at_most)
 
     def __str__(self) -> str:
         sentence = self.claim.sentence.format(measured=self.measured)
@@ -108,9 +128,11 @@ class Settled:
         sentence = self.claim.sentence.format(measured=self.measured)
         where = f"paper, section {self.claim.paper} · " if self.claim.paper else ""
         against = f" *Against: {self.claim.against}*" if self.claim.against else ""
+        verdict = "Measured, and not as predicted." if self.predicted else "Measured."
+        predicted = f"predicted {self.predicted} · " if self.predicted else ""
         return (
-            f"> **Measured.** {sentence}{against}\n>\n"
-            f"> <small>{where}expected {self.expected}, measured {self.measured:.4g} · "
+            f"> **{verdict}** {sentence}{against}\n>\n"
+            f"> <small>{where}{predicted}expected {self.expected}, measured {self.measured:.4g} · "
             f"`python -m transduce.learn {self.claim.name}`</small>"
         )
 
@@ -129,7 +151,8 @@ class Ledger:
         claims = {}
         for name, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
             if unknown := set(table) - known:
-                raise TransduceError(f"{path}: claim {name} has {', '.join(sorted(unknown))}: known are {known}.")
+                names = ", ".join(sorted(unknown))
+                raise TransduceError(f"{path}: claim {name} has {names}: known are {', '.join(sorted(known))}.")
             claims[name] = Claim(name=name, **table)
         return cls(claims, path)
 
@@ -147,28 +170,33 @@ class Ledger:
         lines, name, kept = self.path.read_text(encoding="utf-8").rstrip("\n").split("\n"), "", []
         said = f"{date.today().isoformat()}, {num_cores()} cores of {cpu_model()}, torch {torch.__version__}"
         said = f"{said}, Python {platform.python_version()}"
+        left = set(measured)
         for line in lines:
-            name = line[1:-1] if line.startswith("[") else name
-            if not (line.startswith("measured") and name in measured):
+            if head := re.match(r"\[([\w-]+)\]", line):
+                name = head[1]
+            if not (re.match(r"measured(_on)?\s*=", line) and name in measured):
                 kept.append(line)
-            if name in measured and line.startswith("value ="):
+            if name in measured and re.match(r"value\s*=", line):
                 kept += [f"measured = {_rounded(measured[name])!r}", f'measured_on = "{said}"']
-        self.path.write_text("\n".join(kept) + "\n", encoding="utf-8")
-        self.__dict__.pop("claims", None)
+                left.discard(name)
+        if left:
+            raise TransduceError(f"{self.path} has no place for what was measured of {', '.join(sorted(left))}.")
+        write_atomically(self.path, ("\n".join(kept) + "\n").encode())
         self.claims = Ledger.load(self.path).claims
 
-    @cached_property
-    def experiments(self) -> dict[str, list[str]]:
-        """The claims that each experiment settles."""
-        found: dict[str, list[str]] = {}
-        for claim in self.claims.values():
-            found.setdefault(claim.experiment, []).append(claim.name)
-        return found
+
+def _in_words(low: float | None, high: float | None) -> str:
+    """The bounds of a number; nothing if there are none."""
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    if low is not None:
+        return f"at least {low:g}"
+    return "" if high is None else f"at most {high:g}"
 
 
 def _rounded(value: float) -> float:
     """To four digits; of large numbers, which are counts, to whole ones."""
-    return float(round(value)) if abs(value) >= 1e4 else float(f"{value:.4g}")
+    return float(round(value)) if 1e4 <= abs(value) < math.inf else float(f"{value:.4g}")
 
 
 def _nearest() -> Path:

@@ -1,12 +1,12 @@
 """Attention as linked matrices: a page in which every cell shows the arithmetic that it came from."""
 
-import json
 import math
 from collections.abc import Sequence
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transduce.html_json import json_in_html
 from transduce.learn.showing import Shown, page
 from transduce.model import attention
 
@@ -55,8 +55,7 @@ def attention_document(
         "Z": _rows(output),
         "mask": None if mask is None else mask.tolist(),
     }
-    # A name may hold anything: within a script, only "</" could end it.
-    return _DOCUMENT.replace("DATA", json.dumps(data).replace("</", "<\\/"))
+    return _DOCUMENT.replace("DATA", json_in_html(data))  # the name of a token may hold anything
 
 
 def _rows(matrix: Tensor) -> list[list[float]]:

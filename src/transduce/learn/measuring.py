@@ -31,11 +31,13 @@ def longest_chain(output: Tensor) -> int:
 def interleaved(work: dict[str, list[Callable[[], None]]], rounds: int) -> dict[str, tuple[float, ...]]:
     """Median milliseconds of each piece of work; a round does each once, so that all meet the same neighbours."""
     times: dict[str, list[list[float]]] = {name: [[] for _ in pieces] for name, pieces in work.items()}
+    names = list(work)
     for number in range(rounds + 1):
-        for place in range(len(next(iter(work.values())))):
-            for name, pieces in work.items():
+        turn = names[number % len(names) :] + names[: number % len(names)]  # nobody always follows the same one
+        for place in range(len(work[names[0]])):
+            for name in turn:
                 started = time.perf_counter()
-                pieces[place]()
+                work[name][place]()
                 if number:  # the first round warms up
                     times[name][place].append(1e3 * (time.perf_counter() - started))
     return {name: tuple(map(statistics.median, of_name)) for name, of_name in times.items()}

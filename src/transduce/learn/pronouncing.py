@@ -1,11 +1,11 @@
 """English words and their phonemes, small enough for an experiment: letters in, phonemes out, as batches of ids."""
 
-import random
 from collections import Counter
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
+import numpy as np
 import torch
 
 from transduce.data import Batch
@@ -72,5 +72,4 @@ def _drawn(split: str, count: int) -> list[tuple[str, str]]:
         for word, said in zip(pairs.src, pairs.tgt, strict=True)
         if times[word] == 1 and _SHORTEST <= len(word) <= _LONGEST and set(word) <= set(ascii_lowercase)
     ]
-    random.Random(1).shuffle(rows)
-    return rows[:count]
+    return [rows[i] for i in np.random.default_rng(1).permutation(len(rows))[:count]]

@@ -45,7 +45,9 @@ def page(document: str, *, height: int, plain: str) -> Shown:
         f'<iframe srcdoc="{html.escape(document, quote=True)}" width="100%" height="{height}" '
         'style="border:0" sandbox="allow-scripts"></iframe>'
     )
-    return Shown(plain, html=frame)
+    # Jupyter leaves frames out until the reader has run the cell, or has said that the notebook is trusted.
+    note = '<p style="color:#666">A page to play with. If there is none above this line, run the cell.</p>'
+    return Shown(plain, html=frame + note)
 
 
 def guessed(*guesses: object) -> str:

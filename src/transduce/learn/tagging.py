@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transduce.learn.tasks import FIRST_SYMBOL
-from transduce.learn.training import Training, small_transformer
+from transduce.learn.training import Training, optimise, small_transformer
 from transduce.model import VocabularySizes
 
 Answers = Int[Tensor, "batch len questions"]
@@ -45,30 +45,15 @@ class Tagger(nn.Module):
         return sum(parameter.numel() for parameter in self.transformer.encoder.parameters())
 
 
-def train_tagger(
-    model: Tagger,
-    ask: Ask,
-    *,
-    num_symbols: int,
-    length: int,
-    steps: int,
-    batch_size: int = 64,
-    learning_rate: float = 4e-3,
-    seed: int = 1,
-) -> Training:
-    """Adam, with a short warm-up and a linear way down to zero, on fresh random symbols at every step."""
-    random, found = torch.Generator().manual_seed(seed), Training()
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
-    for step in range(1, steps + 1):
-        symbols = torch.randint(num_symbols, (batch_size, length), generator=random)
-        loss = F.cross_entropy(model(symbols).flatten(0, 2), ask(symbols).flatten(), ignore_index=UNASKED)
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(step / 20, (steps - step + 1) / steps)
-        optimizer.step()
-        found.losses.append(float(loss.detach()))
-    return found
+def train_tagger(model: Tagger, ask: Ask, *, num_symbols: int, length: int, steps: int) -> Training:
+    """Learns to answer `ask` on fresh rows of `length` random symbols at every step: see `optimise`."""
+    random = torch.Generator().manual_seed(1)
+
+    def next_loss() -> Tensor:
+        symbols = torch.randint(num_symbols, (64, length), generator=random)
+        return F.cross_entropy(model(symbols).flatten(0, 2), ask(symbols).flatten(), ignore_index=UNASKED)
+
+    return optimise(model.parameters(), next_loss, steps=steps, learning_rate=4e-3, warmup_steps=20)
 
 
 @torch.no_grad()

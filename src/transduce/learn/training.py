@@ -4,8 +4,9 @@ Real training is `transduce.trainer`'s; this loop takes anything that has the Tr
 recurrent network, or a Transformer with a part taken out, learns from the same batches in the same way.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,11 +36,18 @@ class Seq2Seq(Protocol):
 
 @dataclass
 class Training:
-    """What happened: mean cross-entropy in nats, without smoothing, and length of the gradient at each step."""
+    """What happened at each step: mean cross-entropy in nats, length of the gradient, learning rate."""
 
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    is_finished: bool = True  # False if a loss was no number, and the training ended there
+
+    def end(self, over: int = 20) -> float:
+        """Mean loss of the last `over` steps; infinite if the training did not come to its end."""
+        last = self.losses[-over:]
+        return sum(last) / len(last) if self.is_finished else math.inf
 
     def smoothed(self, over: int = 20) -> list[float]:
         """The losses as means over `over` steps, for a curve that can be read."""
@@ -61,34 +69,61 @@ def train(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     warmup_steps: int = 50,
-    label_smoothing: float = 0.0,
     max_grad_norm: float = 0.0,
     seed: int = 1,
 ) -> Training:
-    """Adam with a linear warm-up, then a linear way down to zero; the same batches for every model of the same seed.
+    """Cross-entropy of fresh batches, without smoothing, minimised: see `optimise`.
+
+    The same batches, and the same draws of dropout, for every model of the same seed.
+    """
+    random = torch.Generator().manual_seed(seed)
+    model.train()
+    with torch.random.fork_rng(devices=[]):  # the caller's own random numbers go on as if nothing had been drawn
+        torch.manual_seed(seed)
+        found = optimise(
+            model.parameters(),
+            lambda: _mean_loss(model, draw(batch_size, random)),
+            steps=steps,
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            max_grad_norm=max_grad_norm,
+        )
+    model.train(False)
+    return found
+
+
+def optimise(
+    parameters: Iterable[nn.Parameter],
+    next_loss: Callable[[], Float[Tensor, ""]],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    max_grad_norm: float = 0.0,
+) -> Training:
+    """Adam on the losses of fresh batches: the rate rises to `learning_rate` in `warmup_steps`, then falls to zero.
 
     A loss that is not finite ends the training: the curve then stops there, and the weights stay as they were before.
     """
-    random = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
+    parameters = list(parameters)
+    optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.98), eps=1e-9, fused=True)
     found, started = Training(), time.perf_counter()
-    model.train()
+    first = max(1, warmup_steps)
     for step in range(1, steps + 1):
-        batch = draw(batch_size, random)
-        loss, nll = _losses(model, batch, label_smoothing)
+        loss = next_loss()
         if not torch.isfinite(loss):
             break
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(list(model.parameters()), max_grad_norm or float("inf"))
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(step / max(1, warmup_steps), (steps - step + 1) / steps)
+            group["lr"] = learning_rate * min(step / first, (steps - step + 1) / (steps - first + 1))
         optimizer.step()
-        found.losses.append(nll)
+        found.losses.append(float(loss.detach()))
         found.gradient_norms.append(float(norm))
+        found.rates.append(optimizer.param_groups[0]["lr"])
     found.seconds = time.perf_counter() - started
-    model.train(False)
+    found.is_finished = len(found.losses) == steps
     return found
 
 
@@ -96,7 +131,7 @@ def train(
 def mean_loss(model: Seq2Seq, batch: Batch) -> float:
     """Mean cross-entropy of the targets in nats, every token told all before it (teacher forcing)."""
     model.train(False)
-    return _losses(model, batch, 0.0)[1]
+    return float(_mean_loss(model, batch))
 
 
 @torch.no_grad()
@@ -125,14 +160,6 @@ def exact_match(model: Any, batch: Batch) -> float:
     return sum(a == b for a, b in zip(answers, right, strict=True)) / len(right)
 
 
-def _losses(model: Seq2Seq, batch: Batch, label_smoothing: float) -> tuple[Tensor, float]:
-    """The mean loss that is minimised, and as a number the one without smoothing."""
-    hidden = model(batch.src, batch.tgt_in)
-    loss, count = cross_entropy_sum(
-        hidden, model.output_weight, batch.tgt_out, pad_id=PAD, label_smoothing=label_smoothing
-    )
-    with torch.no_grad():
-        plain = loss
-        if label_smoothing:
-            plain, _ = cross_entropy_sum(hidden, model.output_weight, batch.tgt_out, pad_id=PAD)
-    return loss / count, float(plain.detach() / count)
+def _mean_loss(model: Seq2Seq, batch: Batch) -> Float[Tensor, ""]:
+    loss, count = cross_entropy_sum(model(batch.src, batch.tgt_in), model.output_weight, batch.tgt_out, pad_id=PAD)
+    return loss / count

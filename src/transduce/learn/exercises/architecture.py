@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
 
 Part = Callable[..., Tensor]
 
@@ -85,7 +85,7 @@ def _check_decoder_layer(answer: Callable[..., Any]) -> None:
         for norm in norms:
             norm.weight += 0.3 * torch.randn_like(norm.weight)
         parts = (x, memory, attend, look_at, feed_forward, norms)
-        found, expected = _as_tensor(answer(*parts), x.shape), layer(x, memory, tgt_mask=is_future)
+        found, expected = tensor_of(answer(*parts), x.shape), layer(x, memory, tgt_mask=is_future)
         if torch.allclose(found, expected, atol=1e-9):
             return
         for known, reason in _KNOWN_LAYERS.items():
@@ -148,13 +148,11 @@ def _check_layer_size(answer: Callable[[int, int], Any]) -> None:
     for d_model, d_ff in ((6, 10), (512, 2048)):
         with torch.device("meta"):
             layer = nn.TransformerEncoderLayer(d_model, 2, d_ff)
-        expected, found = sum(p.numel() for p in layer.parameters()), answer(d_model, d_ff)
-        if found is None or found is ...:
-            raise Wrong("it returns None: not written yet?")
+        expected, found = sum(p.numel() for p in layer.parameters()), returned(answer(d_model, d_ff))
         missing = expected - found
         known = {
             9 * d_model + d_ff: "that is the matrices alone: biases, and the gains of the norms, are missing.",
-            4 * d_model: "the norms are missing: two of them, each with a gain and a bias.",
+            4 * d_model: "4 d_model are missing: the two norms, each with gain and bias, or the biases of attention.",
             2 * d_model: "each of the two norms has a gain and a bias: 4 d_model in all.",
             d_model * d_model + d_model: "attention has four matrices, not three: W^O is missing.",
         }
@@ -182,6 +180,7 @@ def _additive(may_look: Tensor) -> Tensor:
         lambda may_look: may_look.float(),
         lambda may_look: torch.where(may_look, 0.0, -1.0),
         lambda may_look: torch.where(may_look, 1.0, 0.0) * -math.inf,
+        lambda may_look: torch.where(may_look, 0.0, -1e9),
         lambda may_look: may_look,
         lambda _: None,
     ),
@@ -190,16 +189,22 @@ def _check_additive(answer: Callable[[Tensor], Any]) -> None:
     random = torch.Generator().manual_seed(6)
     q, k, v = (torch.randn(1, length, 4, generator=random) for length in (3, 5, 5))
     may_look = torch.tensor([[True, False, True, True, False], [True] * 5, [False, False, True, False, False]])
-    mask = _as_tensor(answer(may_look), may_look.shape)
+    mask = tensor_of(answer(may_look), may_look.shape)
     if not mask.is_floating_point():
         raise Wrong(f"it is of {mask.dtype}; numbers to add to the scores were expected.")
     if bool(mask.isnan().any()):
         raise Wrong("it holds NaN: 0 times infinity is one.")
+    mask = mask.to(q.dtype)
     found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     weights = (q @ k.mT / 2 + mask).softmax(dim=-1)[0]
     if bool((weights[~may_look].nan_to_num(1.0) != 0).any()):
         share = float(weights[0, ~may_look[0]].nan_to_num(1.0).sum())
         raise Wrong(f"with it, the first query gives {share:.0%} of its attention to keys that are hidden from it.")
+    if not bool(mask[~may_look].isneginf().all()):
+        raise Wrong(
+            "hidden keys need minus infinity: with a large negative number, a row that may look nowhere averages over "
+            "what is hidden."
+        )
     if not torch.allclose(found, F.scaled_dot_product_attention(q, k, v, attn_mask=may_look), atol=1e-6):
         raise Wrong("hidden keys have weight 0, but scores of the others are changed, too: they need a 0.")
 
@@ -220,11 +225,3 @@ def _check_cross_shape(answer: Any) -> None:
         raise Wrong("that is the other way round: the target asks, so its positions are the rows.")
     if tuple(answer) != (2, 4, 5, 7):
         raise Wrong("2 pairs, 4 heads, a row for each position of the target, a column for each of the padded source.")
-
-
-def _as_tensor(found: Any, shape: torch.Size) -> Tensor:
-    if found is None or found is ...:
-        raise Wrong("it returns None: not written yet?")
-    if not isinstance(found, Tensor) or found.shape != shape:
-        raise Wrong(f"a tensor of shape {tuple(shape)} was expected, not {getattr(found, 'shape', found)!r}.")
-    return found

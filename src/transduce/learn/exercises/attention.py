@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
 
 
 @exercise(
@@ -87,10 +87,11 @@ def _check_attention(answer: Callable[..., Tensor | None]) -> None:
     random = torch.Generator().manual_seed(11)
     q, k, v = (torch.randn(2, 3, n, 6, dtype=torch.float64, generator=random) for n in (5, 5, 5))
     for mask in (None, torch.ones(5, 5, dtype=torch.bool).tril()):
-        found = answer(q, k, v, mask)
-        if found is None:
-            raise Wrong("it returns None: not written yet?")
+        found = returned(answer(q, k, v, mask))
+        if isinstance(found, tuple):
+            raise Wrong("it returns several things; the output alone was asked for.")
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        found = tensor_of(found, expected.shape).to(expected.dtype)
         if found.shape == expected.shape and torch.allclose(found, expected, atol=1e-8):
             continue
         for slip, message in _USUAL_SLIPS:
@@ -159,9 +160,7 @@ def _derivative(weights: Tensor, values: Tensor) -> Tensor:
 def _check_derivative(answer: Callable[[Tensor, Tensor], Tensor | None]) -> None:
     random = torch.Generator().manual_seed(12)
     scores, values = (torch.randn(*shape, dtype=torch.float64, generator=random) for shape in ((4,), (4, 3)))
-    found = answer(scores.softmax(0), values)
-    if found is None:
-        raise Wrong("it returns None: not written yet?")
+    found = returned(answer(scores.softmax(0), values))
     expected = torch.autograd.functional.jacobian(lambda s: s.softmax(0) @ values, scores).T
     if found.shape != expected.shape:
         raise Wrong(f"it has shape {tuple(found.shape)}; one row for each key was expected: {tuple(expected.shape)}.")
@@ -189,9 +188,7 @@ def _viewed(x: Tensor, num_heads: int) -> Tensor:
 )
 def _check_split(answer: Callable[[Tensor, int], Tensor | None]) -> None:
     x = torch.arange(2 * 5 * 12.0).reshape(2, 5, 12)
-    found = answer(x, 3)
-    if found is None:
-        raise Wrong("it returns None: not written yet?")
+    found = returned(answer(x, 3))
     if tuple(found.shape) != (2, 3, 5, 4):
         raise Wrong(f"(2, 5, 12) with 3 heads became {tuple(found.shape)}; (2, 3, 5, 4) was expected.")
     expected = torch.stack([x[:, :, head * 4 : head * 4 + 4] for head in range(3)], dim=1)
@@ -219,9 +216,7 @@ def _check_split(answer: Callable[[Tensor, int], Tensor | None]) -> None:
 )
 def _check_parameters(answer: Callable[[int, int], Any]) -> None:
     for d_model, num_heads in ((12, 1), (12, 3), (64, 8)):
-        found = answer(d_model, num_heads)
-        if found is None:
-            raise Wrong("it returns None: not written yet?")
+        found = returned(answer(d_model, num_heads))
         expected = sum(part.numel() for part in nn.MultiheadAttention(d_model, num_heads).parameters())
         if found != expected:
             raise Wrong(
@@ -251,9 +246,7 @@ def _check_length(answer: float) -> None:
 
 
 def _tensor(answer: Any) -> Tensor:
-    if answer is None:
-        raise Wrong("it returns nothing: not written yet?")
-    return torch.as_tensor(answer, dtype=torch.float32)
+    return tensor_of(answer).to(torch.float32)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

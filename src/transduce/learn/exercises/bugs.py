@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from transduce.learn.bugs import LETTERS, admit, name_of
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise
 from transduce.learn.experiments.bugs import CANDIDATES, LAWS, broken, examine
 
 _LAWS = {law.bug: law for law in LAWS}
@@ -31,7 +31,8 @@ def _register(letter: str) -> None:
         f"bug-{letter}",
         hints=(
             f"Go along row {letter} of the table of laws. A bug must explain all the red, and nothing grey.",
-            "Compare with the row of numbers above it: too good, too bad, or as if nothing were wrong?",
+            f"Compare with column {letter} of the picture of scores in section 1. Is it too good, too bad, or as if "
+            "nothing were wrong?",
             _LAST_HINTS[bug],
         ),
         solution=bug,

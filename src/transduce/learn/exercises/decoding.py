@@ -5,18 +5,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned
+from transduce.learn.tasks import BOS, EOS
 
-BOS, EOS = 1, 2
 NextLogProbs = Callable[[Sequence[int]], dict[int, float]]
-
-
-def _answer(function: Any, *arguments: Any) -> Any:
-    """What the reader's function returns. Raises Wrong if that is nothing."""
-    found = function(*arguments)
-    if found is None or found is ...:
-        raise Wrong("It returns None: is it not written yet, or does it lack a `return`?")
-    return found
 
 
 def _shift(target: list[int]) -> tuple[list[int], list[int]]:
@@ -40,8 +32,8 @@ def _shift(target: list[int]) -> tuple[list[int], list[int]]:
 )
 def _check_shift(shift: Any) -> None:
     for target in ([7, 8, 9], [5], []):
-        pair = _answer(shift, list(target))
-        if not isinstance(pair, tuple) or len(pair) != 2:
+        pair = returned(shift(list(target)))
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise Wrong("It should return two lists: what goes in, and what is asked for.")
         goes_in, asked = map(list, pair)
         if asked == [BOS, *target] and goes_in == [*target, EOS]:
@@ -75,15 +67,15 @@ def _smoothed(right: int, label_smoothing: float, num_ids: int) -> list[float]:
 )
 def _check_smoothed(smoothed: Any) -> None:
     for right, e, v in ((2, 0.1, 5), (0, 0.3, 4)):
-        found = list(_answer(smoothed, right, e, v))
-        if len(found) != v or abs(sum(found) - 1) > 1e-9:
+        found = [float(share) for share in returned(smoothed(right, e, v))]
+        if len(found) != v or abs(sum(found) - 1) > 1e-6:
             raise Wrong(f"A distribution over {v} ids sums to 1; yours has {len(found)} and sums to {sum(found):.3f}.")
-        if abs(found[right] - (1 - e)) < 1e-9:
+        if abs(found[right] - (1 - e)) < 1e-6:
             raise Wrong(
                 f"The right id has {found[right]:.3f} and the others share e: a common variant. The definition that "
                 "the paper cites gives e / V to every id, the right one among them."
             )
-        if max(abs(a - b) for a, b in zip(found, _smoothed(right, e, v), strict=True)) > 1e-9:
+        if max(abs(a - b) for a, b in zip(found, _smoothed(right, e, v), strict=True)) > 1e-6:
             raise Wrong(f"For right = {right}, e = {e}, V = {v} the right id should have {1 - e + e / v:.3f}.")
 
 
@@ -100,14 +92,21 @@ def _rate(step: int, d_model: int, warmup_steps: int) -> float:
         lambda step, d, w: d**-0.5 * max(step**-0.5, step * w**-1.5),
         lambda step, d, w: d**0.5 * min(step**-0.5, step * w**-1.5),
         lambda step, d, w: d**-0.5 * step * w**-1.5,
+        lambda step, _d, w: 512**-0.5 * min(step**-0.5, step * w**-1.5),
     ),
 )
 def _check_rate(rate: Any) -> None:
     peak = (512 * 4000) ** -0.5  # both terms of the minimum are equal at the end of the warm-up
-    for step, right in ((4000, peak), (2000, peak / 2), (16000, peak / 2)):
-        found = float(_answer(rate, step, 512, 4000))
-        if not math.isclose(found, right, rel_tol=1e-9):
-            raise Wrong(f"At step {step:,} of d_model 512 and 4,000 steps of warm-up: {right:.3e}, not {found:.3e}.")
+    for step, d_model, warmup, right in (
+        (4000, 512, 4000, peak),
+        (2000, 512, 4000, peak / 2),
+        (16000, 512, 4000, peak / 2),
+        (10, 64, 100, 0.125 * 10 / 1000),
+    ):
+        found = float(returned(rate(step, d_model, warmup)))
+        if not math.isclose(found, right, rel_tol=1e-5):
+            told = f"At step {step:,} of d_model {d_model} and {warmup:,} steps of warm-up"
+            raise Wrong(f"{told}: {right:.3e}, not {found:.3e}.")
 
 
 @exercise(
@@ -138,8 +137,8 @@ def _score(log_prob: float, length: int, alpha: float) -> float:
 )
 def _check_score(score: Any) -> None:
     for log_prob, length, alpha, right in ((-3.0, 1, 0.6, -3.0), (-6.0, 7, 1.0, -3.0), (-6.0, 19, 0.5, -3.0)):
-        found = float(_answer(score, log_prob, length, alpha))
-        if not math.isclose(found, right, rel_tol=1e-9):
+        found = float(returned(score(log_prob, length, alpha)))
+        if not math.isclose(found, right, rel_tol=1e-5):
             raise Wrong(
                 f"A log-probability of {log_prob} over {length} tokens, alpha {alpha}, scores {right}, not {found:.3f}."
             )
@@ -179,6 +178,20 @@ def _forgetful(next_log_probs: NextLogProbs, beam_size: int, longest: int) -> li
     return max(ended)[1][:-1]
 
 
+def _without_pruning(next_log_probs: NextLogProbs, beam_size: int, longest: int) -> list[int]:
+    """Keeps the best of each beginning, and never ranks beginnings together."""
+    beam: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended = []
+    for _ in range(longest):
+        continued = []
+        for log_prob, ids in beam:
+            best = sorted(next_log_probs(ids).items(), key=lambda step: -step[1])[:beam_size]
+            continued += [(log_prob + more, [*ids, i]) for i, more in best]
+        ended += [found for found in continued if found[1][-1] == EOS]
+        beam = [found for found in continued if found[1][-1] != EOS]
+    return max(ended)[1][:-1]
+
+
 def _garden_path(ids: Sequence[int]) -> dict[int, float]:
     """Begins well with 3, which leads into vagueness; 4 is less likely and sure of what follows. Ends after two."""
     if not ids:
@@ -209,11 +222,17 @@ def _likeliest(next_log_probs: NextLogProbs, longest: int) -> list[int]:
         "Log-probabilities of the tokens are added up over the whole hypothesis.",
     ),
     solution=_beam,
-    wrong=(lambda _next, _size, _longest: None, _greedy, _forgetful),
+    wrong=(lambda _next, _size, _longest: None, _greedy, _forgetful, _without_pruning),
 )
 def _check_beam(beam: Any) -> None:
     best = _likeliest(_garden_path, 3)
-    found = [int(i) for i in _answer(beam, _garden_path, 2, 3)]
+    asked: set[tuple[int, ...]] = set()
+
+    def watched(ids: Sequence[int]) -> dict[int, float]:
+        asked.add(tuple(ids))
+        return _garden_path(ids)
+
+    found = [int(i) for i in returned(beam(watched, 2, 3))]
     if found and found[-1] == EOS:
         raise Wrong("Leave the end symbol out of the answer.")
     if found != best:
@@ -221,5 +240,10 @@ def _check_beam(beam: Any) -> None:
             f"With a beam of 2 it answers {found}; of all answers {best} is the likeliest, and a beam of 2 holds its "
             "beginning. Are hypotheses ranked together, by the sum over all their tokens?"
         )
-    if (found := [int(i) for i in _answer(beam, _garden_path, 1, 3)])[:1] != [3]:
+    for length in range(4):
+        if (count := sum(len(ids) == length for ids in asked)) > 2:
+            raise Wrong(
+                f"With a beam of 2 it goes on from {count} beginnings of {length} tokens: rank them together, keep 2."
+            )
+    if (found := [int(i) for i in returned(beam(_garden_path, 1, 3))])[:1] != [3]:
         raise Wrong(f"A beam of 1 is greedy search and begins with 3; yours answers {found}.")

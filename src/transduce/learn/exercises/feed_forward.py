@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned
 from transduce.model.feed_forward import FeedForward
 
 _ONE_BY_ONE = {
@@ -82,9 +82,7 @@ def _new_weights(feed_forward: FeedForward) -> nn.Module:
 def _check_convolutions(answer: Callable[[FeedForward], Any]) -> None:
     torch.manual_seed(3)
     feed_forward, x = FeedForward(6, 14), torch.randn(2, 5, 6)
-    made = answer(feed_forward)
-    if made is None:
-        raise Wrong("it returns None: not written yet?")
+    made = returned(answer(feed_forward))
     if not any(isinstance(part, nn.Conv1d) for part in made.modules()):
         raise Wrong("there is no nn.Conv1d in it: two convolutions of width 1 were asked for.")
     with torch.no_grad():
@@ -121,9 +119,7 @@ def _share(d_model: int, d_ff: int) -> float:
 )
 def _check_share(answer: Callable[[int, int], float | None]) -> None:
     for d_model, d_ff in ((512, 2048), (64, 96), (128, 1024)):
-        found, expected = answer(d_model, d_ff), _counted_share(d_model, d_ff)
-        if found is None:
-            raise Wrong("it returns None: not written yet?")
+        found, expected = returned(answer(d_model, d_ff)), _counted_share(d_model, d_ff)
         if abs(found - expected) > 0.01:
             raise Wrong(
                 f"with d_model {d_model} and d_ff {d_ff} it says {found:.3f}; counted in torch's own layer it is "

@@ -1,5 +1,6 @@
 """Exercises about masks: building them, telling a wrong one, and speaking torch's several dialects."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
 
 PAD = 0
 SOURCE = torch.tensor([7, 4, 9, 2, PAD, PAD])  # a source of four tokens, beside a longer one
@@ -83,24 +84,24 @@ def _looks_forward(ids: Tensor, pad_id: int) -> Tensor:
         "The axis of padding is the last one: keys. `(ids != pad_id)[:, None, :]`.",
     ),
     solution=_both,
-    wrong=(_padding_only, _wrong_axis, _without_itself, _looks_forward, lambda *_: None),
+    wrong=(_padding_only, _wrong_axis, _without_itself, _looks_forward, lambda ids, _: _both(ids, 0), lambda *_: None),
 )
 def _check_build(answer: Callable[[Tensor, int], Any]) -> None:
-    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
-    found = _as_mask(answer(ids, 0), (2, 4, 4))
-    for row in range(2):
-        for query in range(4):
-            for key in range(4):
-                expected = key <= query and int(ids[row, key]) != 0
-                if bool(found[row, query, key]) != expected:
-                    raise Wrong(_told(row, query, key, int(ids[row, key]), may_look=expected))
+    for pad_id in (0, 9):  # whoever writes `ids != 0` is found out by the second
+        ids = torch.tensor([[3, 4, 5, 6], [7, 8, pad_id, pad_id]])
+        found = _as_mask(answer(ids, pad_id), (2, 4, 4))
+        for row, query, key in itertools.product(range(2), range(4), range(4)):
+            is_real = int(ids[row, key]) != pad_id
+            if bool(found[row, query, key]) != (key <= query and is_real):
+                told = _told(row, query, key, is_real=is_real, may_look=key <= query and is_real)
+                raise Wrong(told if pad_id == 0 else f"{told} (pad_id is {pad_id} here.)")
 
 
-def _told(row: int, query: int, key: int, token: int, *, may_look: bool) -> str:
+def _told(row: int, query: int, key: int, *, is_real: bool, may_look: bool) -> str:
     where = f"in row {row}, position {query} "
     if may_look:
         return f"{where}may look at position {key}, a real token" + (": itself." if key == query else " before it.")
-    return f"{where}must not look at position {key}: it is " + ("in its future." if token else "padding.")
+    return f"{where}must not look at position {key}: it is " + ("in its future." if is_real else "padding.")
 
 
 def _inverted(may_look: Tensor) -> Tensor:
@@ -157,16 +158,21 @@ def _mean_of_rows(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
         "`is_real = labels != pad_id`; then the sum over real tokens, divided by how many there are.",
     ),
     solution=_mean_over_real,
-    wrong=(_mean_over_all, _zeroed_and_averaged, _mean_of_rows, lambda *_: None),
+    wrong=(
+        _mean_over_all,
+        _zeroed_and_averaged,
+        _mean_of_rows,
+        lambda losses, labels, _: _mean_over_real(losses, labels, 0),
+        lambda *_: None,
+    ),
 )
 def _check_loss(answer: Callable[[Tensor, Tensor, int], Any]) -> None:
     random = torch.Generator().manual_seed(4)
     labels = torch.tensor([[3, 4, 5, 2], [4, 2, 0, 0]])
+    other = labels.masked_fill(labels == 0, 6)  # whoever writes `labels != 0` is found out by another padding
     logits = torch.randn(2, 4, 7, generator=random)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    found = answer(losses, labels, 0)
-    if found is None or found is ...:
-        raise Wrong("it returns nothing: not written yet?")
+    found = returned(answer(losses, labels, 0))
     expected = float(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0))
     known = {
         "it averages over padding, too": losses.mean(),
@@ -178,16 +184,14 @@ def _check_loss(answer: Callable[[Tensor, Tensor, int], Any]) -> None:
     for reason, value in known.items():
         if abs(float(found) - float(value)) < 1e-6:
             raise Wrong(f"{reason}: {float(found):.4f} instead of {expected:.4f}.")
+    if abs(float(found) - expected) < 1e-5 and abs(float(answer(losses, other, 6)) - expected) > 1e-5:
+        raise Wrong("with another pad_id than 0 it takes padding for tokens.")
     if abs(float(found) - expected) > 1e-5:
         raise Wrong(f"it gives {float(found):.4f}; the mean over the six real tokens is {expected:.4f}.")
 
 
 def _as_mask(answer: Any, shape: tuple[int, ...]) -> Tensor:
-    if answer is None or answer is ...:
-        raise Wrong("it returns nothing: not written yet?")
-    mask = torch.as_tensor(answer)
-    if mask.shape != shape:
-        raise Wrong(f"it has shape {tuple(mask.shape)}; {shape} was expected.")
+    mask = tensor_of(answer, shape)
     if mask.dtype != torch.bool:
         raise Wrong(f"it is of {mask.dtype}; a mask of True and False was expected.")
     return mask

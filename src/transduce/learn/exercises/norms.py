@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, tensor_of
 
 _EPS = 1e-5
 
@@ -51,7 +51,7 @@ def _check_layer_norm(answer: Callable[[Tensor], Any]) -> None:
     x = torch.randn(5, 8, dtype=torch.float64, generator=random) * 3 + 2
     tiny = x * 1e-3  # where eps is seen
     expected = F.layer_norm(x, (8,), eps=_EPS)
-    found = _as_tensor(answer(x), x)
+    found = tensor_of(answer(x), x.shape)
     if not torch.allclose(found, expected, atol=1e-9):
         if torch.allclose(found.mean(dim=0), torch.zeros(8, dtype=x.dtype), atol=1e-6):
             raise Wrong("it normalises each channel over the batch; LayerNorm takes each row (token) on its own.")
@@ -62,7 +62,7 @@ def _check_layer_norm(answer: Callable[[Tensor], Any]) -> None:
         size = float(found.square().mean(dim=-1)[0].sqrt())
         if abs(size - 1) > 1e-4:
             raise Wrong(f"the first row's root mean square is {size:.4f}, and 1 was expected.")
-    if not torch.allclose(_as_tensor(answer(tiny), x), F.layer_norm(tiny, (8,), eps=_EPS), atol=1e-9):
+    if not torch.allclose(tensor_of(answer(tiny), x.shape), F.layer_norm(tiny, (8,), eps=_EPS), atol=1e-9):
         raise Wrong("it differs where rows are tiny: eps = 1e-5 is added to the variance, inside the root.")
 
 
@@ -91,7 +91,7 @@ def _check_pre_norm(answer: Callable[..., Any]) -> None:
     def sublayer(t: Tensor) -> Tensor:
         return (3 * t + 1).tanh()
 
-    found = _as_tensor(answer(x, sublayer, norm), x)
+    found = tensor_of(answer(x, sublayer, norm), x.shape)
     others = {
         "this is the paper's post-norm: the sum itself is normalised.": norm(x + sublayer(x)),
         "the path that bypasses the sub-layer must not be normalised: add x, not norm(x).": norm(x) + sublayer(norm(x)),
@@ -115,6 +115,7 @@ def _check_pre_norm(answer: Callable[..., Any]) -> None:
     wrong=(25.0, 24.0, 13.0, math.sqrt(13), math.sqrt(24), "five"),
 )
 def _check_growth(answer: Any) -> None:
+    answer = answer.item() if isinstance(answer, Tensor) and answer.numel() == 1 else answer
     if not isinstance(answer, int | float):
         raise Wrong(f"a number was expected, not {answer!r}.")
     if abs(answer - 5) < 1e-6:
@@ -126,11 +127,3 @@ def _check_growth(answer: Any) -> None:
     if abs(answer - 13) < 1e-6 or abs(answer - math.sqrt(13)) < 1e-6:
         raise Wrong("a layer of the encoder adds twice: its attention and its feed-forward network.")
     raise Wrong(f"not {answer:.4g}. What adds up are mean squares; do not forget the input itself.")
-
-
-def _as_tensor(found: Any, like: Tensor) -> Tensor:
-    if found is None:
-        raise Wrong("it returns None: not written yet?")
-    if not isinstance(found, Tensor) or found.shape != like.shape:
-        raise Wrong(f"a tensor of shape {tuple(like.shape)} was expected, not {getattr(found, 'shape', found)!r}.")
-    return found

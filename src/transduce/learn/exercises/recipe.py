@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
-from transduce.learn.exercise import Wrong, exercise
+import torch
+
+from transduce.learn.exercising import Wrong, exercise, returned
 from transduce.learn.experiments.clinic import DIAGNOSES
 
 
@@ -23,9 +25,7 @@ def _mean_loss(sums: list[float], counts: list[int]) -> float:
     ),
 )
 def _check_mean_loss(mean_loss: Any) -> None:
-    found = mean_loss([10.0, 300.0], [10, 100])
-    if found is None:
-        raise Wrong("It returns None: is it not written yet, or does it lack a `return`?")
+    found = returned(mean_loss([10.0, 300.0], [10, 100]))
     if math.isclose(found, 2.0):
         raise Wrong("It gives 2, the mean of 1 and 3: a token of the batch of 10 counts as much as ten of the other.")
     if not math.isclose(found, 310 / 110):
@@ -58,16 +58,15 @@ def _average(average: float, current: float, decay: float) -> float:
     ),
 )
 def _check_average(average: Any) -> None:
-    value = average(1.0, 0.0, 0.9)
-    if value is None:
-        raise Wrong("It returns None: is it not written yet, or does it lack a `return`?")
+    one, zero = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    value = float(returned(average(one.clone(), zero, 0.9)))
     if not math.isclose(value, 0.9):
         raise Wrong(f"From 1, with weights at 0 and a decay of 0.9, the average moves to 0.9, not to {value:.3g}.")
-    value = 1.0
+    still = one.clone()
     for _ in range(50):
-        value = average(value, 1.0, 0.9)
-    if not math.isclose(value, 1.0):
-        raise Wrong(f"The average of weights that stay at 1 should stay at 1; yours goes to {value:.3g}.")
+        still = average(still, one, 0.9)
+    if not math.isclose(float(still), 1.0):
+        raise Wrong(f"The average of weights that stay at 1 should stay at 1; yours goes to {float(still):.3g}.")
 
 
 def _swapped(first: str, second: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import sacrebleu
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned
 
 _ANSWERS = ["the cat sat on the mat today", "a dog runs in the green park now"]
 _REFERENCES = ["the cat sat on the red mat today", "a dog runs in the park right now"]
@@ -39,6 +39,11 @@ def _without_brevity(answers: list[str], references: list[str]) -> float:
     return corpus_bleu(answers, references) / math.exp(min(0.0, 1 - words[1] / words[0]))
 
 
+def _rewarding_length(answers: list[str], references: list[str]) -> float:
+    words = [sum(len(text.split()) for text in texts) for texts in (answers, references)]
+    return _without_brevity(answers, references) * math.exp(1 - words[1] / words[0])
+
+
 def _as_share(answers: list[str], references: list[str]) -> float:
     return corpus_bleu(answers, references) / 100
 
@@ -65,15 +70,20 @@ def _unclipped(answers: list[str], references: list[str]) -> float:
         "references (r).",
     ),
     solution=corpus_bleu,
-    wrong=(_mean_of_sentences, _without_brevity, _as_share, _unclipped, lambda _answers, _references: None),
+    wrong=(
+        _mean_of_sentences,
+        _without_brevity,
+        _rewarding_length,
+        _as_share,
+        _unclipped,
+        lambda _answers, _references: None,
+    ),
 )
 def _check_bleu(answer: Any) -> None:
     repeated = (["the the the cat sat on the mat today"], ["the cat sat on the mat today, the old one"])
-    for answers, references in ((_ANSWERS, _REFERENCES), (_SHORT, _REFERENCES), repeated):
+    for answers, references in ((_ANSWERS, _REFERENCES), (_SHORT, _REFERENCES), (_REFERENCES, _ANSWERS), repeated):
         expected = sacrebleu.corpus_bleu(answers, [references], tokenize="none", smooth_method="none").score
-        found = answer(answers, references)
-        if found is None:
-            raise Wrong("It returns None: not written yet?")
+        found = returned(answer(answers, references))
         if abs(found - expected / 100) < 1e-6:
             raise Wrong(f"For {answers} it gives {found:.4f}, a share: BLEU is told in per cent, {expected:.2f}.")
         if abs(found - expected) > 1e-6:

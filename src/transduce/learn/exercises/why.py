@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from transduce.learn.exercise import Wrong, exercise
+from transduce.learn.exercising import Wrong, exercise, returned
 
 WORK = ("GRU, training", "GRU, answering", "Transformer, training", "Transformer, answering")
 
@@ -39,9 +39,7 @@ def _layers(num_tokens: int, width: int) -> int:
 )
 def _check_layers(answer: Callable[[int, int], int | None]) -> None:
     for num_tokens, width in ((5, 3), (6, 3), (2, 2), (30, 7), (201, 3), (12, 5)):
-        found, expected = answer(num_tokens, width), _layers_by_hand(num_tokens, width)
-        if found is None:
-            raise Wrong("it returns None: not written yet?")
+        found, expected = returned(answer(num_tokens, width)), _layers_by_hand(num_tokens, width)
         if found != expected:
             raise Wrong(
                 f"for {num_tokens} tokens and width {width} it says {found}; the first token's message goes "
@@ -87,9 +85,7 @@ def _crossover(d_model: int) -> int:
 )
 def _check_crossover(answer: Callable[[int], float | None]) -> None:
     for d_model in (16, 64, 512):
-        found = answer(d_model)
-        if found is None:
-            raise Wrong("it returns None: not written yet?")
+        found = returned(answer(d_model))
         matrices = sum(rows * columns for rows, columns in _matrices_of_a_layer(d_model))
         attention = found * d_model + found * d_model  # scores, and the mix of values
         if abs(attention - matrices) > 1e-6 * matrices:
@@ -122,9 +118,7 @@ def _check_look_back(answer: Callable[[torch.Tensor, torch.Tensor], Any]) -> Non
     random = torch.Generator().manual_seed(3)
     for num_states, size in ((4, 6), (11, 5)):
         states, query = torch.randn(num_states, size, generator=random), 2 * torch.randn(size, generator=random)
-        found = answer(query, states)
-        if found is None:
-            raise Wrong("it returns None: not written yet?")
+        found = returned(answer(query, states))
         expected = F.scaled_dot_product_attention(query[None], states, states)[0]
         found = torch.as_tensor(found).to(expected)
         if found.shape != expected.shape:

@@ -123,9 +123,16 @@ class ByHeart:
         return maps
 
 
-@cache  # two chapters look at the same network
 def by_heart(*, fast: bool = FAST) -> ByHeart:
-    """Trains the smallest network on one batch until it knows it: the first test of any training code."""
+    """Trains the smallest network on one batch until it knows it: the first test of any training code.
+
+    Two chapters look at the same one: it is trained once.
+    """
+    return _by_heart(fast)
+
+
+@cache
+def _by_heart(fast: bool) -> ByHeart:
     task = reversal(10, 3, 7)
     batch = task.draw(16, torch.Generator().manual_seed(3))
     model = small_transformer(task.vocabulary, d_model=32, d_ff=64)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transduce.inspection import record_attention
 from transduce.learn.ledger import FAST
+from transduce.learn.surgery import UnscaledEmbedding
 from transduce.learn.tagging import UNASKED, Tagger, share_right, train_tagger
 from transduce.learn.tasks import SymbolTask, reversal, sorting
 from transduce.learn.training import Training, mean_loss, small_transformer, train
@@ -53,7 +54,7 @@ def saturation(*, fast: bool = FAST) -> Saturation:
         for name, scores in (("with the root", products / math.sqrt(width)), ("without", products)):
             weights = scores.softmax(dim=-1)
             largest[name].append(float(weights.amax(dim=-1).mean()))
-            jacobian[name].append(float(softmax_jacobian(weights).flatten(1).norm(dim=1).mean()))
+            jacobian[name].append(float(softmax_jacobian(weights).flatten(1).norm(dim=1).median()))
             example[name].append(weights[0].sort(descending=True).values)
     return Saturation(
         widths=widths,
@@ -204,26 +205,9 @@ class EmbeddingScale:
         return min(self.excess("sorting"))
 
     @property
-    def early_excess(self) -> float:
-        """A fourth of the way: means over 20 steps, over seeds and tasks."""
-        gaps = []
-        for runs in self.trainings.values():
-            at = len(runs["the paper"][0].losses) // 4
-            early = {name: [training.smoothed()[at] for training in found] for name, found in runs.items()}
-            gaps += [a - b for a, b in zip(early["no factor"], early["the paper"], strict=True)]
-        return sum(gaps) / len(gaps)
-
-    @property
     def start_excess_large(self) -> float:
         """Above guessing, before training: embeddings of unit variance, shared with the output."""
         return self.starts["no factor, large"] - self.guessing
-
-
-class UnscaledEmbedding(nn.Embedding):
-    """Divides by what the Transformer multiplies with; its weights, which are the output's too, stay as they are."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids) / math.sqrt(self.embedding_dim)
 
 
 def without_factor(model: Transformer, *, large: bool) -> Transformer:

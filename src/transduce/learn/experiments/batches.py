@@ -77,7 +77,7 @@ def accumulation(*, fast: bool = FAST) -> Accumulation:
     data = words(1_500, 60 if fast else 400)
     model = build(Recipe(), data.tokenizer)
     by_len = np.argsort(data.valid.tgt_lens, kind="stable")
-    cut = len(by_len) // 4
+    cut = 3 * len(by_len) // 4
     parts = [by_len[:cut], by_len[cut:]]
     whole, (whole_count,) = _gradient(model, data.valid, [by_len], None)
     sums, counts = _gradient(model, data.valid, parts, whole_count)

@@ -5,10 +5,10 @@ their probabilities, are known.
 """
 
 import itertools
-import random as python_random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from transduce.annotation import token_log_probs
@@ -17,6 +17,7 @@ from transduce.data import Batch
 from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, sample
 from transduce.inference import InferenceModel
 from transduce.learn.ledger import FAST
+from transduce.learn.surgery import forget_shift
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, copying
 from transduce.learn.training import Draw, Training, exact_match, small_transformer, token_accuracy, train, written
 from transduce.model import Transformer, VocabularySizes
@@ -66,11 +67,6 @@ def without_shift(*, fast: bool = FAST) -> Unshifted:
         own=exact_match(models[1], test),
         own_shifted=exact_match(models[0], test),
     )
-
-
-def forget_shift(batch: Batch) -> Batch:
-    """The most common bug: the decoder is given, at each position, the very token that it has to name there."""
-    return Batch(src=batch.src, tgt_in=batch.tgt_out, tgt_out=batch.tgt_out)
 
 
 # --- told and own tokens ---------------------------------------------------------------------------------------------
@@ -166,10 +162,6 @@ class Searches:
     def beam_misses(self) -> float:
         return self.misses(4)
 
-    @property
-    def beam_gain(self) -> float:
-        return self.mean_log_prob(4) - self.mean_log_prob(1)
-
 
 SEARCH_SYMBOLS, SEARCH_LONGEST = 3, 5  # a vocabulary so small that all answers can be scored: 364 of them
 BEAM_SIZES = (1, 2, 3, 4, 6)
@@ -182,9 +174,9 @@ def searches(*, fast: bool = FAST) -> Searches:
     """
     symbols = range(FIRST_SYMBOL, FIRST_SYMBOL + SEARCH_SYMBOLS)
     sources = [list(source) for source in itertools.product(symbols, repeat=3)][: 9 if fast else None]
-    draw_python = python_random.Random(5)
+    generator = np.random.default_rng(5)
     every = all_answers(SEARCH_SYMBOLS, SEARCH_LONGEST)
-    truth = [_some_answers(draw_python, every[4:], 8) for _ in sources]
+    truth = [_some_answers(generator, every[4:], 8) for _ in sources]
     model = small_transformer(VocabularySizes.joint(FIRST_SYMBOL + SEARCH_SYMBOLS), **_SMALL)
     train(model, _draw_from(sources, truth), steps=120 if fast else 500, batch_size=64, learning_rate=4e-3)
     with_ends = [[*source, EOS] for source in sources]
@@ -234,11 +226,11 @@ def draws(model: Transformer, source: list[int], *, number: int, most_tokens: in
     return counts
 
 
-def _some_answers(random: python_random.Random, among: Sequence[list[int]], number: int) -> Answers:
+def _some_answers(generator: np.random.Generator, among: Sequence[list[int]], number: int) -> Answers:
     """`number` distinct answers with random probabilities that sum to 1."""
-    shares = [random.expovariate(1.0) for _ in range(number)]
-    chosen = random.sample(range(len(among)), number)
-    return {tuple(among[i]): share / sum(shares) for i, share in zip(chosen, shares, strict=True)}
+    shares = generator.dirichlet(np.ones(number)).tolist()
+    chosen = generator.choice(len(among), number, replace=False).tolist()
+    return {tuple(among[i]): share for i, share in zip(chosen, shares, strict=True)}
 
 
 def _draw_from(sources: Sequence[list[int]], truth: Sequence[Answers]) -> Draw:
@@ -269,10 +261,6 @@ class Lengths:
     @property
     def empty_share(self) -> float:
         return self.empty[0.0][-1]
-
-    @property
-    def right_when_normalised(self) -> float:
-        return self.right[1.0][-1]
 
 
 TWIN_SHARE, EMPTY_SHARE = 0.65, 0.05  # of the commoner of two ways to write a symbol; of pairs with nothing as target

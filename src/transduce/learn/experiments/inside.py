@@ -16,7 +16,7 @@ from transduce.inspection import record_attention
 from transduce.learn.experiments.recipe import Words, words
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import PAD
-from transduce.learn.training import Training, small_transformer, train
+from transduce.learn.training import Training, small_transformer, token_accuracy, train
 from transduce.model import MultiHeadAttention, Transformer
 from transduce.predictor import Predictor, vocabulary_sizes
 
@@ -67,18 +67,23 @@ class Pronouncer:
 
     def accuracy(self) -> float:
         """Share of phonemes, ends included, that are likeliest when those before are told."""
-        with torch.no_grad():
-            guesses = self.model.logits(self.model(*self.batch.inputs)).argmax(dim=-1)
-        return float((guesses == self.batch.tgt_out)[self.is_real].float().mean())
+        return token_accuracy(self.model, self.batch)
 
     @cached_property
     def is_real(self) -> Tensor:
         return self.batch.tgt_out != PAD
 
 
-@cache
 def pronouncer(*, fast: bool = FAST) -> Pronouncer:
-    """Two layers on each side, four heads in each attention, post-norm; learns short words of CMUdict."""
+    """Two layers on each side, four heads in each attention, post-norm; learns short words of CMUdict.
+
+    All experiments look into the same one: it is trained once.
+    """
+    return _pronouncer(fast)
+
+
+@cache
+def _pronouncer(fast: bool) -> Pronouncer:
     data = words(1_500, 100) if fast else words(24_000, 400)
     model = small_transformer(vocabulary_sizes(data.tokenizer), dropout=0.0)
     pairs = data.train
@@ -138,10 +143,6 @@ class Alignment:
     forward: float  # share of steps at which the place it looks at most is not left of the one before
     shuffled: float  # the same if the steps of each word are put in random order
     centre: Float[Tensor, "steps two"]  # how far through the word it writes, and how far through it looks: 0 to 1
-
-    @property
-    def correlation(self) -> float:
-        return float(np.corrcoef(self.centre.numpy().T)[0, 1])
 
 
 def alignment(*, fast: bool = FAST) -> Alignment:
@@ -312,7 +313,7 @@ def lens(word: str = "", *, fast: bool = FAST) -> Lens:
         return modules[name].register_forward_hook(hook)
 
     modules = dict(model.named_modules())
-    names = {"tgt_positions": "embedding alone"}
+    names = {"tgt_positions": "embedding and position"}
     names |= {
         f"decoder.layers.{layer}.residual_{k}": f"layer {layer + 1}, {part}"
         for layer in range(model.config.num_decoder_layers)

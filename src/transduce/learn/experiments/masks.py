@@ -3,36 +3,17 @@
 import copy
 import math
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transduce.data import Batch
 from transduce.learn.ledger import FAST
+from transduce.learn.surgery import AttentionWithoutCausalMask, TransformerWithoutPaddingMask
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, reversal
 from transduce.learn.training import Draw, Training, exact_match, small_transformer, token_accuracy, train, written
-from transduce.model import MultiHeadAttention, Transformer, VocabularySizes
-
-
-class AttentionWithoutCausalMask(MultiHeadAttention):
-    """Looks at everything, whatever it is told: the future, too."""
-
-    def forward(self, x: Tensor, memory: Any = None, *, mask: Any = None, is_causal: bool = False) -> Tensor:
-        del is_causal
-        return super().forward(x, memory, mask=mask, is_causal=False)
-
-
-class TransformerWithoutPaddingMask(Transformer):
-    """Takes padding for words like any other."""
-
-    def encode(self, src: Int[Tensor, "batch src_len"]) -> tuple[Tensor, Bool[Tensor, "batch 1 1 src_len"]]:
-        nothing_is_hidden = torch.ones_like(src, dtype=torch.bool)[:, None, None, :]
-        positions = torch.arange(src.size(1), device=src.device)
-        x = self._embed(src, positions, self.src_embedding, self.src_positions)
-        return self.encoder(x, nothing_is_hidden), nothing_is_hidden
+from transduce.model import Transformer, VocabularySizes
 
 
 def without_causal_mask(model: Transformer) -> Transformer:
@@ -185,10 +166,6 @@ class BatchMates:
     right_in_batches: dict[str, float]  # the same in batches as in training
 
     @property
-    def changed_with_mask(self) -> float:
-        return max(self.changed["with the mask"])
-
-    @property
     def changed_when_taken_out(self) -> float:
         return self.changed["mask taken out"][-1]
 
@@ -219,7 +196,6 @@ def batch_mates(*, fast: bool = FAST) -> BatchMates:
     )
 
 
-@cache  # several experiments look at the same networks
 def _trained(which: str, fast: bool, task: SynonymTask | SymbolTask) -> tuple[Transformer, Training]:
     size = {"d_model": 32, "d_ff": 64} if fast else {}
     model = small_transformer(task.vocabulary, num_encoder_layers=1, num_decoder_layers=1, **size)

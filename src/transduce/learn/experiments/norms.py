@@ -1,7 +1,6 @@
 """Layer normalisation, residual connections and depth: twelve encoder layers, with parts taken out (section 3.1)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from transduce.data import Batch
 from transduce.learn.ledger import FAST
+from transduce.learn.surgery import NormWithoutAdd
 from transduce.learn.tasks import PAD, SymbolTask, copying
 from transduce.learn.training import Training, exact_match, small_transformer, train
 from transduce.loss import cross_entropy_sum
@@ -21,15 +21,6 @@ from transduce.model.residual import AddAndNorm
 DEPTH = 12  # encoder layers; the decoder has one, so that depth is on one side alone
 _STEPS, _FAST_STEPS, _PATIENT_STEPS = 300, 60, 750
 _SIZES: dict[str, Any] = {"d_model": 32, "d_ff": 64, "num_encoder_layers": DEPTH, "num_decoder_layers": 1}
-
-
-class NormWithoutAdd(AddAndNorm):
-    """LayerNorm(Sublayer(x)): the norm stays, the addition is gone."""
-
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.norm_first:
-            return self.dropout(sublayer(self.norm(x)))
-        return self.norm(self.dropout(sublayer(x)))
 
 
 def without_residuals(model: Transformer) -> Transformer:
@@ -61,7 +52,7 @@ class Deep:
 
     training: Training
     final_loss: float  # nats a token: mean over the last steps, all on fresh rows
-    right: float  # share of fresh sources whose whole answer, written by the model itself, is right
+    right: float  # share of fresh sources whose whole answer, written by the model itself, is right; NaN: not measured
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class Residuals:
 def residuals(*, fast: bool = FAST) -> Residuals:
     """Trains all to copy symbols (He et al. 2016; section 3.1: a residual connection around each sub-layer)."""
     with_them, without = (
-        {norm: _trained(norm == "pre", norm == "post", has_them, fast) for norm in ("post", "pre")}
+        {norm: _trained(norm=norm, warm=norm == "post", has_residuals=has_them, fast=fast) for norm in ("post", "pre")}
         for has_them in (True, False)
     )
     return Residuals(with_them, without, blind_loss(deep_task()))
@@ -119,8 +110,9 @@ class WarmUp:
 
 def warm_up(*, fast: bool = FAST) -> WarmUp:
     """Four trainings of the same twelve layers, by two seeds (Xiong et al. 2020, section 3)."""
+    seeds = (1,) if fast else (1, 2)
     runs = {
-        (norm, warm): [_trained(norm == "pre", warm == "with", True, fast, seed) for seed in ((1,) if fast else (1, 2))]
+        (norm, warm): [_trained(norm=norm, warm=warm == "with", fast=fast, seed=seed) for seed in seeds]
         for norm in ("post", "pre")
         for warm in ("without", "with")
     }
@@ -143,10 +135,10 @@ class Patience:
 def patience(*, fast: bool = FAST) -> Patience:
     """The trainings of post-norm once more, longer: is it stuck, or slow?"""
     if fast:  # the same once more; nothing new is trained
-        cold, warm = (_trained(False, is_warmed_up, True, fast) for is_warmed_up in (False, True))
+        cold, warm = (_trained(norm="post", warm=is_warm, fast=fast) for is_warm in (False, True))
     else:
         cold, warm = (
-            _train(deep(norm_first=False), is_warmed_up, _PATIENT_STEPS, fast) for is_warmed_up in (False, True)
+            _train(deep(norm_first=False), warm=is_warm, steps=_PATIENT_STEPS, fast=fast) for is_warm in (False, True)
         )
     return Patience(cold, warm, blind_loss(deep_task()))
 
@@ -166,7 +158,8 @@ class Kinds:
 def kinds(*, fast: bool = FAST) -> Kinds:
     """Trains both on the same batches; RMSNorm leaves out mean and bias (Zhang and Sennrich 2019)."""
     rms = deep(norm_first=True, norm="rms")
-    return Kinds(_trained(True, False, True, fast), _train(rms, False, _FAST_STEPS if fast else _STEPS, fast))
+    steps = _FAST_STEPS if fast else _STEPS
+    return Kinds(_trained(norm="pre", warm=False, fast=fast), _train(rms, warm=False, steps=steps, fast=fast))
 
 
 @dataclass(frozen=True)
@@ -272,22 +265,25 @@ def _probe() -> Batch:
     return deep_task().draw(64, torch.Generator().manual_seed(99))
 
 
-@cache
-def _trained(norm_first: bool, is_warmed_up: bool, has_residuals: bool, fast: bool, seed: int = 1) -> Deep:
-    model = deep(norm_first=norm_first, seed=seed)
+def _trained(*, norm: str, warm: bool, fast: bool, has_residuals: bool = True, seed: int = 1) -> Deep:
+    return _trained_once(norm, warm, fast, has_residuals, seed)
+
+
+@cache  # two experiments look at some of them; all arguments are given, for a default would make another key
+def _trained_once(norm: str, warm: bool, fast: bool, has_residuals: bool, seed: int) -> Deep:
+    model = deep(norm_first=norm == "pre", seed=seed)
     if not has_residuals:
         without_residuals(model)
-    return _train(model, is_warmed_up, _FAST_STEPS if fast else _STEPS, fast, seed)
+    return _train(model, warm=warm, steps=_FAST_STEPS if fast else _STEPS, fast=fast, seed=seed)
 
 
-def _train(model: Transformer, is_warmed_up: bool, steps: int, fast: bool, seed: int = 1) -> Deep:
-    warmup_steps = 3 * steps // 10 if is_warmed_up else 0
+def _train(model: Transformer, *, warm: bool, steps: int, fast: bool, seed: int = 1) -> Deep:
+    warmup_steps = 3 * steps // 10 if warm else 0
     found = train(
         model, deep_task().draw, steps=steps, batch_size=32, learning_rate=2e-3, warmup_steps=warmup_steps, seed=seed
     )
-    last = found.losses[-steps // 10 :]
-    right = 0.0 if fast else exact_match(model, deep_task().draw(128, torch.Generator().manual_seed(7)))
-    return Deep(found, sum(last) / len(last), right)
+    right = math.nan if fast else exact_match(model, deep_task().draw(128, torch.Generator().manual_seed(7)))
+    return Deep(found, found.end(steps // 10), right)
 
 
 def _one_backward(model: Transformer) -> tuple[Tensor, Tensor]:

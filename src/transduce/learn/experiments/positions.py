@@ -46,14 +46,14 @@ def order_blindness(*, fast: bool = FAST) -> OrderBlindness:
     Transformer with `src_positions` or `tgt_positions` taken out.
     """
     del fast  # it is done at once
-    seeing, blind = (_untrained(without_encoder=is_blind) for is_blind in (False, True))
+    seeing, blind = (_untrained(in_encoder=sees) for sees in (True, False))
     return OrderBlindness(
         equivariance_gap=_equivariance_gap(blind),
         equivariance_gap_with=_equivariance_gap(seeing),
         answer_gap=_answer_gap(blind),
         answer_gap_with=_answer_gap(seeing),
-        one_layer_gap=_prefix_gap(_untrained(without_decoder=True, num_decoder_layers=1)),
-        two_layers_gap=_prefix_gap(_untrained(without_decoder=True, num_decoder_layers=2)),
+        one_layer_gap=_prefix_gap(_untrained(in_decoder=False, num_decoder_layers=1)),
+        two_layers_gap=_prefix_gap(_untrained(in_decoder=False, num_decoder_layers=2)),
     )
 
 
@@ -79,7 +79,12 @@ def ablation(*, fast: bool = FAST) -> Ablation:
     task, _ = _task("reversal", fast)
     test = task.draw(100 if fast else 300, torch.Generator().manual_seed(99))
     parts = _PARTS[:3] if fast else _PARTS
-    found = {part: _trained("reversal", "sinusoidal", fast, part in _PARTS[1::2], part in _PARTS[2:]) for part in parts}
+    found = {
+        part: _trained(
+            "reversal", "sinusoidal", fast=fast, in_encoder=part not in _PARTS[1::2], in_decoder=part not in _PARTS[2:]
+        )
+        for part in parts
+    }
     sources = [[i for i in row if i not in (PAD, EOS)] for row in test.src.tolist()]
     return Ablation(
         scores={part: exact_match(model, test) for part, (model, _) in found.items()},
@@ -191,10 +196,11 @@ def _curves(name: str, fast: bool) -> LengthCurves:
     tests = [_of_length(task, length, 60 if fast else 150) for length in lengths]
     few = {"reversal": KINDS[:3], "sorting": ("sinusoidal", "none")}  # what claims compare
     kinds = few[name] if fast else KINDS
-    scores = {kind: tuple(exact_match(_trained(name, kind, fast)[0], test) for test in tests) for kind in kinds}
+    models = {kind: _trained(name, kind, fast=fast)[0] for kind in kinds}
+    scores = {kind: tuple(exact_match(model, test) for test in tests) for kind, model in models.items()}
     beyond = _of_length(task, task.longest * 3 // 2, 60 if fast else 150)
     sources = [row[:-1] for row in beyond.src.tolist()]
-    answers = {kind: written(_trained(name, kind, fast)[0], beyond.src, 2 * task.longest) for kind in kinds}
+    answers = {kind: written(model, beyond.src, 2 * task.longest) for kind, model in models.items()}
     right = [task.answer(source) for source in sources]
     begins = {
         kind: sum(a[:1] == [s[task.longest - 1]] for s, a in zip(sources, answers[kind], strict=True)) / len(sources)
@@ -215,29 +221,33 @@ def _of_length(task: SymbolTask, length: int, num_rows: int) -> Any:
     return alike.draw(num_rows, torch.Generator().manual_seed(length))
 
 
-@cache  # several experiments look at the same networks
 def _trained(
-    name: str, kind: str, fast: bool, without_encoder: bool = False, without_decoder: bool = False, seed: int = 1
+    name: str, kind: str, *, fast: bool, in_encoder: bool = True, in_decoder: bool = True
 ) -> tuple[Transformer, Training]:
+    return _trained_once(name, kind, fast, in_encoder, in_decoder)
+
+
+@cache  # two experiments look at one of them; all arguments are given, for a default would make another key
+def _trained_once(name: str, kind: str, fast: bool, in_encoder: bool, in_decoder: bool) -> tuple[Transformer, Training]:
     task, steps = _task(name, fast)
     size = {"d_model": 32, "d_ff": 64} if fast else {}
-    model = small_transformer(task.vocabulary, seed, positions=kind, num_encoder_layers=1, num_decoder_layers=1, **size)
-    _take_out(model, without_encoder, without_decoder)
+    model = small_transformer(task.vocabulary, positions=kind, num_encoder_layers=1, num_decoder_layers=1, **size)
+    _leave_positions(model, in_encoder=in_encoder, in_decoder=in_decoder)
     rate = 8e-3 if fast else 4e-3
-    return model, train(model, task.draw, steps=steps, batch_size=32, learning_rate=rate, warmup_steps=20, seed=seed)
+    return model, train(model, task.draw, steps=steps, batch_size=32, learning_rate=rate, warmup_steps=20)
 
 
-def _take_out(model: Transformer, encoder: bool, decoder: bool) -> None:
-    if encoder:
+def _leave_positions(model: Transformer, *, in_encoder: bool, in_decoder: bool) -> None:
+    if not in_encoder:
         model.src_positions = None
-    if decoder:
+    if not in_decoder:
         model.tgt_positions = None
 
 
-def _untrained(without_encoder: bool = False, without_decoder: bool = False, **settings: Any) -> Transformer:
+def _untrained(*, in_encoder: bool = True, in_decoder: bool = True, **settings: Any) -> Transformer:
     vocabulary = reversal(len(_WORDS)).vocabulary
     model = small_transformer(vocabulary, d_model=24, d_ff=40, **settings).double().eval()
-    _take_out(model, without_encoder, without_decoder)
+    _leave_positions(model, in_encoder=in_encoder, in_decoder=in_decoder)
     return model
 
 

@@ -33,10 +33,6 @@ class Quality:
     def attention_excess(self) -> float:
         return self.scores[LOOKING][-1].value - self.scores[TRANSFORMER][-1].value
 
-    @property
-    def attention_excess_early(self) -> float:
-        return self.scores[LOOKING][0].value - self.scores[TRANSFORMER][0].value
-
 
 @one_thread()
 def quality(*, fast: bool = FAST) -> Quality:

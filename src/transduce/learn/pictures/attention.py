@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from transduce.learn.experiments.attention import SCALES, EmbeddingScale, RootTraining, Saturation, TwoLookUps
+from transduce.learn.experiments.attention import EmbeddingScale, RootTraining, Saturation, TwoLookUps
 from transduce.learn.experiments.feed_forward import AttentionAlone
 from transduce.learn.pictures.canvas import DECODER, ENCODER, FAINT, INK, SERIES, Picture, canvas
-from transduce.learn.pictures.tracing import attention_heads
+from transduce.learn.pictures.maps import head_maps
 
 _SIDES = {"with the root": ENCODER, "without": DECODER}
 
@@ -71,7 +71,7 @@ def look_up_maps(found: TwoLookUps, name: str, symbols: str) -> Picture:
     """Every head of one of the networks, on one sequence; positions are named by number."""
     weights = found.maps[name]
     tokens = [f"{symbols}{position}" for position in range(weights.size(-2))]
-    return attention_heads(weights, tokens, [*tokens, "end"][: weights.size(-1)])
+    return head_maps({"": weights}, queries=tokens, keys=[*tokens, "end"][: weights.size(-1)])
 
 
 def scale_curves(found: EmbeddingScale) -> Picture:
@@ -87,22 +87,6 @@ def scale_curves(found: EmbeddingScale) -> Picture:
         axes[2].plot(training.smoothed(), color=colours[name], label=name)
     axes[2].set(title="reversal, one seed, longer", xlabel="step", ylim=(0, None))
     axes[0].legend(fontsize=9)
-    return figure
-
-
-def scale_bars(found: EmbeddingScale) -> Picture:
-    """The loss before training and after it, for four ways to scale embeddings."""
-    figure, (left, right) = canvas(1, 2, width=9.6, height=2.6)
-    for axis, values, title in ((left, found.starts, "before training"), (right, found.ends, "after it")):
-        numbers = [values[name] for name in SCALES]
-        axis.barh(range(len(SCALES)), numbers, color=SERIES[: len(SCALES)])
-        axis.set_yticks(range(len(SCALES)), SCALES if axis is left else [])
-        axis.invert_yaxis()
-        axis.set(title=title, xlabel="loss / nats per token")
-        axis.margins(x=0.15)
-        for row, value in enumerate(numbers):
-            axis.text(value, row, f" {value:.2f}", va="center", color=INK, fontsize=9)
-    left.axvline(found.guessing, color=INK, linestyle="--", linewidth=1)
     return figure
 
 

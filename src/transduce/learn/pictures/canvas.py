@@ -13,6 +13,7 @@ QUERY, KEY, VALUE = "#7b3fa0", "#d1701c", "#1f7a53"
 ENCODER, DECODER = "#2b6cb0", "#b5443a"
 NEUTRAL, FAINT, INK = "#8a8f98", "#e6e8eb", "#1f2328"
 SERIES = ("#2b6cb0", "#b5443a", "#1f7a53", "#d1701c", "#7b3fa0", "#5b6770")  # of curves, told apart by markers as well
+MARKERS = "osD^"
 WEIGHTS = "Blues"  # of what lies between 0 and 1
 SIGNED = "RdBu_r"  # of what has a sign; centred on 0
 
@@ -55,9 +56,10 @@ def name_ticks(axes: Axes, *, queries: Sequence[str], keys: Sequence[str]) -> No
     shape = np.shape(np.asarray(axes.images[-1].get_array()))[:2]
     if shape != (len(queries), len(keys)):
         raise ValueError(f"a map of {shape[0]} queries by {shape[1]} keys got {len(queries)} and {len(keys)} tokens.")
-    axes.set_yticks(range(len(queries)), [_literally(token) for token in queries])
-    axes.set_xticks(range(len(keys)), [_literally(token) for token in keys], rotation=60, ha="right")
+    axes.set_yticks(range(len(queries)), [literally(token) for token in queries])
+    axes.set_xticks(range(len(keys)), [literally(token) for token in keys], rotation=60, ha="right")
 
 
-def _literally(token: str) -> str:
-    return token.replace("$", r"\$")  # else matplotlib reads what is between two of them as a formula
+def literally(text: str) -> str:
+    """Text as matplotlib is to be given it: what stands between two dollars it would read as a formula."""
+    return text.replace("$", r"\$")

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transduce.learn.experiments.inside import Alignment, Head, Lens, Pruning, Roles
+from transduce.learn.pictures import maps
 from transduce.learn.pictures.canvas import (
     DECODER,
     ENCODER,
@@ -14,10 +15,8 @@ from transduce.learn.pictures.canvas import (
     KEY,
     NEUTRAL,
     SERIES,
-    WEIGHTS,
     Picture,
     canvas,
-    name_ticks,
 )
 
 Names = Sequence[str]
@@ -52,19 +51,10 @@ def alignment(found: Alignment) -> Picture:
     return figure
 
 
-def head_maps(maps: Float[Tensor, "heads queries keys"], title: str, *, tokens: tuple[Names, Names]) -> Picture:
+def head_maps(weights: Float[Tensor, "heads queries keys"], title: str, *, tokens: tuple[Names, Names]) -> Picture:
     """The weights of every head of one attention; `tokens` are the names of its queries and of its keys."""
     queries, keys = tokens
-    figure, axes = canvas(1, len(maps), width=10.0, height=2.9)
-    for number, (axis, weights) in enumerate(zip(axes, maps, strict=True), start=1):
-        axis.imshow(weights.numpy(), cmap=WEIGHTS, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-        name_ticks(axis, queries=queries, keys=keys)
-        axis.set_title(f"head {number}", fontsize=10)
-        axis.tick_params(length=0, labelsize=8)
-    figure.suptitle(title, fontsize=11, weight="bold")
-    axes[0].set_ylabel("query")
-    figure.supxlabel("key", fontsize=10)
-    return figure
+    return maps.head_maps({"": weights}, queries=queries, keys=keys, title=title)
 
 
 def pruning(found: Pruning) -> Picture:

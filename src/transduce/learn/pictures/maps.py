@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from transduce.learn.pictures.canvas import (
@@ -57,19 +58,30 @@ def linked_matrices(
     return figure
 
 
-def head_maps(maps: Mapping[str, Tensor], *, queries: Sequence[str], keys: Sequence[str]) -> Picture:
-    """Weights (heads, queries, keys) of some attentions, one row of pictures for each."""
+def head_maps(
+    maps: Mapping[str, Float[Tensor, "heads queries keys"]],
+    *,
+    queries: Sequence[str],
+    keys: Sequence[str],
+    title: str = "",
+) -> Picture:
+    """Weights of every head, on one scale from 0 to 1: a row of maps for each attention, by its name, or none ("")."""
     num_heads = max(len(heads) for heads in maps.values())
-    size = 10.0 / num_heads
-    figure, axes = canvas(len(maps), num_heads, width=10.0, height=len(maps) * size + 0.4)
+    size = min(2.5, 10.0 / num_heads)
+    figure, axes = canvas(len(maps), num_heads, width=num_heads * size, height=len(maps) * size + 0.4)
     for row, (name, heads) in enumerate(maps.items()):
         for number in range(num_heads):
             axis = axes[row * num_heads + number]
             if number >= len(heads):
                 axis.set_axis_off()
                 continue
-            axis.imshow(heads[number].numpy(), cmap=WEIGHTS, vmin=0, vmax=1, interpolation="nearest")
+            image = axis.imshow(heads[number].numpy(), cmap=WEIGHTS, vmin=0, vmax=1, interpolation="nearest")
             name_ticks(axis, queries=queries if number == 0 else [""] * len(queries), keys=keys)
-            axis.set_title(f"{name}, head {number + 1}", fontsize=9)
+            axis.set_title(f"{name}, head {number + 1}" if name else f"head {number + 1}", fontsize=9)
             axis.tick_params(length=0, labelsize=8)
+        axes[row * num_heads].set_ylabel("query")
+    figure.supxlabel("key", fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11, weight="bold")
+    figure.colorbar(image, ax=axes, label="weight", shrink=0.8)
     return figure

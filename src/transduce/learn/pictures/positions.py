@@ -11,6 +11,7 @@ from transduce.learn.experiments.positions import Ablation, LengthCurves
 from transduce.learn.pictures.canvas import (
     FAINT,
     INK,
+    MARKERS,
     NEUTRAL,
     SERIES,
     SIGNED,
@@ -18,16 +19,14 @@ from transduce.learn.pictures.canvas import (
     canvas,
 )
 
-_MARKERS = "osD^"
 _SCORE = "share of answers right"
+_PRODUCT = "product / (d / 2)"
 
 
 def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Sequence[int]) -> Picture:
     """The table as a map, and some of its columns as curves."""
     figure, (left, right) = canvas(1, 2, width=8.0, height=3.3)
-    image = left.imshow(table.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    figure.colorbar(image, ax=left, label="value")
-    left.set(title="The table: one row for each position", xlabel="channel", ylabel="position")
+    _table_map(figure, left, table, "The table: one row for each position")
     for channel, colour in zip(channels, SERIES, strict=False):
         left.axvline(channel, color=INK, linewidth=0.8, linestyle=":")
         right.plot(table[:, channel].numpy(), color=colour, label=f"channel {channel}", linewidth=1.6)
@@ -38,18 +37,24 @@ def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Se
 
 def similarity(table: Float[Tensor, "num_positions channels"], rows: Sequence[int]) -> Picture:
     """Products of all pairs of rows, and some of them by distance: the curves lie on one another."""
-    products = (table @ table.T).numpy() * 2 / table.size(1)
+    products = _products(table).numpy()
     figure, (left, right) = canvas(1, 2, height=3.4)
-    image = left.imshow(products, cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=left, label="product / (d / 2)")
-    left.set(title="Every position against every other", xlabel="position", ylabel="position")
+    _products_map(figure, left, table, "Every position against every other")
     for number, (row, colour) in enumerate(zip(rows, SERIES, strict=False)):
         distances = np.arange(len(table)) - row
         every = slice(number, None, len(rows))  # markers of all rows stay apart
         right.plot(distances, products[row], color=colour, linewidth=1, alpha=0.6)
-        right.plot(distances[every], products[row][every], _MARKERS[number], color=colour, label=f"from {row}", ms=4)
-    right.set(title="Only the distance matters", xlabel="distance in positions", ylabel="product / (d / 2)")
+        right.plot(distances[every], products[row][every], MARKERS[number], color=colour, label=f"from {row}", ms=4)
+    right.set(title="Only the distance matters", xlabel="distance in positions", ylabel=_PRODUCT)
     right.legend(fontsize=9)
+    return figure
+
+
+def table_and_similarity(table: Float[Tensor, "num_positions channels"]) -> Picture:
+    """The table as a map, and the products of all pairs of its rows."""
+    figure, (left, right) = canvas(1, 2, width=9.0, height=3.3)
+    _table_map(figure, left, table, "one row for each position")
+    _products_map(figure, right, table, "how alike two rows are")
     return figure
 
 
@@ -87,7 +92,7 @@ def length_curves(*found: LengthCurves) -> Picture:
         axis.axvspan(curves.lengths[0] - 0.5, curves.longest_trained + 0.5, color=FAINT, zorder=0)
         axis.text(curves.lengths[0], 1.07, "lengths of training", fontsize=9, color=NEUTRAL)
         for number, (kind, scores) in enumerate(curves.scores.items()):
-            axis.plot(curves.lengths, scores, _MARKERS[number] + "-", color=SERIES[number], label=kind, ms=5, alpha=0.9)
+            axis.plot(curves.lengths, scores, MARKERS[number] + "-", color=SERIES[number], label=kind, ms=5, alpha=0.9)
         axis.set(title=curves.task, xlabel="symbols in the source", ylabel=_SCORE, ylim=(-0.05, 1.16))
     axes[-1].legend(title="positions", fontsize=9)
     return figure
@@ -103,6 +108,23 @@ def scores_by_position(before: Tensor, after: Tensor) -> Picture:
         axis.set(title=title, xlabel="position of the key", ylabel="position of the query")
     figure.colorbar(image, ax=axes, label="query · key")
     return figure
+
+
+def _table_map(figure: Picture, axis: Axes, table: Tensor, title: str) -> None:
+    image = axis.imshow(table.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axis, label="value")
+    axis.set(title=title, xlabel="channel", ylabel="position")
+
+
+def _products_map(figure: Picture, axis: Axes, table: Tensor, title: str) -> None:
+    image = axis.imshow(_products(table).numpy(), cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axis, label=_PRODUCT)
+    axis.set(title=title, xlabel="position", ylabel="position")
+
+
+def _products(table: Tensor) -> Tensor:
+    """Of every row with every other; 1 with itself."""
+    return table @ table.T * 2 / table.size(1)
 
 
 def _turns(axis: Axes, table: Tensor, pair: int, offset: int) -> None:

@@ -6,11 +6,15 @@ An exercise that is not answered yet is `...`; that is no error, so a notebook r
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
+from traceback import walk_tb
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from transduce.errors import TransduceError
 from transduce.learn.showing import Shown, code, text
@@ -37,11 +41,16 @@ class Exercise:
 def exercise(
     name: str, *, hints: tuple[str, ...], solution: Any, wrong: tuple[Any, ...]
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Registers the function below as the checker of exercise `name`."""
+    """Registers the function below as the checker of exercise `name`; defined again, it takes its own place.
+
+    Raises TransduceError if there is another exercise of this name, or no hint.
+    """
+    if not hints:
+        raise TransduceError(f"exercise '{name}' has no hints: give at least one.")
 
     def register(check: Callable[[Any], None]) -> Callable[[Any], None]:
-        if name in _EXERCISES:
-            raise TransduceError(f"there are two exercises called '{name}'.")
+        if name in _EXERCISES and _place_of(_EXERCISES[name].check) != _place_of(check):
+            raise TransduceError(f"there are two exercises called '{name}': give this one another name.")
         _EXERCISES[name] = Exercise(name, check, hints, solution, wrong)
         return check
 
@@ -62,13 +71,35 @@ def check(name: str, answer: Any) -> Shown:
     if answer is ...:
         return text(f"{name}: not answered yet. Replace the `...`; `hint('{name}')` helps.")
     try:
-        known.check(answer)
+        with torch.random.fork_rng(devices=[]):  # the reader's own random numbers go on as if nothing had been drawn
+            known.check(answer)
     except Wrong as wrong:
         return text(f"{name}: not yet. {wrong}")
     except Exception as error:
         # Whatever the reader's code raises is an answer too, and a notebook goes on.
-        return text(f"{name}: your code raises {type(error).__name__}: {error}")
+        what = f"{type(error).__name__}: {error}"
+        if _went_through(error, answer):
+            return text(f"{name}: your code raises {what}")
+        return text(f"{name}: not yet. The checker cannot read {answer!r} ({what}). `hint('{name}')` helps.")
     return text(f"{name}: right.")
+
+
+def returned(found: Any) -> Any:
+    """What a function of the reader's returned. Raises Wrong if that is nothing."""
+    if found is None or found is ...:
+        raise Wrong("It returns None: is it not written yet, or does it lack a `return`?")
+    return found
+
+
+def tensor_of(found: Any, shape: Sequence[int] | None = None) -> Tensor:
+    """The reader's tensor, list, array or number as a tensor. Raises Wrong if it is none, or of another shape."""
+    try:
+        tensor = torch.as_tensor(returned(found))
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"A tensor was expected, not {found!r}.") from None
+    if shape is not None and tensor.shape != tuple(shape):
+        raise Wrong(f"It has the shape {tuple(tensor.shape)}; {tuple(shape)} was expected.")
+    return tensor
 
 
 def hint(name: str) -> Shown:
@@ -83,6 +114,16 @@ def solution(name: str) -> Shown:
     """One right answer: the source of a function, or the value."""
     answer = _find(name).solution
     return code(textwrap.dedent(inspect.getsource(answer))) if callable(answer) else text(repr(answer))
+
+
+def _place_of(check: Callable[[Any], None]) -> tuple[str, str]:
+    return check.__module__, check.__qualname__
+
+
+def _went_through(error: Exception, answer: Any) -> bool:
+    """Whether the reader's function was at work when `error` was raised."""
+    own = getattr(answer, "__code__", None)
+    return own is not None and any(frame.f_code is own for frame, _ in walk_tb(error.__traceback__))
 
 
 def _find(name: str) -> Exercise:
