@@ -231,7 +231,7 @@ my_guess_for_one, my_guess_for_eight = ..., ...
 # %% [markdown]
 # **Experiment 2.** Twice the same question. *Left:* each network is trained at one distance and sees nothing else.
 # *Middle and right:* batches of all distances are mixed, and near ones can teach what far ones need. For eight symbols
-# the GRU gets the best of three learning rates; for one, the smallest, at which it fails on the left.
+# the GRU gets the best of three learning rates; for one, the middle one.
 
 # %%
 alone, recall = why.far_alone(), why.recall()
@@ -248,8 +248,15 @@ ledger.settle("a-gru-carries-one-thing-far", recall)
 # %% [markdown]
 # This is not what one reads, and not what we had written down before: **a GRU can carry a symbol over 200 others.** An
 # update gate that learns to be near 1 multiplies by nearly 1, at any distance. What the vanishing gradient spoils is
-# *learning* that from far examples alone, and whether it does depends on the learning rate. With near examples in the
-# batches the GRU finds the gate there, and it works at any distance. But then:
+# *learning* that, and whether it does depends on the learning rate. At the middle one the GRU learns it from far examples
+# alone as well as from mixed ones. At the smallest it learns nothing from far examples alone, and a part of it where near
+# ones are mixed in:
+
+# %%
+print(f"at the smallest rate: far ones alone {alone.slowest_far:.0%}, near and far ones mixed {recall.slow[-1]:.0%}")
+
+# %% [markdown]
+# And now eight symbols instead of one:
 
 # %%
 ledger.settle("a-gru-fails-at-eight", recall)

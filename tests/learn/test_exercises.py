@@ -1,14 +1,17 @@
 """Every exercise accepts its solution and rejects, with a word of advice, each answer that is known to be wrong."""
 
 import math
+import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from transduce import learn
 from transduce.errors import TransduceError
-from transduce.learn import Wrong, check, exercise, hint, solution
+from transduce.learn import Ledger, Wrong, check, exercise, hint, solution
 from transduce.learn.exercising import all_exercises, tensor_of
 
 EXERCISES = all_exercises()
@@ -116,3 +119,24 @@ def test_answers_that_are_no_tensor_of_the_shape_are_told(found):
 def test_an_unknown_exercise_names_the_known_ones():
     with pytest.raises(TransduceError, match="there is no exercise 'nothing'"):
         check("nothing", 1)
+
+
+def test_the_example_of_the_documentation_does_what_it_says(tmp_path):
+    """It is run as it stands: the exercise as Python, the claim as TOML."""
+    blocks = textwrap.dedent(
+        "\n".join(line for line in learn.__doc__.split("\n") if line.startswith("    ") or not line)
+    )
+    code, _, table = blocks.partition("[copying-is-easy]")
+    told = code.rstrip().split("  # ")[1]
+    try:
+        scope = {}
+        exec(code, scope)
+        assert check("softmax-sum", max).plain == told
+        assert check("softmax-sum", sum).plain == "softmax-sum: right."
+    finally:
+        EXERCISES.pop("softmax-sum")
+    (tmp_path / "claims.toml").write_text(f"[copying-is-easy]{table}")
+    settled = Ledger.load(tmp_path / "claims.toml").settle(
+        "copying-is-easy", SimpleNamespace(share_right=0.95), fast=False
+    )
+    assert "95% of new words" in str(settled)

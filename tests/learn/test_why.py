@@ -153,7 +153,9 @@ def test_pictures_of_time_name_networks_and_lengths():
 
 
 def test_pictures_of_recall_have_a_panel_for_each_question():
-    recall = why.Recall((5, 30), 8, {(GRU, 1): (1.0, 0.9), (GRU, 8): (0.3, 0.2), (LOOKING, 8): (1.0, 1.0)}, {}, 1 / 8)
+    recall = why.Recall(
+        (5, 30), 8, {(GRU, 1): (1.0, 0.9), (GRU, 8): (0.3, 0.2), (LOOKING, 8): (1.0, 1.0)}, {}, (0.2, 0.1), 1 / 8
+    )
     alone = why.FarAlone((5, 30), {0.1: (1.0, 0.2)}, {LOOKING: 1.0}, 1 / 8)
     axes = pictures.recalled(recall, alone).axes
     assert [axis.get_title() for axis in axes] == [

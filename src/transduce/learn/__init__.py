@@ -1,6 +1,31 @@
-"""What the notebooks are made with: pictures, experiments, exercises and the claims ledger. For teachers, too."""
+"""What the notebooks are made with: pictures, experiments, exercises and the claims ledger. For teachers, too.
 
-from transduce.learn.exercising import Exercise, Wrong, check, exercise, hint, solution
+An exercise is a checker with hints, an answer that is right and answers that are wrong:
+
+    from transduce.learn import Wrong, check, exercise, returned
+
+    @exercise("softmax-sum", hints=("Add them up.",), solution=sum, wrong=(max, lambda weights: None))
+    def _check(answer):
+        if abs(returned(answer([0.25, 0.75])) - 1) > 1e-6:
+            raise Wrong("Weights 0.25 and 0.75 sum to 1.")
+
+    check("softmax-sum", max)  # softmax-sum: not yet. Weights 0.25 and 0.75 sum to 1.
+
+A claim is a table of `claims.toml`: a sentence, the experiment that settles it, and what is expected of its number.
+
+    [copying-is-easy]
+    sentence = "After 200 steps {measured:.0%} of new words are copied rightly."
+    paper = ""
+    experiment = "my_experiments.copying"    # of transduce.learn.experiments, for `python -m transduce.learn`
+    value = "share_right"                    # an attribute of what it returns
+    at_least = 0.9
+    fast_at_least = 0.1
+
+`Ledger.load().settle("copying-is-easy", result)` compares, shows the sentence with its number, and raises ClaimFailed
+if the number is something else.
+"""
+
+from transduce.learn.exercising import Exercise, Wrong, check, exercise, hint, returned, solution, tensor_of
 from transduce.learn.ledger import FAST, Claim, ClaimFailed, Ledger, Settled
 from transduce.learn.showing import Shown, guessed, page, source_of
 
@@ -18,6 +43,8 @@ __all__ = [
     "guessed",
     "hint",
     "page",
+    "returned",
     "solution",
     "source_of",
+    "tensor_of",
 ]
