@@ -1,13 +1,16 @@
 """Every exercise accepts its solution and rejects, with a word of advice, each answer that is known to be wrong."""
 
+import itertools
 import math
 import textwrap
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from transduce import learn
 from transduce.errors import TransduceError
@@ -47,8 +50,88 @@ def test_hints_come_one_after_the_other(name, monkeypatch):
     assert solution(name).plain
 
 
+def returning(convert, answer):
+    """The same function, but what it returns is converted."""
+    return lambda *given: convert(torch.as_tensor(answer(*given)))
+
+
+def in_float32(found):
+    return found.float() if found.is_floating_point() else found
+
+
+def other_forms(right):
+    """The solution as lists, tensors, arrays, in other types, or in capitals: what good readers hand in."""
+    if callable(right):
+        return [returning(convert, right) for convert in (in_float32, Tensor.tolist, Tensor.numpy, Tensor.clone)]
+    if isinstance(right, str):
+        return [right.upper(), f" {right} ", [right], {right}]
+    if isinstance(right, set):
+        return [list(right), tuple(right), frozenset(map(str.lower, right)), {word.upper() for word in right}]
+    if isinstance(right, dict):
+        return [{letter.lower(): name.upper() for letter, name in right.items()}]
+    if isinstance(right, tuple | list):
+        words = [word.upper() for word in right if isinstance(word, str)]
+        return [words, tuple(words)] if words else [list(right), tuple(right), torch.tensor(right), np.array(right)]
+    return [torch.tensor(right), torch.tensor([right]), np.float32(right), np.array(float(right)), Fraction(right)]
+
+
+@pytest.mark.parametrize("name", [name for name in EXERCISES if name != "ffn-convolutions"])  # it returns a network
+def test_the_solution_is_accepted_in_other_types(name):
+    for answer in other_forms(EXERCISES[name].solution):
+        assert check(name, answer).plain == f"{name}: right."
+
+
+NOTHING = (math.nan, "", "a word", [], {}, set(), 7j, None, torch.empty(0), np.zeros((2, 2)), [[1], [2, 3]])
+
+
+@each
+@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+def test_answers_of_another_kind_are_rejected_in_words(name, nothing):
+    """Neither does the checker break on them, nor is the reader's code said to have raised anything."""
+    right = EXERCISES[name].solution
+    told = check(name, (lambda *_: nothing) if callable(right) else nothing).plain
+    assert told.startswith(f"{name}: not yet.")
+    assert "cannot read" not in told
+
+
+def _beam_of_tensors(next_log_probs, beam_size, longest):
+    found = EXERCISES["decoding-beam"].solution(lambda ids: next_log_probs(torch.tensor(ids)), beam_size, longest)
+    return tuple(np.int64(i) for i in found)
+
+
 # Right answers in other forms than that of the solution.
 OTHER_FORMS = {
+    "attention-derivative": [
+        lambda weights, values: [w * (v - weights @ values) for w, v in zip(weights, values, strict=True)]
+    ],
+    "attention-shift": [["add 5 to one row of scores", "add 5 to all scores", "add the same vector to every key"]],
+    "norms-layer-norm": [lambda x: [F.layer_norm(row, (8,)) for row in x]],
+    "positions-table": [
+        lambda num, d: (
+            torch.stack(
+                [
+                    torch.arange(num)[:, None] * torch.exp(torch.arange(0, d, 2) * (-math.log(10_000) / d)) + phase
+                    for phase in (0, math.pi / 2)
+                ],
+                dim=-1,
+            )
+            .flatten(1)
+            .sin()
+        )
+    ],
+    "positions-layout": [
+        lambda d: itertools.chain(range(0, d, 2), range(1, d, 2)),
+        lambda d: np.arange(d).reshape(-1, 2).T,
+    ],
+    "inside-what-a-map-shows": ["AC", "c, a", ["a", "c"]],
+    "translation-signatures": ["A, C"],
+    "masks-one-of-six": ["d", ("D",)],
+    "decoding-beam": [_beam_of_tensors],
+    "recipe-mean-loss": [lambda sums, counts: torch.tensor(sums).sum() / torch.tensor(counts).sum()],
+    "why-path-length": [
+        lambda n, width: math.ceil((n - 1) / (width - 1)),
+        lambda n, width: np.ceil((n - 1) / (width - 1)),
+    ],
     "training-shift": [lambda target: [[1, *target], [*target, 2]]],
     "training-smoothed-target": [
         lambda right, e, v: ((1 - e) * F.one_hot(torch.tensor(right), v) + e / v).tolist(),
@@ -75,7 +158,7 @@ def raising():
     def _check(answer):
         answer.upper() if answer == 7 else answer()
 
-    exercise("test-raising", hints=("no",), solution=lambda: 1, wrong=())(_check)
+    exercise("test-raising", hints=("no",), solution=1, wrong=())(_check)
     yield "test-raising", _check
     EXERCISES.pop("test-raising")
 
@@ -84,6 +167,15 @@ def test_code_that_raises_is_told_and_raises_nothing(raising):
     name, _ = raising
     told = check(name, lambda: 1 // 0).plain
     assert told == f"{name}: your code raises ZeroDivisionError: integer division or modulo by zero"
+
+
+def test_decorated_code_that_raises_is_the_readers_too(raising):
+    name, _ = raising
+    assert "your code raises ZeroDivisionError" in check(name, torch.no_grad()(lambda: 1 // 0)).plain
+
+
+def test_a_function_is_asked_for_where_there_is_none():
+    assert check("heads-split", 7).plain == "heads-split: not yet. A function was expected, not 7."
 
 
 def test_what_the_checker_cannot_read_is_not_called_the_readers_code(raising):

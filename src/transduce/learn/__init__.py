@@ -25,7 +25,19 @@ A claim is a table of `claims.toml`: a sentence, the experiment that settles it,
 if the number is something else.
 """
 
-from transduce.learn.exercising import Exercise, Wrong, check, exercise, hint, returned, solution, tensor_of
+from transduce.learn.exercising import (
+    Exercise,
+    Wrong,
+    check,
+    choices_of,
+    exercise,
+    hint,
+    is_close,
+    number_of,
+    returned,
+    solution,
+    tensor_of,
+)
 from transduce.learn.ledger import FAST, Claim, ClaimFailed, Ledger, Settled
 from transduce.learn.showing import Shown, guessed, page, source_of
 
@@ -39,9 +51,12 @@ __all__ = [
     "Shown",
     "Wrong",
     "check",
+    "choices_of",
     "exercise",
     "guessed",
     "hint",
+    "is_close",
+    "number_of",
     "page",
     "returned",
     "solution",

@@ -6,7 +6,7 @@ An exercise that is not answered yet is `...`; that is no error, so a notebook r
 
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
@@ -71,6 +71,8 @@ def check(name: str, answer: Any) -> Shown:
     if answer is ...:
         return text(f"{name}: not answered yet. Replace the `...`; `hint('{name}')` helps.")
     try:
+        if callable(known.solution) and not callable(answer):
+            raise Wrong(f"A function was expected, not {textwrap.shorten(repr(answer), 80)}.")
         with torch.random.fork_rng(devices=[]):  # the reader's own random numbers go on as if nothing had been drawn
             known.check(answer)
     except Wrong as wrong:
@@ -80,7 +82,8 @@ def check(name: str, answer: Any) -> Shown:
         what = f"{type(error).__name__}: {error}"
         if _went_through(error, answer):
             return text(f"{name}: your code raises {what}")
-        return text(f"{name}: not yet. The checker cannot read {answer!r} ({what}). `hint('{name}')` helps.")
+        unreadable = "what your function returns" if callable(answer) else textwrap.shorten(repr(answer), 80)
+        return text(f"{name}: not yet. The checker cannot read {unreadable} ({what}). `hint('{name}')` helps.")
     return text(f"{name}: right.")
 
 
@@ -94,12 +97,47 @@ def returned(found: Any) -> Any:
 def tensor_of(found: Any, shape: Sequence[int] | None = None) -> Tensor:
     """The reader's tensor, list, array or number as a tensor. Raises Wrong if it is none, or of another shape."""
     try:
-        tensor = torch.as_tensor(returned(found))
+        tensor = _stacked(returned(found))
+        if tensor.is_complex():
+            raise TypeError
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"A tensor was expected, not {found!r}.") from None
+        raise Wrong(f"A tensor was expected, not {textwrap.shorten(repr(found), 80)}.") from None
     if shape is not None and tensor.shape != tuple(shape):
         raise Wrong(f"It has the shape {tuple(tensor.shape)}; {tuple(shape)} was expected.")
     return tensor
+
+
+def number_of(found: Any) -> float:
+    """The reader's number, also if it is one of torch's or numpy's. Raises Wrong if it is none."""
+    if not isinstance(returned(found), str):
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise Wrong(f"A number was expected, not {textwrap.shorten(repr(found), 80)}.")
+
+
+def choices_of(found: Any, options: Iterable[str]) -> set[str]:
+    """What the reader has chosen among `options`, capitals and spaces aside. Raises Wrong if something is none of them.
+
+    One choice needs no brackets, and one-letter choices may come as a word: "AC".
+    """
+    known = {_folded(option): option for option in options}
+    asked = f"Choose among {'; '.join(known.values())}."
+    if isinstance(found, str) and _folded(found) not in known and set(map(len, known)) == {1}:
+        found = list(found.replace(",", "").replace(" ", ""))
+    elif isinstance(found, str):
+        found = [found]
+    if not isinstance(found, set | frozenset | list | tuple):
+        raise Wrong(f"A set of words was expected, not {textwrap.shorten(repr(found), 80)}. {asked}")
+    if unknown := [one for one in found if _folded(str(one)) not in known]:
+        raise Wrong(f"{unknown[0]!r} is none of the choices. {asked}")
+    return {known[_folded(str(one))] for one in found}
+
+
+def is_close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> bool:
+    """Whether they agree in shape and in numbers, in whatever type each is; the default is good for float32."""
+    return found.shape == expected.shape and torch.allclose(found.double(), expected.double(), atol=atol)
 
 
 def hint(name: str) -> Shown:
@@ -122,8 +160,24 @@ def _place_of(check: Callable[[Any], None]) -> tuple[str, str]:
 
 def _went_through(error: Exception, answer: Any) -> bool:
     """Whether the reader's function was at work when `error` was raised."""
-    own = getattr(answer, "__code__", None)
+    own = getattr(inspect.unwrap(answer) if callable(answer) else answer, "__code__", None)
     return own is not None and any(frame.f_code is own for frame, _ in walk_tb(error.__traceback__))
+
+
+def _stacked(found: Any) -> Tensor:
+    """As `torch.as_tensor`, but for iterators and lists of tensors, too; plain numbers keep their digits."""
+    if isinstance(found, Iterator):
+        found = list(found)
+    if isinstance(found, list | tuple) and any(isinstance(part, Tensor | list | tuple) for part in found):
+        parts = [_stacked(part) for part in found]
+        return torch.stack([part.to(parts[0].dtype) for part in parts])
+    tensor = torch.as_tensor(found)
+    is_plain = isinstance(found, float | list | tuple) and tensor.is_floating_point()
+    return torch.as_tensor(found, dtype=torch.float64) if is_plain else tensor
+
+
+def _folded(word: str) -> str:
+    return " ".join(word.lower().split())
 
 
 def _find(name: str) -> Exercise:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
+from transduce.learn.exercising import Wrong, exercise, is_close, number_of, tensor_of
 
 Part = Callable[..., Tensor]
 
@@ -86,10 +86,10 @@ def _check_decoder_layer(answer: Callable[..., Any]) -> None:
             norm.weight += 0.3 * torch.randn_like(norm.weight)
         parts = (x, memory, attend, look_at, feed_forward, norms)
         found, expected = tensor_of(answer(*parts), x.shape), layer(x, memory, tgt_mask=is_future)
-        if torch.allclose(found, expected, atol=1e-9):
+        if is_close(found, expected):
             return
         for known, reason in _KNOWN_LAYERS.items():
-            if torch.allclose(found, known(*parts), atol=1e-9):
+            if is_close(found, known(*parts)):
                 raise Wrong(reason)
     raise Wrong(
         f"it differs from torch.nn.TransformerDecoderLayer by up to {float((found - expected).abs().max()):.2f}."
@@ -148,9 +148,9 @@ def _check_layer_size(answer: Callable[[int, int], Any]) -> None:
     for d_model, d_ff in ((6, 10), (512, 2048)):
         with torch.device("meta"):
             layer = nn.TransformerEncoderLayer(d_model, 2, d_ff)
-        expected, found = sum(p.numel() for p in layer.parameters()), returned(answer(d_model, d_ff))
+        expected, found = sum(p.numel() for p in layer.parameters()), number_of(answer(d_model, d_ff))
         missing = expected - found
-        known = {
+        known: dict[float, str] = {
             9 * d_model + d_ff: "that is the matrices alone: biases, and the gains of the norms, are missing.",
             4 * d_model: "4 d_model are missing: the two norms, each with gain and bias, or the biases of attention.",
             2 * d_model: "each of the two norms has a gain and a bias: 4 d_model in all.",
@@ -160,7 +160,7 @@ def _check_layer_size(answer: Callable[[int, int], Any]) -> None:
             raise Wrong(known[missing])
         if missing:
             raise Wrong(
-                f"for d_model {d_model}, d_ff {d_ff} it gives {found:,}; torch's encoder layer has {expected:,}."
+                f"for d_model {d_model}, d_ff {d_ff} it gives {found:,.0f}; torch's encoder layer has {expected:,}."
             )
 
 
@@ -219,9 +219,10 @@ def _check_additive(answer: Callable[[Tensor], Any]) -> None:
     wrong=((2, 4, 7, 5), (2, 4, 7, 7), (2, 4, 5, 5), (2, 5, 7), (2, 7, 5), 70),
 )
 def _check_cross_shape(answer: Any) -> None:
-    if not isinstance(answer, tuple | list) or len(answer) != 4:
+    shape = tuple(tensor_of(answer).flatten().tolist())
+    if len(shape) != 4:
         raise Wrong("four numbers were expected: batch, heads, queries, keys.")
-    if tuple(answer[2:]) == (7, 5):
+    if shape[2:] == (7, 5):
         raise Wrong("that is the other way round: the target asks, so its positions are the rows.")
-    if tuple(answer) != (2, 4, 5, 7):
+    if shape != (2, 4, 5, 7):
         raise Wrong("2 pairs, 4 heads, a row for each position of the target, a column for each of the padded source.")

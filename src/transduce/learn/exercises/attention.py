@@ -1,14 +1,14 @@
 """Exercises about attention, its heads, and the scale of embeddings."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
+from transduce.learn.exercising import Wrong, choices_of, exercise, is_close, number_of, returned, tensor_of
 
 
 @exercise(
@@ -21,15 +21,15 @@ from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
     solution=[7.0, 4.0],
     wrong=([10.0, 6.0], [5.0, 4.0], [28.0, 16.0], [7.0]),
 )
-def _check_by_hand(answer: Sequence[float]) -> None:
-    found = _tensor(answer).flatten()
+def _check_by_hand(answer: Any) -> None:
+    found = tensor_of(answer).flatten()
     scores, values = torch.tensor([math.log(1), math.log(3)]), torch.tensor([[4.0, 4.0], [8.0, 4.0]])
     expected = scores.softmax(0) @ values
     if found.shape != expected.shape:
         raise Wrong("two numbers were expected: the output has as many channels as a value.")
-    if _close(found, values.mean(0)) or _close(found, torch.tensor([5.0, 4.0])):
+    if is_close(found, values.mean(0), 1e-3) or is_close(found, torch.tensor([5.0, 4.0]), 1e-3):
         raise Wrong("three quarters belong to the second value, whose score is ln 3.")
-    if not _close(found, expected):
+    if not is_close(found, expected, 1e-3):
         raise Wrong(
             f"{found.tolist()} does not lie between the values, or not at the right place. Do weights sum to 1?"
         )
@@ -64,6 +64,10 @@ def _masked_with_zero(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     return (scores if mask is None else scores * mask).softmax(dim=-1) @ v
 
 
+def _always_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return _attention(q, k, v, None if mask is None else torch.ones_like(mask).tril())
+
+
 _USUAL_SLIPS: tuple[tuple[Callable[..., Tensor], str], ...] = (
     (_over_queries, "the softmax goes over the queries; the weights of one query, over all keys (dim=-1), sum to 1."),
     (_unscaled, "the scores are not divided by √d_k."),
@@ -81,24 +85,27 @@ _USUAL_SLIPS: tuple[tuple[Callable[..., Tensor], str], ...] = (
         "(q @ k.transpose(-2, -1) / q.size(-1) ** 0.5).softmax(dim=-1) @ v, and the mask in between.",
     ),
     solution=_attention,
-    wrong=(*(slip for slip, _ in _USUAL_SLIPS), lambda *_: None),
+    wrong=(*(slip for slip, _ in _USUAL_SLIPS), _always_causal, lambda *_: None),
 )
-def _check_attention(answer: Callable[..., Tensor | None]) -> None:
+def _check_attention(answer: Callable[..., Any]) -> None:
     random = torch.Generator().manual_seed(11)
     q, k, v = (torch.randn(2, 3, n, 6, dtype=torch.float64, generator=random) for n in (5, 5, 5))
-    for mask in (None, torch.ones(5, 5, dtype=torch.bool).tril()):
+    is_past = torch.ones(5, 5, dtype=torch.bool).tril()
+    # The second mask finds out who hides the future whatever the mask says.
+    for mask in (None, is_past, is_past.roll(2, dims=1)):
         found = returned(answer(q, k, v, mask))
         if isinstance(found, tuple):
             raise Wrong("it returns several things; the output alone was asked for.")
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        found = tensor_of(found, expected.shape).to(expected.dtype)
-        if found.shape == expected.shape and torch.allclose(found, expected, atol=1e-8):
+        found = tensor_of(found, expected.shape)
+        if is_close(found, expected):
             continue
         for slip, message in _USUAL_SLIPS:
-            if found.shape == expected.shape and torch.allclose(found, slip(q, k, v, mask), atol=1e-8):
+            if is_close(found, slip(q, k, v, mask)):
                 raise Wrong(message)
         raise Wrong(
-            f"{'with a causal mask' if mask is not None else 'without a mask'}, it is not torch's own attention."
+            f"{'without a mask' if mask is None else f'with the mask {mask.int().tolist()}'}, it is not torch's own "
+            "attention."
         )
 
 
@@ -126,10 +133,8 @@ _CHANGES = {
         set(_CHANGES),
     ),
 )
-def _check_shift(answer: set[str]) -> None:
-    chosen = set(answer)
-    if unknown := chosen - set(_CHANGES):
-        raise Wrong(f"{min(unknown)!r} is not among {', '.join(_CHANGES)}.")
+def _check_shift(answer: Any) -> None:
+    chosen = choices_of(answer, _CHANGES)
     if too_many := [name for name in _CHANGES if name in chosen and not _CHANGES[name]]:
         raise Wrong(f"to {too_many[0]} changes the output. Which keys gain by it, and which do not?")
     if missing := [name for name in _CHANGES if _CHANGES[name] and name not in chosen]:
@@ -157,14 +162,14 @@ def _derivative(weights: Tensor, values: Tensor) -> Tensor:
         lambda *_: None,
     ),
 )
-def _check_derivative(answer: Callable[[Tensor, Tensor], Tensor | None]) -> None:
+def _check_derivative(answer: Callable[[Tensor, Tensor], Any]) -> None:
     random = torch.Generator().manual_seed(12)
     scores, values = (torch.randn(*shape, dtype=torch.float64, generator=random) for shape in ((4,), (4, 3)))
-    found = returned(answer(scores.softmax(0), values))
+    found = tensor_of(answer(scores.softmax(0), values))
     expected = torch.autograd.functional.jacobian(lambda s: s.softmax(0) @ values, scores).T
     if found.shape != expected.shape:
         raise Wrong(f"it has shape {tuple(found.shape)}; one row for each key was expected: {tuple(expected.shape)}.")
-    if not torch.allclose(found, expected, atol=1e-8):
+    if not is_close(found, expected):
         raise Wrong("autograd says otherwise. A score that rises takes from all other keys: where is their loss?")
 
 
@@ -186,13 +191,13 @@ def _viewed(x: Tensor, num_heads: int) -> Tensor:
     solution=_split,
     wrong=(_viewed, lambda x, num_heads: x.unflatten(-1, (num_heads, -1)), lambda *_: None),
 )
-def _check_split(answer: Callable[[Tensor, int], Tensor | None]) -> None:
+def _check_split(answer: Callable[[Tensor, int], Any]) -> None:
     x = torch.arange(2 * 5 * 12.0).reshape(2, 5, 12)
-    found = returned(answer(x, 3))
+    found = tensor_of(answer(x, 3))
     if tuple(found.shape) != (2, 3, 5, 4):
         raise Wrong(f"(2, 5, 12) with 3 heads became {tuple(found.shape)}; (2, 3, 5, 4) was expected.")
     expected = torch.stack([x[:, :, head * 4 : head * 4 + 4] for head in range(3)], dim=1)
-    if not torch.equal(found, expected):
+    if not is_close(found, expected):
         raise Wrong(
             "the shape is right and the contents are not: head 0 must hold channels 0 to 3 of every position. A "
             "reshape straight to that shape cuts positions, not channels."
@@ -216,11 +221,11 @@ def _check_split(answer: Callable[[Tensor, int], Tensor | None]) -> None:
 )
 def _check_parameters(answer: Callable[[int, int], Any]) -> None:
     for d_model, num_heads in ((12, 1), (12, 3), (64, 8)):
-        found = returned(answer(d_model, num_heads))
+        found = number_of(answer(d_model, num_heads))
         expected = sum(part.numel() for part in nn.MultiheadAttention(d_model, num_heads).parameters())
         if found != expected:
             raise Wrong(
-                f"d_model {d_model} with {num_heads} heads: {found}; torch's own module has {expected}. "
+                f"d_model {d_model} with {num_heads} heads: {found:,.0f}; torch's own module has {expected}. "
                 "Queries, keys, values, output; each with its biases; and heads share what there is."
             )
 
@@ -235,19 +240,12 @@ def _check_parameters(answer: Callable[[int, int], Any]) -> None:
     solution=16.0,
     wrong=(22.627, 256, 512, 1.0),
 )
-def _check_length(answer: float) -> None:
+def _check_length(answer: Any) -> None:
+    length = number_of(answer)
     squares = sum(
         math.sin(angle) ** 2 + math.cos(angle) ** 2 for angle in (137 / 10_000 ** (2 * i / 512) for i in range(256))
     )
-    if abs(float(answer) - squares) < 0.01:
+    if abs(length - squares) < 0.01:
         raise Wrong("that is the square of the length.")
-    if abs(float(answer) - math.sqrt(squares)) > 0.01:
-        raise Wrong(f"a row of {answer} would need squares that sum to {float(answer) ** 2:.0f}. What is sin² + cos²?")
-
-
-def _tensor(answer: Any) -> Tensor:
-    return tensor_of(answer).to(torch.float32)
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.allclose(one, other, atol=1e-3))
+    if not abs(length - math.sqrt(squares)) <= 0.01:
+        raise Wrong(f"a row of {length:g} would need squares that sum to {length**2:.0f}. What is sin² + cos²?")

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from transduce.learn.bugs import LETTERS, admit, name_of
-from transduce.learn.exercising import Wrong, exercise
+from transduce.learn.exercising import Wrong, choices_of, exercise
 from transduce.learn.experiments.bugs import CANDIDATES, LAWS, broken, examine
 
 _LAWS = {law.bug: law for law in LAWS}
@@ -39,12 +39,11 @@ def _register(letter: str) -> None:
         wrong=(*others, "the learning rate"),
     )
     def _check(answer: Any) -> None:
-        name = " ".join(str(answer).lower().split())
-        known = {candidate.lower(): candidate for candidate in CANDIDATES}
-        if name not in known:
-            raise Wrong(f"{answer!r} is none of the candidates: take one of `CANDIDATES`, as it is spelt there.")
-        if known[name] != bug:
-            raise Wrong(_what_speaks_against(letter, known[name]))
+        names = choices_of(answer, CANDIDATES)
+        if len(names) != 1:
+            raise Wrong("Name one bug: each patient has one alone.")
+        if names != {bug}:
+            raise Wrong(_what_speaks_against(letter, names.pop()))
 
 
 def _what_speaks_against(letter: str, guess: str) -> str:

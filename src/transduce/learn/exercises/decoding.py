@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transduce.learn.exercising import Wrong, exercise, returned
+from transduce.learn.exercising import Wrong, exercise, number_of, returned, tensor_of
 from transduce.learn.tasks import BOS, EOS
 
 NextLogProbs = Callable[[Sequence[int]], dict[int, float]]
@@ -32,10 +32,10 @@ def _shift(target: list[int]) -> tuple[list[int], list[int]]:
 )
 def _check_shift(shift: Any) -> None:
     for target in ([7, 8, 9], [5], []):
-        pair = returned(shift(list(target)))
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise Wrong("It should return two lists: what goes in, and what is asked for.")
-        goes_in, asked = map(list, pair)
+        try:
+            goes_in, asked = ([int(i) for i in ids] for ids in returned(shift(list(target))))
+        except (TypeError, ValueError):
+            raise Wrong("It should return two lists of ids: what goes in, and what is asked for.") from None
         if asked == [BOS, *target] and goes_in == [*target, EOS]:
             raise Wrong("The two are swapped: the begin symbol goes in, the end symbol is asked for.")
         if goes_in == asked:
@@ -67,15 +67,15 @@ def _smoothed(right: int, label_smoothing: float, num_ids: int) -> list[float]:
 )
 def _check_smoothed(smoothed: Any) -> None:
     for right, e, v in ((2, 0.1, 5), (0, 0.3, 4)):
-        found = [float(share) for share in returned(smoothed(right, e, v))]
-        if len(found) != v or abs(sum(found) - 1) > 1e-6:
+        found = tensor_of(smoothed(right, e, v)).flatten().tolist()
+        if len(found) != v or not abs(sum(found) - 1) < 1e-5:
             raise Wrong(f"A distribution over {v} ids sums to 1; yours has {len(found)} and sums to {sum(found):.3f}.")
-        if abs(found[right] - (1 - e)) < 1e-6:
+        if abs(found[right] - (1 - e)) < 1e-5:
             raise Wrong(
                 f"The right id has {found[right]:.3f} and the others share e: a common variant. The definition that "
                 "the paper cites gives e / V to every id, the right one among them."
             )
-        if max(abs(a - b) for a, b in zip(found, _smoothed(right, e, v), strict=True)) > 1e-6:
+        if max(abs(a - b) for a, b in zip(found, _smoothed(right, e, v), strict=True)) > 1e-5:
             raise Wrong(f"For right = {right}, e = {e}, V = {v} the right id should have {1 - e + e / v:.3f}.")
 
 
@@ -103,7 +103,7 @@ def _check_rate(rate: Any) -> None:
         (16000, 512, 4000, peak / 2),
         (10, 64, 100, 0.125 * 10 / 1000),
     ):
-        found = float(returned(rate(step, d_model, warmup)))
+        found = number_of(rate(step, d_model, warmup))
         if not math.isclose(found, right, rel_tol=1e-5):
             told = f"At step {step:,} of d_model {d_model} and {warmup:,} steps of warm-up"
             raise Wrong(f"{told}: {right:.3e}, not {found:.3e}.")
@@ -116,7 +116,10 @@ def _check_rate(rate: Any) -> None:
     wrong=(0.98, 0.5, 1 - 0.02 * 40),
 )
 def _check_no_slip(share: Any) -> None:
-    if not isinstance(share, (int, float)) or abs(share - 0.98**40) > 0.005:
+    found = number_of(share)
+    if abs(found / 100 - 0.98**40) < 0.005:
+        raise Wrong(f"{found:g} is in per cent; a probability lies between 0 and 1.")
+    if not abs(found - 0.98**40) <= 0.005:
         raise Wrong(f"{share} is not it: 40 tokens, each right with probability 0.98, independently of the others.")
 
 
@@ -137,7 +140,7 @@ def _score(log_prob: float, length: int, alpha: float) -> float:
 )
 def _check_score(score: Any) -> None:
     for log_prob, length, alpha, right in ((-3.0, 1, 0.6, -3.0), (-6.0, 7, 1.0, -3.0), (-6.0, 19, 0.5, -3.0)):
-        found = float(returned(score(log_prob, length, alpha)))
+        found = number_of(score(log_prob, length, alpha))
         if not math.isclose(found, right, rel_tol=1e-5):
             raise Wrong(
                 f"A log-probability of {log_prob} over {length} tokens, alpha {alpha}, scores {right}, not {found:.3f}."
@@ -229,10 +232,11 @@ def _check_beam(beam: Any) -> None:
     asked: set[tuple[int, ...]] = set()
 
     def watched(ids: Sequence[int]) -> dict[int, float]:
-        asked.add(tuple(ids))
-        return _garden_path(ids)
+        known = [int(i) for i in ids]  # from a list, a tuple or a tensor
+        asked.add(tuple(known))
+        return _garden_path(known)
 
-    found = [int(i) for i in returned(beam(watched, 2, 3))]
+    found = _ids_of(beam(watched, 2, 3))
     if found and found[-1] == EOS:
         raise Wrong("Leave the end symbol out of the answer.")
     if found != best:
@@ -245,5 +249,12 @@ def _check_beam(beam: Any) -> None:
             raise Wrong(
                 f"With a beam of 2 it goes on from {count} beginnings of {length} tokens: rank them together, keep 2."
             )
-    if (found := [int(i) for i in returned(beam(_garden_path, 1, 3))])[:1] != [3]:
+    if (found := _ids_of(beam(watched, 1, 3)))[:1] != [3]:
         raise Wrong(f"A beam of 1 is greedy search and begins with 3; yours answers {found}.")
+
+
+def _ids_of(found: Any) -> list[int]:
+    try:
+        return [int(i) for i in returned(found)]
+    except (TypeError, ValueError):
+        raise Wrong(f"It should return the ids alone, in a list, not {found!r}.") from None

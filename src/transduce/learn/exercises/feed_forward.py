@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transduce.learn.exercising import Wrong, exercise, returned
+from transduce.learn.exercising import Wrong, choices_of, exercise, is_close, number_of, returned, tensor_of
 from transduce.model.feed_forward import FeedForward
 
 _ONE_BY_ONE = {
@@ -33,10 +33,8 @@ _ONE_BY_ONE = {
         set(_ONE_BY_ONE),
     ),
 )
-def _check_position_wise(answer: set[str]) -> None:
-    chosen = set(answer)
-    if unknown := chosen - set(_ONE_BY_ONE):
-        raise Wrong(f"{min(unknown)!r} is not among {', '.join(_ONE_BY_ONE)}.")
+def _check_position_wise(answer: Any) -> None:
+    chosen = choices_of(answer, _ONE_BY_ONE)
     reasons = {
         "softmax over the keys": "it divides by a sum over other positions",
         "the mean of all positions": "it looks at all of them",
@@ -83,14 +81,17 @@ def _check_convolutions(answer: Callable[[FeedForward], Any]) -> None:
     torch.manual_seed(3)
     feed_forward, x = FeedForward(6, 14), torch.randn(2, 5, 6)
     made = returned(answer(feed_forward))
+    if not isinstance(made, nn.Module):
+        raise Wrong(f"a torch.nn.Sequential was expected, not {made!r}.")
     if not any(isinstance(part, nn.Conv1d) for part in made.modules()):
         raise Wrong("there is no nn.Conv1d in it: two convolutions of width 1 were asked for.")
     with torch.no_grad():
-        found, expected = made(x.transpose(1, 2)).transpose(1, 2), feed_forward(x)
+        expected = feed_forward(x)
+        found = tensor_of(made(x.transpose(1, 2)), (2, 6, 5)).transpose(1, 2)
         hidden = feed_forward.down_proj(feed_forward.up_proj(x))
-    if torch.allclose(found, expected, atol=1e-5):
+    if is_close(found, expected):
         return
-    if torch.allclose(found, hidden, atol=1e-5):
+    if is_close(found, hidden):
         raise Wrong("the ReLU between the two is missing: without it, two linear maps are one.")
     raise Wrong(
         f"it differs by up to {float((found - expected).abs().max()):.2g} from the network it was given. "
@@ -117,10 +118,10 @@ def _share(d_model: int, d_ff: int) -> float:
         lambda *_: None,
     ),
 )
-def _check_share(answer: Callable[[int, int], float | None]) -> None:
+def _check_share(answer: Callable[[int, int], Any]) -> None:
     for d_model, d_ff in ((512, 2048), (64, 96), (128, 1024)):
-        found, expected = returned(answer(d_model, d_ff)), _counted_share(d_model, d_ff)
-        if abs(found - expected) > 0.01:
+        found, expected = number_of(answer(d_model, d_ff)), _counted_share(d_model, d_ff)
+        if not abs(found - expected) <= 0.01:
             raise Wrong(
                 f"with d_model {d_model} and d_ff {d_ff} it says {found:.3f}; counted in torch's own layer it is "
                 f"{expected:.3f}. Four matrices in attention, two in the feed-forward network."

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transduce.learn.exercising import Wrong, exercise, returned
+from transduce.learn.exercising import Wrong, choices_of, exercise, is_close, tensor_of
 
 
 def entropy_in_bits(weights: Tensor) -> Tensor:
@@ -34,14 +34,14 @@ def _over_queries(weights: Tensor) -> Tensor:
 )
 def _check_entropy(answer: Any) -> None:
     weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
-    found = returned(answer(weights))
+    found = tensor_of(answer(weights))
     if found.shape != (3,):
         raise Wrong(f"Three queries have three entropies; yours has the shape {tuple(found.shape)}: sum over the keys.")
     if found.isnan().any():
         raise Wrong("A weight of 0 gives NaN: 0 log 0 counts as 0, for what never happens surprises nobody.")
     if math.isclose(float(found[0]), math.log(4), abs_tol=1e-4):
         raise Wrong("Four equal weights give ln 4: that is in nats. In bits it is 2, by log2.")
-    if not torch.allclose(found, torch.tensor([2.0, 0.0, 1.0]), atol=1e-4):
+    if not is_close(found, torch.tensor([2.0, 0.0, 1.0]), 1e-4):
         raise Wrong(f"Four equal weights have 2 bits, one whole weight 0, two halves 1; yours are {found.tolist()}.")
 
 
@@ -55,9 +55,7 @@ def _check_entropy(answer: Any) -> None:
     wrong=({"A"}, {"A", "B"}, {"A", "B", "C"}, {"B", "D"}, {"A", "C", "D"}),
 )
 def _check_map(answer: Any) -> None:
-    if not isinstance(answer, set | frozenset | list | tuple) or not set(answer) <= set("ABCD"):
-        raise Wrong("Give a set of letters out of A, B, C, D.")
-    letters = set(answer)
+    letters = choices_of(answer, "ABCD")
     if "B" in letters:
         raise Wrong("Not B: a value may be nearly zero, and W^O may drop it, however large its weight.")
     if "D" in letters:
@@ -109,17 +107,16 @@ def _check_silence(answer: Any) -> None:
     random = torch.Generator().manual_seed(2)
     before = torch.randn(6, 6, generator=random)
     weight = before.clone()
-    found = returned(answer(weight, 1, 3))
+    found = answer(weight, 1, 3)
     if not torch.equal(weight, before):
         raise Wrong("It changes the weight that it was given: clone it, or the head can never speak again.")
-    if not isinstance(found, Tensor) or found.shape != (6, 6):
-        raise Wrong(f"A weight of shape (6, 6) was expected, not {getattr(found, 'shape', type(found).__name__)}.")
+    found = tensor_of(found, (6, 6)).to(before.dtype)
     heads = torch.randn(3, 2, generator=random)  # what three heads have found, two channels each
     others = torch.stack((heads[0], torch.zeros(2), heads[2])).flatten()
-    if torch.allclose(found @ others, before @ others, atol=1e-5):
+    if is_close(found @ others, before @ others):
         loud = others.clone()
         loud[2:4] = heads[1]
-        if torch.allclose(found @ loud, before @ others, atol=1e-5):
+        if is_close(found @ loud, before @ others):
             return
         raise Wrong("Head 1 of 3 can still be heard: its channels are 2 and 3 of 6, both of them.")
     raise Wrong("The other heads are changed, too: only the columns of head 1, numbers 2 and 3 of 6, may be zero.")

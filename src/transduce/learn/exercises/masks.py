@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
+from transduce.learn.exercising import Wrong, choices_of, exercise, number_of, tensor_of
+from transduce.learn.tasks import PAD
 
-PAD = 0
 SOURCE = torch.tensor([7, 4, 9, 2, PAD, PAD])  # a source of four tokens, beside a longer one
 TARGET = torch.tensor([1, 5, 8, 3, 6, 2])  # a target of six, no padding: as many as the padded source
 
@@ -40,7 +40,7 @@ def six_masks() -> dict[str, tuple[str, Bool[Tensor, "queries keys"]]]:
     solution="D",
     wrong=("A", "B", "C", "E", "F"),
 )
-def _check_one_of_six(answer: str) -> None:
+def _check_one_of_six(answer: Any) -> None:
     reasons = {
         "A": "the encoder sees all real tokens, the later ones, too; rows of padding are computed and never looked at.",
         "B": "row i looks at tokens 0 to i; targets are padded on the right, so padding is in everybody's future.",
@@ -48,11 +48,12 @@ def _check_one_of_six(answer: str) -> None:
         "E": "the newest token may look at all that is in the cache: its row of the causal mask has no False so far.",
         "F": "what padding looks at does not matter, if only it looks at something: nobody looks at padding.",
     }
-    letter = str(answer).strip().upper()
-    if letter in reasons:
+    letters = choices_of(answer, "ABCDEF")
+    if len(letters) != 1:
+        raise Wrong("one letter was expected: one mask is wrong.")
+    if letters != {"D"}:
+        letter = letters.pop()
         raise Wrong(f"{letter} is right: {reasons[letter]}")
-    if letter != "D":
-        raise Wrong(f"one letter from A to F was expected, not {answer!r}.")
 
 
 def _both(ids: Tensor, pad_id: int) -> Tensor:
@@ -172,7 +173,7 @@ def _check_loss(answer: Callable[[Tensor, Tensor, int], Any]) -> None:
     other = labels.masked_fill(labels == 0, 6)  # whoever writes `labels != 0` is found out by another padding
     logits = torch.randn(2, 4, 7, generator=random)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    found = returned(answer(losses, labels, 0))
+    found = number_of(answer(losses, labels, 0))
     expected = float(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0))
     known = {
         "it averages over padding, too": losses.mean(),
@@ -182,12 +183,13 @@ def _check_loss(answer: Callable[[Tensor, Tensor, int], Any]) -> None:
         "it averages the rows' means, so a token of a short row weighs more": _mean_of_rows(losses, labels, 0),
     }
     for reason, value in known.items():
-        if abs(float(found) - float(value)) < 1e-6:
-            raise Wrong(f"{reason}: {float(found):.4f} instead of {expected:.4f}.")
-    if abs(float(found) - expected) < 1e-5 and abs(float(answer(losses, other, 6)) - expected) > 1e-5:
+        if abs(found - float(value)) < 1e-6:
+            raise Wrong(f"{reason}: {found:.4f} instead of {expected:.4f}.")
+    is_right = abs(found - expected) < 1e-5
+    if is_right and not abs(number_of(answer(losses, other, 6)) - expected) < 1e-5:
         raise Wrong("with another pad_id than 0 it takes padding for tokens.")
-    if abs(float(found) - expected) > 1e-5:
-        raise Wrong(f"it gives {float(found):.4f}; the mean over the six real tokens is {expected:.4f}.")
+    if not is_right:
+        raise Wrong(f"it gives {found:.4f}; the mean over the six real tokens is {expected:.4f}.")
 
 
 def _as_mask(answer: Any, shape: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from transduce.learn.exercising import Wrong, exercise, returned
+from transduce.learn.exercising import Wrong, choices_of, exercise, number_of, returned
 from transduce.learn.experiments.clinic import DIAGNOSES
 
 
@@ -25,10 +25,10 @@ def _mean_loss(sums: list[float], counts: list[int]) -> float:
     ),
 )
 def _check_mean_loss(mean_loss: Any) -> None:
-    found = returned(mean_loss([10.0, 300.0], [10, 100]))
-    if math.isclose(found, 2.0):
+    found = number_of(mean_loss([10.0, 300.0], [10, 100]))
+    if math.isclose(found, 2.0, rel_tol=1e-5):
         raise Wrong("It gives 2, the mean of 1 and 3: a token of the batch of 10 counts as much as ten of the other.")
-    if not math.isclose(found, 310 / 110):
+    if not math.isclose(found, 310 / 110, rel_tol=1e-5):
         raise Wrong(f"110 tokens have a summed loss of 310; you get {found:.3f} for each.")
 
 
@@ -39,8 +39,8 @@ def _check_mean_loss(mean_loss: Any) -> None:
     wrong=(3000, 30_000, 3010),
 )
 def _check_updates(updates: Any) -> None:
-    if updates != 300:
-        raise Wrong(f"{updates} is not it: the schedule moves on ten times for each time that the weights do.")
+    if (found := number_of(updates)) != 300:
+        raise Wrong(f"{found:g} is not it: the schedule moves on ten times for each time that the weights do.")
 
 
 def _average(average: float, current: float, decay: float) -> float:
@@ -55,17 +55,22 @@ def _average(average: float, current: float, decay: float) -> float:
         lambda _average, _current, _decay: None,
         lambda average, current, decay: (1 - decay) * average + decay * current,
         lambda average, current, decay: average + decay * current,
+        lambda average, current, _decay: 0.9 * average + 0.1 * current,
     ),
 )
 def _check_average(average: Any) -> None:
-    one, zero = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
-    value = float(returned(average(one.clone(), zero, 0.9)))
-    if not math.isclose(value, 0.9):
-        raise Wrong(f"From 1, with weights at 0 and a decay of 0.9, the average moves to 0.9, not to {value:.3g}.")
+    one = torch.tensor(1.0, dtype=torch.float64)
+    for old, decay in ((1.0, 0.9), (4.0, 0.5)):
+        value, expected = number_of(average(old * one, 0 * one, decay)), decay * old
+        if not math.isclose(value, expected, rel_tol=1e-5):
+            raise Wrong(
+                f"From {old:g}, with weights at 0 and a decay of {decay}, the average moves to {expected:g}, not to "
+                f"{value:.3g}."
+            )
     still = one.clone()
     for _ in range(50):
-        still = average(still, one, 0.9)
-    if not math.isclose(float(still), 1.0):
+        still = returned(average(still, one.clone(), 0.9))
+    if not math.isclose(number_of(still), 1.0, rel_tol=1e-5):
         raise Wrong(f"The average of weights that stay at 1 should stay at 1; yours goes to {float(still):.3g}.")
 
 
@@ -92,10 +97,14 @@ def _swapped(first: str, second: str) -> dict[str, str]:
     ),
 )
 def _check_clinic(diagnoses: Any) -> None:
-    if not isinstance(diagnoses, dict) or set(diagnoses) != set(DIAGNOSES):
+    named = (
+        {str(letter).strip().upper(): name for letter, name in diagnoses.items()} if isinstance(diagnoses, dict) else {}
+    )
+    if set(named) != set(DIAGNOSES):
         raise Wrong(f"Give a dictionary with a diagnosis for each of {', '.join(DIAGNOSES)}.")
-    if unknown := sorted(set(diagnoses.values()) - set(DIAGNOSES.values())):
-        raise Wrong(f"{unknown[0]!r} is none of the diagnoses: {', '.join(sorted(DIAGNOSES.values()))}.")
-    right = sum(diagnoses[letter] == name for letter, name in DIAGNOSES.items())
+    if unanswered := [letter for letter in DIAGNOSES if named[letter] is ...]:
+        raise Wrong(f"{', '.join(unanswered)}: without a diagnosis so far.")
+    options = sorted(DIAGNOSES.values())
+    right = sum(choices_of(named[letter], options) == {name} for letter, name in DIAGNOSES.items())
     if right < len(DIAGNOSES):
         raise Wrong(f"{right} of {len(DIAGNOSES)} are right. `hint('recipe-clinic')` says what to look at first.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import sacrebleu
 
-from transduce.learn.exercising import Wrong, exercise, returned
+from transduce.learn.exercising import Wrong, choices_of, exercise, number_of
 
 _ANSWERS = ["the cat sat on the mat today", "a dog runs in the green park now"]
 _REFERENCES = ["the cat sat on the red mat today", "a dog runs in the park right now"]
@@ -83,10 +83,10 @@ def _check_bleu(answer: Any) -> None:
     repeated = (["the the the cat sat on the mat today"], ["the cat sat on the mat today, the old one"])
     for answers, references in ((_ANSWERS, _REFERENCES), (_SHORT, _REFERENCES), (_REFERENCES, _ANSWERS), repeated):
         expected = sacrebleu.corpus_bleu(answers, [references], tokenize="none", smooth_method="none").score
-        found = returned(answer(answers, references))
-        if abs(found - expected / 100) < 1e-6:
+        found = number_of(answer(answers, references))
+        if abs(found - expected / 100) < 1e-4:
             raise Wrong(f"For {answers} it gives {found:.4f}, a share: BLEU is told in per cent, {expected:.2f}.")
-        if abs(found - expected) > 1e-6:
+        if not abs(found - expected) <= 1e-4:
             raise Wrong(
                 f"For the answers {answers} and the references {references} sacreBLEU says {expected:.2f}, yours "
                 f"{found:.2f}. Counts are added up over the corpus, clipped, and short corpora are penalised."
@@ -112,9 +112,7 @@ SIGNATURES = {
     wrong=({"A", "B"}, {"A", "D"}, {"A", "C", "E"}, {"A"}),
 )
 def _check_signatures(answer: Any) -> None:
-    if not isinstance(answer, set | frozenset | list | tuple) or not set(answer) <= set(SIGNATURES):
-        raise Wrong(f"Give a set of letters out of {', '.join(SIGNATURES)}.")
-    letters = set(answer)
+    letters = choices_of(answer, SIGNATURES)
     if len(letters) < 2:
         raise Wrong("One score alone is compared with nothing: there are two that count the same.")
     reasons = {"B": "B is of lower-cased text", "D": "D takes words as they are", "E": "E has three references"}
