@@ -289,7 +289,7 @@ solution("norms-layer-norm")
 # - **"Residual connections are there against vanishing gradients, and that is all."** They also keep positions apart on
 #   the way *forward* (section 2).
 # - **"Post-norm does not train."** It trained the paper's models. It needs a warm-up and time, the more the deeper.
-# - **"Warm-up is a must."** For post-norm. Pre-norm did best without, here.
+# - **"Warm-up is a must."** For post-norm. Pre-norm learns with one and without, here.
 # - **"Pre-norm is better."** It is easier. Where both train well, post-norm has often been the better one in the end
 #   (Liu et al. 2020 on translation); six layers, as in the paper, are not deep.
 #
