@@ -79,7 +79,7 @@ def test_every_set_has_a_home_a_licence_and_train_valid_and_test():
         assert any(split.startswith("test") for split in dataset.splits)
         assert dataset.source_suffix != dataset.target_suffix
     names = [dataset.name for dataset in list_datasets()]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 12
 
 
 def test_an_unknown_set_or_split_is_answered_with_the_nearest_one():
@@ -180,11 +180,12 @@ def test_multi30k_is_fetched_from_its_home_source_side_first(tmp_path):
         opened.append(url)
         raise urllib.error.HTTPError(url, 404, "Not Found", None, None)  # type: ignore[arg-type]
 
-    home = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+    home = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1"
     for split, file in {"valid": "val", "test": "test_2016_flickr", "testcoco": "test_2017_mscoco"}.items():
-        with pytest.raises(MissingInputError, match="404"):
-            load_split("multi30k-de-en", split, root=None, cache=tmp_path, open_url=record)
-        assert opened.pop() == f"{home}/{file}.de.gz"
+        for name, path in {"multi30k": f"raw/{file}.de.gz", "multi30k-tok": f"tok/{file}.lc.norm.tok.de"}.items():
+            with pytest.raises(MissingInputError, match="404"):
+                load_split(f"{name}-de-en", split, root=None, cache=tmp_path, open_url=record)
+            assert opened.pop() == f"{home}/{path}"
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 import random
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from transduce.errors import DataError, TransduceError
 from transduce.metric_definitions import DEFINITIONS, edit_distance
 from transduce.metrics import METRICS, compare, evaluate, evaluate_pronunciation, group_by_source
 
-SACREBLEU = {"bleu": BLEU, "chrf": CHRF, "ter": TER}
+SACREBLEU = {"bleu": BLEU, "tokenized_bleu": partial(BLEU, tokenize="none", force=True), "chrf": CHRF, "ter": TER}
 VOCABULARY = [f"w{number}" for number in range(53)]
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -93,7 +93,7 @@ def test_both_systems_are_resampled_alike(name, rows, seed):
     assert comparison.low == pytest.approx(score_b - score_a, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["bleu", "chrf"])
+@pytest.mark.parametrize("name", ["bleu", "tokenized_bleu", "chrf"])
 def test_the_formula_gives_sacrebleus_score_on_a_long_corpus(name):
     references = [random_references(301, seed=1), random_references(301, seed=2)]
     hypotheses = corrupted(references[0], 0.3, seed=3)
@@ -117,6 +117,13 @@ def test_the_signature_is_sacrebleus_with_resamples_and_seed():
     metric = BLEU()
     metric.corpus_score(["a b"], [["a c"]], n_bootstrap=1000)
     assert evaluate(["bleu"], ["a b"], [["a c"]])[0].signature == str(metric.get_signature())
+
+
+def test_blanks_alone_divide_what_is_tokenised_already():
+    (found,) = evaluate(["tokenized_bleu"], ["a b c.d e"], [["a b c.d f"]])
+    assert found.value == pytest.approx(BLEU(tokenize="none").corpus_score(["a b c.d e"], [["a b c.d f"]]).score)
+    assert found.value != pytest.approx(evaluate(["bleu"], ["a b c.d e"], [["a b c.d f"]])[0].value)
+    assert "tok:none" in found.signature
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -304,7 +311,7 @@ def close_systems(monkeypatch):
     return corrupted(references[0], 0.32, seed=12), corrupted(references[0], 0.26, seed=13), references
 
 
-@pytest.mark.parametrize("name", ["bleu", "chrf"])
+@pytest.mark.parametrize("name", ["bleu", "tokenized_bleu", "chrf"])
 def test_the_p_value_of_randomisation_is_sacrebleus(name, close_systems):
     p_value = compare(name, *close_systems, num_resamples=2000, method="randomisation").p_value
     assert 0.01 < p_value < 0.2
@@ -398,7 +405,10 @@ def test_another_seed_gives_another_interval_and_the_same_score():
     [
         (lambda: evaluate(["blue"], ["a"], [["a"]]), "no metric 'blue'. Did you mean 'bleu'"),
         (lambda: evaluate(["CHRF"], ["a"], [["a"]]), "Did you mean 'chrf'"),
-        (lambda: evaluate(["rouge"], ["a"], [["a"]]), "There are: bleu, chrf, ter, wer, cer, per, exact_match"),
+        (
+            lambda: evaluate(["rouge"], ["a"], [["a"]]),
+            "There are: bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match",
+        ),
         (lambda: compare("bleu", ["a"], ["a"], [["a"]], method="randomization"), "Did you mean 'randomisation'"),
         (lambda: evaluate(["bleu"], ["a", "b", "c"], [["a", "b"]]), "3 hypotheses but 2 references:"),
         (lambda: evaluate(["bleu"], ["a"], [["a"], ["a", "b"]]), "1 hypotheses but 2 references in reference set 2:"),

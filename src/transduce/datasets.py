@@ -37,6 +37,8 @@ def list_datasets() -> list[Dataset]:
     return [
         _multi30k("en", "de"),
         _multi30k("de", "en"),
+        _multi30k("en", "de", tokenized=True),
+        _multi30k("de", "en", tokenized=True),
         _tatoeba("en", "de"),
         _tatoeba("de", "en"),
         _cmudict(),
@@ -149,6 +151,16 @@ def _readme(dataset: Dataset, rows: list[str]) -> str:
 
 # As `sha256sum` prints it: `cd $TRANSDUCE_DATA && sha256sum -c` checks a folder.
 _SHA256SUMS = """
+c6a33d39d48f9f510de147651316cd9d918e09ad0219df734a2f16b6baccacc4  multi30k-tok/test2016.de
+5b7f32627cf99eced828311b955dae9800bb52bc8b91cf8b6526829e605b29d2  multi30k-tok/test2016.en
+02067e4a9402786a4fcb8c1b6f4307e4a5073ced64800abead5273b54f5f31f6  multi30k-tok/test2017.de
+c9d1dfd7a26add989382e534af235af9f0f658b2a30e7eb0efdaf142496ee54f  multi30k-tok/test2017.en
+e2825990b8a4e5289d2cdba801d57c187810bab9b4f5d87a30c35800a0d871b6  multi30k-tok/testcoco.de
+fe69ae004d71c42ead0301e70c57de5b1b6b5fb7f52210d42b22801e98e656f3  multi30k-tok/testcoco.en
+cb5a23529b65ec2061f1dc446192a9c37382b63cc75f81a0be59d34894b3a505  multi30k-tok/train.de
+08925f8e0572bcd5a006702fc5fe20e2d77c6917d4eebd576fc20de6693c2119  multi30k-tok/train.en
+97232bd273eceb7207f689527386a97e4be2616b18ada47576bdaf96c8ae1f00  multi30k-tok/val.de
+46573ce391ae227f1c72f873392436a20ef18e0a6d518098cfbd70b77c8572ec  multi30k-tok/val.en
 4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16  multi30k/test2016.de
 399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182  multi30k/test2016.en
 c3078bc3b36808bf9d20eb2347ed6137016179ef59ec0d2b9b8ecc3fb2880081  multi30k/test2017.de
@@ -176,7 +188,7 @@ b1f6013c9158e3baa3a393773941b142e3ed8fef246c625d3194bb21678a9c85  cmudict-g2p/de
 """
 _SHA256 = {path: digest for digest, path in (line.split() for line in _SHA256SUMS.strip().split("\n"))}
 
-_MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+_MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1"
 _MULTI30K_NAMES = {"test2016": "test_2016_flickr", "test2017": "test_2017_flickr", "testcoco": "test_2017_mscoco"}
 
 _TATOEBA_ADVICE = (
@@ -195,16 +207,25 @@ def _from_files(files: dict[str, tuple[DataFile, DataFile]]) -> Callable[[str, P
     return lambda split, places: read_pairs([locate(file, places) for file in files[split]])
 
 
-def _multi30k(source: str, target: str) -> Dataset:
+def _multi30k(source: str, target: str, *, tokenized: bool = False) -> Dataset:
+    folder, form = ("multi30k-tok", "tok") if tokenized else ("multi30k", "raw")
+    suffix = (".lc.norm.tok", "") if tokenized else ("", ".gz")
+
     def file(stem: str, language: str) -> DataFile:
-        path = f"multi30k/{stem}.{language}"
-        return DataFile(path, _SHA256[path], url=f"{_MULTI30K_URL}/{_MULTI30K_NAMES.get(stem, stem)}.{language}.gz")
+        path = f"{folder}/{stem}.{language}"
+        name = f"{_MULTI30K_NAMES.get(stem, stem)}{suffix[0]}.{language}{suffix[1]}"
+        return DataFile(path, _SHA256[path], url=f"{_MULTI30K_URL}/{form}/{name}")
 
     stems = {"train": "train", "valid": "val", **{name: name for name in _MULTI30K_NAMES}}
+    text = (
+        "in lower case, normalised and tokenised, as published tables have it: score it with tokenized_bleu"
+        if tokenized
+        else "raw text with its capitals"
+    )
     return Dataset(
-        name=f"multi30k-{source}-{target}",
+        name=f"{folder}-{source}-{target}",
         task="translation",
-        description="Captions of 31,000 images in English and German, raw text with its capitals (task 1).",
+        description=f"Captions of 31,000 images in English and German, {text} (task 1).",
         home="https://github.com/multi30k/dataset",
         licence="for research and education only: do not redistribute",
         source_suffix=source,

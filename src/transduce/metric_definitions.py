@@ -1,7 +1,7 @@
 """What each metric is: one function measures a corpus as a row of counts per segment, the other scores sums of rows.
 
-BLEU, chrF and TER are sacreBLEU's own, with its defaults. Its rows are kept, and its formulas stand here once more in
-numpy, where they score many sums at once.
+BLEU, chrF and TER are sacreBLEU's own, with its defaults; `tokenized_bleu` is its BLEU without a tokeniser. Its rows
+are kept, and its formulas stand here once more in numpy, where they score many sums at once.
 
 References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
 segment i. None marks one that is absent; an empty string is a reference that happens to be empty.
@@ -55,6 +55,13 @@ class _KeepsRows(SacreMetric):
 
 class _BLEU(_KeepsRows, BLEU):
     """Rows: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4)."""
+
+
+class _TokenizedBLEU(_BLEU):
+    """BLEU of text that is tokenised already, as published tables often have it: blanks alone divide it."""
+
+    def __init__(self) -> None:
+        super().__init__(tokenize="none", force=True)
 
 
 class _CHRF(_KeepsRows, CHRF):
@@ -159,6 +166,7 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
 
 DEFINITIONS = {
     "bleu": Metric("BLEU", True, _by_sacrebleu(_BLEU), _bleu),
+    "tokenized_bleu": Metric("tokenised BLEU", True, _by_sacrebleu(_TokenizedBLEU), _bleu),
     "chrf": Metric("chrF2", True, _by_sacrebleu(_CHRF), _chrf),
     "ter": Metric("TER", False, _by_sacrebleu(_TER), _rate),
     "wer": Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),

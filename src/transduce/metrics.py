@@ -93,6 +93,7 @@ def evaluate(
     `references[r][i]` is the r-th reference of segment i, None where it has no r-th one.
 
     bleu, chrf, ter  sacreBLEU's, with its defaults
+    tokenized_bleu  sacreBLEU's of text that is tokenised already (tokenize none): not to be compared with bleu
     wer, per     edits / length of the nearest reference, over the corpus, in blank-separated words (phonemes)
     cer          the same in Unicode code points, blanks included
     exact_match  share of segments that equal one of their references

@@ -141,7 +141,7 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument(
         "--metric",
         metavar="NAME,...",
-        help="some of bleu, chrf, ter, wer, cer, per, exact_match (default: those of the run's validation)",
+        help="some of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match (default: those of the validation)",
     )
     verb.add_argument(
         "--group-sources",
@@ -161,7 +161,7 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "--metric",
         default="bleu",
         metavar="NAME",
-        help="one of bleu, chrf, ter, wer, cer, per, exact_match (default: bleu)",
+        help="one of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match (default: bleu)",
     )
     verb.add_argument(
         "--method",
