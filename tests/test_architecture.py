@@ -25,9 +25,11 @@ ROWS = {
     "workers": {"train_step", "trainer", "annotation", "predictor", "export", "explaining", "explanation_page"},
     "composition": {
         "settings", "corpus", "scoring", "experiment", "fitting", "benchmarking", "decoding_speed", "importing",
+        "reproducing",
     },
     "front ends": {
-        "learn", "streams", "speed_tables", "housekeeping", "shipping", "commands", "parser", "cli", "__main__",
+        "learn", "streams", "speed_tables", "housekeeping", "shipping", "reproduction", "commands", "parser", "cli",
+        "__main__",
     },
 }  # fmt: skip
 FREE = {"errors", "stopping", "files"}  # what goes wrong, how a stop is told, how a file is written: for everyone
@@ -59,10 +61,12 @@ SIDEWAYS = {
     "fitting": {"settings", "corpus", "scoring", "experiment"},
     "benchmarking": {"corpus"},
     "importing": {"settings"},
+    "reproducing": {"settings", "corpus", "scoring"},
     "speed_tables": {"streams"},
     "housekeeping": {"shipping", "speed_tables", "streams"},
     "shipping": {"streams"},
-    "commands": {"streams", "housekeeping", "shipping"},
+    "reproduction": {"streams"},
+    "commands": {"streams", "housekeeping", "shipping", "reproduction"},
     "cli": {"commands", "parser"},
     "__main__": {"cli"},
 }

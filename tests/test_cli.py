@@ -23,7 +23,7 @@ pytest_plugins = ["runs"]
 
 VERBS = [
     "fit", "train", "predict", "translate", "evaluate", "compare", "average", "describe", "data", "verify", "benchmark",
-    "export", "import", "explain",
+    "export", "import", "explain", "reproduce",
 ]  # fmt: skip
 HOSTILE = ["abc", "", "a\u2028b", "\u0085", "a\x0bb\x0cc", "\x1c", "a\rb", "   ", "ﷺ 👩‍👩‍👧", "<pad></s>"]
 

@@ -27,6 +27,7 @@ from transduce.fitting import fit
 from transduce.metrics import compare
 from transduce.monitoring import TensorBoardWriter
 from transduce.predictor import Prediction, Predictor
+from transduce.reproduction import reproduce
 from transduce.scoring import score
 from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config, refuse_unknown_metrics
 from transduce.stopping import Stopped
@@ -230,6 +231,7 @@ def _compare(arguments: Arguments) -> int:
 _VERBS: dict[str, Callable[[Arguments], int]] = {
     "fit": _fit,
     "train": _train,
+    "reproduce": reproduce,
     "prepare": _prepare,
     "predict": _predict,
     "translate": _predict,

@@ -24,6 +24,7 @@ from transduce.streams import (
     print_description,
     print_json,
     print_table,
+    refuse_missing_folder,
     surroundings_of,
 )
 from transduce.tensor_files import average_tensors
@@ -102,8 +103,7 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
-    if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
-        raise TransduceError(f"-o {arguments.output}: there is no such folder. Make it first, or choose another.")
+    refuse_missing_folder(arguments.output)
     if arguments.topic == "decode":
         found: dict[str, Any] | None = _measure_answers(arguments)
     elif arguments.processes > 1 and num_processes() == 1:

@@ -16,7 +16,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"transduce {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_fit, _add_train, _add_prepare, _add_predict, _add_evaluate, _add_compare, _add_average):
+    for add in (
+        _add_fit,
+        _add_train,
+        _add_reproduce,
+        _add_prepare,
+        _add_predict,
+        _add_evaluate,
+        _add_compare,
+        _add_average,
+    ):
         add(verbs)
     _add_explain(verbs)
     _add_describe(verbs)
@@ -77,6 +86,22 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     verb.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the folder, too")
     verb.add_argument("--seed", type=_number_from_0, help="the same as --training.seed")
+
+
+def _add_reproduce(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs,
+        "reproduce",
+        "run one row of docs/RESULTS.md again, and say whether it came out as recorded there",
+        epilog="Without a name: lists the rows, with what was recorded and what others published.",
+    )
+    verb.add_argument("name", nargs="?", metavar="NAME", help="a row of the results")
+    verb.add_argument("--seed", type=_number_from_0, default=1, help="of the training (default: 1)")
+    verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-SEED)")
+    verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    verb.add_argument("--processes", type=_positive, metavar="N", help="that share a step (default: as recorded)")
+    verb.add_argument("-o", "--output", metavar="FILE", help="write the JSON object there, too")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_prepare(verbs: "argparse._SubParsersAction[_Parser]") -> None:

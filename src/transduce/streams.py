@@ -41,6 +41,12 @@ def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
     )
 
 
+def refuse_missing_folder(output: str | None) -> None:
+    """Raises TransduceError, before the long work, if the file `output` could not be written at its end."""
+    if output and not Path(output).absolute().parent.is_dir():
+        raise TransduceError(f"-o {output}: there is no such folder. Make it first, or choose another.")
+
+
 def read_utf8(path: Path) -> str:
     """A text file as one string, for what is not lines of a corpus."""
     try:

@@ -1,0 +1,159 @@
+"""Recipes can be had again: their settings are valid, their numbers add up, and a verdict is what statistics says."""
+
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calling import command
+from transduce import datasets, reproducing
+from transduce.datasets import find_dataset
+from transduce.errors import TransduceError
+from transduce.metrics import METRICS
+from transduce.reproducing import Published, Recipe, find_recipe, judged, list_recipes, rows_of
+
+RECIPE = Recipe(
+    name="small",
+    title="A small one",
+    tests=("test2016",),
+    metrics=("bleu",),
+    published=(Published(by="others", scores={"test2016 bleu": 30.0}),),
+)
+
+
+INDEX = """
+[letters]
+title = "Letters unchanged"
+tests = ["test"]
+metrics = ["exact_match", "cer"]
+processes = 1
+published = [{ by = "others", scores = { "test exact_match" = 99.0 } }]
+"""
+CONFIG = """
+data.dataset = "copy"
+tokenizer = { source = "characters", target = "characters" }
+model = { preset = "tiny", d_model = 16, d_ff = 16, num_heads = 1, num_encoder_layers = 1, num_decoder_layers = 1 }
+training = { steps = 6, batch_tokens = 64, validate_every = 3 }
+validation = { metrics = ["cer"], max_pairs = 10 }
+decoding.beam_size = 1
+"""
+
+
+@pytest.fixture
+def letters(monkeypatch, tmp_path: Path) -> Path:
+    """The only recipe there is: of a few steps."""
+    monkeypatch.setattr(reproducing, "_FOLDER", tmp_path)
+    (tmp_path / "index.toml").write_text(INDEX)
+    (tmp_path / "letters.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def run(value: float, seed: int = 1) -> dict:
+    return {"seed": seed, "scores": {"test2016": {"bleu": {"value": value, "is_higher_better": True}}}}
+
+
+def with_results(monkeypatch, tmp_path: Path, *values: float) -> Recipe:
+    monkeypatch.setattr(reproducing, "_FOLDER", tmp_path)
+    rows = [run(value, seed) for seed, value in enumerate(values, start=1)]
+    (tmp_path / "small.json").write_text(json.dumps(rows[::-1]))
+    return RECIPE
+
+
+@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
+def test_every_recipe_is_a_config_of_a_named_data_set_with_these_test_sets(recipe):
+    config = recipe.config(7)
+    assert config.training.seed == 7
+    assert config.training.steps > 0, "a run that ends by the clock is another one elsewhere"
+    assert set(recipe.tests) <= set(find_dataset(config.data.dataset).splits)
+    assert set(recipe.metrics) <= set(METRICS)
+    for other in recipe.published:
+        assert set(other.scores) <= {f"{test} {metric}" for test in recipe.tests for metric in recipe.metrics}
+
+
+def test_results_come_in_the_order_of_seeds(monkeypatch, tmp_path):
+    recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0, 33.0)
+    assert [result["seed"] for result in recipe.results] == [1, 2, 3]
+    (row,) = rows_of(recipe, recipe.results)
+    assert (row.values, row.mean, row.spread, row.published) == ((31.0, 32.0, 33.0), 32.0, 1.0, {"others": 30.0})
+
+
+def test_the_margin_is_a_prediction_interval_of_student(monkeypatch, tmp_path):
+    """By scipy's stats.t.ppf(0.975, 2) = 4.30265: 4.30265 * 1 * sqrt(1 + 1/3)."""
+    recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0, 33.0)
+    (row,) = rows_of(recipe, recipe.results)
+    assert row.margin == pytest.approx(4.30265 * math.sqrt(4 / 3), rel=1e-3)
+    assert rows_of(recipe, [run(31.0)])[0].margin == math.inf
+    assert statistics.stdev([31.0, 32.0, 33.0]) == 1.0
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(36.9, "came out as recorded"), (37.1, "did NOT come out")])
+def test_a_seed_beyond_the_margin_did_not_come_out(monkeypatch, tmp_path, value, verdict):
+    recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0, 33.0)
+    (line,) = judged(recipe, run(value))
+    assert line.startswith(f"test2016 bleu: {value:.2f}, {verdict}")
+    assert line.endswith("32.00 ± 4.97 (3 seeds); others: 30.00")
+
+
+def test_without_results_nothing_is_judged():
+    (line,) = judged(replace(RECIPE, name="not-there"), run(12.0))
+    assert line == "test2016 bleu: 12.00; others: 30.00"
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(TransduceError, match=r"no recipe 'multi30k'.*multi30k-tok"):
+        find_recipe("multi30k")
+
+
+def test_a_row_is_trained_scored_and_judged(letters):
+    run_dir = letters / "run"
+    words = ["reproduce", "letters", "--seed", 3, "--run-dir", run_dir]
+    found = command(*words, "-o", letters / "found.json")
+    assert found.status == 0, found.err
+    exact, cer = found.lines
+    assert exact.endswith("; others: 99.00")
+    assert exact.startswith("test exact_match: ")
+    recorded = json.loads((letters / "found.json").read_text())
+    assert cer == f"test cer: {recorded['scores']['test']['cer']['value']:.2f}"
+    assert (recorded["recipe"], recorded["seed"], recorded["steps"]) == ("letters", 3, 6)
+    assert [row["step"] for row in recorded["validations"]] == [3, 6]
+    assert 0 < recorded["wall_seconds"] < recorded["cpu_seconds"] + 60
+
+    source, target = (letters / f"copy/test.{side}" for side in ("source", "target"))
+    datasets.export("copy", source.parent)
+    scored = command("evaluate", run_dir, "--source", source, "--target", target, "--metric", "cer", "--json")
+    assert json.loads(scored.out)["scores"]["cer"] == recorded["scores"]["test"]["cer"]
+
+    (letters / "letters.json").write_text(json.dumps([recorded, recorded | {"seed": 4}]))
+    again = command(*words, "--resume")
+    assert again.status == 0, again.err
+    assert again.lines[1].endswith(
+        f"came out as recorded: {recorded['scores']['test']['cer']['value']:.2f} ± 0.00 (2 seeds)"
+    )
+
+
+def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
+    words = ["reproduce", "letters", "--run-dir", letters / "run"]
+    assert command(*words, "--seed", 1).status == 0
+    refused = command(*words, "--seed", 2, "--resume")
+    assert refused.status == 78
+    assert refused.out == b""
+
+
+@pytest.mark.usefixtures("letters")
+def test_rows_are_listed_with_what_was_recorded_and_published():
+    found = json.loads(command("reproduce", "--json").out)
+    assert [row["name"] for row in found["recipes"]] == ["letters"]
+    table = command("reproduce").out.decode()
+    assert "letters" in table
+    assert "others: test exact_match 99.00" in table
+    assert "not yet" in table
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(letters):
+    refused = command("reproduce", "letters", "--run-dir", letters / "run", "-o", letters / "none/found.json")
+    assert refused.status == 2
+    assert "there is no such folder" in refused.err
+    assert not (letters / "run").exists()
