@@ -20,12 +20,12 @@ ROWS = {
     },
     "stores": {
         "preparation_jobs", "preparation", "data", "packed_batches", "pronouncing_dictionary", "small_tasks",
-        "fetching", "datasets", "tensor_files", "checkpoint", "inspection", "progress", "monitoring",
+        "fetching", "catalogue", "datasets", "tensor_files", "checkpoint", "inspection", "progress", "monitoring",
     },
     "workers": {"train_step", "trainer", "annotation", "predictor", "export", "explaining", "explanation_page"},
     "composition": {
         "settings", "corpus", "scoring", "experiment", "fitting", "benchmarking", "decoding_speed", "importing",
-        "reproducing",
+        "reproducing", "tasks",
     },
     "front ends": {
         "learn", "streams", "speed_tables", "housekeeping", "shipping", "reproduction", "commands", "parser", "cli",
@@ -47,7 +47,8 @@ SIDEWAYS = {
     "large_files": {"decompression", "pair_rows"},
     "shards": {"certified_files"},
     "prepared_folder": {"certified_files"},
-    "datasets": {"fetching", "pronouncing_dictionary", "small_tasks"},
+    "catalogue": {"fetching", "pronouncing_dictionary", "small_tasks"},
+    "datasets": {"catalogue", "fetching"},
     "checkpoint": {"tensor_files"},
     "packed_batches": {"data"},
     "trainer": {"train_step"},
@@ -58,7 +59,7 @@ SIDEWAYS = {
     "corpus": {"settings"},
     "scoring": {"settings", "corpus"},
     "experiment": {"settings", "corpus", "scoring"},
-    "fitting": {"settings", "corpus", "scoring", "experiment"},
+    "fitting": {"settings", "corpus", "scoring", "experiment", "tasks"},
     "benchmarking": {"corpus"},
     "importing": {"settings"},
     "reproducing": {"settings", "corpus", "scoring"},

@@ -1,9 +1,12 @@
+import calendar
 import gzip
 import hashlib
 import io
+import re
 import sys
 import urllib.error
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,24 @@ SMALL_TASKS = {
     "reverse": lambda source: "".join(reversed(source)),
     "sort": lambda source: "".join(sorted(source)),
     "addition": lambda source: str(sum(int(number) for number in source.split("+"))),
+    "dates": lambda source: as_iso(source),
 }
+
+
+def as_iso(text: str) -> str:
+    """The day that a text names, by what is a year, a month and a day in it; its day of the week must be right."""
+    words = re.findall(r"[A-Za-z]+|\d+", text)
+    (year,) = (word for word in words if re.fullmatch(r"\d{4}", word))
+    (number,) = (word for word in words if re.fullmatch(r"\d{1,2}", word))
+    months = [month for word in words for month in range(1, 13) if calendar.month_name[month].startswith(word)]
+    found = date(int(year), months[0], int(number))
+    for name in calendar.day_name:
+        if text.startswith(name[:3]):
+            assert name == calendar.day_name[found.weekday()]
+    ending = re.search(r"\d(st|nd|rd|th)", text)
+    special = {1: "st", 21: "st", 31: "st", 2: "nd", 22: "nd", 3: "rd", 23: "rd"}
+    assert ending is None or ending[1] == special.get(found.day, "th")
+    return found.isoformat()
 
 
 def data_file(url: str | None = "https://example.org/train.de.gz") -> DataFile:
@@ -79,7 +99,7 @@ def test_every_set_has_a_home_a_licence_and_train_valid_and_test():
         assert any(split.startswith("test") for split in dataset.splits)
         assert dataset.source_suffix != dataset.target_suffix
     names = [dataset.name for dataset in list_datasets()]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 14
 
 
 def test_an_unknown_set_or_split_is_answered_with_the_nearest_one():

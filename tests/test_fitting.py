@@ -9,6 +9,7 @@ import pytest
 from calling import Outcome, command
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
+from transduce.datasets import load_split
 from transduce.errors import DataError, RunFolderError
 from transduce.fitting import MINIMUM_PAIRS, choose_settings, fit
 from transduce.metrics import METRICS
@@ -16,6 +17,7 @@ from transduce.predictor import Predictor
 from transduce.reading import Pairs
 from transduce.settings import ExperimentConfig
 from transduce.stopping import Stopped
+from transduce.tasks import TASKS, recognise
 
 GREEK = dict(zip("abgdezklmnoprstuf", "αβγδεζκλμνοπρστυφ", strict=True))
 MINUTES = 0.05
@@ -31,7 +33,8 @@ def transliterations(num_pairs: int) -> list[tuple[str, str]]:
 
 
 def settings_for(src: list[str], tgt: list[str], minutes: float = 10.0) -> ExperimentConfig:
-    return choose_settings(Pairs(src, tgt, {}, [], {}), ["pairs.tsv"], minutes=minutes, seed=1)
+    pairs = Pairs(src, tgt, {}, [], {})
+    return choose_settings(recognise(pairs), pairs, ["pairs.tsv"], minutes=minutes, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -148,40 +151,110 @@ def test_held_out_parts_share_no_source_and_no_target_with_training(
 # Which settings
 
 
-def test_words_and_phonemes_are_learnt_as_characters_and_whole_symbols() -> None:
-    draw = random.Random(2)
-    phonemes = ["AH0", "B", "K", "IY1", "S", "T"]
-    src = ["".join(draw.choices("abcdefgh", k=7)) for _ in range(600)]
-    config = settings_for(src, [" ".join(draw.choices(phonemes, k=6)) for _ in src])
-    assert (config.tokenizer.source, config.tokenizer.target) == ("characters", "words")
-    assert not config.tokenizer.joint
-    assert config.validation.metrics == ("exact_match", "per")
+def random_words(num_words: int, seed: int, letters: str = "abcdefghij") -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices(letters, k=draw.randint(4, 9))) for _ in range(num_words)]
 
 
-def test_words_and_words_are_learnt_as_characters_of_one_vocabulary() -> None:
-    src, tgt = map(list, zip(*transliterations(600), strict=True))
+def phrases(words: list[str], length: int, num_lines: int = 600) -> list[str]:
+    draw = random.Random(length)
+    return [" ".join(draw.choices(words, k=length)) for _ in range(num_lines)]
+
+
+PHONEMES = ["AH0", "B", "K", "IY1", "S", "T"]
+FEATURES = [f"{kind};{person};{number}" for kind in ("PRS", "PST") for person in "123" for number in ("SG", "PL")]
+LEMMAS = random_words(600, seed=5)
+INFLECTED = [(lemma, FEATURES[row % len(FEATURES)], lemma[:-1] + "est") for row, lemma in enumerate(LEMMAS)]
+VOCABULARY = random_words(900, seed=6)
+# What the pairs are -> their task, and what their sides are cut into.
+FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
+    "words to phonemes": (LEMMAS, phrases(PHONEMES, 6), "pronunciation", ("characters", "words")),
+    "letters with blanks to phonemes": (
+        [" ".join(word) for word in LEMMAS], phrases(PHONEMES, 6), "pronunciation", ("words", "words"),
+    ),
+    "lemmas with features": (
+        [f"{lemma} {features}" for lemma, features, _ in INFLECTED],
+        [form for _, _, form in INFLECTED],
+        "inflection",
+        ("characters", "characters"),
+    ),
+    "features and lemmas of several words": (
+        [f"{features} {lemma} {VOCABULARY[row]}" for row, (lemma, features, _) in enumerate(INFLECTED)],
+        [f"{form} {VOCABULARY[row]}" for row, (_, _, form) in enumerate(INFLECTED)],
+        "inflection",
+        ("characters", "characters"),
+    ),
+    "a word to the same word with other letters": (
+        *map(list, zip(*transliterations(600), strict=True)), "normalisation", ("characters", "characters"),
+    ),
+    "numbers to short phrases": (
+        [str(10**5 + row) for row in range(600)], phrases(VOCABULARY, 4), "normalisation", ("characters", "characters"),
+    ),
+    "sentences": (phrases(VOCABULARY, 8), phrases(VOCABULARY, 9), "translation", ("bpe", "bpe")),
+    "short phrases": (phrases(VOCABULARY, 2), phrases(VOCABULARY, 3), "translation", ("bpe", "bpe")),
+    "formulas with blanks": (
+        [f"{row % 7} * ( {row % 9} - {row} )" for row in range(600)],
+        [str(row % 7 * (row % 9 - row)) for row in range(600)],
+        "arithmetic",
+        ("characters", "characters"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_task_is_recognised_by_the_form_of_its_pairs(form: str) -> None:
+    src, tgt, name, pieces = FORMS[form]
+    assert recognise(Pairs(src, tgt, {}, [], {})).name == name
     config = settings_for(src, tgt)
-    assert (config.tokenizer.source, config.tokenizer.target) == ("characters", "characters")
-    assert config.tokenizer.joint
-    assert config.validation.metrics == ("exact_match", "cer")
+    assert (config.tokenizer.source, config.tokenizer.target) == pieces
+    assert config.tokenizer.joint == (pieces[0] == pieces[1])
+    assert (config.validation.metrics, config.validation.group_sources) == SCORES[name]
 
 
-def test_sentences_are_learnt_as_subwords_of_one_vocabulary() -> None:
-    draw = random.Random(3)
-    words = ["".join(draw.choices("abcdefghij", k=5)) for _ in range(900)]
-    src, tgt = ([" ".join(draw.choices(words, k=8)) for _ in range(600)] for _ in range(2))
-    config = settings_for(src, tgt)
-    assert (config.tokenizer.source, config.tokenizer.target) == ("bpe", "bpe")
-    assert config.tokenizer.joint
-    assert config.validation.metrics == ("bleu", "chrf")
+SCORES = {
+    "arithmetic": (("exact_match",), False),
+    "inflection": (("exact_match", "cer"), False),
+    "normalisation": (("exact_match", "cer"), False),
+    "pronunciation": (("wer", "per"), True),
+    "translation": (("bleu", "chrf"), False),
+}
 
 
-def test_short_phrases_from_words_are_written_as_characters() -> None:
-    draw = random.Random(4)
-    src = ["".join(draw.choices("0123456789", k=6)) for _ in range(600)]
-    words = ["".join(draw.choices("abcdefghij", k=5)) for _ in range(900)]
-    config = settings_for(src, [" ".join(draw.choices(words, k=4)) for _ in src])
-    assert (config.tokenizer.source, config.tokenizer.target) == ("characters", "characters")
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("addition", "arithmetic"),
+        ("dates", "normalisation"),
+        ("cmudict", "pronunciation"),
+        ("reverse", "normalisation"),
+    ],
+)
+def test_the_tasks_of_named_sets_are_recognised(dataset: str, name: str) -> None:
+    assert recognise(load_split(dataset, "valid")).name == name
+
+
+def test_odd_lines_do_not_hide_a_task() -> None:
+    pairs = load_split("addition", "valid")
+    assert recognise(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "arithmetic"
+
+
+def test_a_task_can_be_named(pairs: Path, tmp_path: Path) -> None:
+    words = ["fit", pairs, "--minutes", MINUTES, "--json", "--run-dir"]
+    told = command(*words, tmp_path / "run", "--task", "translation")
+    assert set(json.loads(told.out)["scores"]) == {"bleu", "chrf"}
+    assert "taken for translation" in told.err
+    refused = command(*words, tmp_path / "other", "--task", "translating")
+    assert refused.status == 2
+    assert "no task 'translating'" in refused.err and "translation" in refused.err
+
+
+def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "words.tsv"
+    rows = [(word, " ".join(letter.upper() for letter in word)) for word in dict.fromkeys(LEMMAS * 2)]
+    path.write_text("".join(f"{word}\t{sounds}\n{word}\t{sounds} X\n" for word, sounds in rows))
+    result = fit([path], tmp_path / "run", minutes=MINUTES, surroundings=Surroundings(device="cpu"))
+    assert [score.name for score in result.scores] == ["wer", "per"]
+    assert {score.num_segments for score in result.scores} == {result.num_test // 2}
 
 
 def test_settings_are_a_function_of_the_text_and_the_time_alone() -> None:
@@ -190,5 +263,5 @@ def test_settings_are_a_function_of_the_text_and_the_time_alone() -> None:
     assert settings_for(src, tgt, minutes=0.1).model.dropout < settings_for(src, tgt, minutes=60).model.dropout
 
 
-def test_every_metric_that_fit_may_choose_exists() -> None:
-    assert {"bleu", "chrf", "exact_match", "cer", "per"} <= set(METRICS)
+def test_every_task_is_scored_by_metrics_that_there_are() -> None:
+    assert {metric for task in TASKS.values() for metric in task.metrics} <= set(METRICS)

@@ -108,6 +108,7 @@ def _fit(arguments: Arguments) -> int:
         result = fit(
             paths,
             run_dir,
+            task=arguments.task,
             minutes=arguments.minutes,
             seed=arguments.seed,
             resume=arguments.resume,

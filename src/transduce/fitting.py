@@ -20,12 +20,12 @@ from transduce.predictor import Predictor
 from transduce.reading import Pairs, read_pairs, split_pairs
 from transduce.scoring import score
 from transduce.settings import DataConfig, ExperimentConfig, ValidationConfig, load_config
-from transduce.tokenizer import Kind, TokenizerConfig
+from transduce.tasks import Task, find_task, recognise
+from transduce.tokenizer import TokenizerConfig
 from transduce.train_step import TrainingConfig
 
 MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
-_FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,15 @@ def fit(
     paths: Sequence[str | Path],
     run_dir: Path,
     *,
+    task: str | None = None,
     minutes: float = 15.0,
     seed: int = 1,
     resume: bool = False,
     surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
 ) -> FitResult:
     """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
+
+    `task` is a name of `tasks.TASKS`: it decides the pieces of text and the scores. None: as the pairs look.
 
     Nothing in the held-out parts occurs in training, on either side. The run folder keeps the test part
     (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
@@ -67,11 +70,14 @@ def fit(
     saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None
     if saved is None:
         RunFolder(run_dir).refuse_other_use()
+    asked = find_task(task) if task else None
     pairs = _read(paths, surroundings.report)
     train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
     surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
     if saved is None:
-        config = choose_settings(train_pairs, paths, minutes=minutes, seed=seed)
+        kind = asked or recognise(pairs)
+        surroundings.report(f"{'taken for' if asked else 'this looks like'} {kind.name}: {kind.form}")
+        config = choose_settings(kind, train_pairs, paths, minutes=minutes, seed=seed)
     else:
         config = _going_on(saved, len(train_pairs), minutes)
     surroundings.report(_described(config))
@@ -84,7 +90,8 @@ def fit(
         surroundings=surroundings,
     )
     predictor = Predictor.load(run_dir, device=surroundings.device)
-    scores = score(predictor, test.src, [test.tgt], config.validation.metrics)
+    asked_for = config.validation
+    scores = score(predictor, test.src, [test.tgt], asked_for.metrics, group_sources=asked_for.group_sources)
     result = FitResult(
         run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
     )
@@ -121,23 +128,21 @@ def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
         ) from None
 
 
-def choose_settings(train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int) -> ExperimentConfig:
-    """Settings that suit the pairs and the time; a function of the text, not of the machine."""
-    source, target = _kind_of(train_pairs.src), _kind_of(train_pairs.tgt)
-    if source != "bpe" and target == "bpe":
-        target = "characters" if _mean_len(train_pairs.tgt) < 40 else "bpe"
-    is_joint = source == target
+def choose_settings(
+    task: Task, train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int
+) -> ExperimentConfig:
+    """Settings that suit the task, the pairs and the time; a function of the text, not of the machine."""
+    source, target = task.pieces_of(train_pairs.src), task.pieces_of(train_pairs.tgt)
     num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
     # Heaps' law: the number of useful subwords grows about with the root of the text.
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
-    metrics = ("bleu", "chrf") if target == "bpe" else ("exact_match", "cer" if target == "characters" else "per")
     return ExperimentConfig(
         data=DataConfig(train=tuple(map(str, paths))),
-        tokenizer=TokenizerConfig(source=source, target=target, joint=is_joint, vocab_size=vocab_size),
+        tokenizer=TokenizerConfig(source=source, target=target, joint=source == target, vocab_size=vocab_size),
         model=_model_for(num_characters, minutes),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
-        validation=ValidationConfig(metrics=metrics, best="loss", max_pairs=200),
+        validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),
     )
 
 
@@ -160,19 +165,6 @@ def _model_for(num_characters: int, minutes: float) -> TransformerConfig:
     passes = minutes * characters_per_minute / num_characters
     dropout = 0.1 if passes < 15 else 0.2 if passes < 50 else 0.3
     return replace(PRESETS["tiny"], norm_first=True, dropout=dropout)
-
-
-def _kind_of(lines: Sequence[str]) -> Kind:
-    """Characters for single words, whole words for a small set of symbols, else subwords."""
-    words = [line.split(" ") for line in lines]
-    if sum(map(len, words)) <= 1.2 * len(words) and _mean_len(lines) <= 30:
-        return "characters"
-    types = {word for line in words for word in line}
-    return "words" if len(types) <= _FEW_TYPES else "bpe"
-
-
-def _mean_len(lines: Sequence[str]) -> float:
-    return sum(map(len, lines)) / len(lines)
 
 
 def _described(config: ExperimentConfig) -> str:

@@ -59,6 +59,12 @@ def _add_fit(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("pairs", nargs="+", metavar="PAIRS", help="a .tsv or .jsonl file, or two parallel text files")
     verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-PAIRS)")
     verb.add_argument(
+        "--task",
+        metavar="NAME",
+        help="translation, pronunciation, inflection, normalisation or arithmetic: how text is cut and what answers "
+        "are scored by (default: as the pairs look)",
+    )
+    verb.add_argument(
         "--minutes",
         type=_minutes,
         default=15.0,

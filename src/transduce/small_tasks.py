@@ -1,4 +1,4 @@
-"""Tasks that need no file: `copy`, `reverse` and `sort` of random letters, and `addition` of random numbers.
+"""Tasks that need no file: `copy`, `reverse` and `sort` of random letters, `addition` of random numbers, and `dates`.
 
 The rows are the same on every machine and in every version of Python, and no source occurs twice.
 """
@@ -6,6 +6,7 @@ The rows are the same on every machine and in every version of Python, and no so
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ SPLITS = {"train": 20_000, "valid": 500, "test": 1_000}  # of every task: split 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SHORTEST_WORD, _LONGEST_WORD = 3, 12
 _LARGEST_ADDEND = 999
+_FIRST_YEAR, _LAST_YEAR = 1850, 2049
 
 Below: TypeAlias = Callable[[int], int]  # a random number from 0 to n - 1
 
@@ -52,11 +54,44 @@ def _addition(below: Below) -> tuple[str, str, str]:
     return f"{min(a, b)}+{max(a, b)}", f"{a}+{b}", str(a + b)
 
 
+def _date(below: Below) -> tuple[str, str, str]:
+    """A day in one of the ways in which people write it in English, some with the day of the week."""
+    first, last = date(_FIRST_YEAR, 1, 1).toordinal(), date(_LAST_YEAR, 12, 31).toordinal()
+    day = date.fromordinal(first + below(last - first + 1))
+    month, weekday = _MONTHS[day.month - 1], _WEEKDAYS[day.weekday()]
+    month, weekday = (name[:3] if below(2) else name for name in (month, weekday))
+    number = f"{day.day}{_ordinal_ending(day.day)}" if below(2) else str(day.day)
+    way = ("{d} {m} {y}", "{m} {d}, {y}", "the {d} of {m} {y}", "{y} {m} {d}")[below(4)]
+    text = way.format(d=number, m=month, y=day.year)
+    return day.isoformat(), f"{weekday}, {text}" if below(2) else text, day.isoformat()
+
+
+def _ordinal_ending(number: int) -> str:
+    return "th" if number in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+
+
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+_WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _WORDS = f"Random words of {_SHORTEST_WORD} to {_LONGEST_WORD} lower-case letters"
+_DAYS = f"Days from {_FIRST_YEAR} to {_LAST_YEAR} as people write them"
 _SUMS = f"Sums of two whole numbers from 0 to {_LARGEST_ADDEND}"
 SMALL_TASKS = {
     "copy": SmallTask(f"{_WORDS}, unchanged.", _of_letters(lambda word: word)),
     "reverse": SmallTask(f"{_WORDS}, backwards.", _of_letters(lambda word: word[::-1])),
     "sort": SmallTask(f"{_WORDS}, in alphabetical order.", _of_letters(lambda word: "".join(sorted(word)))),
     "addition": SmallTask(f"{_SUMS}, '12+345' to '357'; 345+12 is in no other split.", _addition),
+    "dates": SmallTask(f"{_DAYS}, 'Tue, Mar 3rd, 1998' to '1998-03-03'; a day is in one split only.", _date),
 }

@@ -1,0 +1,163 @@
+"""The kinds of task that `fit` knows: how each is recognised by its pairs, cut into pieces and scored."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transduce.errors import TransduceError, nearest
+from transduce.reading import Pairs
+from transduce.tokenizer import Kind
+
+_FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes
+_NEARLY_ALL = 0.98  # of the pairs must have the form: files have odd lines
+_SHORT = 40  # characters on average: what is cheap to read and write letter by letter
+
+_FORMULA = re.compile(r"[-+*/^%×÷·().,=<>\s\d]*[-+*/^%×÷·][-+*/^%×÷·().,=<>\s\d]*")
+_NUMBER = re.compile(r"[-+]?[\d\s.,/]*\d[\d\s.,/]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A kind of task."""
+
+    name: str
+    form: str  # of its pairs, as a person would say it
+    has_form: Callable[[Pairs], bool] = field(repr=False)
+    pieces: Literal["characters", "bpe"]
+    has_symbols: bool = False  # a side that is made of few words has those for its pieces
+    metrics: tuple[str, ...]
+    group_sources: bool = False  # several pairs of one source are its alternatives
+
+    def pieces_of(self, lines: Sequence[str]) -> Kind:
+        """What a side with these lines is cut into."""
+        if self.has_symbols and _are_symbols(lines):
+            return "words"
+        return "characters" if _are_words(lines) else self.pieces
+
+
+def recognise(pairs: Pairs) -> Task:
+    """The first task whose form the pairs have; translation if there is no other."""
+    return next(task for task in TASKS.values() if task.has_form(pairs))
+
+
+def find_task(name: str) -> Task:
+    """The task of this name. Raises TransduceError, with the nearest name, if there is none."""
+    if name not in TASKS:
+        raise TransduceError(f"There is no task {name!r}.{nearest(name, list(TASKS))}")
+    return TASKS[name]
+
+
+def _is_arithmetic(pairs: Pairs) -> bool:
+    return _nearly_all(bool(_FORMULA.fullmatch(line)) for line in pairs.src) and _nearly_all(
+        bool(_NUMBER.fullmatch(line)) for line in pairs.tgt
+    )
+
+
+def _is_pronunciation(pairs: Pairs) -> bool:
+    return _are_symbols(pairs.tgt) and (_are_words(pairs.src) or _are_symbols(pairs.src))
+
+
+def _is_inflection(pairs: Pairs) -> bool:
+    if _are_symbols(pairs.tgt) or _mean_len(pairs.tgt) >= _SHORT or _nearly_all(map(_has_digit, pairs.tgt)):
+        return False
+    at_first_blank = [line.partition(" ")[::2] for line in pairs.src]
+    at_last_blank = [line.rpartition(" ")[::2] for line in pairs.src]
+    return any(
+        _are_lemmas_with_features(parts, pairs.tgt)
+        for first, last in map(_transposed, (at_first_blank, at_last_blank))
+        for parts in ((first, last), (last, first))
+    )
+
+
+def _are_lemmas_with_features(parts: tuple[list[str], list[str]], forms: list[str]) -> bool:
+    """True of many lemmas and few sets of features, where the forms have their letters from the lemmas."""
+    lemmas, features = parts
+    num_lemmas, num_features = len(set(lemmas)), len(set(features))
+    have_letters = (2 * len({*lemma} & {*form}) >= len({*form}) for lemma, form in zip(lemmas, forms, strict=True))
+    return (
+        _nearly_all(map(bool, features))
+        and 2 * num_features < num_lemmas
+        and num_features <= _FEW_TYPES
+        and (sum(have_letters) > len(forms) / 2)
+    )
+
+
+def _is_normalisation(pairs: Pairs) -> bool:
+    if _mean_len(pairs.src) >= _SHORT or _mean_len(pairs.tgt) >= _SHORT:
+        return False
+    have_digits = _nearly_all(map(_has_digit, pairs.src)) or _nearly_all(map(_has_digit, pairs.tgt))
+    return have_digits or _are_words(pairs.src) or _are_words(pairs.tgt)
+
+
+def _are_symbols(lines: Sequence[str]) -> bool:
+    """True of lines with blanks, and few different words between them."""
+    words = [line.split(" ") for line in lines]
+    return not _are_words(lines) and len({word for line in words for word in line}) <= _FEW_TYPES
+
+
+def _are_words(lines: Sequence[str]) -> bool:
+    """True of single words."""
+    return sum(line.count(" ") + 1 for line in lines) <= 1.2 * len(lines) and _mean_len(lines) <= 30
+
+
+def _has_digit(line: str) -> bool:
+    return any(map(str.isdigit, line))
+
+
+def _nearly_all(answers: Iterable[bool]) -> bool:
+    found = list(answers)
+    return sum(found) >= _NEARLY_ALL * len(found)
+
+
+def _mean_len(lines: Sequence[str]) -> float:
+    return sum(map(len, lines)) / len(lines)
+
+
+def _transposed(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="arithmetic",
+            form="formulas and numbers",
+            has_form=_is_arithmetic,
+            pieces="characters",
+            metrics=("exact_match",),
+        ),
+        Task(
+            name="pronunciation",
+            form="words and strings of few symbols",
+            has_form=_is_pronunciation,
+            pieces="characters",
+            has_symbols=True,
+            metrics=("wer", "per"),
+            group_sources=True,
+        ),
+        Task(
+            name="inflection",
+            form="a word with one of few sets of features, and a form of it",
+            has_form=_is_inflection,
+            pieces="characters",
+            metrics=("exact_match", "cer"),
+        ),
+        Task(
+            name="normalisation",
+            form="short texts and another way to write them",
+            has_form=_is_normalisation,
+            pieces="characters",
+            metrics=("exact_match", "cer"),
+        ),
+        Task(
+            name="translation",
+            form="sentences and sentences",
+            has_form=lambda _pairs: True,
+            pieces="bpe",
+            has_symbols=True,
+            metrics=("bleu", "chrf"),
+        ),
+    )
+}
