@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src/transduce"
 # Rows from the bottom up: a module may import any lower row, and of its own row what SIDEWAYS grants.
 ROWS = {
     "leaves": {
-        "errors", "files", "stopping", "config", "unigram", "vocabulary", "tokenizer", "model", "loss", "optim",
+        "errors", "files", "stopping", "config", "unigram", "vocabulary", "tokenizer", "model", "loss", "muon", "optim",
         "decoding", "beams", "constraints", "inference", "linear_maps", "sentencepieces",
         "metric_definitions", "metrics", "distributed", "decompression", "reading", "machine",
         "matrix_products", "cuda_graphs", "cpu_settings", "certified_files", "large_files", "pair_rows",
@@ -37,6 +37,7 @@ SIDEWAYS = {
     "files": {"errors"},
     "tokenizer": {"sentencepieces", "vocabulary", "word_table"},
     "sentencepieces": {"vocabulary"},
+    "optim": {"muon"},
     "decoding": {"constraints"},
     "beams": {"constraints", "decoding"},
     "inference": {"linear_maps", "model"},

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from transduce.muon import orthogonalised
 from transduce.optim import (
     OptimConfig,
-    build_optimizer,
+    build_optimizers,
     clip_gradients,
     inverse_sqrt_rate,
     learning_rate,
@@ -104,7 +105,7 @@ def linear(seed: int = 1) -> nn.Linear:
 
 
 def take_step(layer: nn.Module, config: OptimConfig, rate: float) -> None:
-    optimizer = build_optimizer(config, layer)
+    optimizer = build_optimizers(config, layer)[0]
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -123,7 +124,7 @@ def test_without_decay_many_steps_equal_torch_adam():
     ours, theirs = linear(), linear()
     config = OptimConfig(epsilon=1e-3)
     optimizers = [
-        build_optimizer(config, ours),
+        build_optimizers(config, ours)[0],
         torch.optim.Adam(theirs.parameters(), lr=0.02, betas=(0.9, 0.98), eps=1e-3),
     ]
     for group in optimizers[0].param_groups:
@@ -150,8 +151,82 @@ def test_matrices_alone_decay():
 def test_the_optimizer_has_every_parameter_once():
     layer = linear()
     layer.same_weight = layer.weight
-    groups = build_optimizer(OptimConfig(), layer).param_groups
+    (optimizer,) = build_optimizers(OptimConfig(), layer)
+    groups = optimizer.param_groups
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, (layer.weight, layer.bias)))
+
+
+# --- Muon ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (2, 12, 29), (2, 29, 12)])
+def test_orthogonalising_keeps_singular_vectors_and_brings_all_values_near_1(shape):
+    torch.manual_seed(3)
+    matrices = torch.randn(shape, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 50.0])[: shape[0], None, None]
+    u, values, vh = torch.linalg.svd(matrices, full_matrices=False)
+    found = u.mT @ orthogonalised(matrices) @ vh.mT
+    brought_to = torch.diagonal(found, dim1=1, dim2=2)
+    torch.testing.assert_close(found, torch.diag_embed(brought_to), rtol=0, atol=1e-6)
+    # The polynomial of each value by itself: what the iteration is on the singular values of a matrix of length 1.
+    expected = values / (values.square().sum(dim=1, keepdim=True).sqrt() + 1e-7)
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    torch.testing.assert_close(brought_to, expected)
+    assert brought_to[values > 0.1 * values.amax(dim=1, keepdim=True)].min() > 0.6
+    assert brought_to.max() < 1.3
+
+
+def test_muon_moves_matrices_of_layers_by_hand_and_the_rest_by_adam():
+    """Two steps: momentum 0.95 of Nesterov's kind; queries, keys and values each for themselves."""
+    torch.manual_seed(5)
+    model = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "qkv_proj": nn.Linear(4, 12), "down_proj": nn.Linear(6, 4)})
+    adam, muon = build_optimizers(OptimConfig(method="muon", weight_decay=0.1), model)
+    inside = {"qkv_proj.weight": 3, "down_proj.weight": 1}
+    named = dict(model.named_parameters())
+    of_adam = {id(p) for group in adam.param_groups for p in group["params"]}
+    assert of_adam == {id(p) for name, p in named.items() if name not in inside}
+    expected = {name: named[name].detach().clone() for name in inside}
+    momentum = {name: torch.zeros_like(named[name]) for name in inside}
+    muon.param_groups[0]["lr"] = 0.03
+    for _ in range(2):
+        for name, number in inside.items():
+            gradient = named[name].grad = torch.randn_like(named[name])
+            momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
+            ahead = 0.05 * gradient + 0.95 * momentum[name]
+            parts = [orthogonalised(part[None])[0] for part in ahead.chunk(number)]
+            longest = max(parts[0].shape)
+            change = 0.2 * longest**0.5 * torch.cat(parts) + 0.1 * expected[name]
+            expected[name] = expected[name] - 0.03 * change
+        muon.step()
+    for name in inside:
+        torch.testing.assert_close(named[name].detach(), expected[name])
+
+
+def test_an_update_by_muon_has_the_size_of_one_by_adam():
+    """Root mean square about 0.2 of the rate, whatever the shape and the size of the gradient."""
+    torch.manual_seed(6)
+    for shape in ((64, 64), (32, 128)):
+        layer = nn.Linear(*shape[::-1], bias=False)
+        before = layer.weight.detach().clone()
+        layer.weight.grad = 1e-4 * torch.randn(shape)
+        muon = build_optimizers(OptimConfig(method="muon"), layer)[1]
+        muon.param_groups[0]["lr"] = 1.0
+        muon.step()
+        assert (layer.weight.detach() - before).square().mean().sqrt() == pytest.approx(0.2, rel=0.25)
+
+
+def test_muon_changes_nothing_where_a_gradient_is_no_number():
+    layer = nn.Linear(3, 4)
+    muon = build_optimizers(OptimConfig(method="muon", weight_decay=0.1), layer)[1]
+    muon.param_groups[0]["lr"] = 0.1
+    layer.weight.grad = torch.ones(4, 3)
+    muon.step()
+    before, momentum = layer.weight.detach().clone(), muon.state[layer.weight]["momentum"].clone()
+    layer.weight.grad[0, 0] = torch.nan
+    muon.found_inf = torch.tensor(1.0)
+    muon.step()
+    torch.testing.assert_close(layer.weight.detach(), before, rtol=0, atol=0)
+    torch.testing.assert_close(muon.state[layer.weight]["momentum"], momentum, rtol=0, atol=0)
 
 
 # --- average and clipping --------------------------------------------------------------------------------------------

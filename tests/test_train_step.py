@@ -67,7 +67,7 @@ def moments_of(update: TrainStep) -> Weights:
     return {
         f"{slot}.{name}": value.clone()
         for name, parameter in update.model.named_parameters()
-        for slot, value in update.optimizer.state[parameter].items()
+        for slot, value in update.optimizers[0].state[parameter].items()
     }
 
 
@@ -239,7 +239,7 @@ def poison(update: TrainStep, value: float) -> None:
     """The next gradients have one number that is not finite; the loss is as ever."""
     parameter = update.model.encoder.layers[0].residual_1.norm.weight
     handle = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
-    update.optimizer.register_step_post_hook(lambda *_: handle.remove())
+    update.optimizers[0].register_step_post_hook(lambda *_: handle.remove())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -117,7 +117,7 @@ def test_micro_batches_of_different_sizes_give_the_gradient_of_one_batch_of_them
     def gradient_of(micro_batches: list[np.ndarray]) -> tuple[Weights, float]:
         trainer = new_trainer(model=replace(MODEL, dropout=0.0))
         found: Weights = {}
-        trainer.update.optimizer.register_step_pre_hook(
+        trainer.update.optimizers[0].register_step_pre_hook(
             lambda *_: found.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
         )
         return found, trainer.train_step(micro_batches, step=1).read().loss
@@ -181,7 +181,7 @@ def test_the_average_in_a_run_is_the_one_computed_by_hand(new_trainer: NewTraine
     shown: list[Weights] = []
     trainer = new_trainer(replace(TRAINING, validate_every=1), optim, validate=scripted([0.0] * 7, shown))
     average, history = weights_of(trainer.model), []
-    trainer.update.optimizer.register_step_post_hook(lambda *_: history.append(weights_of(trainer.model)))
+    trainer.update.optimizers[0].register_step_post_hook(lambda *_: history.append(weights_of(trainer.model)))
     trainer.run()
     for step, current in enumerate(history, start=1):
         decay = min(0.35, (1 + step) / (10 + step))

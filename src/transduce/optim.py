@@ -1,4 +1,4 @@
-"""The optimizer, the learning rate at each step, and the moving average of the weights."""
+"""The optimizers, the learning rate at each step, and the moving average of the weights."""
 
 import math
 from collections.abc import Iterable
@@ -8,11 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from transduce.muon import Muon
+
+_NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # that lie one below the other in one matrix
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Adam and its schedule; the defaults are the paper's (section 5.3)."""
 
+    method: Literal["adam", "muon"] = "adam"  # muon: for the matrices within layers; all else goes by Adam
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
     learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
     warmup_steps: int = 4000
@@ -65,14 +70,30 @@ def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: in
     return peak * (1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay; the trainer sets the rate before each step."""
-    parameters = list(model.parameters())
+def build_optimizers(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """What changes the weights, each parameter by one of them; the trainer sets the rate before each step."""
+    num_parts = _matrices_in_layers(model) if config.method == "muon" else {}
+    others = [parameter for parameter in model.parameters() if parameter not in num_parts]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    adam = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    return [adam, Muon(num_parts, weight_decay=config.weight_decay)] if num_parts else [adam]
+
+
+def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What this optimizer remembers of each parameter between steps."""
+    return ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+
+
+def _matrices_in_layers(model: nn.Module) -> dict[nn.Parameter, int]:
+    """The weights of linear maps and how many maps each holds; embeddings, though matrices, are left to Adam."""
+    return {
+        layer.weight: _NUM_MAPS.get(name.rpartition(".")[2], 1)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from transduce.cuda_graphs import GraphedWork
@@ -19,7 +19,7 @@ from transduce.distributed import Process
 from transduce.errors import DivergedError, TransduceError
 from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer
-from transduce.optim import OptimConfig, build_optimizer, clip_gradients, learning_rate, update_average
+from transduce.optim import OptimConfig, build_optimizers, clip_gradients, learning_rate, update_average
 from transduce.packed_batches import PackedBatch, collate_packed
 from transduce.progress import StepResult
 
@@ -101,7 +101,7 @@ class TrainStep:
         self.optim_config = optim
         self.process = process
         self.device = model.output_weight.device
-        self.optimizer = build_optimizer(optim, model)
+        self.optimizers = build_optimizers(optim, model)
         self.average = copy.deepcopy(model).eval() if optim.ema_decay else None
         forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
@@ -137,7 +137,11 @@ class TrainStep:
                 return self._update(loss_sum, num_tokens, step)
         finally:
             # Also of half a step: it is repeated from its beginning. A graph adds to the tensors it was recorded with.
-            self.optimizer.zero_grad(set_to_none=not self._is_graphed)
+            self.model.zero_grad(set_to_none=not self._is_graphed)
+
+    def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The optimizer that changes this parameter of the model."""
+        return next(found for found in self.optimizers if _has(found, parameter))
 
     def parts(self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
         """What goes through the network at a time, over all processes."""
@@ -188,14 +192,16 @@ class TrainStep:
         norm = clip_gradients(parameters, self.optim_config.max_grad_norm)
         numbers = torch.stack([loss_sum / num_tokens, num_tokens, norm])
         rate = learning_rate(self.optim_config, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         outcome = StepOutcome(step, rate, numbers)
         if self.device.type == "cpu":
             outcome.read()  # nothing to wait for here, and an error comes before anything changes
-        # Read by fused Adam: where it is 1 the update is left out, so that a GPU need not be waited for.
-        self.optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            # Where it is 1 the update is left out, so that a GPU need not be waited for.
+            optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
+            optimizer.step()
         if self.average is not None:
             update_average(self.average.parameters(), parameters, decay=self.optim_config.ema_decay, step=step)
         return outcome
@@ -206,6 +212,10 @@ class TrainStep:
             self.config.precision == "auto" and self.device.type == "cuda"
         )
         return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
+
+
+def _has(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
+    return any(parameter is other for group in optimizer.param_groups for other in group["params"])
 
 
 def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:

@@ -18,7 +18,7 @@ from transduce.data import StepOrder, TrainingPairs, bucket_batches
 from transduce.distributed import Process
 from transduce.errors import DivergedError
 from transduce.model import Transformer
-from transduce.optim import OptimConfig
+from transduce.optim import OptimConfig, slot_names
 from transduce.packed_batches import pack_batches
 from transduce.progress import StepResult, TrainerState, Validation
 from transduce.stopping import Stopped, StopSignals
@@ -201,7 +201,7 @@ class Trainer:
         if self.update.average is not None:
             tensors |= {f"ema.{name}": p for name, p in self.update.average.named_parameters()}
         for name, parameter in self.model.named_parameters():
-            for slot, value in self.update.optimizer.state[parameter].items():
+            for slot, value in self.update.optimizer_of(parameter).state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = value
         keep = self.config.keep_checkpoints
         self.process.decide(
@@ -216,11 +216,12 @@ class Trainer:
         if self.update.average is not None:  # switched on only now, it begins with the weights as they are
             load_parameters(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
-            for slot in ("step", "exp_avg", "exp_avg_sq"):
+            optimizer = self.update.optimizer_of(parameter)
+            for slot in slot_names(optimizer):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
                     # The count of steps stays a float32 on the device of its parameter: what fused Adam expects.
-                    self.update.optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
+                    optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 
     def _observe_row(self, row: dict[str, Any], *, may_be_logged: bool = False) -> None:
         """With `may_be_logged`, a row that a sitting wrote before it was killed, unsaved, is not written twice."""
