@@ -207,6 +207,19 @@ def test_a_run_stopped_at_every_step_ends_like_one_never_stopped(
     assert_same_outcome(tmp_path / "run", finished)
 
 
+def test_a_run_with_muon_stopped_at_every_other_step_ends_like_one_never_stopped(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    config = changed(config, "optim", method="muon")
+    train(config, tmp_path / "uninterrupted")
+    for step in range(2, NUM_STEPS + 1, 2):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match=f"at step {step} of"):
+            strike_at(patch, "micro_batch", 4, signalling(signal.SIGTERM))
+            train(config, tmp_path / "run", resume=True)
+    train(config, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "uninterrupted")
+
+
 @pytest.mark.parametrize("number", range(1, 6))
 def test_a_stop_inside_a_validation_is_heard_at_once_and_leaves_no_trace(
     config: ExperimentConfig, finished: Path, tmp_path: Path, number: int
@@ -524,6 +537,7 @@ def changed(config: ExperimentConfig, section: str, **settings: Any) -> Experime
     [
         ("optim", {"learning_rate": 0.001}),
         ("optim", {"ema_decay": 0.0}),
+        ("optim", {"method": "muon"}),
         ("training", {"label_smoothing": 0.0}),
         ("training", {"batch_tokens": 30}),
         ("training", {"micro_batches": 5}),
