@@ -7,7 +7,9 @@ read text. TRANSDUCE_DATA names a folder that has the pairs; without it they are
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,11 @@ def main(folder: Path) -> None:
     text = load_split("multi30k-en-de", "train", root=Path(root) if root else None)
     tokenizer = Tokenizer.learn(TokenizerConfig(), text.src, text.tgt)
     pairs, _ = encode_pairs(tokenizer, text, max_len=256)
+    print(write_work(folder, "multi30k-en-de", tokenizer, pairs))
+
+
+def write_work(folder: Path, data: str, tokenizer: Tokenizer, pairs: EncodedPairs) -> dict[str, Any]:
+    """The pairs as ids and as words, and the planned batches; what is said of them."""
     plan = [step[0] for step in plan_epoch(pairs, batch_tokens=BATCH_TOKENS, micro_batches=1, seed=SEED, epoch=0)]
     folder.mkdir(parents=True, exist_ok=True)
     rows = range(len(pairs))
@@ -37,7 +44,7 @@ def main(folder: Path) -> None:
         plan_lens=np.array([len(batch) for batch in plan]),
     )
     facts = {
-        "data": "multi30k-en-de",
+        "data": data,
         "pairs": len(pairs),
         "vocabulary": tokenizer.target_vocab_size,
         "target_ids": tokenizer.num_target_ids,
@@ -48,18 +55,22 @@ def main(folder: Path) -> None:
     }
     (folder / "work.json").write_text(json.dumps(facts, indent=1) + "\n")
     write_words(folder, pairs, tokenizer.target_vocab_size)
-    print(facts)
+    return facts
 
 
 def write_words(folder: Path, pairs: EncodedPairs, vocabulary: int) -> None:
     """The ids without their ends, which each toolkit adds itself, as words such as t17."""
     for name, rows in (("train", range(len(pairs))), ("valid", range(NUM_VALID))):
         for side, ids in (("src", pairs.src), ("tgt", pairs.tgt)):
-            lines = [" ".join(f"t{piece}" for piece in ids(row)[:-1]) + "\n" for row in rows]
+            lines = [f"{as_words(ids(row)[:-1])}\n" for row in rows]
             (folder / f"{name}.{side}").write_text("".join(lines))
     words = [f"t{piece}" for piece in range(FIRST_PIECE, vocabulary)]
     (folder / "words").write_text("".join(f"{word}\n" for word in words))
     (folder / "words_counted").write_text("".join(f"{word}\t1\n" for word in words))
+
+
+def as_words(ids: Iterable[int]) -> str:
+    return " ".join(f"t{piece}" for piece in ids)
 
 
 if __name__ == "__main__":
