@@ -1,4 +1,4 @@
-"""Writes docs/RESULTS.md from what `transduce reproduce` recorded.
+"""Writes docs/RESULTS.md and its pictures from what `transduce reproduce`, quality.py and ledger.py recorded.
 
 render_results.py FILE...    takes in what `transduce reproduce NAME -o FILE` wrote of a seed, and renders
 render_results.py --check    says if the document is what the records say
@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
+from transduce.learn.pictures.canvas import FAINT, MARKERS, SERIES, Picture, canvas
 from transduce.metric_definitions import DEFINITIONS
 from transduce.reproducing import Recipe, Row, find_recipe, list_recipes, rows_of
 
-DOCUMENT = Path(__file__).parents[1] / "docs/RESULTS.md"
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENT = DOCS / "RESULTS.md"
+TITLES = {"transduce": "transduce", "joeynmt": "JoeyNMT", "huggingface": "Hugging Face Seq2SeqTrainer"}
 HEAD = """# Results
 
 Every number below comes from a command that stands beside it, from JSON that is in the repository
@@ -29,9 +35,11 @@ segments. Test sets were scored once for each seed of a finished recipe; whateve
 def main() -> int:
     for path in [word for word in sys.argv[1:] if word != "--check"]:
         take_in(json.loads(Path(path).read_text(encoding="utf-8")))
-    text = "\n".join([HEAD, *(section(recipe) for recipe in list_recipes())])
+    recipes = list_recipes()
+    text = "\n".join([HEAD, *(section(recipe) for recipe in recipes), beside_others(), ledger()])
     if "--check" not in sys.argv[1:]:
         DOCUMENT.write_text(text, encoding="utf-8")
+        draw(recipes)
         return 0
     if DOCUMENT.is_file() and DOCUMENT.read_text(encoding="utf-8") == text:
         return 0
@@ -62,8 +70,103 @@ def section(recipe: Recipe) -> str:
     lines += [spent(run) for run in recipe.results]
     signatures = {run["scores"][row.test][row.metric]["signature"] for run in recipe.results for row in rows}
     lines += ["", f"`transduce reproduce {recipe.name}`; settings in `src/transduce/recipes/{recipe.name}.toml`.", ""]
+    if recipe.published:
+        lines += [f"![Validation scores against the time of two cores](pictures/{recipe.name}.png)", ""]
     lines += [f"Signature: `{signature}`" for signature in sorted(signatures)]
     return "\n".join([*lines, ""])
+
+
+def beside_others() -> str:
+    """The same minutes on the same pairs, here and with other toolkits."""
+    found = recorded("quality")
+    title = "## The same minutes elsewhere\n"
+    if found is None:
+        return f"{title}\nNot measured yet.\n"
+    rows = []
+    for name, peer in found["peers"].items():
+        scores = [f"{s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}]" for s in peer["test"].values()]
+        differences = [found["comparisons"].get(f"{name} {metric}") for metric in peer["test"]]
+        ahead = [
+            f"{d['difference']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}], p {d['p_value']:.3f}"
+            for d in differences
+            if d
+        ]
+        rows.append([TITLES[name], *scores, *(ahead or ["", ""]), f"{peer['measured']}, `{peer['commit'][:12]}`"])
+    return "\n".join(
+        [
+            title,
+            "Tatoeba, English to German, both cores of one machine for each toolkit in turn, the pieces of the recipe",
+            "`tatoeba` for all: `benchmarks/quality.py` (benchmarks/README.md says what each was given).",
+            "",
+            *table(["", "test BLEU", "test chrF", "we are ahead by, BLEU", "chrF", "measured"], rows),
+            "",
+            "![Validation BLEU against the time of two cores](pictures/quality.png)",
+            "",
+        ]
+    )
+
+
+def ledger() -> str:
+    """What each known trick is worth."""
+    found = recorded("ledger")
+    title = "## What each known trick is worth\n"
+    if found is None:
+        return f"{title}\nNot measured yet.\n"
+    rows = []
+    for row in found["rows"]:
+        value = row.get("tokenized_bleu", row.get("bleu"))
+        told = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
+        rows.append([row["changed"], f"{value:.2f}", told, f"`{row['how']}`" if row["how"] else ""])
+    return "\n".join(
+        [
+            title,
+            f"The recipe `{found['recipe']}` with {found['steps']:,} steps on one thread, one thing changed at a time;",
+            "BLEU of tokens on the validation part, and the difference to the baseline with its 95 % paired bootstrap",
+            "interval. Other seeds show what chance does. The last rows score in another way: their numbers are of another",
+            "kind.",
+            f"`benchmarks/ledger.py FOLDER`, {found['measured']}, {found['machine']['cores']} cores of "
+            f"{found['machine']['device']}, torch {found['versions']['torch']}, commit `{found['commit'][:12]}`.",
+            "",
+            *table(["changed", "score", "difference", "how"], rows),
+            "",
+        ]
+    )
+
+
+def recorded(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def draw(recipes: Sequence[Recipe]) -> None:
+    """Validation scores against the time of the cores: the toolkits on the same data, and each recipe's seeds."""
+    if found := recorded("quality"):
+        figure, (axis,) = canvas(width=7.5, height=4.0)
+        for number, (name, peer) in enumerate(found["peers"].items()):
+            curve(axis, peer["validations"], "bleu", SERIES[number], TITLES[name], MARKERS[number])
+        axis.set(title="Tatoeba, English to German", ylabel="validation BLEU, greedy")
+        finish(figure, axis, "quality")
+    for recipe in recipes:
+        if not recipe.results or not recipe.published:
+            continue
+        figure, (axis,) = canvas(width=7.5, height=4.0)
+        metric = recipe.metrics[0]
+        for number, run in enumerate(recipe.results):
+            curve(axis, run["validations"], metric, SERIES[number], f"seed {run['seed']}", MARKERS[number])
+        axis.set(title=recipe.name, ylabel=f"validation {metric}, greedy")
+        finish(figure, axis, recipe.name)
+
+
+def curve(axis: Axes, rows: Sequence[dict[str, Any]], metric: str, color: str, label: str, marker: str) -> None:
+    minutes = [2 * row["seconds"] / 60 for row in rows]  # of two cores
+    axis.plot(minutes, [row[metric] for row in rows], color=color, marker=marker, markersize=4, label=label)
+
+
+def finish(figure: Picture, axis: Axes, name: str) -> None:
+    axis.set(xlabel="core-minutes of training (two cores)", xlim=(0, None))
+    axis.grid(color=FAINT)
+    axis.legend()
+    figure.savefig(DOCS / f"pictures/{name}.png", metadata={"Software": None})
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
