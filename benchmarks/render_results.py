@@ -122,7 +122,7 @@ def ledger() -> str:
             title,
             f"The recipe `{found['recipe']}` with {found['steps']:,} steps on one thread, one thing changed at a time;",
             "BLEU of tokens on the validation part, and the difference to the baseline with its 95 % paired bootstrap",
-            "interval. Other seeds show what chance does. The last rows are scored in another way: their numbers are of",
+            "interval. Other seeds show what chance does. The last rows are scored in another way, their numbers of",
             "another kind.",
             f"`benchmarks/ledger.py FOLDER`, {found['measured']}, {found['machine']['cores']} cores of "
             f"{found['machine']['device']}, torch {found['versions']['torch']}, commit `{found['commit'][:12]}`.",
