@@ -103,7 +103,7 @@ def test_without_results_nothing_is_judged():
 
 
 def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(TransduceError, match=r"no recipe 'multi30k'.*multi30k-tok"):
+    with pytest.raises(TransduceError, match=r"no recipe 'multi30k-tk'.*multi30k-tok"):
         find_recipe("multi30k-tk")
 
 
