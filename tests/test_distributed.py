@@ -135,6 +135,14 @@ def take_steps(folder: Path) -> dict[int, tuple[list[list[int]], float]]:
     return found
 
 
+def test_two_processes_share_muon_and_end_with_the_weights_of_one(folder: Path) -> None:
+    words = ("--optim.method", "muon", "--training.steps", "4")
+    assert train_alone(folder, "alone", *words)[0] == 0
+    assert [status for status, _ in train_together(folder, "together", *words)] == [0, 0]
+    first, second = (RunFolder.open(folder / run).read_model()[0] for run in ("together", "alone"))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
 def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) -> None:
     status, told = train_alone(folder, "alone")
     assert status == 0, told

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from transduce.distributed import Process
 from transduce.muon import orthogonalised
 from transduce.optim import (
     OptimConfig,
@@ -213,6 +214,31 @@ def test_an_update_by_muon_has_the_size_of_one_by_adam():
         muon.param_groups[0]["lr"] = 1.0
         muon.step()
         assert (layer.weight.detach() - before).square().mean().sqrt() == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_the_matrices_and_their_changes_add_up(num_processes):
+    """Each computes some of them, and none what another has computed."""
+
+    class Deaf(Process):
+        def sum_(self, tensors):
+            pass
+
+    def change_of(process: Process) -> torch.Tensor:
+        torch.manual_seed(7)
+        model = nn.ModuleDict({"qkv_proj": nn.Linear(4, 12), "out_proj": nn.Linear(4, 4)})
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        muon = build_optimizers(OptimConfig(method="muon"), model, process)[1]
+        muon.param_groups[0]["lr"] = 0.5
+        muon.step()
+        return nn.utils.parameters_to_vector(model.parameters()).detach() - before
+
+    shares = [change_of(Deaf(rank, num_processes)) for rank in range(num_processes)]
+    torch.testing.assert_close(sum(shares), change_of(Process()))
+    assert (torch.stack(shares) != 0).sum(dim=0).max() == 1
+    assert all(share.any() for share in shares)
 
 
 def test_muon_changes_nothing_where_a_gradient_is_no_number():

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transduce.distributed import Process
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: singular values come near 1 in few iterations
 _NUM_ITERATIONS = 5
 _MOMENTUM = 0.95  # of Nesterov's kind
@@ -16,13 +18,20 @@ class Muon(torch.optim.Optimizer):
     """Muon with decoupled weight decay, for parameters that are matrices.
 
     `num_parts` says of each parameter how many matrices of equal shape it holds, one below the other: the projections
-    to queries, keys and values are one parameter and three maps. All matrices of a shape go through as one batch.
+    to queries, keys and values are one parameter and three maps. All matrices of a shape go through as one batch,
+    of which each process computes its share.
     """
 
-    def __init__(self, num_parts: Mapping[nn.Parameter, int], *, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_parts: Mapping[nn.Parameter, int],
+        *,
+        weight_decay: float = 0.0,
+        process: Process = Process(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__([{"params": list(num_parts)}], {"lr": 0.0, "weight_decay": weight_decay})
         self.found_inf: Tensor | None = None  # where it is 1 a step changes nothing, as in fused Adam
-        self._num_parts = dict(num_parts)
+        self._process = process
         self._by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for parameter, number in num_parts.items():
             shape = (parameter.size(0) // number, parameter.size(1))
@@ -32,16 +41,32 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # no closure
         """One update from the gradients, which every parameter must have."""
         (group,) = self.param_groups
+        for parameter, change in zip(self._parameters, self._changes(), strict=True):
+            if group["weight_decay"]:
+                change = change.add(parameter, alpha=group["weight_decay"])
+            if self.found_inf is not None:
+                change = torch.where(self.found_inf.bool(), 0.0, change)
+            parameter.sub_(change, alpha=group["lr"])
+
+    def _changes(self) -> list[Tensor]:
+        """What is taken from each of `_parameters` at rate 1."""
+        rank, world_size = self._process.rank, self._process.world_size
+        batches = []
         for shape, parameters in self._by_shape.items():
-            directions = [self._moved(parameter).view(-1, *shape) for parameter in parameters]
-            changes = orthogonalised(torch.cat(directions)) * (_ROOT_MEAN_SQUARE * max(shape) ** 0.5)
-            for parameter, change in zip(parameters, changes.split([len(d) for d in directions]), strict=True):
-                whole = change.reshape(parameter.shape)
-                if group["weight_decay"]:
-                    whole = whole.add(parameter, alpha=group["weight_decay"])
-                if self.found_inf is not None:
-                    whole = torch.where(self.found_inf.bool(), 0.0, whole)
-                parameter.sub_(whole, alpha=group["lr"])
+            directions = torch.cat([self._moved(parameter).view(-1, *shape) for parameter in parameters])
+            changes = torch.zeros_like(directions)
+            changes[rank::world_size] = orthogonalised(directions[rank::world_size])
+            batches.append(changes.mul_(_ROOT_MEAN_SQUARE * max(shape) ** 0.5))
+        self._process.sum_(batches)  # of numbers that are zero on all processes but one
+        return [
+            change.view(parameter.shape)
+            for batch, parameters in zip(batches, self._by_shape.values(), strict=True)
+            for parameter, change in zip(parameters, _split(batch, parameters), strict=True)
+        ]
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameters in self._by_shape.values() for parameter in parameters]
 
     def _moved(self, parameter: nn.Parameter) -> Tensor:
         """Takes the gradient into the momentum; what Nesterov's look ahead makes of both."""
@@ -53,6 +78,11 @@ class Muon(torch.optim.Optimizer):
             gradient = torch.where(self.found_inf.bool(), momentum, gradient)
         momentum.lerp_(gradient, 1 - _MOMENTUM)
         return gradient.lerp(momentum, _MOMENTUM)
+
+
+def _split(batch: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    """The matrices of each parameter."""
+    return batch.split([parameter.numel() // batch[0].numel() for parameter in parameters])
 
 
 def orthogonalised(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:

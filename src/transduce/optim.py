@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from transduce.distributed import Process
 from transduce.muon import Muon
 
 _NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # that lie one below the other in one matrix
@@ -70,7 +71,11 @@ def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: in
     return peak * (1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def build_optimizers(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    config: OptimConfig,
+    model: nn.Module,
+    process: Process = Process(),  # noqa: B008 - frozen
+) -> list[torch.optim.Optimizer]:
     """What changes the weights, each parameter by one of them; the trainer sets the rate before each step."""
     num_parts = _matrices_in_layers(model) if config.method == "muon" else {}
     others = [parameter for parameter in model.parameters() if parameter not in num_parts]
@@ -79,7 +84,7 @@ def build_optimizers(config: OptimConfig, model: nn.Module) -> list[torch.optim.
         {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
-    return [adam, Muon(num_parts, weight_decay=config.weight_decay)] if num_parts else [adam]
+    return [adam, Muon(num_parts, weight_decay=config.weight_decay, process=process)] if num_parts else [adam]
 
 
 def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

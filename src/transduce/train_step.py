@@ -101,7 +101,7 @@ class TrainStep:
         self.optim_config = optim
         self.process = process
         self.device = model.output_weight.device
-        self.optimizers = build_optimizers(optim, model)
+        self.optimizers = build_optimizers(optim, model, process)
         self.average = copy.deepcopy(model).eval() if optim.ema_decay else None
         forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
