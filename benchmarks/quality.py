@@ -1,12 +1,12 @@
 """What the same minutes on the same pairs come to, here and with other toolkits:
 
-    benchmarks/quality.py FOLDER [names...] [--minutes 60] [-o FILE]
+    benchmarks/quality.py FOLDER [names...] [--minutes 60] [--threads 1] [-o FILE]
 
-FOLDER is made by setup.sh. Each toolkit in turn has both cores to itself for so long, on Tatoeba, English to German, in
-the pieces of the recipe `tatoeba`. It keeps its weights at set times; afterwards each of these answers the validation
-part (greedy, no time limit), the best one the test part (beam 5). What is there already is kept, so that the toolkits
-can be run in different sittings. Run it with the project's own environment. benchmarks/README.md says what the results
-hold.
+FOLDER is made by setup.sh. Each toolkit has so many minutes of one core, on Tatoeba, English to German, in the pieces of
+the recipe `tatoeba`. It keeps its weights at set times; afterwards each of these answers the validation part (greedy, no
+time limit), the best one the test part (beam 5). What is there already is kept, so that the toolkits can be run in
+different sittings, and two of them side by side on two cores. Run it with the project's own environment.
+benchmarks/README.md says what the results hold.
 """
 
 import argparse
@@ -35,8 +35,8 @@ HERE = Path(__file__).parent
 RECIPE = find_recipe("tatoeba")
 METRICS = ("bleu", "chrf")
 NUM_SNAPSHOTS = 8  # as in peers/minutes.py
-# Of each rival: learning rate and tokens a batch, chosen on the validation part (docs/LOG.md), and threads.
-RIVALS = {"joeynmt": ("joeynmt", 0.002, 2048, 2), "huggingface": ("loops", 0.002, 2048, 2)}
+# Of each rival: its environment, learning rate and tokens a batch.
+RIVALS = {"joeynmt": ("joeynmt", 0.002, 2048), "huggingface": ("loops", 0.002, 2048)}
 
 
 def main() -> None:
@@ -46,24 +46,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rate", type=float, help="another peak of the learning rate, for rivals")
     parser.add_argument("--batch-tokens", type=int, help="another size of batches, for rivals")
-    parser.add_argument("--threads", type=int, help="another number of threads, for rivals")
+    parser.add_argument("--threads", type=int, default=1, help="of each toolkit; for ours, processes of one thread")
     parser.add_argument("--no-test", action="store_true", help="leave the test part alone, as in choosing settings")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results/quality.json")
     arguments = parser.parse_intermixed_args()
     folder = arguments.folder.resolve() / "quality"
-    result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"peers": {}}
     tokenizer = prepare(folder)
     for name in arguments.names or ["transduce", *RIVALS]:
-        trained = train_ours(folder) if name == "transduce" else train_rival(name, folder, arguments)
+        trained = train_ours(folder, arguments) if name == "transduce" else train_rival(name, folder, arguments)
         found = trained | {
             "minutes": arguments.minutes,
+            "threads": arguments.threads,
             "measured": datetime.now(UTC).date().isoformat(),
             "commit": machine.commit(),
         }
         if name != "transduce":
             found |= score_rival(name, folder, tokenizer, wants_test=not arguments.no_test)
-        result["peers"][name] = found
         print(json.dumps({name: found["validations"]}))
+        result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"peers": {}}
+        result["peers"][name] = found
         result["comparisons"] = comparisons(folder, list(result["peers"]))
         arguments.output.write_text(in_lines(result))
 
@@ -89,14 +90,14 @@ def load(split: str) -> Pairs:
 
 def train_rival(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains until the minutes are over, unless that was done."""
-    _, rate, batch_tokens, threads = RIVALS[name]
+    _, rate, batch_tokens = RIVALS[name]
     rate, batch_tokens = arguments.rate or rate, arguments.batch_tokens or batch_tokens
-    threads = arguments.threads or threads
     (folder / name).mkdir(parents=True, exist_ok=True)
     kept = folder / name / "snapshots.json"
     if not kept.exists() or len(json.loads(kept.read_text())) < NUM_SNAPSHOTS:
+        threads = arguments.threads
         run_peer(name, folder, threads, "train", arguments.minutes, rate, batch_tokens, threads)
-    return {"learning_rate": rate, "batch_tokens": batch_tokens, "threads": threads}
+    return {"learning_rate": rate, "batch_tokens": batch_tokens}
 
 
 def score_rival(name: str, folder: Path, tokenizer: Tokenizer, *, wants_test: bool) -> dict[str, Any]:
@@ -133,23 +134,13 @@ def run_peer(name: str, folder: Path, threads: int, what: str, *words: object) -
         subprocess.run([str(word) for word in command], env=environment, stdout=log, stderr=log, check=True)
 
 
-def train_ours(folder: Path) -> dict[str, Any]:
+def train_ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The recipe as anyone runs it, and its answers to the test part; goes on with what is there."""
     run, record = folder / "transduce", folder / "transduce.json"
     if not record.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "transduce",
-            "reproduce",
-            RECIPE.name,
-            "--resume",
-            "--run-dir",
-            run,
-            "-o",
-            record,
-        ]
-        subprocess.run([str(word) for word in command], check=True)
+        how = ["--resume", "--processes", arguments.threads, "--threads", 1, "--run-dir", run, "-o", record]
+        words = [sys.executable, "-m", "transduce", "reproduce", RECIPE.name, *how]
+        subprocess.run([str(word) for word in words], check=True)
     found = json.loads(record.read_text())
     answers = Predictor.load(run).predict(load("test").src)
     return {

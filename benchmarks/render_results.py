@@ -71,7 +71,7 @@ def section(recipe: Recipe) -> str:
     signatures = {run["scores"][row.test][row.metric]["signature"] for run in recipe.results for row in rows}
     lines += ["", f"`transduce reproduce {recipe.name}`; settings in `src/transduce/recipes/{recipe.name}.toml`.", ""]
     if recipe.published:
-        lines += [f"![Validation scores against the time of two cores](pictures/{recipe.name}.png)", ""]
+        lines += [f"![Validation scores against the minutes of a core](pictures/{recipe.name}.png)", ""]
     lines += [f"Signature: `{signature}`" for signature in sorted(signatures)]
     return "\n".join([*lines, ""])
 
@@ -95,12 +95,12 @@ def beside_others() -> str:
     return "\n".join(
         [
             title,
-            "Tatoeba, English to German, both cores of one machine for each toolkit in turn, the pieces of the recipe",
+            "Tatoeba, English to German, so many minutes of one machine for each toolkit, the pieces of the recipe",
             "`tatoeba` for all: `benchmarks/quality.py` (benchmarks/README.md says what each was given).",
             "",
             *table(["", "test BLEU", "test chrF", "we are ahead by, BLEU", "chrF", "measured"], rows),
             "",
-            "![Validation BLEU against the time of two cores](pictures/quality.png)",
+            "![Validation BLEU against the minutes of a core](pictures/quality.png)",
             "",
         ]
     )
@@ -139,11 +139,11 @@ def recorded(name: str) -> dict[str, Any] | None:
 
 
 def draw(recipes: Sequence[Recipe]) -> None:
-    """Validation scores against the time of the cores: the toolkits on the same data, and each recipe's seeds."""
+    """Validation scores against core-minutes: the toolkits on the same data, and each recipe's seeds."""
     if found := recorded("quality"):
         figure, (axis,) = canvas(width=7.5, height=4.0)
         for number, (name, peer) in enumerate(found["peers"].items()):
-            curve(axis, peer["validations"], "bleu", SERIES[number], TITLES[name], MARKERS[number])
+            curve(axis, peer["validations"], "bleu", peer["threads"], TITLES[name], number)
         axis.set(title="Tatoeba, English to German", ylabel="validation BLEU, greedy")
         finish(figure, axis, "quality")
     for recipe in recipes:
@@ -152,18 +152,19 @@ def draw(recipes: Sequence[Recipe]) -> None:
         figure, (axis,) = canvas(width=7.5, height=4.0)
         metric = recipe.metrics[0]
         for number, run in enumerate(recipe.results):
-            curve(axis, run["validations"], metric, SERIES[number], f"seed {run['seed']}", MARKERS[number])
+            curve(axis, run["validations"], metric, run["processes"], f"seed {run['seed']}", number)
         axis.set(title=recipe.name, ylabel=f"validation {metric}, greedy")
         finish(figure, axis, recipe.name)
 
 
-def curve(axis: Axes, rows: Sequence[dict[str, Any]], metric: str, color: str, label: str, marker: str) -> None:
-    minutes = [2 * row["seconds"] / 60 for row in rows]  # of two cores
-    axis.plot(minutes, [row[metric] for row in rows], color=color, marker=marker, markersize=4, label=label)
+def curve(axis: Axes, rows: Sequence[dict[str, Any]], metric: str, cores: int, label: str, number: int) -> None:
+    minutes = [cores * row["seconds"] / 60 for row in rows]
+    style = {"color": SERIES[number], "marker": MARKERS[number], "markersize": 4}
+    axis.plot(minutes, [row[metric] for row in rows], label=label, **style)
 
 
 def finish(figure: Picture, axis: Axes, name: str) -> None:
-    axis.set(xlabel="core-minutes of training (two cores)", xlim=(0, None))
+    axis.set(xlabel="core-minutes of training", xlim=(0, None))
     axis.grid(color=FAINT)
     axis.legend()
     figure.savefig(DOCS / f"pictures/{name}.png", metadata={"Software": None})

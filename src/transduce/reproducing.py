@@ -111,6 +111,7 @@ def measure(
         "command": f"transduce reproduce {recipe.name} --seed {seed} --processes {processes}",
         "scores": found,
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
+        "processes": processes,
         "steps": state.step,
         "best_step": state.best_step,
         "wall_seconds": round(state.seconds + state.validation_seconds, 1),
