@@ -2,10 +2,10 @@
 
     benchmarks/quality.py FOLDER [names...] [--minutes 60] [--threads 1] [-o FILE]
 
-FOLDER is made by setup.sh. Each toolkit has so many minutes of one core, on Tatoeba, English to German, in the pieces of
-the recipe `tatoeba`. It keeps its weights at set times; afterwards each of these answers the validation part (greedy, no
-time limit), the best one the test part (beam 5). What is there already is kept, so that the toolkits can be run in
-different sittings, and two of them side by side on two cores. Run it with the project's own environment.
+FOLDER is made by setup.sh. Each toolkit has so many minutes of one core, on Tatoeba, English to German, in the pieces
+of the recipe `tatoeba`. It keeps its weights at set times; afterwards each of these answers the validation part
+(greedy, no time limit), the best one the test part (beam 5). What is there already is kept, so that the toolkits can be
+run in different sittings, and two of them side by side on two cores. Run it with the project's own environment.
 benchmarks/README.md says what the results hold.
 """
 
@@ -47,11 +47,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="another peak of the learning rate, for rivals")
     parser.add_argument("--batch-tokens", type=int, help="another size of batches, for rivals")
     parser.add_argument("--threads", type=int, default=1, help="of each toolkit; for ours, processes of one thread")
+    parser.add_argument("--prepare", action="store_true", help="write the pairs in pieces, and no more")
     parser.add_argument("--no-test", action="store_true", help="leave the test part alone, as in choosing settings")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results/quality.json")
     arguments = parser.parse_intermixed_args()
     folder = arguments.folder.resolve() / "quality"
     tokenizer = prepare(folder)
+    if arguments.prepare:
+        return
     for name in arguments.names or ["transduce", *RIVALS]:
         trained = train_ours(folder, arguments) if name == "transduce" else train_rival(name, folder, arguments)
         found = trained | {

@@ -152,8 +152,9 @@ def test_missing_data_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.err.count("\n") == 1
 
 
-def test_the_tables_of_the_benchmarks_are_those_of_the_results() -> None:
-    found = subprocess.run([sys.executable, BENCHMARKS / "render.py", "--check"], capture_output=True, check=False)
+@pytest.mark.parametrize("renderer", ["render.py", "render_results.py"])
+def test_the_tables_are_those_of_the_results(renderer: str) -> None:
+    found = subprocess.run([sys.executable, BENCHMARKS / renderer, "--check"], capture_output=True, check=False)
     assert found.returncode == 0, found.stdout.decode()
 
 

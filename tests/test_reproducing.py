@@ -117,7 +117,7 @@ def test_a_row_is_trained_scored_and_judged(letters):
     assert exact.startswith("test exact_match: ")
     recorded = json.loads((letters / "found.json").read_text())
     assert cer == f"test cer: {recorded['scores']['test']['cer']['value']:.2f}"
-    assert (recorded["recipe"], recorded["seed"], recorded["steps"]) == ("letters", 3, 6)
+    assert [recorded[key] for key in ("recipe", "seed", "steps", "processes")] == ["letters", 3, 6, 1]
     assert [row["step"] for row in recorded["validations"]] == [3, 6]
     assert 0 < recorded["wall_seconds"] < recorded["cpu_seconds"] + 60
 
