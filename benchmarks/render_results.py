@@ -36,7 +36,7 @@ def main() -> int:
     for path in [word for word in sys.argv[1:] if word != "--check"]:
         take_in(json.loads(Path(path).read_text(encoding="utf-8")))
     recipes = list_recipes()
-    text = "\n".join([HEAD, *(section(recipe) for recipe in recipes), beside_others(), ledger()])
+    text = "\n".join([HEAD, overview(recipes), *(section(recipe) for recipe in recipes), beside_others(), ledger()])
     if "--check" not in sys.argv[1:]:
         DOCUMENT.write_text(text, encoding="utf-8")
         draw(recipes)
@@ -53,6 +53,21 @@ def take_in(found: dict[str, Any]) -> None:
     others = [run for run in recipe.results if run["seed"] != found["seed"]]
     rows = sorted([*others, found], key=lambda run: run["seed"])
     recipe.results_path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def overview(recipes: Sequence[Recipe]) -> str:
+    """All recipes in one table: the mean of each score, the best that others published, what a seed takes."""
+    rows = []
+    for recipe in recipes:
+        minutes = [run["processes"] * run["wall_seconds"] / 60 for run in recipe.results]
+        spent = f"{max(minutes):.0f}" if minutes else ""
+        for row in rows_of(recipe, recipe.results):
+            best = (max if row.is_higher_better else min)(row.published.values(), default=None)
+            others = "" if best is None else f"{best:.2f}"
+            name = f"[{recipe.name}](#{recipe.name})"
+            rows.append([name, row.test, label(row), f"**{row.mean:.2f}**", str(len(row.values)), others, spent])
+    head = ["row", "test set", "score", "ours, mean", "seeds", "best of the published ones beside it", "core-minutes"]
+    return "\n".join([*table(head, rows), ""])
 
 
 def section(recipe: Recipe) -> str:

@@ -3,13 +3,15 @@
 import json
 import math
 import statistics
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from calling import command
-from transduce import datasets, reproducing
+from transduce import datasets, reproducing, reproduction
 from transduce.datasets import find_dataset
 from transduce.errors import TransduceError
 from transduce.metrics import METRICS
@@ -29,7 +31,6 @@ INDEX = """
 title = "Letters unchanged"
 tests = ["test"]
 metrics = ["exact_match", "cer"]
-processes = 1
 published = [{ by = "others", scores = { "test exact_match" = 99.0 } }]
 """
 CONFIG = """
@@ -51,13 +52,15 @@ def letters(monkeypatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(value: float, seed: int = 1) -> dict:
-    return {"seed": seed, "scores": {"test2016": {"bleu": {"value": value, "is_higher_better": True}}}}
+def run(value: float, seed: int = 1, settings: str = "") -> dict:
+    score = {"value": value, "is_higher_better": True, "num_segments": 1000}
+    return {"seed": seed, "settings": settings, "scores": {"test2016": {"bleu": score}}}
 
 
 def with_results(monkeypatch, tmp_path: Path, *values: float) -> Recipe:
     monkeypatch.setattr(reproducing, "_FOLDER", tmp_path)
-    rows = [run(value, seed) for seed, value in enumerate(values, start=1)]
+    RECIPE.config_path.write_text("training.steps = 1")
+    rows = [run(value, seed, RECIPE.settings) for seed, value in enumerate(values, start=1)]
     (tmp_path / "small.json").write_text(json.dumps(rows[::-1]))
     return RECIPE
 
@@ -73,6 +76,14 @@ def test_every_recipe_is_a_config_of_a_named_data_set_with_these_test_sets(recip
         assert set(other.scores) <= {f"{test} {metric}" for test in recipe.tests for metric in recipe.metrics}
 
 
+def test_results_of_other_settings_are_not_this_recipes(monkeypatch, tmp_path):
+    recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0)
+    recipe.config_path.write_text("# One step.\n[training]\nsteps = 1\n")
+    assert len(recipe.results) == 2
+    recipe.config_path.write_text("training.steps = 2")
+    assert recipe.results == []
+
+
 def test_results_come_in_the_order_of_seeds(monkeypatch, tmp_path):
     recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0, 33.0)
     assert [result["seed"] for result in recipe.results] == [1, 2, 3]
@@ -86,15 +97,36 @@ def test_the_margin_is_a_prediction_interval_of_student(monkeypatch, tmp_path):
     (row,) = rows_of(recipe, recipe.results)
     assert row.margin == pytest.approx(4.30265 * math.sqrt(4 / 3), rel=1e-3)
     assert rows_of(recipe, [run(31.0)])[0].margin == math.inf
+    many = rows_of(recipe, [run(31.0 + seed % 2, seed) for seed in range(20)])[0]
+    assert many.margin == pytest.approx(2.262 * many.spread * math.sqrt(1.05), rel=1e-3)
     assert statistics.stdev([31.0, 32.0, 33.0]) == 1.0
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(36.9, "came out as recorded"), (37.1, "did NOT come out")])
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [(36.9, "came out as recorded"), (37.1, "came out HIGHER than recorded"), (26.9, "came out LOWER than recorded")],
+)
 def test_a_seed_beyond_the_margin_did_not_come_out(monkeypatch, tmp_path, value, verdict):
     recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0, 33.0)
     (line,) = judged(recipe, run(value))
     assert line.startswith(f"test2016 bleu: {value:.2f}, {verdict}")
     assert line.endswith("32.00 ± 4.97 (3 seeds); others: 30.00")
+
+
+def test_equal_seeds_leave_room_for_one_segment(monkeypatch, tmp_path):
+    recipe = with_results(monkeypatch, tmp_path, 100.0, 100.0, 100.0)
+    assert "came out as recorded: 100.00 ± 0.10" in judged(recipe, run(99.9))[0]
+    assert "LOWER" in judged(recipe, run(99.7))[0]
+
+
+def test_one_seed_gives_no_verdict(monkeypatch, tmp_path):
+    recipe = with_results(monkeypatch, tmp_path, 31.0)
+    assert judged(recipe, run(3.0)) == ["test2016 bleu: 3.00, recorded: 31.00 (one seed); others: 30.00"]
+
+
+def test_a_metric_that_was_not_recorded_yet_is_left_out(monkeypatch, tmp_path):
+    recipe = replace(with_results(monkeypatch, tmp_path, 31.0, 32.0), metrics=("chrf", "bleu"))
+    assert [row.metric for row in rows_of(recipe, recipe.results)] == ["bleu"]
 
 
 def test_without_results_nothing_is_judged():
@@ -109,7 +141,7 @@ def test_an_unknown_recipe_names_the_known_ones():
 
 def test_a_row_is_trained_scored_and_judged(letters):
     run_dir = letters / "run"
-    words = ["reproduce", "letters", "--seed", 3, "--run-dir", run_dir]
+    words = ["reproduce", "letters", "--seed", 3, "--processes", 1, "--run-dir", run_dir]
     found = command(*words, "-o", letters / "found.json")
     assert found.status == 0, found.err
     exact, cer = found.lines
@@ -130,12 +162,12 @@ def test_a_row_is_trained_scored_and_judged(letters):
     again = command(*words, "--resume")
     assert again.status == 0, again.err
     assert again.lines[1].endswith(
-        f"came out as recorded: {recorded['scores']['test']['cer']['value']:.2f} ± 0.00 (2 seeds)"
+        f"came out as recorded: {recorded['scores']['test']['cer']['value']:.2f} ± 0.10 (2 seeds)"
     )
 
 
 def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
-    words = ["reproduce", "letters", "--run-dir", letters / "run"]
+    words = ["reproduce", "letters", "--processes", 1, "--run-dir", letters / "run"]
     assert command(*words, "--seed", 1).status == 0
     refused = command(*words, "--seed", 2, "--resume")
     assert refused.status == 78
@@ -145,7 +177,9 @@ def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
 @pytest.mark.usefixtures("letters")
 def test_rows_are_listed_with_what_was_recorded_and_published():
     found = json.loads(command("reproduce", "--json").out)
-    assert [row["name"] for row in found["recipes"]] == ["letters"]
+    (row,) = found["recipes"]
+    assert (row["name"], row["tests"], row["results"]) == ("letters", ["test"], [])
+    assert row["published"] == [{"by": "others", "scores": {"test exact_match": 99.0}}]
     table = command("reproduce").out.decode()
     assert "letters" in table
     assert "others: test exact_match 99.00" in table
@@ -156,4 +190,35 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(letters):
     refused = command("reproduce", "letters", "--run-dir", letters / "run", "-o", letters / "none/found.json")
     assert refused.status == 2
     assert "there is no such folder" in refused.err
+    refused = command("reproduce", "letters", "--run-dir", letters / "run", "-o", letters)
+    assert refused.status == 2
+    assert "is a folder" in refused.err
     assert not (letters / "run").exists()
+
+
+@pytest.mark.usefixtures("letters")
+def test_what_a_list_has_no_use_for_is_refused():
+    for words in (["-o", "x.json"], ["--resume"], ["--run-dir", "runs/x"], ["--processes", "1"]):
+        refused = command("reproduce", *words)
+        assert refused.status == 2
+        assert refused.err.startswith(f"transduce: error: {words[0]} needs the NAME of a row")
+
+
+def test_a_stopped_row_tells_how_to_go_on_and_be_scored(monkeypatch, letters):
+    def stopped(_num: int, _words: list[str]) -> int:
+        (letters / "run").mkdir()
+        (letters / "run/run.json").write_text("{}")
+        return 143
+
+    monkeypatch.setattr(reproduction, "spawn", stopped)
+    found = command("reproduce", "letters", "--seed", 2, "--run-dir", letters / "run")
+    assert found.status == 143
+    assert found.err.endswith(f"transduce reproduce letters --seed 2 --run-dir {letters / 'run'} --threads 1 --resume\n")
+
+
+def test_two_processes_share_a_step_on_a_cpu_alone(monkeypatch):
+    monkeypatch.setattr(reproduction, "find_device", lambda name: torch.device(name))
+    monkeypatch.setattr(reproduction.machine, "num_cores", lambda: 8)
+    asked = [(None, "cpu"), (None, "cuda"), (3, "cuda")]
+    given = [Namespace(processes=processes, device=device) for processes, device in asked]
+    assert list(map(reproduction._num_processes, given)) == [2, 1, 3]

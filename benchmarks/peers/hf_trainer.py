@@ -3,9 +3,8 @@
 import tempfile
 
 import gate as peers
-import torch
 import transformers
-from marian import build_model
+from marian import Pairs, build_model, collate
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 gate, work = peers.begin(f"Hugging Face transformers {transformers.__version__}, Seq2SeqTrainer")
@@ -14,23 +13,10 @@ gate.facts = {"version": transformers.__version__, "parameters": peers.count_par
 num_tokens = []  # of each batch that was collated
 
 
-class Pairs(torch.utils.data.Dataset):
-    def __len__(self):
-        return len(work.src)
-
-    def __getitem__(self, row):
-        return {"input_ids": work.src[row], "row": row}
-
-
-def collate(examples):
-    src, tgt_in, tgt_out, count = work.batch([example["row"] for example in examples])
+def collate_counting(examples):
+    arguments, count = collate(work, examples)
     num_tokens.append(count)
-    return {
-        "input_ids": src,
-        "attention_mask": (src != peers.PAD_ID).long(),
-        "decoder_input_ids": tgt_in,
-        "labels": tgt_out.masked_fill(tgt_out == peers.PAD_ID, -100),
-    }
+    return arguments
 
 
 class Ticks(TrainerCallback):
@@ -60,4 +46,6 @@ arguments = Seq2SeqTrainingArguments(
     dataloader_pin_memory=False,
     use_cpu=True,
 )
-Seq2SeqTrainer(model=model, args=arguments, train_dataset=Pairs(), data_collator=collate, callbacks=[Ticks()]).train()
+Seq2SeqTrainer(
+    model=model, args=arguments, train_dataset=Pairs(work), data_collator=collate_counting, callbacks=[Ticks()]
+).train()

@@ -1,10 +1,37 @@
-"""The model of both Hugging Face workers."""
+"""The model and the batches of the Hugging Face workers."""
 
 import gate as peers
+import torch
+from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
 
-def build_model(vocabulary: int) -> MarianMTModel:
+class Pairs(torch.utils.data.Dataset):
+    """The sources, by which Seq2SeqTrainer groups, and the numbers of the rows."""
+
+    def __init__(self, work: peers.Work) -> None:
+        self.src = work.src
+
+    def __len__(self):
+        return len(self.src)
+
+    def __getitem__(self, row):
+        return {"input_ids": self.src[row], "row": row}
+
+
+def collate(work: peers.Work, examples: list[dict]) -> tuple[dict[str, Tensor], int]:
+    """What the model is called with, and the number of target tokens in it."""
+    src, tgt_in, tgt_out, num_tokens = work.batch([example["row"] for example in examples])
+    arguments = {
+        "input_ids": src,
+        "attention_mask": (src != peers.PAD_ID).long(),
+        "decoder_input_ids": tgt_in,
+        "labels": tgt_out.masked_fill(tgt_out == peers.PAD_ID, -100),
+    }
+    return arguments, num_tokens
+
+
+def build_model(vocabulary: int, dropout: float = peers.DROPOUT) -> MarianMTModel:
     sides = {}
     for side in ("encoder", "decoder"):
         sides |= {
@@ -16,7 +43,7 @@ def build_model(vocabulary: int) -> MarianMTModel:
         MarianConfig(
             vocab_size=vocabulary,
             d_model=peers.D_MODEL,
-            dropout=peers.DROPOUT,
+            dropout=dropout,
             attention_dropout=0.0,
             activation_dropout=0.0,
             activation_function="relu",

@@ -14,26 +14,36 @@ from pathlib import Path
 
 SHARES = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)  # of the minutes, at which weights are kept
 WARMUP_STEPS = 300
+DROPOUT, MAX_GRAD_NORM = 0.1, 1.0
+Now = Callable[[], float]
 
 
 class Clock:
     """`tick` is called after every step and is true when the time is over."""
 
-    def __init__(self, folder: Path, minutes: float, rate: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float,
+        rate: float,
+        *,
+        now: Now = time.perf_counter,
+        cpu_now: Now = time.process_time,
+    ) -> None:
         self.folder, self.minutes, self.rate = folder, minutes, rate
         self.snapshots: list[dict] = []
         self.num_steps = 0
-        self._started, self._cpu_started, self._saving, self._cpu_saving = (
-            time.perf_counter(),
-            time.process_time(),
-            0.0,
-            0.0,
-        )
+        self._now, self._cpu_now = now, cpu_now
+        self.start()
+
+    def start(self) -> None:
+        """Counts from now on: what a toolkit prepared before is not training."""
+        self._started, self._cpu_started = self._now(), self._cpu_now()
 
     @property
     def share(self) -> float:
         """Of the time that is over."""
-        return min(1.0, (time.perf_counter() - self._started - self._saving) / 60 / self.minutes)
+        return min(1.0, (self._now() - self._started) / 60 / self.minutes)
 
     @property
     def learning_rate(self) -> float:
@@ -44,20 +54,20 @@ class Clock:
         self.num_steps += 1
         if self.share < SHARES[len(self.snapshots)]:
             return False
-        begun, cpu_begun = time.perf_counter(), time.process_time()
+        begun, cpu_begun = self._now(), self._cpu_now()
         path = self.folder / f"snapshot-{len(self.snapshots)}"
         self.snapshots.append(
             {
                 "path": str(path),
                 "steps": self.num_steps,
-                "seconds": round(begun - self._started - self._saving, 1),
-                "cpu_seconds": round(cpu_begun - self._cpu_started - self._cpu_saving, 1),
+                "seconds": round(begun - self._started, 1),
+                "cpu_seconds": round(cpu_begun - self._cpu_started, 1),
             }
         )
         save(path)
         (self.folder / "snapshots.json").write_text(json.dumps(self.snapshots))
-        self._saving += time.perf_counter() - begun
-        self._cpu_saving += time.process_time() - cpu_begun
+        self._started += self._now() - begun  # the clock stood still
+        self._cpu_started += self._cpu_now() - cpu_begun
         return len(self.snapshots) == len(SHARES)
 
 

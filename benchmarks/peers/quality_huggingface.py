@@ -5,21 +5,8 @@ from pathlib import Path
 import gate as peers
 import minutes
 import torch
-from marian import build_model
+from marian import Pairs, build_model, collate
 from transformers import GenerationConfig, MarianMTModel, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
-
-peers.DROPOUT = 0.1
-
-
-class Pairs(torch.utils.data.Dataset):
-    def __init__(self, work: peers.Work) -> None:
-        self.src = work.src
-
-    def __len__(self):
-        return len(self.src)
-
-    def __getitem__(self, row):
-        return {"input_ids": self.src[row], "row": row}
 
 
 def pairs_of(work: peers.Work, batch_tokens: int) -> int:
@@ -44,18 +31,9 @@ def train(folder: Path, num_minutes: float, rate: float, batch_tokens: int, thre
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     work = peers.Work(folder / "work")
-    model = build_model(work.facts["vocabulary"])
+    model = build_model(work.facts["vocabulary"], minutes.DROPOUT)
     clock = minutes.Clock(folder / "huggingface", num_minutes, rate)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=peers.BETAS, eps=peers.EPSILON, weight_decay=0.0)
-
-    def collate(examples):
-        src, tgt_in, tgt_out, _ = work.batch([example["row"] for example in examples])
-        return {
-            "input_ids": src,
-            "attention_mask": (src != peers.PAD_ID).long(),
-            "decoder_input_ids": tgt_in,
-            "labels": tgt_out.masked_fill(tgt_out == peers.PAD_ID, -100),
-        }
 
     Seq2SeqTrainer(
         model=model,
@@ -64,7 +42,7 @@ def train(folder: Path, num_minutes: float, rate: float, batch_tokens: int, thre
             per_device_train_batch_size=pairs_of(work, batch_tokens),
             max_steps=10_000_000,
             label_smoothing_factor=peers.LABEL_SMOOTHING,
-            max_grad_norm=1.0,
+            max_grad_norm=minutes.MAX_GRAD_NORM,
             train_sampling_strategy="group_by_length",
             remove_unused_columns=False,
             report_to=[],
@@ -75,7 +53,7 @@ def train(folder: Path, num_minutes: float, rate: float, batch_tokens: int, thre
             use_cpu=True,
         ),
         train_dataset=Pairs(work),
-        data_collator=collate,
+        data_collator=lambda examples: collate(work, examples)[0],
         callbacks=[UntilTheEnd(clock, model)],
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: clock.learning_rate)),
     ).train()

@@ -4,6 +4,7 @@ A recipe is a config that `transduce train` takes, and a row of `recipes/index.t
 What came out of it is in `recipes/NAME.json`, one entry for each seed.
 """
 
+import hashlib
 import json
 import math
 import statistics
@@ -11,7 +12,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from transduce.progress import TrainerState
 from transduce.scoring import score
 from transduce.settings import ExperimentConfig, load_config
 
-_FOLDER = files("transduce") / "recipes"
-# Student's t at 97.5 % by degrees of freedom: how far the mean of few seeds may be from that of many.
-_T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+_FOLDER = Path(__file__).parent / "recipes"
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom: how far the mean of few seeds may be from that of many.
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,18 @@ class Recipe:
     title: str
     tests: tuple[str, ...]  # splits of the config's data set, each scored once at the end
     metrics: tuple[str, ...]
-    group_sources: bool = False  # rows of one source are its alternatives
-    processes: int = 2  # that share each step, if nobody asks for another number
     published: tuple[Published, ...] = ()
 
     @property
     def config_path(self) -> Path:
         """The file that `transduce train` takes."""
-        return Path(str(_FOLDER / f"{self.name}.toml"))
+        return _FOLDER / f"{self.name}.toml"
+
+    @property
+    def settings(self) -> str:
+        """A digest of the settings: results of other settings are not this recipe's."""
+        table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     def config(self, seed: int) -> ExperimentConfig:
         """Its settings with this seed."""
@@ -65,15 +69,15 @@ class Recipe:
     @property
     def results_path(self) -> Path:
         """Where `results` are; there need be nothing."""
-        return Path(str(_FOLDER / f"{self.name}.json"))
+        return _FOLDER / f"{self.name}.json"
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """What `measure` found of each seed, in the order of seeds."""
+        """What `measure` found of each seed with these settings, in the order of seeds."""
         if not self.results_path.is_file():
             return []
         rows: list[dict[str, Any]] = json.loads(self.results_path.read_text(encoding="utf-8"))
-        return sorted(rows, key=lambda row: row["seed"])
+        return sorted((row for row in rows if row["settings"] == self.settings), key=lambda row: row["seed"])
 
 
 def list_recipes() -> list[Recipe]:
@@ -91,27 +95,33 @@ def find_recipe(name: str) -> Recipe:
 
 
 def measure(
-    recipe: Recipe, folder: RunFolder, seed: int, surroundings: Surroundings, *, processes: int, cpu_seconds: float
+    recipe: Recipe, folder: RunFolder, surroundings: Surroundings, *, commit: str | None, cpu_seconds: float
 ) -> dict[str, Any]:
     """Scores the finished run in `folder` on the recipe's test sets: what its JSON has of a seed.
 
-    `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all.
+    `commit` is that of the code which trained. `cpu_seconds` are those of this sitting: they are left out for a run
+    that had several. The clock's count all.
     """
-    config = recipe.config(seed)
+    config = load_config(folder.config, str(folder.path))
     predictor = Predictor.load(folder.path, device=surroundings.device)
     state = TrainerState.from_dict(folder.read_checkpoint(folder.checkpoints()[-1])[1])
     found: dict[str, dict[str, Any]] = {}
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
-        scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=recipe.group_sources)
+        groups = config.validation.group_sources
+        scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=groups)
         found[split] = {result.name: result.as_dict() for result in scores}
+    seed, started = config.training.seed, folder.facts["started"]
+    how = {"processes": started["processes"], "threads": started["threads"]}
+    options = "".join(f" --{name} {number}" for name, number in how.items())
     return {
         "recipe": recipe.name,
+        "settings": recipe.settings,
         "seed": seed,
-        "command": f"transduce reproduce {recipe.name} --seed {seed} --processes {processes}",
+        "command": f"transduce reproduce {recipe.name} --seed {seed}{options}",
+        **how,
         "scores": found,
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-        "processes": processes,
         "steps": state.step,
         "best_step": state.best_step,
         "wall_seconds": round(state.seconds + state.validation_seconds, 1),
@@ -123,7 +133,7 @@ def measure(
         ],
         "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
-        "commit": machine.commit(),
+        "commit": commit,
         "measured": date.today().isoformat(),
     }
 
@@ -136,6 +146,7 @@ class Row:
     metric: str
     values: tuple[float, ...]  # one for each seed
     is_higher_better: bool
+    resolution: float  # what one segment of the test set can change
     published: dict[str, float]  # by whom
 
     @property
@@ -149,42 +160,60 @@ class Row:
 
     @property
     def margin(self) -> float:
-        """How far a further seed may be from the mean: half of its 95 % prediction interval; infinite after one."""
+        """How far a further seed may be from the mean: half of its 95 % prediction interval; infinite after one.
+
+        Seeds that happen to be equal say little of the next: it may be one segment away.
+        """
         count = len(self.values)
-        return _T[count - 1] * self.spread * math.sqrt(1 + 1 / count) if count > 1 else math.inf
+        if count == 1:
+            return math.inf
+        return max(self.resolution, _T[min(count - 1, len(_T)) - 1] * self.spread * math.sqrt(1 + 1 / count))
 
 
 def rows_of(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The table of a recipe: a row for each test set and metric."""
-    return [
-        Row(
+    """The table of a recipe: a row for each test set and metric that every seed was scored by."""
+    rows = []
+    for test, metric in ((test, metric) for test in recipe.tests for metric in recipe.metrics):
+        scores = [run["scores"].get(test, {}).get(metric) for run in results]
+        if not scores or None in scores:
+            continue
+        of = f"{test} {metric}"
+        row = Row(
             test=test,
             metric=metric,
-            values=tuple(run["scores"][test][metric]["value"] for run in results),
-            is_higher_better=results[0]["scores"][test][metric]["is_higher_better"],
-            published={p.by: p.scores[f"{test} {metric}"] for p in recipe.published if f"{test} {metric}" in p.scores},
+            values=tuple(found["value"] for found in scores),
+            is_higher_better=scores[0]["is_higher_better"],
+            resolution=100 / scores[0]["num_segments"],
+            published={other.by: other.scores[of] for other in recipe.published if of in other.scores},
         )
-        for test in recipe.tests
-        for metric in recipe.metrics
-        if results
-    ]
+        rows.append(row)
+    return rows
 
 
 def judged(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
-    """A line for each number of `found`: whether it came out as with other seeds, and what is published."""
+    """A line for each number of `found`: whether it came out as with other seeds, and what is published.
+
+    A number that did not is one of twenty that only seem so, or the machine, the versions or the code differ.
+    """
+    recorded = {(row.test, row.metric): row for row in rows_of(recipe, recipe.results)}
     told = []
     for row in rows_of(recipe, [found]):
         (value,) = row.values
         line = f"{row.test} {row.metric}: {value:.2f}"
-        if recipe.results:
-            ours = next(r for r in rows_of(recipe, recipe.results) if (r.test, r.metric) == (row.test, row.metric))
-            is_ours = abs(value - ours.mean) <= ours.margin
-            verdict = "came out as recorded" if is_ours else "did NOT come out as recorded"
-            line += f", {verdict}: {ours.mean:.2f} ± {ours.margin:.2f} ({len(ours.values)} seeds)"
+        if ours := recorded.get((row.test, row.metric)):
+            line += f", {_verdict(value, ours)}"
         for by, other in row.published.items():
             line += f"; {by}: {other:.2f}"
         told.append(line)
     return told
+
+
+def _verdict(value: float, ours: Row) -> str:
+    if len(ours.values) == 1:
+        return f"recorded: {ours.mean:.2f} (one seed)"
+    difference = value - ours.mean
+    came_out = "as" if abs(difference) <= ours.margin else "HIGHER than" if difference > 0 else "LOWER than"
+    return f"came out {came_out} recorded: {ours.mean:.2f} ± {ours.margin:.2f} ({len(ours.values)} seeds)"
 
 
 def _recipe(name: str, row: Mapping[str, Any]) -> Recipe:

@@ -2,13 +2,18 @@
 
 import argparse
 import json
-import resource
+import os
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
+from transduce import machine
 from transduce.checkpoint import RunFolder
 from transduce.distributed import spawn
+from transduce.errors import TransduceError
+from transduce.predictor import find_device
 from transduce.reproducing import Recipe, find_recipe, judged, list_recipes, measure, rows_of
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 
@@ -16,24 +21,29 @@ from transduce.streams import answers_to, print_json, print_table, refuse_missin
 def reproduce(arguments: argparse.Namespace) -> int:
     """Trains as the recipe says, scores once on its test sets, and compares with what is recorded and published."""
     if arguments.name is None:
+        if given := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:
+            option = "-o" if given[0] == "output" else f"--{given[0].replace('_', '-')}"
+            raise TransduceError(f"{option} needs the NAME of a row: `transduce reproduce` alone lists them.")
         _list(list_recipes(), as_json=arguments.json)
         return 0
     recipe = find_recipe(arguments.name)
     refuse_missing_folder(arguments.output)
     run_dir = Path(arguments.run_dir or Path("runs") / f"{recipe.name}-{arguments.seed}")
     surroundings = surroundings_of(arguments)
-    processes = arguments.processes or recipe.processes
-    if status := spawn(processes, _training(recipe, run_dir, arguments)):
+    commit = machine.commit()  # before training: another one may be made meanwhile
+    if status := spawn(_num_processes(arguments), _training(recipe, run_dir, arguments)):
+        if (run_dir / "run.json").exists():
+            words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
+            surroundings.report(f"transduce: to be scored at the end, go on with: {shlex.join(words)}")
         return status
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = os.times()
     surroundings.report(f"scoring on {', '.join(recipe.tests)}")
     found = measure(
         recipe,
         RunFolder.open(run_dir),
-        arguments.seed,
         surroundings,
-        processes=processes,
-        cpu_seconds=spent.ru_utime + spent.ru_stime,
+        commit=commit,
+        cpu_seconds=spent.children_user + spent.children_system,
     )
     if arguments.output:
         with answers_to(arguments.output) as output:
@@ -46,17 +56,24 @@ def reproduce(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _num_processes(arguments: argparse.Namespace) -> int:
+    """As many as share a step best: two on a CPU, one on a GPU."""
+    on_cpu = find_device(arguments.device).type == "cpu"
+    return int(arguments.processes or (min(2, machine.num_cores()) if on_cpu else 1))
+
+
 def _training(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> list[str]:
     """The command that trains it, which anyone can give as well."""
     words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
     words += ["--device", arguments.device]
     words += ["--threads", str(arguments.threads)] if arguments.threads else []
-    return [*words, *(["--resume"] if arguments.resume else []), *(["--quiet"] if arguments.quiet else [])]
+    return [*words, *(f"--{name}" for name in ("resume", "quiet", "debug") if getattr(arguments, name))]
 
 
 def _list(recipes: list[Recipe], *, as_json: bool) -> None:
     if as_json:
-        print_json({"recipes": [{"name": r.name, "title": r.title, "results": r.results} for r in recipes]})
+        rows = [{**asdict(recipe), "results": recipe.results} for recipe in recipes]
+        print_json({"recipes": rows})
         return
     table = Table("name", "what", "recorded", "published")
     for recipe in recipes:

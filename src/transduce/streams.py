@@ -43,6 +43,7 @@ def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
 
 def refuse_missing_folder(output: str | None) -> None:
     """Raises TransduceError, before the long work, if the file `output` could not be written at its end."""
+    _refuse_folder(output)
     if output and not Path(output).absolute().parent.is_dir():
         raise TransduceError(f"-o {output}: there is no such folder. Make it first, or choose another.")
 
@@ -127,12 +128,16 @@ def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], lis
 
 def refuse_output(name: str | None, source: str) -> None:
     """Raises TransduceError if answers cannot go there: into a folder, or into the file that is read."""
-    if name is not None and Path(name).is_dir():
-        raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
+    _refuse_folder(name)
     read, written = _regular_file(source, sys.stdin), _regular_file(name or "-", sys.stdout)
     if read and written and os.path.samestat(read, written):
         where = f"-o {name}" if name else "standard output"
         raise TransduceError(f"{where} is the file that is read: give the answers another name.")
+
+
+def _refuse_folder(name: str | None) -> None:
+    if name is not None and Path(name).is_dir():
+        raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
 
 
 def _regular_file(name: str, standard: TextIO) -> os.stat_result | None:
