@@ -21,11 +21,11 @@ from statistics import median
 from typing import Any
 
 import sacrebleu
+from prepare_work import load
 from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
 
 from transduce import machine
 from transduce.checkpoint import RunFolder
-from transduce.datasets import load_split
 from transduce.export import Lines, export_run
 from transduce.predictor import Predictor
 from transduce.reading import Pairs
@@ -116,8 +116,7 @@ def main() -> None:
     if unknown := {*arguments.names} - {*PEERS} | {*arguments.modes.split(",")} - {*MODES}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     folder, run, modes = arguments.folder.resolve(), arguments.run.resolve(), arguments.modes.split(",")
-    root = os.environ.get("TRANSDUCE_DATA")
-    pairs = load_split("multi30k-en-de", "test2016", root=Path(root) if root else None)
+    pairs = load("multi30k-en-de", "test2016")
     model = prepare(folder / "decode", run, pairs)
     workers, failed = start(arguments.names or list(PEERS), folder, run)
     if not workers:

@@ -8,7 +8,6 @@ already is gone on with. The test parts are not looked at. docs/RESULTS.md shows
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prepare_work import load
 from workers import in_lines
 
 from transduce import __version__, machine
 from transduce.checkpoint import RunFolder
-from transduce.datasets import load_split
 from transduce.metrics import compare, evaluate
 from transduce.predictor import Predictor
 from transduce.reading import Pairs
@@ -132,9 +131,7 @@ def answers_of(run: Path, change: str = "") -> list[str]:
 
 
 def validation_of(run: Path) -> Pairs:
-    root = os.environ.get("TRANSDUCE_DATA")
-    dataset = load_config(RunFolder.open(run).config, str(run)).data.dataset
-    return load_split(dataset, "valid", root=Path(root) if root else None)
+    return load(load_config(RunFolder.open(run).config, str(run)).data.dataset, "valid")
 
 
 def row_of(name: str, folder: Path, given: dict[str, list[str]]) -> dict[str, Any]:

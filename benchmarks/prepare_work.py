@@ -15,6 +15,7 @@ import numpy as np
 
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import load_split
+from transduce.reading import Pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 
 BATCH_TOKENS, SEED, NUM_VALID = 4096, 1, 100
@@ -22,11 +23,16 @@ FIRST_PIECE = Tokenizer.eos_id + 1
 
 
 def main(folder: Path) -> None:
-    root = os.environ.get("TRANSDUCE_DATA")
-    text = load_split("multi30k-en-de", "train", root=Path(root) if root else None)
+    text = load("multi30k-en-de", "train")
     tokenizer = Tokenizer.learn(TokenizerConfig(), text.src, text.tgt)
     pairs, _ = encode_pairs(tokenizer, text, max_len=256)
     print(write_work(folder, "multi30k-en-de", tokenizer, pairs))
+
+
+def load(dataset: str, split: str) -> Pairs:
+    """A split of a named set, from where TRANSDUCE_DATA says."""
+    root = os.environ.get("TRANSDUCE_DATA")
+    return load_split(dataset, split, root=Path(root) if root else None)
 
 
 def write_work(folder: Path, data: str, tokenizer: Tokenizer, pairs: EncodedPairs) -> dict[str, Any]:

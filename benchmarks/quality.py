@@ -1,11 +1,11 @@
 """What the same minutes on the same pairs come to, here and with other toolkits:
 
-    benchmarks/quality.py FOLDER [names...] [--minutes 60] [--threads 1] [-o FILE]
+    benchmarks/quality.py FOLDER [names...] [--minutes M] [--threads 1] [-o FILE]
 
-FOLDER is made by setup.sh. Each toolkit has so many minutes of one core, on Tatoeba, English to German, in the pieces
-of the recipe `tatoeba`. It keeps its weights at set times; afterwards each of these answers the validation part
+FOLDER is made by setup.sh. Ours trains as the recipe `tatoeba` says, English to German; each rival for as long as that
+took, in the same pieces. It keeps its weights at set times; afterwards each of these answers the validation part
 (greedy, no time limit), the best one the test part (beam 5). What is there already is kept, so that the toolkits can be
-run in different sittings, and two of them side by side on two cores. Run it with the project's own environment.
+run in different sittings, and two rivals side by side, a core for each. Run it with the project's own environment.
 benchmarks/README.md says what the results hold.
 """
 
@@ -14,17 +14,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prepare_work import as_words, write_work
+import torch
+from prepare_work import as_words, load, write_work
 from workers import in_lines
 
 from transduce import machine
 from transduce.data import encode_pairs
-from transduce.datasets import load_split
 from transduce.metrics import compare, evaluate
 from transduce.predictor import Predictor
 from transduce.reading import Pairs
@@ -33,8 +35,8 @@ from transduce.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 RECIPE = find_recipe("tatoeba")
+OURS = "transduce"
 METRICS = ("bleu", "chrf")
-NUM_SNAPSHOTS = 8  # as in peers/minutes.py
 # Of each rival: its environment, learning rate and tokens a batch.
 RIVALS = {"joeynmt": ("joeynmt", 0.002, 2048), "huggingface": ("loops", 0.002, 2048)}
 
@@ -42,87 +44,102 @@ RIVALS = {"joeynmt": ("joeynmt", 0.002, 2048), "huggingface": ("loops", 0.002, 2
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains each toolkit for the same minutes and scores the answers.")
     parser.add_argument("folder", type=Path, help="made by setup.sh")
-    parser.add_argument("names", nargs="*", help=f"some of transduce, {', '.join(RIVALS)} (default: all)")
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, help="another peak of the learning rate, for rivals")
-    parser.add_argument("--batch-tokens", type=int, help="another size of batches, for rivals")
+    parser.add_argument("names", nargs="*", help=f"some of {OURS}, {', '.join(RIVALS)} (default: all)")
+    parser.add_argument("--minutes", type=float, help="of each rival (default: as many as ours took)")
     parser.add_argument("--threads", type=int, default=1, help="of each toolkit; for ours, processes of one thread")
-    parser.add_argument("--prepare", action="store_true", help="write the pairs in pieces, and no more")
-    parser.add_argument("--no-test", action="store_true", help="leave the test part alone, as in choosing settings")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results/quality.json")
     arguments = parser.parse_intermixed_args()
+    if unknown := {*arguments.names} - {OURS, *RIVALS}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(arguments.threads)
     folder = arguments.folder.resolve() / "quality"
     tokenizer = prepare(folder)
-    if arguments.prepare:
-        return
-    for name in arguments.names or ["transduce", *RIVALS]:
-        trained = train_ours(folder, arguments) if name == "transduce" else train_rival(name, folder, arguments)
-        found = trained | {
-            "minutes": arguments.minutes,
-            "threads": arguments.threads,
-            "measured": datetime.now(UTC).date().isoformat(),
-            "commit": machine.commit(),
-        }
-        if name != "transduce":
-            found |= score_rival(name, folder, tokenizer, wants_test=not arguments.no_test)
-        print(json.dumps({name: found["validations"]}))
-        result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"peers": {}}
-        result["peers"][name] = found
-        result["comparisons"] = comparisons(folder, list(result["peers"]))
-        arguments.output.write_text(in_lines(result))
+    for name in arguments.names or [OURS, *RIVALS]:
+        (folder / name).mkdir(exist_ok=True)
+        found = ours(folder, arguments) if name == OURS else rival(name, folder, tokenizer, arguments)
+        told = {"threads": arguments.threads, "measured": datetime.now(UTC).date().isoformat()}
+        (folder / name / "found.json").write_text(json.dumps(found | told))
+        print(json.dumps({name: found["validations"]}), flush=True)
+    arguments.output.write_text(in_lines(merged(folder)))
+
+
+def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The recipe as anyone runs it, and its answers to the test part; goes on with what is there."""
+    run, record = folder / OURS / "run", folder / OURS / "record.json"
+    if not record.exists():
+        how = ["--resume", "--processes", arguments.threads, "--threads", 1, "--run-dir", run, "-o", record]
+        subprocess.run([str(word) for word in (sys.executable, "-m", OURS, "reproduce", RECIPE.name, *how)], check=True)
+    found = json.loads(record.read_text())
+    answers = Predictor.load(run).predict(text("test").src)
+    return {
+        "minutes": found["wall_seconds"] / 60,
+        **{name: found[name] for name in ("validations", "best_step", "commit")},
+        "test": scores(folder, OURS, answers),
+    }
+
+
+def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains until the minutes are over, unless that was done; answers with what it kept."""
+    _, rate, batch_tokens = RIVALS[name]
+    minutes = arguments.minutes or json.loads((folder / OURS / "record.json").read_text())["wall_seconds"] / 60
+    asked = {"minutes": minutes, "learning_rate": rate, "batch_tokens": batch_tokens}
+    told, request = json.dumps(asked | {"threads": arguments.threads}), folder / name / "asked.json"
+    if request.exists():
+        refuse_other(request, told)
+    request.write_text(told)
+    kept = folder / name / "snapshots.json"
+    if not kept.exists() or not json.loads(kept.read_text())[-1]["is_last"]:
+        run_peer(name, folder, arguments.threads, "train", minutes, rate, batch_tokens, arguments.threads)
+    validations = []
+    snapshots = json.loads(kept.read_text())
+    for snapshot in snapshots:
+        answers = answered(name, folder, tokenizer, "valid", snapshot["path"], arguments.threads)
+        (bleu,) = evaluate(["bleu"], answers, [text("valid").tgt], num_resamples=1)
+        validations.append({**{key: snapshot[key] for key in ("step", "seconds", "cpu_seconds")}, "bleu": bleu.value})
+    best = max(range(len(validations)), key=lambda number: validations[number]["bleu"])
+    answers = answered(name, folder, tokenizer, "test", snapshots[best]["path"], arguments.threads)
+    return {
+        **asked,
+        "validations": validations,
+        "best_step": validations[best]["step"],
+        "commit": machine.commit(),
+        "test": scores(folder, name, answers),
+    }
 
 
 def prepare(folder: Path) -> Tokenizer:
     """Writes the pairs in the pieces of our recipe, unless they are there."""
     config = RECIPE.config(seed=1)
-    text = load("train")
-    tokenizer = Tokenizer.learn(config.tokenizer, text.src, text.tgt)
-    if not (folder / "work/test.lines").exists():
-        pairs, _ = encode_pairs(tokenizer, text, max_len=config.data.max_len)
-        write_work(folder / "work", config.data.dataset, tokenizer, pairs)
-        for split in ("valid", "test"):
-            lines = [f"{as_words(ids[:-1])}\n" for ids in tokenizer.encode_source(load(split).src)]
-            (folder / f"work/{split}.lines").write_text("".join(lines))
+    train = text("train")
+    tokenizer = Tokenizer.learn(config.tokenizer, train.src, train.tgt)
+    kept = folder / "tokenizer.json"
+    if kept.exists():
+        refuse_other(kept, tokenizer.to_json())
+        return tokenizer
+    pairs, _ = encode_pairs(tokenizer, train, max_len=config.data.max_len)
+    write_work(folder / "work", config.data.dataset, tokenizer, pairs)
+    for split in ("valid", "test"):
+        lines = [f"{as_words(ids[:-1])}\n" for ids in tokenizer.encode_source(text(split).src)]
+        (folder / f"work/{split}.lines").write_text("".join(lines))
+    kept.write_text(tokenizer.to_json())  # last: now all is there
     return tokenizer
 
 
-def load(split: str) -> Pairs:
-    root = os.environ.get("TRANSDUCE_DATA")
-    return load_split(RECIPE.config(seed=1).data.dataset, split, root=Path(root) if root else None)
+def refuse_other(path: Path, content: str) -> None:
+    """Ends the program if the file says something else than `content`, which the rest was made with."""
+    if path.read_text() != content:
+        sys.exit(f"{path} is of other settings: remove {path.parent}, or take another FOLDER.")
 
 
-def train_rival(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains until the minutes are over, unless that was done."""
-    _, rate, batch_tokens = RIVALS[name]
-    rate, batch_tokens = arguments.rate or rate, arguments.batch_tokens or batch_tokens
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    kept = folder / name / "snapshots.json"
-    if not kept.exists() or len(json.loads(kept.read_text())) < NUM_SNAPSHOTS:
-        threads = arguments.threads
-        run_peer(name, folder, threads, "train", arguments.minutes, rate, batch_tokens, threads)
-    return {"learning_rate": rate, "batch_tokens": batch_tokens}
+@cache
+def text(split: str) -> Pairs:
+    return load(RECIPE.config(seed=1).data.dataset, split)
 
 
-def score_rival(name: str, folder: Path, tokenizer: Tokenizer, *, wants_test: bool) -> dict[str, Any]:
-    """Answers the validation part with every snapshot, the test part with the best one; what that came to."""
-    validations = []
-    for kept in json.loads((folder / name / "snapshots.json").read_text()):
-        answers = answered(name, folder, tokenizer, "valid", kept["path"], beam_size=1)
-        (bleu,) = evaluate(["bleu"], answers, [load("valid").tgt], num_resamples=1)
-        validations.append(
-            {"step": kept["steps"], **{k: kept[k] for k in ("seconds", "cpu_seconds")}, "bleu": bleu.value}
-        )
-    if not wants_test:
-        return {"validations": validations}
-    best = max(range(len(validations)), key=lambda number: validations[number]["bleu"])
-    path = json.loads((folder / name / "snapshots.json").read_text())[best]["path"]
-    answers = answered(name, folder, tokenizer, "test", path, beam_size=5)
-    return {"validations": validations, "best_step": validations[best]["step"], "test": scores(folder, name, answers)}
-
-
-def answered(name: str, folder: Path, tokenizer: Tokenizer, split: str, snapshot: str, beam_size: int) -> list[str]:
+def answered(name: str, folder: Path, tokenizer: Tokenizer, split: str, snapshot: str, threads: int) -> list[str]:
+    """Greedy answers to the validation part, answers of five beams to the test part."""
     lines, out = folder / f"work/{split}.lines", folder / name / f"{split}.words"
-    run_peer(name, folder, 2, "answer", snapshot, lines, out, beam_size)
+    run_peer(name, folder, threads, "answer", snapshot, lines, out, 1 if split == "valid" else 5)
     return [
         tokenizer.decode_target([int(word[1:]) for word in line.split() if word[1:].isdigit()])
         for line in out.read_text().removesuffix("\n").split("\n")
@@ -137,41 +154,25 @@ def run_peer(name: str, folder: Path, threads: int, what: str, *words: object) -
         subprocess.run([str(word) for word in command], env=environment, stdout=log, stderr=log, check=True)
 
 
-def train_ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The recipe as anyone runs it, and its answers to the test part; goes on with what is there."""
-    run, record = folder / "transduce", folder / "transduce.json"
-    if not record.exists():
-        how = ["--resume", "--processes", arguments.threads, "--threads", 1, "--run-dir", run, "-o", record]
-        words = [sys.executable, "-m", "transduce", "reproduce", RECIPE.name, *how]
-        subprocess.run([str(word) for word in words], check=True)
-    found = json.loads(record.read_text())
-    answers = Predictor.load(run).predict(load("test").src)
-    return {
-        "validations": found["validations"],
-        "best_step": found["best_step"],
-        "cpu_seconds": found["cpu_seconds"],
-        "test": scores(folder, "transduce", answers),
-    }
-
-
-def scores(folder: Path, name: str, answers: list[str]) -> dict[str, Any]:
+def scores(folder: Path, name: str, answers: Sequence[str]) -> dict[str, Any]:
     """Of the answers to the test part, which are kept to be compared."""
-    (folder / f"{name}.answers").write_text("".join(f"{answer}\n" for answer in answers))
-    return {score.name: score.as_dict() for score in evaluate(list(METRICS), answers, [load("test").tgt])}
+    (folder / name / "answers.json").write_text(json.dumps(answers))
+    return {score.name: score.as_dict() for score in evaluate(list(METRICS), answers, [text("test").tgt])}
 
 
-def comparisons(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Ours against each rival by paired bootstrap: the difference, its interval, p."""
-    given = {
-        name: path.read_text().removesuffix("\n").split("\n")
-        for name in names
-        if (path := folder / f"{name}.answers").exists()
-    }
+def merged(folder: Path) -> dict[str, Any]:
+    """All toolkits that are done; ours against each rival by paired bootstrap: the difference, its interval, p."""
+    done = [name for name in (OURS, *RIVALS) if (folder / name / "found.json").exists()]
+    given = {name: json.loads((folder / name / "answers.json").read_text()) for name in done}
     return {
-        f"{name} {metric}": asdict(compare(metric, given[name], given["transduce"], [load("test").tgt]))
-        for name in given
-        if name != "transduce" and "transduce" in given
-        for metric in METRICS
+        "peers": {name: json.loads((folder / name / "found.json").read_text()) for name in done},
+        "machine": {"device": machine.cpu_model(), "cores": machine.num_cores()},
+        "comparisons": {
+            f"{name} {metric}": asdict(compare(metric, given[name], given[OURS], [text("test").tgt]))
+            for name in done
+            for metric in METRICS
+            if name != OURS and OURS in done
+        },
     }
 
 

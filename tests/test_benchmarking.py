@@ -185,6 +185,36 @@ def test_the_table_takes_each_toolkit_at_its_best() -> None:
     assert best_of(result, ["transduce/1x2", "transduce/2x1"])[1][2::2] == ["1.00", "1.00"]
 
 
+def test_the_clock_of_a_rival_counts_training_alone(tmp_path: Path) -> None:
+    """Steps of 30 s in ten minutes; keeping weights takes 100 s each time, preparing took 50 s."""
+    seconds = 0.0
+    clock = runpy.run_path(str(BENCHMARKS / "peers/minutes.py"))["Clock"](
+        tmp_path, 10.0, 0.3, now=lambda: seconds, cpu_now=lambda: 2 * seconds
+    )
+    seconds += 50.0
+    clock.start()
+    rates = []
+
+    def save(path: Path) -> None:
+        nonlocal seconds
+        path.touch()
+        seconds += 100.0
+
+    is_over = False
+    while not is_over:
+        rates.append(clock.learning_rate)
+        seconds += 30.0
+        is_over = clock.tick(save)
+    assert len(rates) == 20
+    assert rates[:2] == pytest.approx([0.3 / 300, 0.3 * 2 / 300 * 0.95])
+    kept = json.loads((tmp_path / "snapshots.json").read_text())
+    assert [row["step"] for row in kept] == [1, 2, 4, 7, 10, 14, 17, 20]  # of 20: 1/24, 1/12, 1/6, 1/3, ... rounded up
+    assert [row["seconds"] for row in kept] == [30.0 * row["step"] for row in kept]
+    assert [row["cpu_seconds"] for row in kept] == [60.0 * row["step"] for row in kept]
+    assert all(Path(row["path"]).exists() for row in kept)
+    assert [row["is_last"] for row in kept] == [False] * 7 + [True]
+
+
 def test_the_machine_knows_itself() -> None:
     cpu = torch.device("cpu")
     assert machine.cpu_model()

@@ -213,7 +213,9 @@ def test_a_stopped_row_tells_how_to_go_on_and_be_scored(monkeypatch, letters):
     monkeypatch.setattr(reproduction, "spawn", stopped)
     found = command("reproduce", "letters", "--seed", 2, "--run-dir", letters / "run")
     assert found.status == 143
-    assert found.err.endswith(f"transduce reproduce letters --seed 2 --run-dir {letters / 'run'} --threads 1 --resume\n")
+    assert found.err.endswith(
+        f"transduce reproduce letters --seed 2 --run-dir {letters / 'run'} --threads 1 --resume\n"
+    )
 
 
 def test_two_processes_share_a_step_on_a_cpu_alone(monkeypatch):

@@ -54,12 +54,14 @@ class Clock:
         self.num_steps += 1
         if self.share < SHARES[len(self.snapshots)]:
             return False
+        is_last = len(self.snapshots) + 1 == len(SHARES)
         begun, cpu_begun = self._now(), self._cpu_now()
         path = self.folder / f"snapshot-{len(self.snapshots)}"
         self.snapshots.append(
             {
                 "path": str(path),
-                "steps": self.num_steps,
+                "is_last": is_last,
+                "step": self.num_steps,
                 "seconds": round(begun - self._started, 1),
                 "cpu_seconds": round(cpu_begun - self._cpu_started, 1),
             }
@@ -68,7 +70,7 @@ class Clock:
         (self.folder / "snapshots.json").write_text(json.dumps(self.snapshots))
         self._started += self._now() - begun  # the clock stood still
         self._cpu_started += self._cpu_now() - cpu_begun
-        return len(self.snapshots) == len(SHARES)
+        return is_last
 
 
 def ids_of(line: str) -> list[int]:
