@@ -29,15 +29,18 @@ sets and says whether it came out as recorded here. `transduce reproduce` alone 
 
 Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
 segments. Test sets were scored once for each seed of a finished recipe; whatever was chosen was chosen on validation.
+Core-minutes are minutes of training and validating times the cores that a run had; CPU time is that of the whole
+command but for the final scoring.
 """
 
 
 def main() -> int:
-    for path in [word for word in sys.argv[1:] if word != "--check"]:
+    wants_check = sys.argv[1:] == ["--check"]
+    for path in sys.argv[1:] if not wants_check else []:
         take_in(json.loads(Path(path).read_text(encoding="utf-8")))
     recipes = list_recipes()
     text = "\n".join([HEAD, overview(recipes), *(section(recipe) for recipe in recipes), beside_others(), ledger()])
-    if "--check" not in sys.argv[1:]:
+    if not wants_check:
         DOCUMENT.write_text(text, encoding="utf-8")
         draw(recipes)
         return 0
@@ -50,6 +53,8 @@ def main() -> int:
 def take_in(found: dict[str, Any]) -> None:
     """Puts what came out of a seed beside the others of its recipe, in place of an earlier one of that seed."""
     recipe = find_recipe(found["recipe"])
+    if found["settings"] != recipe.settings:
+        sys.exit(f"seed {found['seed']} of {recipe.name} was trained with other settings than the recipe has now.")
     others = [run for run in recipe.results if run["seed"] != found["seed"]]
     rows = sorted([*others, found], key=lambda run: run["seed"])
     recipe.results_path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -59,7 +64,7 @@ def overview(recipes: Sequence[Recipe]) -> str:
     """All recipes in one table: the mean of each score, the best that others published, what a seed takes."""
     rows = []
     for recipe in recipes:
-        minutes = [run["processes"] * run["wall_seconds"] / 60 for run in recipe.results]
+        minutes = [cores_of(run) * run["wall_seconds"] / 60 for run in recipe.results]
         spent = f"{max(minutes):.0f}" if minutes else ""
         for row in rows_of(recipe, recipe.results):
             best = (max if row.is_higher_better else min)(row.published.values(), default=None)
@@ -81,8 +86,8 @@ def section(recipe: Recipe) -> str:
         ["test set", "score", f"ours, {len(recipe.results)} seeds", *others],
         [[row.test, label(row), ours(recipe, row), *(told(row, by) for by in others)] for row in rows],
     )
-    lines += ["", "| seed | parameters | steps | wall | CPU | machine | commit |", "|---|---|---|---|---|---|---|"]
-    lines += [spent(run) for run in recipe.results]
+    head = ["seed", "parameters", "steps", "cores", "wall", "CPU", "machine", "commit"]
+    lines += ["", *table(head, [spent(run) for run in recipe.results])]
     signatures = {run["scores"][row.test][row.metric]["signature"] for run in recipe.results for row in rows}
     lines += ["", f"`transduce reproduce {recipe.name}`; settings in `src/transduce/recipes/{recipe.name}.toml`.", ""]
     if recipe.published:
@@ -106,14 +111,16 @@ def beside_others() -> str:
             for d in differences
             if d
         ]
-        rows.append([TITLES[name], *scores, *(ahead or ["", ""]), f"{peer['measured']}, `{peer['commit'][:12]}`"])
+        when = f"{peer['measured']}, `{(peer['commit'] or '')[:12]}`"
+        rows.append([TITLES[name], f"{peer['minutes']:.0f}", *scores, *(ahead or ["", ""]), when])
     return "\n".join(
         [
             title,
-            "Tatoeba, English to German, so many minutes of one machine for each toolkit, the pieces of the recipe",
-            "`tatoeba` for all: `benchmarks/quality.py` (benchmarks/README.md says what each was given).",
+            "Tatoeba, English to German, the same minutes and threads for each toolkit on "
+            f"{found['machine']['cores']} cores of {found['machine']['device']}, the pieces of the recipe `tatoeba` "
+            "for all: `benchmarks/quality.py FOLDER` (benchmarks/README.md says what each was given).",
             "",
-            *table(["", "test BLEU", "test chrF", "we are ahead by, BLEU", "chrF", "measured"], rows),
+            *table(["", "minutes", "test BLEU", "test chrF", "we are ahead by, BLEU", "chrF", "measured"], rows),
             "",
             "![Validation BLEU against the minutes of a core](pictures/quality.png)",
             "",
@@ -140,7 +147,7 @@ def ledger() -> str:
             "interval. Other seeds show what chance does. The last rows are scored in another way, their numbers of",
             "another kind.",
             f"`benchmarks/ledger.py FOLDER`, {found['measured']}, {found['machine']['cores']} cores of "
-            f"{found['machine']['device']}, torch {found['versions']['torch']}, commit `{found['commit'][:12]}`.",
+            f"{found['machine']['device']}, torch {found['versions']['torch']}, commit `{(found['commit'] or '')[:12]}`.",
             "",
             *table(["changed", "score", "difference", "how"], rows),
             "",
@@ -167,14 +174,18 @@ def draw(recipes: Sequence[Recipe]) -> None:
         figure, (axis,) = canvas(width=7.5, height=4.0)
         metric = recipe.metrics[0]
         for number, run in enumerate(recipe.results):
-            curve(axis, run["validations"], metric, run["processes"], f"seed {run['seed']}", number)
+            curve(axis, run["validations"], metric, cores_of(run), f"seed {run['seed']}", number)
         axis.set(title=recipe.name, ylabel=f"validation {metric}, greedy")
         finish(figure, axis, recipe.name)
 
 
+def cores_of(run: dict[str, Any]) -> int:
+    return int(run["processes"] * run["threads"])
+
+
 def curve(axis: Axes, rows: Sequence[dict[str, Any]], metric: str, cores: int, label: str, number: int) -> None:
     minutes = [cores * row["seconds"] / 60 for row in rows]
-    style = {"color": SERIES[number], "marker": MARKERS[number], "markersize": 4}
+    style = {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
     axis.plot(minutes, [row[metric] for row in rows], label=label, **style)
 
 
@@ -204,11 +215,12 @@ def told(row: Row, by: str) -> str:
     return f"{row.published[by]:.2f}" if by in row.published else ""
 
 
-def spent(run: dict[str, Any]) -> str:
+def spent(run: dict[str, Any]) -> list[str]:
+    """What a seed took, and where."""
     wall, cpu = ("" if run[name] is None else f"{run[name] / 60:.1f} min" for name in ("wall_seconds", "cpu_seconds"))
-    machine = f"{run['machine']['cores']} cores, {run['machine']['device']}, torch {run['versions']['torch']}"
-    commit = (run["commit"] or "")[:12]
-    return f"| {run['seed']} | {run['parameters']:,} | {run['steps']:,} | {wall} | {cpu} | {machine} | `{commit}` |"
+    machine = f"{run['machine']['device']}, torch {run['versions']['torch']}, {run['measured']}"
+    numbers = [f"{run[name]:,}" for name in ("seed", "parameters", "steps")]
+    return [*numbers, str(cores_of(run)), wall, cpu, machine, f"`{(run['commit'] or '')[:12]}`"]
 
 
 if __name__ == "__main__":
