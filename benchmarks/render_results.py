@@ -147,7 +147,8 @@ def ledger() -> str:
             "interval. Other seeds show what chance does. The last rows are scored in another way, their numbers of",
             "another kind.",
             f"`benchmarks/ledger.py FOLDER`, {found['measured']}, {found['machine']['cores']} cores of "
-            f"{found['machine']['device']}, torch {found['versions']['torch']}, commit `{(found['commit'] or '')[:12]}`.",
+            f"{found['machine']['device']}, torch {found['versions']['torch']}, "
+            f"commit `{(found['commit'] or '')[:12]}`.",
             "",
             *table(["changed", "score", "difference", "how"], rows),
             "",

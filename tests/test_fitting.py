@@ -198,6 +198,54 @@ FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
         "arithmetic",
         ("characters", "characters"),
     ),
+    "sentences that begin alike": (
+        [f"{VOCABULARY[row % 150]} {VOCABULARY[row % 211]} {VOCABULARY[row % 97]}" for row in range(600)],
+        [f"{VOCABULARY[row % 211]} {VOCABULARY[row % 150]}" for row in range(600)],
+        "translation",
+        ("bpe", "bpe"),
+    ),
+    "lemmas with rare sets of features": (
+        [f"{lemma} V;{row % 5};{row % 7};{row % 4}" for row, lemma in enumerate(LEMMAS)],
+        [lemma[:-1] + "est" for lemma in LEMMAS],
+        "inflection",
+        ("characters", "characters"),
+    ),
+    "names turned round": (
+        [f"{VOCABULARY[row % 9]} {word}" for row, word in enumerate(LEMMAS)],
+        [f"{word}, {VOCABULARY[row % 9]}" for row, word in enumerate(LEMMAS)],
+        "translation",
+        ("bpe", "bpe"),
+    ),
+    "sentences without blanks": (
+        phrases(VOCABULARY, 4), random_words(600, 8, "的一是不了人我在有他这中大来上"), "translation", ("bpe", "bpe"),
+    ),
+    "sentences without blanks on both sides": (
+        random_words(600, 9, "あいうえおかきくけこ"), random_words(600, 8, "的一是不了人我在有"),
+        "translation", ("bpe", "bpe"),
+    ),
+    "commands to actions": (
+        phrases(["walk", "run", "twice", "and", "left"], 5), phrases(["RUN", "WALK", "LEFT"], 6),
+        "translation", ("words", "words"),
+    ),
+    "symbols in order": (
+        phrases(["3", "1", "2", "5"], 5), phrases(["3", "1", "2", "5"], 5),
+        "normalisation", ("characters", "characters"),
+    ),
+    "letters in order": (
+        phrases(["a", "b", "c", "d"], 5), phrases(["a", "b", "c", "d"], 5), "translation", ("words", "words"),
+    ),
+    "dates to other dates": (
+        [f"20{row % 90 + 10}-0{row % 9 + 1}-1{row % 7}" for row in range(600)],
+        [f"1{row % 7}.0{row % 9 + 1}.20{row % 90 + 10}" for row in range(600)],
+        "normalisation",
+        ("characters", "characters"),
+    ),
+    "telephone numbers": (
+        [f"({row % 800 + 100}) {row % 7 + 951}-{row + 1000}" for row in range(600)],
+        [f"+1 {row % 800 + 100}{row % 7 + 951}{row + 1000}" for row in range(600)],
+        "normalisation",
+        ("characters", "characters"),
+    ),
 }  # fmt: skip
 
 

@@ -5,16 +5,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from transduce.errors import TransduceError, nearest
 from transduce.reading import Pairs
 from transduce.tokenizer import Kind
 
+_ENOUGH_PAIRS = 10_000  # spread evenly over the corpus: what is looked at
 _FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes
 _NEARLY_ALL = 0.98  # of the pairs must have the form: files have odd lines
 _SHORT = 40  # characters on average: what is cheap to read and write letter by letter
+_OFTEN = 20  # pairs for each set of features that are no tags: sentences begin alike, too, but not so often
 
-_FORMULA = re.compile(r"[-+*/^%×÷·().,=<>\s\d]*[-+*/^%×÷·][-+*/^%×÷·().,=<>\s\d]*")
-_NUMBER = re.compile(r"[-+]?[\d\s.,/]*\d[\d\s.,/]*")
+_OPERAND = r"[-+]?(?:0|[1-9]\d*)(?:[.,]\d+)?"
+_FORMULA = re.compile(rf"[\s(]*{_OPERAND}[\s)]*(?:[-+*/^%×÷·=<>]+[\s(]*{_OPERAND}[\s)]*)+[=?\s]*")
+_NUMBER = re.compile(r"\s*[-+]?(?:\d+|\d{1,3}(?:[., ]\d{3})+)(?:[.,]\d+)?\s*")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
+_UNSPACED_WORD_LEN = 4  # letters, generously
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,9 @@ class Task:
 
 def recognise(pairs: Pairs) -> Task:
     """The first task whose form the pairs have; translation if there is no other."""
-    return next(task for task in TASKS.values() if task.has_form(pairs))
+    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _ENOUGH_PAIRS)).astype(int)
+    seen = Pairs([pairs.src[row] for row in rows], [pairs.tgt[row] for row in rows], {}, [], {})
+    return next(task for task in TASKS.values() if task.has_form(seen))
 
 
 def find_task(name: str) -> Task:
@@ -55,11 +64,15 @@ def _is_arithmetic(pairs: Pairs) -> bool:
 
 
 def _is_pronunciation(pairs: Pairs) -> bool:
-    return _are_symbols(pairs.tgt) and (_are_words(pairs.src) or _are_symbols(pairs.src))
+    if not _are_symbols(pairs.tgt):
+        return False
+    letters = _types(pairs.src)
+    are_letters = len(letters) <= _FEW_TYPES and 2 * sum(len(x) == 1 and x.isalpha() for x in letters) > len(letters)
+    return _are_words(pairs.src) or (are_letters and not _types(pairs.tgt) <= letters)
 
 
 def _is_inflection(pairs: Pairs) -> bool:
-    if _are_symbols(pairs.tgt) or _mean_len(pairs.tgt) >= _SHORT or _nearly_all(map(_has_digit, pairs.tgt)):
+    if _are_symbols(pairs.tgt) or _num_words(pairs.tgt) > 2 * len(pairs) or _nearly_all(map(_has_digit, pairs.tgt)):
         return False
     at_first_blank = [line.partition(" ")[::2] for line in pairs.src]
     at_last_blank = [line.rpartition(" ")[::2] for line in pairs.src]
@@ -71,34 +84,56 @@ def _is_inflection(pairs: Pairs) -> bool:
 
 
 def _are_lemmas_with_features(parts: tuple[list[str], list[str]], forms: list[str]) -> bool:
-    """True of many lemmas and few sets of features, where the forms have their letters from the lemmas."""
+    """True of many lemmas and few sets of features, where forms have their letters from lemmas, not from features."""
     lemmas, features = parts
     num_lemmas, num_features = len(set(lemmas)), len(set(features))
-    have_letters = (2 * len({*lemma} & {*form}) >= len({*form}) for lemma, form in zip(lemmas, forms, strict=True))
+    are_of_lemmas = (
+        2 * len({*lemma} & {*form}) >= len({*form}) and feature not in form
+        for lemma, feature, form in zip(lemmas, features, forms, strict=True)
+    )
     return (
         _nearly_all(map(bool, features))
         and 2 * num_features < num_lemmas
-        and num_features <= _FEW_TYPES
-        and (sum(have_letters) > len(forms) / 2)
+        and (_OFTEN * num_features <= len(features) or _nearly_all(map(_are_tags, features)))
+        and sum(are_of_lemmas) > len(forms) / 2
     )
+
+
+def _are_tags(features: str) -> bool:
+    """True of V;IND;PST and of Case=Nom|Number=Sing."""
+    return features == features.upper() or "=" in features
 
 
 def _is_normalisation(pairs: Pairs) -> bool:
     if _mean_len(pairs.src) >= _SHORT or _mean_len(pairs.tgt) >= _SHORT:
         return False
     have_digits = _nearly_all(map(_has_digit, pairs.src)) or _nearly_all(map(_has_digit, pairs.tgt))
-    return have_digits or _are_words(pairs.src) or _are_words(pairs.tgt)
+    return have_digits or (_are_words(pairs.src) and _are_words(pairs.tgt))
 
 
 def _are_symbols(lines: Sequence[str]) -> bool:
     """True of lines with blanks, and few different words between them."""
-    words = [line.split(" ") for line in lines]
-    return not _are_words(lines) and len({word for line in words for word in line}) <= _FEW_TYPES
+    return not _are_words(lines) and len(_types(lines)) <= _FEW_TYPES
 
 
 def _are_words(lines: Sequence[str]) -> bool:
     """True of single words."""
-    return sum(line.count(" ") + 1 for line in lines) <= 1.2 * len(lines) and _mean_len(lines) <= 30
+    return _num_words(lines) <= 1.2 * len(lines) and _mean_len(lines) <= 30
+
+
+def _types(lines: Sequence[str]) -> set[str]:
+    """The different words, or so many of them that they are not few."""
+    found: set[str] = set()
+    for line in lines:
+        found.update(line.split(" "))
+        if len(found) > _FEW_TYPES:
+            break
+    return found
+
+
+def _num_words(lines: Sequence[str]) -> float:
+    """By blanks, and by letters in scripts that have none between words."""
+    return sum(max(line.count(" ") + 1, len(_UNSPACED.findall(line)) / _UNSPACED_WORD_LEN) for line in lines)
 
 
 def _has_digit(line: str) -> bool:
