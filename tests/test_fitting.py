@@ -286,6 +286,14 @@ def test_odd_lines_do_not_hide_a_task() -> None:
     assert recognise(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "arithmetic"
 
 
+def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], pairs: Path) -> None:
+    words = ["fit", pairs, "--run-dir", fitted[0], "--minutes", MINUTES, "--resume", "--task"]
+    assert command(*words, "normalisation").status == 0
+    refused = command(*words, "translation")
+    assert refused.status == 78
+    assert "was not begun as translation, which is scored by bleu, chrf" in refused.err
+
+
 def test_a_task_can_be_named(pairs: Path, tmp_path: Path) -> None:
     words = ["fit", pairs, "--minutes", MINUTES, "--json", "--run-dir"]
     told = command(*words, tmp_path / "run", "--task", "translation")

@@ -79,7 +79,7 @@ def fit(
         surroundings.report(f"{'taken for' if asked else 'this looks like'} {kind.name}: {kind.form}")
         config = choose_settings(kind, train_pairs, paths, minutes=minutes, seed=seed)
     else:
-        config = _going_on(saved, len(train_pairs), minutes)
+        config = _going_on(saved, len(train_pairs), minutes, asked)
     surroundings.report(_described(config))
     state = train(
         config,
@@ -146,8 +146,11 @@ def choose_settings(
     )
 
 
-def _going_on(folder: RunFolder, num_train: int, minutes: float) -> ExperimentConfig:
-    """The settings of the run in `folder`, for so many minutes. Raises ConfigMismatchError if it learns from others."""
+def _going_on(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:
+    """The settings of the run in `folder`, for so many minutes.
+
+    Raises ConfigMismatchError if it learns from other pairs, or is scored otherwise than `task` asks.
+    """
     had = folder.facts["num_train_pairs"]
     if had != num_train:
         raise ConfigMismatchError(
@@ -155,6 +158,11 @@ def _going_on(folder: RunFolder, num_train: int, minutes: float) -> ExperimentCo
             "another run in another --run-dir."
         )
     config = load_config(folder.config, f"{folder.path}/config.toml")
+    if task and config.validation.metrics != task.metrics:
+        raise ConfigMismatchError(
+            f"{folder.path} was not begun as {task.name}, which is scored by {', '.join(task.metrics)}: go on without "
+            "--task, or begin another run in another --run-dir."
+        )
     steps = config.training.steps if minutes == config.training.minutes else 0
     return replace(config, training=replace(config.training, steps=steps, minutes=minutes))
 

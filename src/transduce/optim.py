@@ -16,9 +16,12 @@ _NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # that lie one below the other i
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam and its schedule; the defaults are the paper's (section 5.3)."""
+    """The optimizer and its schedule; the defaults are the paper's (section 5.3).
 
-    method: Literal["adam", "muon"] = "adam"  # muon: for the matrices within layers; all else goes by Adam
+    Differs from the paper: with `method` "muon" the matrices within layers go by Muon, all else by Adam.
+    """
+
+    method: Literal["adam", "muon"] = "adam"
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
     learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
     warmup_steps: int = 4000

@@ -1,4 +1,4 @@
-"""One update of the weights: the batches of a step in, Adam's change out. No number is waited for on the way."""
+"""One update of the weights: a step's batches in, the optimizer's change out. No number is waited for on the way."""
 
 import copy
 import math
