@@ -83,7 +83,7 @@ def section(recipe: Recipe) -> str:
     rows = rows_of(recipe, recipe.results)
     others = [published.by for published in recipe.published]
     lines += table(
-        ["test set", "score", f"ours, {len(recipe.results)} seeds", *others],
+        ["test set", "score", f"ours, {rows[0].seeds}", *others],
         [[row.test, label(row), ours(recipe, row), *(told(row, by) for by in others)] for row in rows],
     )
     head = ["seed", "parameters", "steps", "cores", "wall", "CPU", "machine", "commit"]

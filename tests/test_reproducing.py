@@ -121,7 +121,7 @@ def test_equal_seeds_leave_room_for_one_segment(monkeypatch, tmp_path):
 
 def test_one_seed_gives_no_verdict(monkeypatch, tmp_path):
     recipe = with_results(monkeypatch, tmp_path, 31.0)
-    assert judged(recipe, run(3.0)) == ["test2016 bleu: 3.00, recorded: 31.00 (one seed); others: 30.00"]
+    assert judged(recipe, run(3.0)) == ["test2016 bleu: 3.00, recorded: 31.00 (1 seed); others: 30.00"]
 
 
 def test_a_metric_that_was_not_recorded_yet_is_left_out(monkeypatch, tmp_path):

@@ -150,6 +150,11 @@ class Row:
     published: dict[str, float]  # by whom
 
     @property
+    def seeds(self) -> str:
+        """How many, in words."""
+        return f"{len(self.values)} seed{'s' if len(self.values) > 1 else ''}"
+
+    @property
     def mean(self) -> float:
         return statistics.mean(self.values)
 
@@ -210,10 +215,10 @@ def judged(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
 
 def _verdict(value: float, ours: Row) -> str:
     if len(ours.values) == 1:
-        return f"recorded: {ours.mean:.2f} (one seed)"
+        return f"recorded: {ours.mean:.2f} ({ours.seeds})"
     difference = value - ours.mean
     came_out = "as" if abs(difference) <= ours.margin else "HIGHER than" if difference > 0 else "LOWER than"
-    return f"came out {came_out} recorded: {ours.mean:.2f} ± {ours.margin:.2f} ({len(ours.values)} seeds)"
+    return f"came out {came_out} recorded: {ours.mean:.2f} ± {ours.margin:.2f} ({ours.seeds})"
 
 
 def _recipe(name: str, row: Mapping[str, Any]) -> Recipe:

@@ -78,7 +78,7 @@ def _list(recipes: list[Recipe], *, as_json: bool) -> None:
     table = Table("name", "what", "recorded", "published")
     for recipe in recipes:
         rows = rows_of(recipe, recipe.results)
-        recorded = "\n".join(f"{row.test} {row.metric} {row.mean:.2f} ({len(row.values)} seeds)" for row in rows)
+        recorded = "\n".join(f"{row.test} {row.metric} {row.mean:.2f} ({row.seeds})" for row in rows)
         published = "\n".join(
             f"{other.by}: {', '.join(f'{what} {value:.2f}' for what, value in other.scores.items())}"
             for other in recipe.published
