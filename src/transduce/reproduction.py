@@ -72,8 +72,7 @@ def _training(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> l
 
 def _list(recipes: list[Recipe], *, as_json: bool) -> None:
     if as_json:
-        rows = [{**asdict(recipe), "results": recipe.results} for recipe in recipes]
-        print_json({"recipes": rows})
+        print_json({"recipes": [{**asdict(recipe), "results": recipe.results} for recipe in recipes]})
         return
     table = Table("name", "what", "recorded", "published")
     for recipe in recipes:
