@@ -19,8 +19,9 @@ class UntilTheEnd(TrainerCallback):
     def __init__(self, clock: minutes.Clock, model: MarianMTModel) -> None:
         self.clock, self.model = clock, model
 
-    def on_train_begin(self, args, state, control, **_more):  # noqa: ARG002
-        self.clock.start()  # the lengths of all pairs are known by now
+    def on_step_begin(self, args, state, control, **_more):  # noqa: ARG002
+        if self.clock.num_steps == 0:
+            self.clock.start()  # the lengths of all pairs are known, and they are grouped
 
     def on_step_end(self, args, state, control, **_more):  # noqa: ARG002
         control.should_training_stop = self.clock.tick(self.model.save_pretrained)
