@@ -91,13 +91,14 @@ def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Nam
     if not kept.exists() or not json.loads(kept.read_text())[-1]["is_last"]:
         run_peer(name, folder, arguments.threads, "train", minutes, rate, batch_tokens, arguments.threads)
     validations = []
+    how = {"tokenizer": tokenizer, "threads": arguments.threads}
     snapshots = json.loads(kept.read_text())
     for snapshot in snapshots:
-        answers = answered(name, folder, tokenizer, "valid", snapshot["path"], arguments.threads)
+        answers = answered(name, folder, split="valid", snapshot=snapshot["path"], **how)
         (bleu,) = evaluate(["bleu"], answers, [text("valid").tgt], num_resamples=1)
         validations.append({**{key: snapshot[key] for key in ("step", "seconds", "cpu_seconds")}, "bleu": bleu.value})
     best = max(range(len(validations)), key=lambda number: validations[number]["bleu"])
-    answers = answered(name, folder, tokenizer, "test", snapshots[best]["path"], arguments.threads)
+    answers = answered(name, folder, split="test", snapshot=snapshots[best]["path"], **how)
     return {
         **asked,
         "validations": validations,
@@ -136,7 +137,7 @@ def text(split: str) -> Pairs:
     return load(RECIPE.config(seed=1).data.dataset, split)
 
 
-def answered(name: str, folder: Path, tokenizer: Tokenizer, split: str, snapshot: str, threads: int) -> list[str]:
+def answered(name: str, folder: Path, *, tokenizer: Tokenizer, split: str, snapshot: str, threads: int) -> list[str]:
     """Greedy answers to the validation part, answers of five beams to the test part."""
     lines, out = folder / f"work/{split}.lines", folder / name / f"{split}.words"
     run_peer(name, folder, threads, "answer", snapshot, lines, out, 1 if split == "valid" else 5)

@@ -166,7 +166,7 @@ def draw(recipes: Sequence[Recipe]) -> None:
     if found := recorded("quality"):
         figure, (axis,) = canvas(width=7.5, height=4.0)
         for number, (name, peer) in enumerate(found["peers"].items()):
-            curve(axis, peer["validations"], "bleu", peer["threads"], TITLES[name], number)
+            curve(axis, peer["validations"], "bleu", cores=peer["threads"], label=TITLES[name], number=number)
         axis.set(title="Tatoeba, English to German", ylabel="validation BLEU, greedy")
         finish(figure, axis, "quality")
     for recipe in recipes:
@@ -175,7 +175,8 @@ def draw(recipes: Sequence[Recipe]) -> None:
         figure, (axis,) = canvas(width=7.5, height=4.0)
         metric = recipe.metrics[0]
         for number, run in enumerate(recipe.results):
-            curve(axis, run["validations"], metric, cores_of(run), f"seed {run['seed']}", number)
+            name = f"seed {run['seed']}"
+            curve(axis, run["validations"], metric, cores=cores_of(run), label=name, number=number)
         axis.set(title=recipe.name, ylabel=f"validation {metric}, greedy")
         finish(figure, axis, recipe.name)
 
@@ -184,7 +185,7 @@ def cores_of(run: dict[str, Any]) -> int:
     return int(run["processes"] * run["threads"])
 
 
-def curve(axis: Axes, rows: Sequence[dict[str, Any]], metric: str, cores: int, label: str, number: int) -> None:
+def curve(axis: Axes, rows: Sequence[dict[str, Any]], metric: str, *, cores: int, label: str, number: int) -> None:
     minutes = [cores * row["seconds"] / 60 for row in rows]
     style = {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
     axis.plot(minutes, [row[metric] for row in rows], label=label, **style)
