@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     if status := spawn(_num_processes(arguments), _training(recipe, run_dir, arguments)):
         if (run_dir / "run.json").exists():
             words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
-            surroundings.report(f"transduce: to be scored at the end, go on with: {shlex.join(words)}")
+            print(f"transduce: to be scored at the end, go on with: {shlex.join(words)}", file=sys.stderr)
         return status
     spent = os.times()
     surroundings.report(f"scoring on {', '.join(recipe.tests)}")
