@@ -81,7 +81,11 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains until the minutes are over, unless that was done; answers with what it kept."""
     _, rate, batch_tokens = RIVALS[name]
-    minutes = arguments.minutes or json.loads((folder / OURS / "record.json").read_text())["wall_seconds"] / 60
+    minutes, record = arguments.minutes, folder / OURS / "record.json"
+    if minutes is None:
+        if not record.exists():
+            sys.exit(f"how long? Let {OURS} train first, as long as which {name} then does, or give --minutes.")
+        minutes = json.loads(record.read_text())["wall_seconds"] / 60
     asked = {"minutes": minutes, "learning_rate": rate, "batch_tokens": batch_tokens}
     told, request = json.dumps(asked | {"threads": arguments.threads}), folder / name / "asked.json"
     if request.exists():
