@@ -105,7 +105,7 @@ def _add_reproduce(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("--seed", type=_number_from_0, default=1, help="of the training (default: 1)")
     verb.add_argument("--run-dir", help="folder to make (default: runs/NAME-SEED)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
-    verb.add_argument("--processes", type=_positive, metavar="N", help="that share a step (default: as recorded)")
+    verb.add_argument("--processes", type=_positive, metavar="N", help="that share a step (default: 2; on a GPU 1)")
     verb.add_argument("-o", "--output", metavar="FILE", help="write the JSON object there, too")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
