@@ -81,6 +81,7 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains until the minutes are over, unless that was done; answers with what it kept."""
     _, rate, batch_tokens = RIVALS[name]
+    commit = machine.commit()  # before training: another one may be made meanwhile
     minutes, record = arguments.minutes, folder / OURS / "record.json"
     if minutes is None:
         if not record.exists():
@@ -107,7 +108,7 @@ def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Nam
         **asked,
         "validations": validations,
         "best_step": validations[best]["step"],
-        "commit": machine.commit(),
+        "commit": commit,
         "test": scores(folder, name, answers),
     }
 
