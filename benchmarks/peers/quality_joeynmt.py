@@ -22,7 +22,7 @@ def config(folder: Path, batch_tokens: int, **testing: object) -> Path:
         folder / "work",
         layer_norm="pre",
         dropout=minutes.DROPOUT,
-        testing={"beam_alpha": 1.0, "batch_size": 50, "max_output_length": 100, **testing},
+        testing={"beam_alpha": 1.0, "batch_size": 50, "max_output_length": 60, **testing},
         # The clock's rate takes the place of the schedule's before every step.
         training={"clip_grad_norm": minutes.MAX_GRAD_NORM, "batch_size": batch_tokens},
     )
