@@ -1,10 +1,12 @@
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings, count_training_overlap, read_corpus
+from transduce.reading import Pairs
 from transduce.settings import ExperimentConfig, load_config
 
 PAIRS = [("a dog", "ein Hund"), ("two dogs", "zwei Hunde"), ("a cat", "eine Katze")]
@@ -29,6 +31,29 @@ def test_overlap_is_counted_though_the_validation_file_is_gone(config: Experimen
     (tmp_path / "valid.tsv").unlink()
     found = count_training_overlap(config, run, ["A  dog", "a cat"], ["ein Hund", "ein Hund"], Surroundings())
     assert found == {"pairs": 1, "source": 2, "target": 2}
+
+
+def test_more_pairs_follow_those_of_the_data_where_they_are_new(config: ExperimentConfig, tmp_path: Path) -> None:
+    more = [("a cat", "eine Katze"), ("a dog", "der Hund"), ("", "leer"), ("a cow", "eine Kuh"), ("a dog", "der Hund")]
+    (tmp_path / "more.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in more))
+    told: list[str] = []
+    data = replace(config.data, more=(f"{tmp_path}/more.tsv",))
+    corpus = read_corpus(data, Surroundings(report=told.append))
+    assert isinstance(corpus.train, Pairs)
+    assert list(zip(corpus.train.src, corpus.train.tgt, strict=True)) == [
+        *PAIRS,
+        ("a dog", "der Hund"),
+        ("a cow", "eine Kuh"),
+    ]
+    assert told[0] == "training: 5 pairs, 1 skipped (empty source), 2 skipped (already there)"
+    assert corpus.valid is not None
+    assert len(corpus.valid) == 3
+    assert list(corpus.train.sha256) == [f"{tmp_path}/train.tsv", f"{tmp_path}/more.tsv"]
+
+    run = run_on(list(corpus.train.sha256.values()), tmp_path / "run")
+    run.update_facts({"num_train_pairs": 5})
+    found = count_training_overlap(replace(config, data=data), run, ["a cow"], ["eine Kuh"], Surroundings())
+    assert found == {"pairs": 1, "source": 1, "target": 1}
 
 
 @pytest.mark.parametrize("change", ["gone", "other", "unreadable"])

@@ -89,10 +89,10 @@ def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_pat
         raise Stopped(signal.SIGINT)
 
     with pytest.raises(Stopped, match="all is saved"):
-        fit([pairs], tmp_path / "run", minutes=0.6, surroundings=Surroundings(device="cpu", observers=(stop,)))
+        fit([pairs], tmp_path / "run", minutes=2.4, surroundings=Surroundings(device="cpu", observers=(stop,)))
     stopped_at = RunFolder.open(tmp_path / "run").checkpoints()[-1]
     # So much less time calls for another dropout in a new run.
-    result = fit([pairs], tmp_path / "run", minutes=0.05, resume=True, surroundings=Surroundings(device="cpu"))
+    result = fit([pairs], tmp_path / "run", minutes=0.2, resume=True, surroundings=Surroundings(device="cpu"))
     folder = RunFolder.open(tmp_path / "run")
     assert folder.facts["resumed"][0]["step"] == stopped_at
     assert folder.checkpoints()[-1] >= stopped_at

@@ -12,9 +12,12 @@ import torch
 
 from calling import command
 from transduce import datasets, reproducing, reproduction
-from transduce.datasets import find_dataset
+from transduce.checkpoint import RunFolder
+from transduce.datasets import find_dataset, load_split
 from transduce.errors import TransduceError
 from transduce.metrics import METRICS
+from transduce.predictor import Predictor
+from transduce.reading import read_pairs
 from transduce.reproducing import Published, Recipe, find_recipe, judged, list_recipes, rows_of
 
 RECIPE = Recipe(
@@ -40,6 +43,15 @@ model = { preset = "tiny", d_model = 16, d_ff = 16, num_heads = 1, num_encoder_l
 training = { steps = 6, batch_tokens = 64, validate_every = 3 }
 validation = { metrics = ["cer"], max_pairs = 10 }
 decoding.beam_size = 1
+"""
+
+
+PUPIL = """
+[pupil]
+title = "Letters unchanged, by a model's own answers"
+teacher = "letters"
+tests = ["test"]
+metrics = ["exact_match"]
 """
 
 
@@ -164,6 +176,58 @@ def test_a_row_is_trained_scored_and_judged(letters):
     assert again.lines[1].endswith(
         f"came out as recorded: {recorded['scores']['test']['cer']['value']:.2f} ± 0.10 (2 seeds)"
     )
+
+
+def test_a_pupil_goes_on_from_its_teacher_with_the_answers_to_the_training_sources(letters):
+    (letters / "index.toml").write_text(INDEX + PUPIL)
+    (letters / "pupil.toml").write_text(CONFIG.replace("steps = 6", "steps = 4"))
+    words = ["reproduce", "pupil", "--seed", 3, "--processes", 1, "--run-dir", letters / "run"]
+    found = command(*words, "-o", letters / "found.json")
+    assert found.status == 0, found.err
+    teacher, run = RunFolder.open(letters / "letters-3"), RunFolder.open(letters / "run")
+    assert run.facts["initialised_from"] == str(teacher.path)
+
+    pairs = load_split("copy", "train")
+    sources = list(dict.fromkeys(pairs.src))
+    answers = Predictor.load(teacher.path).predict(sources)
+    own = read_pairs([teacher.path / "own_answers.jsonl"])
+    assert list(zip(own.src, own.tgt, strict=True)) == [pair for pair in zip(sources, answers, strict=True) if pair[1]]
+    new = set(zip(own.src, own.tgt, strict=True)) - set(zip(pairs.src, pairs.tgt, strict=True))
+    assert new
+    assert run.facts["num_train_pairs"] == len(pairs) + len(new)
+
+    recorded = json.loads((letters / "found.json").read_text())
+    assert [row["step"] for row in recorded["validations"]] == [3, 6, 9, 10]
+    seconds = [row["seconds"] for row in recorded["validations"]]
+    assert seconds == sorted(seconds)
+    assert recorded["steps"] == 10
+    assert teacher.facts["answering_seconds"] < recorded["wall_seconds"] < recorded["cpu_seconds"] + 60
+    assert recorded["settings"] == find_recipe("pupil").settings
+
+    written = (teacher.path / "own_answers.jsonl").stat().st_mtime_ns
+    again = command(*words, "--resume", "-o", letters / "again.json")
+    assert again.status == 0, again.err
+    assert (teacher.path / "own_answers.jsonl").stat().st_mtime_ns == written
+    assert json.loads((letters / "again.json").read_text())["scores"] == recorded["scores"]
+
+
+def test_results_of_another_teacher_are_not_the_pupils(letters):
+    (letters / "index.toml").write_text(INDEX + PUPIL)
+    (letters / "pupil.toml").write_text(CONFIG)
+    settings = find_recipe("pupil").settings
+    (letters / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 7"))
+    assert find_recipe("pupil").settings != settings
+
+
+def test_a_pupil_whose_folder_is_taken_is_refused_before_its_teacher_is_trained(letters):
+    (letters / "index.toml").write_text(INDEX + PUPIL)
+    (letters / "pupil.toml").write_text(CONFIG)
+    (letters / "run").mkdir()
+    (letters / "run/notes.txt").write_text("mine")
+    refused = command("reproduce", "pupil", "--run-dir", letters / "run")
+    assert refused.status != 0
+    assert "holds other things (notes.txt)" in refused.err
+    assert not (letters / "letters-1").exists()
 
 
 def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):

@@ -15,7 +15,7 @@ from transduce.large_files import text_bytes
 from transduce.monitoring import preparation_display
 from transduce.preparation import LARGE_BYTES, LargePairs, Listener
 from transduce.prepared_folder import PreparedFolder
-from transduce.reading import Pairs, count_overlap, read_pairs
+from transduce.reading import Pairs, count_overlap, read_pairs, with_more
 from transduce.settings import DataConfig, ExperimentConfig
 from transduce.tokenizer import Tokenizer
 from transduce.trainer import Observe
@@ -63,6 +63,11 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
     Training files that are too large for memory are left where they are, and reported on when they are prepared.
     """
     if not config.dataset and _is_large(config.train, surroundings):
+        if config.more:
+            raise TransduceError(
+                f"data.more ({', '.join(config.more)}) goes with pairs that fit into memory, and those of data.train "
+                "do not: append it to their files."
+            )
         valid = read_pairs(config.valid) if config.valid else None
         if valid is not None:
             _report_read("validation", len(valid), valid.skipped, valid.notes, surroundings.report)
@@ -168,10 +173,12 @@ def _read_side(
     *,
     open_url: Callable[[str], BinaryIO] = open_url,
 ) -> Pairs:
-    if not config.dataset:
-        return read_pairs(config.train if side == "train" else config.valid)
-    root, cache = surroundings.data_root, surroundings.data_cache
-    return load_split(config.dataset, side, root=root, cache=cache, open_url=open_url)
+    if config.dataset:
+        root, cache = surroundings.data_root, surroundings.data_cache
+        pairs = load_split(config.dataset, side, root=root, cache=cache, open_url=open_url)
+    else:
+        pairs = read_pairs(config.train if side == "train" else config.valid)
+    return with_more(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 
 def encode_reporting(

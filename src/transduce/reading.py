@@ -113,6 +113,24 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
 
 
+def with_more(pairs: Pairs, more: Pairs) -> Pairs:
+    """`pairs`, followed by those of `more` that are not among them, each once."""
+    known = set(zip(pairs.src, pairs.tgt, strict=True))
+    new = [pair for pair in dict.fromkeys(zip(more.src, more.tgt, strict=True)) if pair not in known]
+    reasons = (*pairs.skipped.items(), *more.skipped.items(), ("already there", len(more) - len(new)))
+    skipped: dict[str, int] = {}
+    for reason, count in reasons:
+        if count:
+            skipped[reason] = skipped.get(reason, 0) + count
+    return Pairs(
+        pairs.src + [source for source, _ in new],
+        pairs.tgt + [target for _, target in new],
+        skipped,
+        pairs.notes + more.notes,
+        pairs.sha256 | more.sha256,
+    )
+
+
 def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
     """How many rows of `other` occur in `train`: as a "pair", by their "source", by their "target".
 

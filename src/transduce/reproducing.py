@@ -2,15 +2,19 @@
 
 A recipe is a config that `transduce train` takes, and a row of `recipes/index.toml` that says what it is scored on.
 What came out of it is in `recipes/NAME.json`, one entry for each seed.
+
+A recipe with a teacher begins with the weights of that recipe, of the same seed, and has its answers to the training
+sources as further pairs: sequence-level distillation (Kim and Rush 2016) of a model into itself.
 """
 
 import hashlib
 import json
 import math
 import statistics
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ from transduce.scoring import score
 from transduce.settings import ExperimentConfig, load_config
 
 _FOLDER = Path(__file__).parent / "recipes"
+_OWN_ANSWERS = "own_answers.jsonl"
+_ANSWERING_SECONDS = "answering_seconds"  # among a run's facts
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom: how far the mean of few seeds may be from that of many.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -49,6 +55,7 @@ class Recipe:
     tests: tuple[str, ...]  # splits of the config's data set, each scored once at the end
     metrics: tuple[str, ...]
     published: tuple[Published, ...] = ()
+    teacher: str = ""  # the recipe that it goes on from, if any
 
     @property
     def config_path(self) -> Path:
@@ -57,8 +64,10 @@ class Recipe:
 
     @property
     def settings(self) -> str:
-        """A digest of the settings: results of other settings are not this recipe's."""
+        """A digest of the settings, a teacher's too: results of other settings are not this recipe's."""
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+        if self.teacher:
+            table["teacher"] = find_recipe(self.teacher).settings
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     def config(self, seed: int) -> ExperimentConfig:
@@ -94,17 +103,46 @@ def find_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
+def answer_training_sources(folder: RunFolder, surroundings: Surroundings) -> Path:
+    """The file, in the finished run's folder, of its answers to the sources it was trained on; made once.
+
+    Each line is an object with "source" and "target", as `data.more` reads them.
+    """
+    path = folder.path / _OWN_ANSWERS
+    if path.exists():
+        return path
+    started = time.perf_counter()
+    data = load_config(folder.config, str(folder.path)).data
+    pairs = load_split(data.dataset, "train", root=surroundings.data_root, cache=surroundings.data_cache)
+    sources = list(dict.fromkeys(pairs.src))
+    surroundings.report(f"answering the {len(sources):,} training sources")
+    answers = Predictor.load(folder.path, device=surroundings.device).predict(sources)
+    rows = ({"source": source, "target": answer} for source, answer in zip(sources, answers, strict=True))
+    folder.update_facts({_ANSWERING_SECONDS: round(time.perf_counter() - started, 1)})
+    folder.write_text(_OWN_ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
 def measure(
-    recipe: Recipe, folder: RunFolder, surroundings: Surroundings, *, commit: str | None, cpu_seconds: float
+    recipe: Recipe,
+    folder: RunFolder,
+    surroundings: Surroundings,
+    *,
+    commit: str | None,
+    cpu_seconds: float,
+    teacher: RunFolder | None = None,
 ) -> dict[str, Any]:
     """Scores the finished run in `folder` on the recipe's test sets: what its JSON has of a seed.
 
     `commit` is that of the code which trained. `cpu_seconds` are those of this sitting: they are left out for a run
-    that had several. The clock's count all.
+    that had several. The clock's count all, and steps and validations too, a teacher's included.
     """
     config = load_config(folder.config, str(folder.path))
     predictor = Predictor.load(folder.path, device=surroundings.device)
-    state = TrainerState.from_dict(folder.read_checkpoint(folder.checkpoints()[-1])[1])
+    runs = [teacher, folder] if teacher else [folder]
+    spent = _Spent()
+    for run in runs:
+        spent.add(run)
     found: dict[str, dict[str, Any]] = {}
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
@@ -122,20 +160,37 @@ def measure(
         **how,
         "scores": found,
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-        "steps": state.step,
-        "best_step": state.best_step,
-        "wall_seconds": round(state.seconds + state.validation_seconds, 1),
-        "cpu_seconds": None if folder.facts.get("resumed") else round(cpu_seconds, 1),
-        "validations": [
-            {name: round(value, 4) for name, value in row.items() if name != "kind"}
-            for row in folder.metrics()
-            if row["kind"] == "validation"
-        ],
+        "steps": spent.steps,
+        "best_step": spent.best_step,
+        "wall_seconds": round(spent.seconds, 1),
+        "cpu_seconds": None if any(run.facts.get("resumed") for run in runs) else round(cpu_seconds, 1),
+        "validations": spent.validations,
         "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
         "commit": commit,
         "measured": date.today().isoformat(),
     }
+
+
+@dataclass
+class _Spent:
+    """What one run after the other took, and how good the model was on the way."""
+
+    steps: int = 0
+    best_step: int = 0  # of the last run, counted from the first step of all
+    seconds: float = 0.0  # of training, validating and answering
+    validations: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, run: RunFolder) -> None:
+        state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
+        for row in run.metrics():
+            if row["kind"] == "validation":
+                numbers = {name: round(value, 4) for name, value in row.items() if name != "kind"}
+                place = {"step": self.steps + row["step"], "seconds": round(self.seconds + row["seconds"], 4)}
+                self.validations.append(numbers | place)
+        self.best_step = self.steps + state.best_step
+        self.steps += state.step
+        self.seconds += state.seconds + state.validation_seconds + run.facts.get(_ANSWERING_SECONDS, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

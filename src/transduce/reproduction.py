@@ -12,10 +12,19 @@ from rich.table import Table
 
 from transduce import machine
 from transduce.checkpoint import RunFolder
+from transduce.corpus import Surroundings
 from transduce.distributed import spawn
 from transduce.errors import TransduceError
 from transduce.predictor import find_device
-from transduce.reproducing import Recipe, find_recipe, judged, list_recipes, measure, rows_of
+from transduce.reproducing import (
+    Recipe,
+    answer_training_sources,
+    find_recipe,
+    judged,
+    list_recipes,
+    measure,
+    rows_of,
+)
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 
 
@@ -32,8 +41,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
     run_dir = Path(arguments.run_dir or Path("runs") / f"{recipe.name}-{arguments.seed}")
     surroundings = surroundings_of(arguments)
     commit = machine.commit()  # before training: another one may be made meanwhile
-    if status := spawn(_num_processes(arguments), _training(recipe, run_dir, arguments)):
-        if (run_dir / "run.json").exists():
+    teacher_dir = run_dir.with_name(f"{recipe.teacher}-{arguments.seed}") if recipe.teacher else None
+    if status := _train(recipe, run_dir, teacher_dir, arguments, surroundings):
+        if any((folder / "run.json").exists() for folder in (run_dir, teacher_dir) if folder):
             words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
             print(f"transduce: to be scored at the end, go on with: {shlex.join(words)}", file=sys.stderr)
         return status
@@ -44,7 +54,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         RunFolder.open(run_dir),
         surroundings,
         commit=commit,
-        cpu_seconds=spent.children_user + spent.children_system,
+        cpu_seconds=sum(spent[:4]),
+        teacher=RunFolder.open(teacher_dir) if teacher_dir else None,
     )
     if arguments.output:
         with answers_to(arguments.output) as output:
@@ -61,6 +72,24 @@ def _num_processes(arguments: argparse.Namespace) -> int:
     """As many as share a step best: two on a CPU, one on a GPU."""
     on_cpu = find_device(arguments.device).type == "cpu"
     return int(arguments.processes or (min(2, machine.num_cores()) if on_cpu else 1))
+
+
+def _train(
+    recipe: Recipe, run_dir: Path, teacher_dir: Path | None, arguments: argparse.Namespace, surroundings: Surroundings
+) -> int:
+    """Trains the recipe, its teacher first, each in processes of their own; the exit status of what failed, else 0."""
+    words = _training(recipe, run_dir, arguments)
+    if teacher_dir:
+        if not arguments.resume:
+            RunFolder(run_dir).refuse_other_use()  # before the long work
+        surroundings.report(f"the teacher is {recipe.teacher}, in {teacher_dir}")
+        teacher = _training(find_recipe(recipe.teacher), teacher_dir, arguments)
+        # A teacher that was trained as a row of its own need not be trained again.
+        if status := spawn(_num_processes(arguments), [*teacher, *([] if arguments.resume else ["--resume"])]):
+            return status
+        answers = answer_training_sources(RunFolder.open(teacher_dir), surroundings)
+        words += ["--init-from", str(teacher_dir), "--data.more", json.dumps([str(answers)])]
+    return spawn(_num_processes(arguments), words)
 
 
 def _training(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> list[str]:

@@ -26,6 +26,7 @@ class DataConfig:
     dataset: str = ""  # see `transduce data`; gives train and valid
     train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learnt from a sample
     valid: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # files of further training pairs, such as a model's own answers
     max_len: int = 256  # training pairs with a longer side, in ids, are left out
 
     def __post_init__(self) -> None:
@@ -88,6 +89,7 @@ ON_RESUME = {
     "free": [
         "training.steps", "training.epochs", "training.minutes", "training.save_every", "training.keep_checkpoints",
         "training.log_every", "training.patience", "decoding.*", "data.dataset", "data.train", "data.valid",
+        "data.more",
     ],  # where the data lie is free: what they say is compared by hash
     "with --accept-changes": [
         "optim.*", "validation.*", "data.max_len", "training.batch_tokens", "training.micro_batches",
