@@ -1,15 +1,21 @@
-"""What each known trick is worth on a model of ours, on the validation part of Multi30k:
+"""What each known trick is worth on models of ours, on the validation part of Multi30k:
 
-    benchmarks/ledger.py FOLDER [-o FILE]
+    benchmarks/ledger.py answering RUN [--raw RUN]
+        a finished run of the recipe `multi30k-tok` answers with one thing changed at a time, and its answers are scored
+        in another way; so are those of a run of `multi30k`, which has raw text. Minutes.
+    benchmarks/ledger.py training FOLDER
+        the recipe with fewer steps, and again with one thing changed at a time. Two runs at once, about an hour; what
+        is in FOLDER already is gone on with.
 
-A baseline (the recipe `multi30k-tok`, fewer steps, one thread) is trained, and again with one thing changed at a time;
-its answers are searched and scored in other ways, too. Two runs at once, about two hours in all; what is in FOLDER
-already is gone on with. The test parts are not looked at. docs/RESULTS.md shows the table.
+The test parts are not looked at. docs/RESULTS.md shows the tables.
 """
 
 import argparse
+import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,99 +35,101 @@ from transduce.settings import load_config
 
 HERE = Path(__file__).parent
 RECIPE = find_recipe("multi30k-tok")
-STEPS, SAVED_LAST = 3000, 5
-BASELINE, RAW = "baseline", "raw text"
+STEPS = 2000
 METRIC = "tokenized_bleu"
+BASELINE = "baseline"
+# One thing changed in answering, and how.
+ANSWERS = {
+    BASELINE: "",
+    "greedy": "--decoding.beam_size 1",
+    "beam 10": "--decoding.beam_size 10",
+    "no length penalty": "--decoding.length_penalty 0",
+    "the paper's length penalty, 0.6": "--decoding.length_norm wu --decoding.length_penalty 0.6",
+    "the same, 1": "--decoding.length_norm wu --decoding.length_penalty 1",
+    "the same, 2": "--decoding.length_norm wu --decoding.length_penalty 2",
+}
+# Other weights of the same run, as `transduce average --last NUMBER` makes them.
+WEIGHTS = {"the last weights, not averaged": 1, "the mean of the last five checkpoints": 5}
 # One thing changed in training, and how.
 TRAININGS = {
     BASELINE: "",
     "seed 2": "--training.seed 2",
-    "seed 3": "--training.seed 3",
     "labels not smoothed": "--training.label_smoothing 0",
-    "labels smoothed by 0.2": "--training.label_smoothing 0.2",
-    "two vocabularies of 6,000": "--tokenizer.joint false",
+    "two vocabularies, as many pieces in each": "--tokenizer.joint false",
     "embeddings and output not shared": "--model.tie_embeddings false",
+    "no weight decay": "--optim.weight_decay 0",
     "sinusoidal positions": "--model.positions sinusoidal",
     "post-norm": "--model.norm_first false",
-    "RMSNorm and a gated feed-forward network": "--model.norm rms --model.feed_forward swiglu --model.d_ff 168",
     "Muon for matrices": "--optim.method muon",
-    RAW: "--data.dataset multi30k-en-de --validation.metrics bleu --validation.best bleu",
-}
-# One thing changed in answering with the baseline, and how.
-ANSWERS = {
-    "greedy": "--decoding.beam_size 1",
-    "beam 10": "--decoding.beam_size 10",
-    "length penalty 0": "--decoding.length_penalty 0",
-    "length penalty 0.6": "--decoding.length_penalty 0.6",
-    "length penalty 1": "--decoding.length_penalty 1",
-    "length penalty 3": "--decoding.length_penalty 3",
-}
-# Other weights of the baseline's run, as `transduce average` makes them.
-WEIGHTS = {"the last weights, not averaged": 1, f"the mean of {SAVED_LAST} checkpoints": SAVED_LAST}
-# Other ways to score, of the baseline's answers or those of the run on raw text.
-SCORES = {
-    "13a on tokenised text": (BASELINE, "bleu", str),
-    "raw text, 13a": (RAW, "bleu", str),
-    "raw text, 13a, in lower case": (RAW, "bleu", str.lower),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what each known trick is worth.")
-    parser.add_argument("folder", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results/ledger.json")
+    parts = parser.add_subparsers(dest="part", required=True)
+    answering = parts.add_parser("answering")
+    answering.add_argument("run", type=Path)
+    answering.add_argument("--raw", type=Path, help="a run of the recipe multi30k")
+    training = parts.add_parser("training")
+    training.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda name: train(folder, name), TRAININGS))
-    given = {name: answers_of(run_of(folder, name)) for name in TRAININGS}
-    for name, number in WEIGHTS.items():
-        given[name] = answers_of(averaged(folder, number))
-    for name, change in ANSWERS.items():
-        given[name] = answers_of(run_of(folder, BASELINE), change)
-    result = {
+    if arguments.part == "answering":
+        found = answered(arguments.run) | scored(arguments.run, arguments.raw)
+    else:
+        found = trained(arguments.folder)
+    how = {
         "recipe": RECIPE.name,
-        "steps": STEPS,
-        "rows": [row_of(name, folder, given) for name in given if name != RAW]
-        + [scored_row(name, folder, given) for name in SCORES],
         "machine": {"device": machine.device_name(torch.device("cpu")), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
         "commit": machine.commit(),
         "measured": datetime.now(UTC).date().isoformat(),
     }
-    arguments.output.write_text(in_lines(result))
+    parts_before = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    arguments.output.write_text(in_lines(parts_before | {arguments.part: found | how}))
 
 
-def run_of(folder: Path, name: str) -> Path:
-    return folder / name.replace(" ", "-").replace(",", "")
+def answered(run: Path) -> dict[str, Any]:
+    """The run with one thing changed in its search or its weights."""
+    given = {name: (answers_of(run, change), change) for name, change in ANSWERS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, number in WEIGHTS.items():
+            other = Path(folder) / str(number)
+            how = f"transduce average --last {number}"
+            subprocess.run([sys.executable, "-m", *how.split(), str(run), "-o", str(other)], check=True)
+            given[name] = answers_of(other), how
+    return {"rows": beside_baseline(given, validation_of(run))}
 
 
-def train(folder: Path, name: str) -> None:
+def scored(run: Path, raw: Path | None) -> dict[str, Any]:
+    """Answers scored in another way: no difference is tested, as the numbers are not of one kind."""
+    ways = {"as in the published tables": (run, METRIC, str), "13a on the same answers": (run, "bleu", str)}
+    if raw is not None:
+        ways |= {"raw text, 13a": (raw, "bleu", str), "raw text, 13a, in lower case": (raw, "bleu", str.lower)}
+    rows = []
+    for name, (folder, metric, form) in ways.items():
+        answers, references = answers_of(folder), validation_of(folder).tgt
+        (score,) = evaluate([metric], list(map(form, answers)), [list(map(form, references))])
+        rows.append({"changed": name, "how": score.signature, "score": round(score.value, 2)})
+    return {"scored_otherwise": rows}
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """The recipe with fewer steps, and with one thing changed in its training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = {name: folder / name.replace(" ", "-").replace(",", "") for name in TRAININGS}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: train(name, runs[name]), TRAININGS))
+    given = {name: (answers_of(runs[name]), change) for name, change in TRAININGS.items()}
+    return {"steps": STEPS, "rows": beside_baseline(given, validation_of(runs[BASELINE]))}
+
+
+def train(name: str, run: Path) -> None:
     """Trains with that one thing changed; goes on with what is there."""
-    kept = f"--training.save_every {STEPS // 10} --training.keep_checkpoints {SAVED_LAST}"
-    words = f"--resume --quiet --threads 1 --training.steps {STEPS} --training.validate_every {STEPS} {kept}"
-    command = [
-        sys.executable,
-        "-m",
-        "transduce",
-        "train",
-        str(RECIPE.config_path),
-        "--run-dir",
-        str(run_of(folder, name)),
-    ]
+    command = [sys.executable, "-m", "transduce", "train", str(RECIPE.config_path), "--run-dir", str(run)]
+    words = f"--resume --quiet --threads 1 --training.steps {STEPS} --training.validate_every {STEPS}"
     subprocess.run([*command, *words.split(), *TRAININGS[name].split()], check=True)
     print(f"{name}: trained", flush=True)
-
-
-def averaged(folder: Path, number: int) -> Path:
-    out = folder / f"averaged-{number}"
-    if not out.exists():
-        run = run_of(folder, BASELINE)
-        subprocess.run(
-            [sys.executable, "-m", "transduce", "average", str(run), "--last", str(number), "-o", str(out)], check=True
-        )
-    return out
 
 
 def answers_of(run: Path, change: str = "") -> list[str]:
@@ -134,23 +142,16 @@ def validation_of(run: Path) -> Pairs:
     return load(load_config(RunFolder.open(run).config, str(run)).data.dataset, "valid")
 
 
-def row_of(name: str, folder: Path, given: dict[str, list[str]]) -> dict[str, Any]:
-    """Tokenised BLEU with that one thing changed, and the difference to the baseline by paired bootstrap."""
-    references = [validation_of(run_of(folder, BASELINE)).tgt]
-    how = {**TRAININGS, **ANSWERS}.get(name) or (f"transduce average --last {WEIGHTS[name]}" if name in WEIGHTS else "")
-    found = compare(METRIC, given[BASELINE], given[name], references)
-    row = {"changed": name, "how": how, METRIC: round(found.score_b, 2)}
-    if name == BASELINE:
-        return row
-    return row | {key: round(getattr(found, key), 4) for key in ("difference", "low", "high", "p_value")}
-
-
-def scored_row(name: str, folder: Path, given: dict[str, list[str]]) -> dict[str, Any]:
-    """The same answers scored in another way: no difference is tested, as the numbers are not of one kind."""
-    run, metric, form = SCORES[name]
-    references = validation_of(run_of(folder, run)).tgt
-    (score,) = evaluate([metric], list(map(form, given[run])), [list(map(form, references))])
-    return {"changed": name, "how": score.signature, metric: round(score.value, 2)}
+def beside_baseline(given: dict[str, tuple[Sequence[str], str]], validation: Pairs) -> list[dict[str, Any]]:
+    """Tokenised BLEU of each way's answers, and its difference to the baseline's by paired bootstrap."""
+    rows = []
+    for name, (answers, how) in given.items():
+        found = compare(METRIC, given[BASELINE][0], answers, [validation.tgt])
+        row = {"changed": name, "how": how, "score": round(found.score_b, 2)}
+        if name != BASELINE:
+            row |= {key: round(getattr(found, key), 4) for key in ("difference", "low", "high", "p_value")}
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

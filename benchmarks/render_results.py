@@ -137,30 +137,48 @@ def beside_others() -> str:
 
 def ledger() -> str:
     """What each known trick is worth."""
-    found = recorded("ledger")
     title = "## What each known trick is worth\n"
+    found = recorded("ledger")
     if found is None:
         return f"{title}\nNot measured yet.\n"
-    rows = []
-    for row in found["rows"]:
-        value = row.get("tokenized_bleu", row.get("bleu"))
-        told = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
-        rows.append([row["changed"], f"{value:.2f}", told, f"`{row['how']}`" if row["how"] else ""])
-    return "\n".join(
-        [
-            title,
-            f"The recipe `{found['recipe']}` with {found['steps']:,} steps on one thread, one thing changed at a time;",
-            "BLEU of tokens on the validation part, and the difference to the baseline with its 95 % paired bootstrap",
-            "interval. Other seeds show what chance does. The last rows are scored in another way, their numbers of",
-            "another kind.",
-            f"`benchmarks/ledger.py FOLDER`, {found['measured']}, {found['machine']['cores']} cores of "
-            f"{found['machine']['device']}, torch {found['versions']['torch']}, "
-            f"commit `{(found['commit'] or '')[:12]}`.",
+    lines = [
+        title,
+        "Tokenised BLEU on the validation part of Multi30k, one thing changed at a time, and the difference to the "
+        "baseline with its 95 % paired bootstrap interval.",
+        "",
+    ]
+    if answering := found.get("answering"):
+        lines += [
+            f"**In answering**: a run of the recipe `{answering['recipe']}`. {how_measured(answering, 'answering RUN')}",
             "",
-            *table(["changed", "score", "difference", "how"], rows),
+            *table(["changed", "BLEU", "difference", "how"], list(map(trick, answering["rows"]))),
+            "",
+            "**In scoring**: numbers of different kinds, not to be compared with each other.",
+            "",
+            *table(["scored", "BLEU", "", "signature"], list(map(trick, answering["scored_otherwise"]))),
             "",
         ]
+    if training := found.get("training"):
+        lines += [
+            f"**In training**: the same recipe with {training['steps']:,} steps on one thread; another seed shows what "
+            f"chance does. {how_measured(training, 'training FOLDER')}",
+            "",
+            *table(["changed", "BLEU", "difference", "how"], list(map(trick, training["rows"]))),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def how_measured(part: dict[str, Any], words: str) -> str:
+    return (
+        f"`benchmarks/ledger.py {words}`, {part['measured']}, {part['machine']['cores']} cores of "
+        f"{part['machine']['device']}, torch {part['versions']['torch']}, commit `{(part['commit'] or '')[:12]}`."
     )
+
+
+def trick(row: dict[str, Any]) -> list[str]:
+    told = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
+    return [row["changed"], f"{row['score']:.2f}", told, f"`{row['how']}`" if row["how"] else ""]
 
 
 def recorded(name: str) -> dict[str, Any] | None:
