@@ -45,8 +45,8 @@ ANSWERS = {
     "beam 10": "--decoding.beam_size 10",
     "no length penalty": "--decoding.length_penalty 0",
     "the paper's length penalty, 0.6": "--decoding.length_norm wu --decoding.length_penalty 0.6",
-    "the same, 1": "--decoding.length_norm wu --decoding.length_penalty 1",
-    "the same, 2": "--decoding.length_norm wu --decoding.length_penalty 2",
+    "the paper's length penalty, 1": "--decoding.length_norm wu --decoding.length_penalty 1",
+    "the paper's length penalty, 2": "--decoding.length_norm wu --decoding.length_penalty 2",
 }
 # Other weights of the same run, as `transduce average --last NUMBER` makes them.
 WEIGHTS = {"the last weights, not averaged": 1, "the mean of the last five checkpoints": 5}

@@ -149,7 +149,7 @@ def ledger() -> str:
     ]
     if answering := found.get("answering"):
         lines += [
-            f"**In answering**: a run of the recipe `{answering['recipe']}`. {how_measured(answering, 'answering RUN')}",
+            f"**In answering**: a run of `{answering['recipe']}`. {how_measured(answering, 'answering RUN')}",
             "",
             *table(["changed", "BLEU", "difference", "how"], list(map(trick, answering["rows"]))),
             "",
@@ -178,7 +178,8 @@ def how_measured(part: dict[str, Any], words: str) -> str:
 
 def trick(row: dict[str, Any]) -> list[str]:
     told = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
-    return [row["changed"], f"{row['score']:.2f}", told, f"`{row['how']}`" if row["how"] else ""]
+    how = row["how"].replace("|", "\\|")  # or a cell would end there
+    return [row["changed"], f"{row['score']:.2f}", told, f"`{how}`" if how else ""]
 
 
 def recorded(name: str) -> dict[str, Any] | None:
