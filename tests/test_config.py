@@ -160,6 +160,7 @@ def test_a_preset_gives_the_defaults_and_settings_go_above_it(name: str) -> None
         (["--data.train", "a.tsv"], "which data?"),
         (["--data.valid", "a.tsv"], "data.valid goes with data.train"),
         (["--data.max_len", "1"], "data.max_len is 1"),
+        (["--data.more", '["a", "b", "c"]'], "data.more has 3 files: give one with both sides"),
         (["--model.max_len", "100"], "data.max_len (256) must be at most model.max_len (100)"),
         (["--validation.best", "chrf"], "validation.best is 'chrf'"),
         (["--validation.metrics", "bluu"], "'bluu', which is unknown. Did you mean 'bleu'?"),

@@ -48,7 +48,7 @@ def test_more_pairs_follow_those_of_the_data_where_they_are_new(config: Experime
     assert told[0] == "training: 5 pairs, 1 skipped (empty source), 2 skipped (already there)"
     assert corpus.valid is not None
     assert len(corpus.valid) == 3
-    assert list(corpus.train.sha256) == [f"{tmp_path}/train.tsv", f"{tmp_path}/more.tsv"]
+    assert list(corpus.train.sha256) == [f"{tmp_path}/train.tsv", f"{tmp_path}/more.tsv (more)"]
 
     run = run_on(list(corpus.train.sha256.values()), tmp_path / "run")
     run.update_facts({"num_train_pairs": 5})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import statistics
 from argparse import Namespace
 from dataclasses import replace
@@ -19,6 +20,7 @@ from transduce.metrics import METRICS
 from transduce.predictor import Predictor
 from transduce.reading import read_pairs
 from transduce.reproducing import Published, Recipe, find_recipe, judged, list_recipes, rows_of
+from transduce.stopping import Stopped
 
 RECIPE = Recipe(
     name="small",
@@ -84,8 +86,14 @@ def test_every_recipe_is_a_config_of_a_named_data_set_with_these_test_sets(recip
     assert config.training.steps > 0, "a run that ends by the clock is another one elsewhere"
     assert set(recipe.tests) <= set(find_dataset(config.data.dataset).splits)
     assert set(recipe.metrics) <= set(METRICS)
-    for other in recipe.published:
-        assert set(other.scores) <= {f"{test} {metric}" for test in recipe.tests for metric in recipe.metrics}
+    if recipe.teacher:  # it has the same data, pieces and shape
+        teacher = find_recipe(recipe.teacher)
+        assert not teacher.teacher
+        other = teacher.config(7)
+        assert (config.data, config.tokenizer) == (other.data, other.tokenizer)
+        assert replace(config.model, dropout=0.0) == replace(other.model, dropout=0.0)
+    for published in recipe.published:
+        assert set(published.scores) <= {f"{test} {metric}" for test in recipe.tests for metric in recipe.metrics}
 
 
 def test_results_of_other_settings_are_not_this_recipes(monkeypatch, tmp_path):
@@ -178,13 +186,21 @@ def test_a_row_is_trained_scored_and_judged(letters):
     )
 
 
-def test_a_pupil_goes_on_from_its_teacher_with_the_answers_to_the_training_sources(letters):
+@pytest.fixture
+def pupil(letters: Path) -> Path:
+    """A second recipe, which goes on from the first one."""
     (letters / "index.toml").write_text(INDEX + PUPIL)
     (letters / "pupil.toml").write_text(CONFIG.replace("steps = 6", "steps = 4"))
-    words = ["reproduce", "pupil", "--seed", 3, "--processes", 1, "--run-dir", letters / "run"]
-    found = command(*words, "-o", letters / "found.json")
+    return letters
+
+
+def test_a_pupil_goes_on_from_its_teacher_with_the_answers_to_the_training_sources(pupil):
+    one = ["--seed", 3, "--processes", 1]
+    alone = command("reproduce", "letters", *one, "--run-dir", pupil / "letters-3", "--json")
+    assert alone.status == 0, alone.err
+    found = command("reproduce", "pupil", *one, "--run-dir", pupil / "run", "-o", pupil / "found.json")
     assert found.status == 0, found.err
-    teacher, run = RunFolder.open(letters / "letters-3"), RunFolder.open(letters / "run")
+    teacher, run = RunFolder.open(pupil / "letters-3"), RunFolder.open(pupil / "run")
     assert run.facts["initialised_from"] == str(teacher.path)
 
     pairs = load_split("copy", "train")
@@ -196,38 +212,91 @@ def test_a_pupil_goes_on_from_its_teacher_with_the_answers_to_the_training_sourc
     assert new
     assert run.facts["num_train_pairs"] == len(pairs) + len(new)
 
-    recorded = json.loads((letters / "found.json").read_text())
-    assert [row["step"] for row in recorded["validations"]] == [3, 6, 9, 10]
-    seconds = [row["seconds"] for row in recorded["validations"]]
-    assert seconds == sorted(seconds)
-    assert recorded["steps"] == 10
-    assert teacher.facts["answering_seconds"] < recorded["wall_seconds"] < recorded["cpu_seconds"] + 60
+    recorded, before = json.loads((pupil / "found.json").read_text()), json.loads(alone.out)
     assert recorded["settings"] == find_recipe("pupil").settings
+    assert recorded["steps"] == 10
+    assert recorded["cpu_seconds"] is None, "the teacher was trained in another sitting"
+    assert [row["step"] for row in recorded["validations"]] == [3, 6, 9, 10]
+    assert recorded["validations"][:2] == before["validations"]
+    own_rows = [row for row in run.metrics() if row["kind"] == "validation"]
+    offset = before["validations"][-1]["seconds"]  # the teacher's last step is validated
+    assert [row["seconds"] - offset for row in recorded["validations"][2:]] == pytest.approx(
+        [row["seconds"] for row in own_rows], abs=0.02
+    )
+    answering = teacher.facts["own_answers.jsonl"]["seconds"]
+    assert recorded["wall_seconds"] > before["wall_seconds"] + answering
 
-    written = (teacher.path / "own_answers.jsonl").stat().st_mtime_ns
-    again = command(*words, "--resume", "-o", letters / "again.json")
-    assert again.status == 0, again.err
-    assert (teacher.path / "own_answers.jsonl").stat().st_mtime_ns == written
-    assert json.loads((letters / "again.json").read_text())["scores"] == recorded["scores"]
+    again = command("reproduce", "letters", *one, "--run-dir", pupil / "letters-3", "--resume", "--json")
+    assert json.loads(again.out)["wall_seconds"] == before["wall_seconds"], "answering is the pupil's"
 
 
-def test_results_of_another_teacher_are_not_the_pupils(letters):
-    (letters / "index.toml").write_text(INDEX + PUPIL)
-    (letters / "pupil.toml").write_text(CONFIG)
+def test_answers_are_made_again_if_the_search_or_the_file_is_another(pupil):
+    words = ["reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run"]
+    first = command(*words)
+    assert first.status == 0, first.err
+    assert "answering the" in first.err
+    answers = pupil / "letters-1/own_answers.jsonl"
+    content = answers.read_bytes()
+    assert "answering the" not in command(*words, "--resume").err
+    answers.write_bytes(content[: len(content) // 2])
+    assert "answering the" in command(*words, "--resume").err
+    assert answers.read_bytes() == content
+    (pupil / "letters.toml").write_text(CONFIG.replace("beam_size = 1", "beam_size = 2"))
+    changed = command(*words, "--resume")
+    assert "answering the" in changed.err
+    assert changed.status == 78, "other answers are other training data than the pupil's"
+
+
+def test_results_of_another_teacher_are_not_the_pupils(pupil):
     settings = find_recipe("pupil").settings
-    (letters / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 7"))
+    (pupil / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 7"))
     assert find_recipe("pupil").settings != settings
 
 
-def test_a_pupil_whose_folder_is_taken_is_refused_before_its_teacher_is_trained(letters):
-    (letters / "index.toml").write_text(INDEX + PUPIL)
-    (letters / "pupil.toml").write_text(CONFIG)
-    (letters / "run").mkdir()
-    (letters / "run/notes.txt").write_text("mine")
-    refused = command("reproduce", "pupil", "--run-dir", letters / "run")
-    assert refused.status != 0
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_pupil_whose_folder_is_taken_is_refused_before_its_teacher_is_trained(pupil, more):
+    (pupil / "run").mkdir()
+    (pupil / "run/notes.txt").write_text("mine")
+    refused = command("reproduce", "pupil", "--run-dir", pupil / "run", *more)
+    assert refused.status == 73
     assert "holds other things (notes.txt)" in refused.err
-    assert not (letters / "letters-1").exists()
+    refused = command("reproduce", "pupil", "--run-dir", pupil / "letters-1", *more)
+    assert refused.status == 2
+    assert "is where the teacher, letters, goes" in refused.err
+    assert not (pupil / "letters-1").exists()
+
+
+def test_a_teacher_of_other_processes_is_refused(pupil):
+    assert command("reproduce", "letters", "--processes", 1, "--run-dir", pupil / "letters-1").status == 0
+    refused = command("reproduce", "pupil", "--processes", 2, "--run-dir", pupil / "run")
+    assert refused.status == 2
+    assert "was trained with --processes 1 --threads 1: give the same" in refused.err
+
+
+def test_a_teacher_that_cannot_go_on_is_named(pupil):
+    assert command("reproduce", "letters", "--processes", 1, "--run-dir", pupil / "letters-1").status == 0
+    (pupil / "letters.toml").write_text(CONFIG.replace("batch_tokens = 64", "batch_tokens = 65"))
+    refused = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run")
+    assert refused.status == 78
+    assert f"the teacher in {pupil / 'letters-1'} cannot be used." in refused.err
+    assert "go on with" not in refused.err
+
+
+def test_a_stop_while_answering_tells_how_to_go_on(monkeypatch, pupil):
+    def stop(*_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(reproduction, "answer_training_sources", stop)
+    stopped = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run")
+    assert stopped.status == 143
+    assert stopped.err.endswith(
+        f"go on with: transduce reproduce pupil --processes 1 --run-dir {pupil / 'run'} --threads 1 --resume\n"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(reproducing, "_FOLDER", pupil)
+    resumed = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run", "--resume")
+    assert resumed.status == 0, resumed.err
+    assert resumed.lines[0].startswith("test exact_match: ")
 
 
 def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
@@ -269,12 +338,7 @@ def test_what_a_list_has_no_use_for_is_refused():
 
 
 def test_a_stopped_row_tells_how_to_go_on_and_be_scored(monkeypatch, letters):
-    def stopped(_num: int, _words: list[str]) -> int:
-        (letters / "run").mkdir()
-        (letters / "run/run.json").write_text("{}")
-        return 143
-
-    monkeypatch.setattr(reproduction, "spawn", stopped)
+    monkeypatch.setattr(reproduction, "spawn", lambda _num, _words: 143)
     found = command("reproduce", "letters", "--seed", 2, "--run-dir", letters / "run")
     assert found.status == 143
     assert found.err.endswith(

@@ -62,12 +62,13 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
 
     Training files that are too large for memory are left where they are, and reported on when they are prepared.
     """
-    if not config.dataset and _is_large(config.train, surroundings):
-        if config.more:
-            raise TransduceError(
-                f"data.more ({', '.join(config.more)}) goes with pairs that fit into memory, and those of data.train "
-                "do not: append it to their files."
-            )
+    is_large = not config.dataset and _is_large(config.train, surroundings)
+    if config.more and (is_large or _is_large(config.more, surroundings)):
+        raise TransduceError(
+            f"data.more ({', '.join(config.more)}) is for pairs that fit into memory together: with these, write all "
+            "training pairs into one file, or one for each side, and give data.train and data.valid."
+        )
+    if is_large:
         valid = read_pairs(config.valid) if config.valid else None
         if valid is not None:
             _report_read("validation", len(valid), valid.skipped, valid.notes, surroundings.report)

@@ -127,7 +127,7 @@ def with_more(pairs: Pairs, more: Pairs) -> Pairs:
         pairs.tgt + [target for _, target in new],
         skipped,
         pairs.notes + more.notes,
-        pairs.sha256 | more.sha256,
+        pairs.sha256 | {f"{name} (more)": digest for name, digest in more.sha256.items()},
     )
 
 

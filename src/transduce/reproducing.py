@@ -14,7 +14,7 @@ import statistics
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
 from transduce.datasets import load_split
 from transduce.errors import TransduceError, nearest
+from transduce.files import read_bytes, sha256_of
 from transduce.predictor import Predictor
 from transduce.progress import TrainerState
 from transduce.scoring import score
 from transduce.settings import ExperimentConfig, load_config
 
 _FOLDER = Path(__file__).parent / "recipes"
-_OWN_ANSWERS = "own_answers.jsonl"
-_ANSWERING_SECONDS = "answering_seconds"  # among a run's facts
+_OWN_ANSWERS = "own_answers.jsonl"  # in a run's folder, and among its facts how they were made
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom: how far the mean of few seeds may be from that of many.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -86,7 +86,8 @@ class Recipe:
         if not self.results_path.is_file():
             return []
         rows: list[dict[str, Any]] = json.loads(self.results_path.read_text(encoding="utf-8"))
-        return sorted((row for row in rows if row["settings"] == self.settings), key=lambda row: row["seed"])
+        settings = self.settings
+        return sorted((row for row in rows if row["settings"] == settings), key=lambda row: row["seed"])
 
 
 def list_recipes() -> list[Recipe]:
@@ -104,22 +105,30 @@ def find_recipe(name: str) -> Recipe:
 
 
 def answer_training_sources(folder: RunFolder, surroundings: Surroundings) -> Path:
-    """The file, in the finished run's folder, of its answers to the sources it was trained on; made once.
+    """The file, in the finished run's folder, of its answers to the sources it was trained on.
 
-    Each line is an object with "source" and "target", as `data.more` reads them.
+    Each line is an object with "source" and "target", as `data.more` reads them. It is made once, and again if the
+    weights, the search or the file are not what they were.
     """
     path = folder.path / _OWN_ANSWERS
-    if path.exists():
-        return path
-    started = time.perf_counter()
-    data = load_config(folder.config, str(folder.path)).data
-    pairs = load_split(data.dataset, "train", root=surroundings.data_root, cache=surroundings.data_cache)
-    sources = list(dict.fromkeys(pairs.src))
-    surroundings.report(f"answering the {len(sources):,} training sources")
-    answers = Predictor.load(folder.path, device=surroundings.device).predict(sources)
-    rows = ({"source": source, "target": answer} for source, answer in zip(sources, answers, strict=True))
-    folder.update_facts({_ANSWERING_SECONDS: round(time.perf_counter() - started, 1)})
-    folder.write_text(_OWN_ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with folder.lock():
+        predictor = Predictor.load(folder.path, device=surroundings.device)
+        answered_by = {"model": folder.model_sha256, "decoding": asdict(predictor.decoding)}
+        made = folder.facts.get(_OWN_ANSWERS, {})
+        if made.get("answered_by") == answered_by and path.exists() and made["sha256"] == sha256_of(read_bytes(path)):
+            return path
+        started = time.perf_counter()
+        data = load_config(folder.config, str(folder.path)).data
+        pairs = load_split(data.dataset, "train", root=surroundings.data_root, cache=surroundings.data_cache)
+        sources = list(dict.fromkeys(pairs.src))
+        surroundings.report(f"answering the {len(sources):,} training sources")
+        answers = predictor.predict(sources)
+        rows = ({"source": source, "target": answer} for source, answer in zip(sources, answers, strict=True))
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        folder.write_file(_OWN_ANSWERS, content)
+        seconds = round(time.perf_counter() - started, 1)
+        made = {"answered_by": answered_by, "sha256": sha256_of(content), "seconds": seconds}
+        folder.update_facts({_OWN_ANSWERS: made})
     return path
 
 
@@ -134,8 +143,9 @@ def measure(
 ) -> dict[str, Any]:
     """Scores the finished run in `folder` on the recipe's test sets: what its JSON has of a seed.
 
-    `commit` is that of the code which trained. `cpu_seconds` are those of this sitting: they are left out for a run
-    that had several. The clock's count all, and steps and validations too, a teacher's included.
+    `commit` is that of the code which trained in this sitting. `cpu_seconds` are those of this sitting: they are left
+    out for a run that had several. The clock's count all. Steps, seconds and validations include the teacher's, and
+    seconds its answers to the training sources.
     """
     config = load_config(folder.config, str(folder.path))
     predictor = Predictor.load(folder.path, device=surroundings.device)
@@ -143,6 +153,8 @@ def measure(
     spent = _Spent()
     for run in runs:
         spent.add(run)
+    if teacher:
+        spent.seconds += teacher.facts[_OWN_ANSWERS]["seconds"]
     found: dict[str, dict[str, Any]] = {}
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
@@ -174,11 +186,12 @@ def measure(
 
 @dataclass
 class _Spent:
-    """What one run after the other took, and how good the model was on the way."""
+    """What runs took, one after the other, and how good the model was on the way."""
 
     steps: int = 0
     best_step: int = 0  # of the last run, counted from the first step of all
-    seconds: float = 0.0  # of training, validating and answering
+    seconds: float = 0.0
+    training_seconds: float = 0.0  # without validations, as each of them tells it
     validations: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, run: RunFolder) -> None:
@@ -186,11 +199,13 @@ class _Spent:
         for row in run.metrics():
             if row["kind"] == "validation":
                 numbers = {name: round(value, 4) for name, value in row.items() if name != "kind"}
-                place = {"step": self.steps + row["step"], "seconds": round(self.seconds + row["seconds"], 4)}
+                seconds = round(self.training_seconds + row["seconds"], 4)
+                place = {"step": self.steps + row["step"], "seconds": seconds}
                 self.validations.append(numbers | place)
         self.best_step = self.steps + state.best_step
         self.steps += state.step
-        self.seconds += state.seconds + state.validation_seconds + run.facts.get(_ANSWERING_SECONDS, 0.0)
+        self.training_seconds += state.seconds
+        self.seconds += state.seconds + state.validation_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

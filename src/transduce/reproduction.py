@@ -7,12 +7,12 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from transduce import machine
 from transduce.checkpoint import RunFolder
-from transduce.corpus import Surroundings
 from transduce.distributed import spawn
 from transduce.errors import TransduceError
 from transduce.predictor import find_device
@@ -25,7 +25,10 @@ from transduce.reproducing import (
     measure,
     rows_of,
 )
+from transduce.stopping import Stopped
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
+
+_STOPPED = (130, 143)  # the exit statuses of a run that saved because it was told to stop
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
@@ -39,24 +42,18 @@ def reproduce(arguments: argparse.Namespace) -> int:
     recipe = find_recipe(arguments.name)
     refuse_missing_folder(arguments.output)
     run_dir = Path(arguments.run_dir or Path("runs") / f"{recipe.name}-{arguments.seed}")
-    surroundings = surroundings_of(arguments)
-    commit = machine.commit()  # before training: another one may be made meanwhile
-    teacher_dir = run_dir.with_name(f"{recipe.teacher}-{arguments.seed}") if recipe.teacher else None
-    if status := _train(recipe, run_dir, teacher_dir, arguments, surroundings):
-        if any((folder / "run.json").exists() for folder in (run_dir, teacher_dir) if folder):
-            words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
-            print(f"transduce: to be scored at the end, go on with: {shlex.join(words)}", file=sys.stderr)
-        return status
-    spent = os.times()
-    surroundings.report(f"scoring on {', '.join(recipe.tests)}")
-    found = measure(
-        recipe,
-        RunFolder.open(run_dir),
-        surroundings,
-        commit=commit,
-        cpu_seconds=sum(spent[:4]),
-        teacher=RunFolder.open(teacher_dir) if teacher_dir else None,
-    )
+    words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
+    how_to_go_on = f"to be scored at the end, go on with: {shlex.join(words)}"
+    try:
+        commit = machine.commit()  # before training: another one may be made meanwhile
+        if status := _train(recipe, run_dir, arguments):
+            if status in _STOPPED:
+                print(f"transduce: {how_to_go_on}", file=sys.stderr)
+            return status
+        found = _measure(recipe, run_dir, arguments, commit=commit)
+    except Stopped as stopped:  # while answering or scoring
+        stopped.message = f"stopped; {how_to_go_on}"
+        raise
     if arguments.output:
         with answers_to(arguments.output) as output:
             output.write(json.dumps(found, indent=1).encode() + b"\n")
@@ -68,32 +65,67 @@ def reproduce(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
+    """Trains the recipe in processes of their own, its teacher first; the exit status of what failed, else 0."""
+    words = _training(recipe, run_dir, arguments)
+    if recipe.teacher:
+        if not (arguments.resume and (run_dir / "run.json").exists()):
+            RunFolder(run_dir).refuse_other_use()  # before the long work
+        if status := _train_teacher(recipe, run_dir, arguments):
+            return status
+        teacher = RunFolder.open(_teacher_dir(recipe, run_dir, arguments))
+        answers = answer_training_sources(teacher, surroundings_of(arguments))
+        words += ["--init-from", str(teacher.path), "--data.more", json.dumps([str(answers)], ensure_ascii=False)]
+    return spawn(_num_processes(arguments), words)
+
+
+def _train_teacher(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
+    """Trains the recipe's teacher, or goes on with it: one that was trained as a row of its own is there already."""
+    folder, processes = _teacher_dir(recipe, run_dir, arguments), _num_processes(arguments)
+    if folder == run_dir.resolve():
+        raise TransduceError(f"--run-dir {run_dir} is where the teacher, {recipe.teacher}, goes: choose another one.")
+    if (folder / "run.json").exists():
+        started = RunFolder.open(folder).facts["started"]
+        if (started["processes"], started["threads"]) != (processes, arguments.threads or started["threads"]):
+            raise TransduceError(
+                f"the teacher in {folder} was trained with --processes {started['processes']} --threads "
+                f"{started['threads']}: give the same, or the minutes of both would not add up."
+            )
+    surroundings_of(arguments).report(f"the teacher is {recipe.teacher}, in {folder}")
+    words = _training(find_recipe(recipe.teacher), folder, arguments)
+    status = spawn(processes, words if arguments.resume else [*words, "--resume"])
+    if status not in (0, *_STOPPED):
+        where = f"a --run-dir in another folder, beside which a new one of {recipe.teacher} is trained"
+        print(f"transduce: the teacher in {folder} cannot be used. Mend it, or choose {where}.", file=sys.stderr)
+    return status
+
+
+def _teacher_dir(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> Path:
+    return run_dir.resolve().with_name(f"{recipe.teacher}-{arguments.seed}")
+
+
+def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace, *, commit: str | None) -> dict[str, Any]:
+    spent, surroundings = os.times(), surroundings_of(arguments)
+    teacher = RunFolder.open(_teacher_dir(recipe, run_dir, arguments)) if recipe.teacher else None
+    surroundings.report(f"scoring on {', '.join(recipe.tests)}")
+    return measure(
+        recipe,
+        RunFolder.open(run_dir),
+        surroundings,
+        commit=commit,
+        cpu_seconds=spent.user + spent.system + spent.children_user + spent.children_system,
+        teacher=teacher,
+    )
+
+
 def _num_processes(arguments: argparse.Namespace) -> int:
     """As many as share a step best: two on a CPU, one on a GPU."""
     on_cpu = find_device(arguments.device).type == "cpu"
     return int(arguments.processes or (min(2, machine.num_cores()) if on_cpu else 1))
 
 
-def _train(
-    recipe: Recipe, run_dir: Path, teacher_dir: Path | None, arguments: argparse.Namespace, surroundings: Surroundings
-) -> int:
-    """Trains the recipe, its teacher first, each in processes of their own; the exit status of what failed, else 0."""
-    words = _training(recipe, run_dir, arguments)
-    if teacher_dir:
-        if not arguments.resume:
-            RunFolder(run_dir).refuse_other_use()  # before the long work
-        surroundings.report(f"the teacher is {recipe.teacher}, in {teacher_dir}")
-        teacher = _training(find_recipe(recipe.teacher), teacher_dir, arguments)
-        # A teacher that was trained as a row of its own need not be trained again.
-        if status := spawn(_num_processes(arguments), [*teacher, *([] if arguments.resume else ["--resume"])]):
-            return status
-        answers = answer_training_sources(RunFolder.open(teacher_dir), surroundings)
-        words += ["--init-from", str(teacher_dir), "--data.more", json.dumps([str(answers)])]
-    return spawn(_num_processes(arguments), words)
-
-
 def _training(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> list[str]:
-    """The command that trains it, which anyone can give as well."""
+    """The command that trains its config, which anyone can give as well."""
     words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
     words += ["--device", arguments.device]
     words += ["--threads", str(arguments.threads)] if arguments.threads else []

@@ -26,7 +26,7 @@ class DataConfig:
     dataset: str = ""  # see `transduce data`; gives train and valid
     train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learnt from a sample
     valid: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()  # files of further training pairs, such as a model's own answers
+    more: tuple[str, ...] = ()  # one or two files of further training pairs, such as a model's own answers
     max_len: int = 256  # training pairs with a longer side, in ids, are left out
 
     def __post_init__(self) -> None:
@@ -34,6 +34,8 @@ class DataConfig:
             raise TransduceError("which data? Set either data.dataset (a name) or data.train (one or two files).")
         if self.dataset and self.valid:
             raise TransduceError("data.valid goes with data.train: a named data set brings its own.")
+        if len(self.more) > 2:
+            raise TransduceError(f"data.more has {len(self.more)} files: give one with both sides, or one for each.")
         if self.max_len < 2:
             raise TransduceError(f"data.max_len is {self.max_len}: it must be at least 2, a token and its end.")
 
