@@ -91,6 +91,7 @@ def main() -> None:
 
 def answered(run: Path) -> dict[str, Any]:
     """The run with one thing changed in its search or its weights."""
+    refuse_other(run, RECIPE.name)
     given = {name: (answers_of(run, change), change) for name, change in ANSWERS.items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, number in WEIGHTS.items():
@@ -105,6 +106,7 @@ def scored(run: Path, raw: Path | None) -> dict[str, Any]:
     """Answers scored in another way: no difference is tested, as the numbers are not of one kind."""
     ways = {"as in the published tables": (run, METRIC, str), "13a on the same answers": (run, "bleu", str)}
     if raw is not None:
+        refuse_other(raw, "multi30k")
         ways |= {"raw text, 13a": (raw, "bleu", str), "raw text, 13a, in lower case": (raw, "bleu", str.lower)}
     rows = []
     for name, (folder, metric, form) in ways.items():
@@ -130,6 +132,13 @@ def train(name: str, run: Path) -> None:
     words = f"--resume --quiet --threads 1 --training.steps {STEPS} --training.validate_every {STEPS}"
     subprocess.run([*command, *words.split(), *TRAININGS[name].split()], check=True)
     print(f"{name}: trained", flush=True)
+
+
+def refuse_other(run: Path, name: str) -> None:
+    """Exits if the run is not one of the recipe; the seed is its own."""
+    config = load_config(RunFolder.open(run).config, str(run))
+    if config != find_recipe(name).config(config.training.seed):
+        sys.exit(f"{run} was not trained as the recipe {name} says: give the folder of `transduce reproduce {name}`.")
 
 
 def answers_of(run: Path, change: str = "") -> list[str]:

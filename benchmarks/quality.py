@@ -57,8 +57,7 @@ def main() -> None:
     for name in arguments.names or [OURS, *RIVALS]:
         (folder / name).mkdir(exist_ok=True)
         found = ours(folder, arguments) if name == OURS else rival(name, folder, tokenizer, arguments)
-        told = {"threads": arguments.threads, "measured": datetime.now(UTC).date().isoformat()}
-        (folder / name / "found.json").write_text(json.dumps(found | told))
+        (folder / name / "found.json").write_text(json.dumps(found))
         print(json.dumps({name: found["validations"]}), flush=True)
     arguments.output.write_text(in_lines(merged(folder)))
 
@@ -70,10 +69,13 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         how = ["--resume", "--processes", arguments.threads, "--threads", 1, "--run-dir", run, "-o", record]
         subprocess.run([str(word) for word in (sys.executable, "-m", OURS, "reproduce", RECIPE.name, *how)], check=True)
     found = json.loads(record.read_text())
+    if found["settings"] != RECIPE.settings:
+        sys.exit(f"{record} is of other settings than the recipe has now: take another folder.")
     answers = Predictor.load(run).predict(text("test").src)
     return {
         "minutes": found["wall_seconds"] / 60,
-        **{name: found[name] for name in ("validations", "best_step", "commit")},
+        "threads": found["processes"] * found["threads"],
+        **{name: found[name] for name in ("validations", "best_step", "commit", "measured")},
         "test": scores(folder, OURS, answers),
     }
 
@@ -81,7 +83,6 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains until the minutes are over, unless that was done; answers with what it kept."""
     _, rate, batch_tokens = RIVALS[name]
-    commit = machine.commit()  # before training: another one may be made meanwhile
     minutes, record = arguments.minutes, folder / OURS / "record.json"
     if minutes is None:
         if not record.exists():
@@ -93,6 +94,9 @@ def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Nam
         refuse_other(request, told)
     request.write_text(told)
     kept = folder / name / "snapshots.json"
+    begun = folder / name / "begun.json"
+    if not begun.exists():  # another commit may be made meanwhile
+        begun.write_text(json.dumps({"commit": machine.commit(), "measured": datetime.now(UTC).date().isoformat()}))
     if not kept.exists() or not json.loads(kept.read_text())[-1]["is_last"]:
         run_peer(name, folder, arguments.threads, "train", minutes, rate, batch_tokens, arguments.threads)
     validations = []
@@ -106,9 +110,10 @@ def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Nam
     answers = answered(name, folder, split="test", snapshot=snapshots[best]["path"], **how)
     return {
         **asked,
+        **json.loads(begun.read_text()),
+        "threads": arguments.threads,
         "validations": validations,
         "best_step": validations[best]["step"],
-        "commit": commit,
         "test": scores(folder, name, answers),
     }
 

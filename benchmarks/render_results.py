@@ -24,13 +24,14 @@ TITLES = {"transduce": "transduce", "joeynmt": "JoeyNMT", "huggingface": "Huggin
 HEAD = """# Results
 
 Every number below comes from a command that stands beside it, from JSON that is in the repository
-(`src/transduce/recipes/`), and can be had again: `transduce reproduce NAME` trains one row, scores it once on its test
-sets and says whether it came out as recorded here. `transduce reproduce` alone lists the rows.
+(`src/transduce/recipes/`, `benchmarks/results/`), and can be had again: `transduce reproduce NAME` trains one row,
+scores it once on its test sets and says whether it came out as recorded here. `transduce reproduce` alone lists the
+rows.
 
 Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
 segments. Test sets were scored once for each seed of a finished recipe; whatever was chosen was chosen on validation.
-Core-minutes are minutes of training and validating times the cores that a run had; CPU time is that of the whole
-command but for the final scoring.
+Core-minutes are minutes of training and validating (and, of a row that goes on with a model's answers, of answering)
+times the cores that a run had; CPU time is that of the whole command but for the final scoring.
 """
 
 
@@ -160,8 +161,8 @@ def ledger() -> str:
         ]
     if training := found.get("training"):
         lines += [
-            f"**In training**: the same recipe with {training['steps']:,} steps on one thread; another seed shows what "
-            f"chance does. {how_measured(training, 'training FOLDER')}",
+            f"**In training**: `{training['recipe']}` with {training['steps']:,} steps on one thread; another seed "
+            f"shows what chance does. {how_measured(training, 'training FOLDER')}",
             "",
             *table(["changed", "BLEU", "difference", "how"], list(map(trick, training["rows"]))),
             "",
@@ -229,7 +230,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def label(row: Row) -> str:
-    return f"{DEFINITIONS['word_error' if row.metric == 'wer' else row.metric].label}"
+    return DEFINITIONS["word_error" if row.metric == "wer" else row.metric].label
 
 
 def ours(recipe: Recipe, row: Row) -> str:
