@@ -7,11 +7,11 @@ from typing import Literal
 
 import pytest
 
-from transduce.config import build, differences, names_of, override, parse_toml, to_table, to_toml
+from transduce.config import build, differences, override, parse_toml, to_table, to_toml
 from transduce.decoding import DecodingConfig
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.model import PRESETS
-from transduce.settings import ON_RESUME, ExperimentConfig, ValidationConfig, load_config, refuse_changes, resume_class
+from transduce.settings import ExperimentConfig, ValidationConfig, load_config, refuse_changes
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src/transduce"
@@ -218,11 +218,6 @@ def test_every_setting_is_read_somewhere(section: str) -> None:
     read = set().union(*(reads_of(tree, kind.__name__) for tree in trees))
     unread = {field.name for field in dataclasses.fields(kind)} - read
     assert not unread, f"nobody reads {section}.{', '.join(sorted(unread))}: take it out, or use it"
-
-
-def test_every_setting_is_in_just_one_class_of_what_resuming_may_change() -> None:
-    names = names_of(load_config(LEAST, "x"))
-    assert {resume_class(name) for name in names} == set(ON_RESUME)
 
 
 @pytest.mark.parametrize(
