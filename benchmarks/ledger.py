@@ -74,17 +74,17 @@ def main() -> None:
     training = parts.add_parser("training")
     training.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    if arguments.part == "answering":
-        found = answered(arguments.run) | scored(arguments.run, arguments.raw)
-    else:
-        found = trained(arguments.folder)
     how = {
         "recipe": RECIPE.name,
         "machine": {"device": machine.device_name(torch.device("cpu")), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
-        "commit": machine.commit(),
+        "commit": machine.commit(),  # before training: another one may be made meanwhile
         "measured": datetime.now(UTC).date().isoformat(),
     }
+    if arguments.part == "answering":
+        found = answered(arguments.run) | scored(arguments.run, arguments.raw)
+    else:
+        found = trained(arguments.folder)
     parts_before = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     arguments.output.write_text(in_lines(parts_before | {arguments.part: found | how}))
 
@@ -99,7 +99,8 @@ def answered(run: Path) -> dict[str, Any]:
             how = f"transduce average --last {number}"
             subprocess.run([sys.executable, "-m", *how.split(), str(run), "-o", str(other)], check=True)
             given[name] = answers_of(other), how
-    return {"rows": beside_baseline(given, validation_of(run))}
+    seed = load_config(RunFolder.open(run).config, str(run)).training.seed
+    return {"seed": seed, "rows": beside_baseline(given, validation_of(run))}
 
 
 def scored(run: Path, raw: Path | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ render_results.py --check    says if the document is what the records say
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ rows.
 Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
 segments. Test sets were scored once for each seed of a finished recipe; whatever was chosen was chosen on validation.
 Core-minutes are minutes of training and validating (and, of a row that goes on with a model's answers, of answering)
-times the cores that a run had; CPU time is that of the whole command but for the final scoring.
+times the cores that a run had; CPU time is that of the whole command but for the final scoring. The commit is that of
+a run's last sitting.
 """
 
 
@@ -66,7 +68,7 @@ def overview(recipes: Sequence[Recipe]) -> str:
     rows = []
     for recipe in recipes:
         minutes = [cores_of(run) * run["wall_seconds"] / 60 for run in recipe.results]
-        spent = f"{max(minutes):.0f}" if minutes else ""
+        spent = f"{statistics.mean(minutes):.0f}" if minutes else ""
         for row in rows_of(recipe, recipe.results):
             best = (max if row.is_higher_better else min)(row.published.values(), default=None)
             others = "" if best is None else f"{best:.2f}"
@@ -150,7 +152,8 @@ def ledger() -> str:
     ]
     if answering := found.get("answering"):
         lines += [
-            f"**In answering**: a run of `{answering['recipe']}`. {how_measured(answering, 'answering RUN')}",
+            f"**In answering**: `{answering['recipe']}`, seed {answering['seed']}. "
+            f"{how_measured(answering, 'answering RUN')}",
             "",
             *table(["changed", "BLEU", "difference", "how"], list(map(trick, answering["rows"]))),
             "",
@@ -159,7 +162,10 @@ def ledger() -> str:
             *table(["scored", "BLEU", "", "signature"], list(map(trick, answering["scored_otherwise"]))),
             "",
         ]
-    if training := found.get("training"):
+    training = found.get("training")
+    if training is None:
+        lines += ["**In training**: not measured yet.", ""]
+    else:
         lines += [
             f"**In training**: `{training['recipe']}` with {training['steps']:,} steps on one thread; another seed "
             f"shows what chance does. {how_measured(training, 'training FOLDER')}",

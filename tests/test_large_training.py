@@ -168,7 +168,7 @@ def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_more_pairs_are_refused_beside_files_that_are_prepared() -> None:
     refused = command("train", "settings.toml", "--data.more", "more.tsv", "--run-dir", "run")
     assert refused.status == 2
-    assert "data.more (more.tsv) is for pairs that fit into memory together" in refused.err
+    assert "data.more (more.tsv) is for pairs that fit into memory" in refused.err
 
 
 def test_train_starts_at_once_on_what_prepare_made_and_says_the_same_of_it(large: Path) -> None:

@@ -273,22 +273,39 @@ def test_a_teacher_of_other_processes_is_refused(pupil):
     assert "was trained with --processes 1 --threads 1: give the same" in refused.err
 
 
-def test_a_teacher_that_cannot_go_on_is_named(pupil):
-    assert command("reproduce", "letters", "--processes", 1, "--run-dir", pupil / "letters-1").status == 0
-    (pupil / "letters.toml").write_text(CONFIG.replace("batch_tokens = 64", "batch_tokens = 65"))
+def test_a_run_of_other_settings_is_refused_at_once_though_training_could_go_on(pupil):
+    first = ["--processes", 1, "--run-dir", pupil / "letters-1"]
+    assert command("reproduce", "letters", *first).status == 0
+    (pupil / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 9"))
+    told = f"{pupil / 'letters-1'} was not trained as letters says for seed 1 (training.steps)"
+    refused = command("reproduce", "letters", *first, "--resume")
+    assert (refused.status, told in refused.err) == (78, True)
     refused = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run")
+    assert (refused.status, told in refused.err) == (78, True)
+
+    went_on = command("train", pupil / "letters.toml", "--run-dir", pupil / "letters-1", "--resume")
+    assert went_on.status == 0, went_on.err
+    refused = command("reproduce", "letters", *first, "--resume")
+    assert (refused.status, told in refused.err) == (78, True), "its rate fell to zero before the last steps"
+
+
+def test_a_pupil_of_another_seed_is_refused_before_its_teacher_is_trained(pupil):
+    words = ["reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run"]
+    assert command(*words).status == 0
+    refused = command(*words, "--seed", 2, "--resume")
     assert refused.status == 78
-    assert f"the teacher in {pupil / 'letters-1'} cannot be used." in refused.err
-    assert "go on with" not in refused.err
+    assert "was not trained as pupil says for seed 2 (training.seed)" in refused.err
+    assert not (pupil / "letters-2").exists()
 
 
-def test_a_stop_while_answering_tells_how_to_go_on(monkeypatch, pupil):
+@pytest.mark.parametrize(("signalled", "status"), [(Stopped(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)])
+def test_a_stop_while_answering_tells_how_to_go_on(monkeypatch, pupil, signalled, status):
     def stop(*_: object) -> None:
-        raise Stopped(signal.SIGTERM)
+        raise signalled
 
     monkeypatch.setattr(reproduction, "answer_training_sources", stop)
     stopped = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run")
-    assert stopped.status == 143
+    assert stopped.status == status
     assert stopped.err.endswith(
         f"go on with: transduce reproduce pupil --processes 1 --run-dir {pupil / 'run'} --threads 1 --resume\n"
     )

@@ -65,7 +65,7 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
     is_large = not config.dataset and _is_large(config.train, surroundings)
     if config.more and (is_large or _is_large(config.more, surroundings)):
         raise TransduceError(
-            f"data.more ({', '.join(config.more)}) is for pairs that fit into memory together: with these, write all "
+            f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
             "training pairs into one file, or one for each side, and give data.train and data.valid."
         )
     if is_large:

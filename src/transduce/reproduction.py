@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,9 @@ from rich.table import Table
 
 from transduce import machine
 from transduce.checkpoint import RunFolder
+from transduce.config import differences
 from transduce.distributed import spawn
-from transduce.errors import TransduceError
+from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.predictor import find_device
 from transduce.reproducing import (
     Recipe,
@@ -25,10 +27,11 @@ from transduce.reproducing import (
     measure,
     rows_of,
 )
+from transduce.settings import load_config
 from transduce.stopping import Stopped
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 
-_STOPPED = (130, 143)  # the exit statuses of a run that saved because it was told to stop
+_STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
@@ -51,9 +54,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 print(f"transduce: {how_to_go_on}", file=sys.stderr)
             return status
         found = _measure(recipe, run_dir, arguments, commit=commit)
-    except Stopped as stopped:  # while answering or scoring
-        stopped.message = f"stopped; {how_to_go_on}"
-        raise
+    except (Stopped, KeyboardInterrupt) as stop:  # while answering or scoring
+        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+        raise Stopped(signum, f"stopped; {how_to_go_on}") from None
     if arguments.output:
         with answers_to(arguments.output) as output:
             output.write(json.dumps(found, indent=1).encode() + b"\n")
@@ -68,9 +71,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
 def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     """Trains the recipe in processes of their own, its teacher first; the exit status of what failed, else 0."""
     words = _training(recipe, run_dir, arguments)
+    if arguments.resume:
+        _refuse_other_settings(recipe, run_dir, arguments)
     if recipe.teacher:
-        if not (arguments.resume and (run_dir / "run.json").exists()):
-            RunFolder(run_dir).refuse_other_use()  # before the long work
         if status := _train_teacher(recipe, run_dir, arguments):
             return status
         teacher = RunFolder.open(_teacher_dir(recipe, run_dir, arguments))
@@ -81,23 +84,40 @@ def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
 
 def _train_teacher(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     """Trains the recipe's teacher, or goes on with it: one that was trained as a row of its own is there already."""
-    folder, processes = _teacher_dir(recipe, run_dir, arguments), _num_processes(arguments)
+    teacher, folder = find_recipe(recipe.teacher), _teacher_dir(recipe, run_dir, arguments)
+    # Before the long work: what would be refused after it.
     if folder == run_dir.resolve():
-        raise TransduceError(f"--run-dir {run_dir} is where the teacher, {recipe.teacher}, goes: choose another one.")
+        raise TransduceError(f"--run-dir {run_dir} is where the teacher, {teacher.name}, goes: choose another one.")
+    if not (arguments.resume and (run_dir / "run.json").exists()):
+        RunFolder(run_dir).refuse_other_use()
+    _refuse_other_settings(teacher, folder, arguments)
+    processes = _num_processes(arguments)
     if (folder / "run.json").exists():
         started = RunFolder.open(folder).facts["started"]
-        if (started["processes"], started["threads"]) != (processes, arguments.threads or started["threads"]):
+        threads = arguments.threads or max(1, machine.num_cores() // processes)
+        if (started["processes"], started["threads"]) != (processes, threads):
             raise TransduceError(
                 f"the teacher in {folder} was trained with --processes {started['processes']} --threads "
                 f"{started['threads']}: give the same, or the minutes of both would not add up."
             )
-    surroundings_of(arguments).report(f"the teacher is {recipe.teacher}, in {folder}")
-    words = _training(find_recipe(recipe.teacher), folder, arguments)
-    status = spawn(processes, words if arguments.resume else [*words, "--resume"])
-    if status not in (0, *_STOPPED):
-        where = f"a --run-dir in another folder, beside which a new one of {recipe.teacher} is trained"
-        print(f"transduce: the teacher in {folder} cannot be used. Mend it, or choose {where}.", file=sys.stderr)
-    return status
+    surroundings_of(arguments).report(f"the teacher is {teacher.name}, in {folder}")
+    words = _training(teacher, folder, arguments)
+    return spawn(processes, words if arguments.resume else [*words, "--resume"])
+
+
+def _refuse_other_settings(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> None:
+    """Raises ConfigMismatchError if a run is there that is not this recipe's from its first step on."""
+    if not (folder / "run.json").exists():
+        return
+    run = RunFolder.open(folder)
+    changes = differences(load_config(run.config, str(folder)), recipe.config(arguments.seed))
+    names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])}
+    # Where data lie is compared by hash, and the search belongs to the scoring.
+    if others := sorted(name for name in names if not name.startswith(("data.", "decoding."))):
+        raise ConfigMismatchError(
+            f"{folder} was not trained as {recipe.name} says for seed {arguments.seed} ({', '.join(others)}): choose "
+            "another folder with --run-dir."
+        )
 
 
 def _teacher_dir(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> Path:
