@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from smallest_model import SMALLEST_MODEL
-from transduce import cli, experiment, train_step, trainer
+from transduce import cli, distributed, experiment, train_step, trainer
 from transduce.checkpoint import RunFolder
 
 NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
@@ -241,3 +241,17 @@ def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp
 def test_two_processes_tell_a_mistake_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", str(tmp_path / "none.toml"), "--processes", "2"]) == 66
     assert capfd.readouterr().err.count("none.toml") == 1
+
+
+def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def __init__(self, *_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def poll(self) -> int:
+            return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
+    assert distributed.spawn(1, []) == 143
+    assert signal.getsignal(signal.SIGTERM) == before

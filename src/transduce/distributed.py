@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -80,8 +81,8 @@ def num_processes() -> int:
 def spawn(num: int, words: Sequence[str]) -> int:
     """Runs `transduce WORDS` as `num` processes on this machine, which share its cores; their exit status.
 
-    A signal to this process is passed on to each of them, once: they save and stop. If one fails, the others, who
-    would wait for it, are stopped as well.
+    A signal to this process is passed on to each of them, once: they save and stop. It counts even if they were at
+    their end already. If one fails, the others, who would wait for it, are stopped as well.
     """
     environment = os.environ | {
         "WORLD_SIZE": str(num),
@@ -89,20 +90,27 @@ def spawn(num: int, words: Sequence[str]) -> int:
         "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or num) // num)),
     }
-    children = [
+    children: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        _signal_all(children, signum)
+
+    def start(rank: int) -> "subprocess.Popen[bytes]":
         # A session of its own: else a Ctrl-C in the terminal would reach them twice, and the second one does not save.
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "transduce", *words],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             start_new_session=True,
         )
-        for rank in range(num)
-    ]
-    previous = {
-        signum: signal.signal(signum, lambda signum, _frame: _signal_all(children, signum))
-        for signum in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for rank in range(num):
+            children.append(start(rank))
+        if received:  # while they were started
+            _signal_all(children, received[0])
         while (statuses := [child.poll() for child in children]).count(None):
             if any(statuses):
                 time.sleep(_GRACE_SECONDS)  # the others may be about to end for the same reason
@@ -111,7 +119,7 @@ def spawn(num: int, words: Sequence[str]) -> int:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    return next((status for status in statuses if status), 0)
+    return next((status for status in statuses if status), 128 + received[-1] if received else 0)
 
 
 def _signal_all(children: Sequence["subprocess.Popen[bytes]"], signum: int) -> None:
