@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def refuse_other(run: Path, name: str) -> None:
         sys.exit(f"{run} was not trained as the recipe {name} says: give the folder of `transduce reproduce {name}`.")
 
 
+@cache
 def answers_of(run: Path, change: str = "") -> list[str]:
     """Its answers to the validation part of its own data, searched as the recipe says but for `change`."""
     config = load_config(RunFolder.open(run).config, str(run), change.split())

@@ -5,6 +5,7 @@ else that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,15 +118,11 @@ def with_more(pairs: Pairs, more: Pairs) -> Pairs:
     """`pairs`, followed by those of `more` that are not among them, each once."""
     known = set(zip(pairs.src, pairs.tgt, strict=True))
     new = [pair for pair in dict.fromkeys(zip(more.src, more.tgt, strict=True)) if pair not in known]
-    reasons = (*pairs.skipped.items(), *more.skipped.items(), ("already there", len(more) - len(new)))
-    skipped: dict[str, int] = {}
-    for reason, count in reasons:
-        if count:
-            skipped[reason] = skipped.get(reason, 0) + count
+    skipped = Counter(pairs.skipped) + Counter(more.skipped) + Counter({"already there": len(more) - len(new)})
     return Pairs(
         pairs.src + [source for source, _ in new],
         pairs.tgt + [target for _, target in new],
-        skipped,
+        dict(skipped),
         pairs.notes + more.notes,
         pairs.sha256 | {f"{name} (more)": digest for name, digest in more.sha256.items()},
     )

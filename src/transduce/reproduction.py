@@ -15,7 +15,7 @@ from rich.table import Table
 from transduce import machine
 from transduce.checkpoint import RunFolder
 from transduce.config import differences
-from transduce.distributed import spawn
+from transduce.distributed import spawn, threads_of_each
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.predictor import find_device
 from transduce.reproducing import (
@@ -94,7 +94,7 @@ def _train_teacher(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace)
     processes = _num_processes(arguments)
     if (folder / "run.json").exists():
         started = RunFolder.open(folder).facts["started"]
-        threads = arguments.threads or max(1, machine.num_cores() // processes)
+        threads = arguments.threads or threads_of_each(processes)
         if (started["processes"], started["threads"]) != (processes, threads):
             raise TransduceError(
                 f"the teacher in {folder} was trained with --processes {started['processes']} --threads "
