@@ -73,7 +73,9 @@ def overview(recipes: Sequence[Recipe]) -> str:
             best = (max if row.is_higher_better else min)(row.published.values(), default=None)
             others = "" if best is None else f"{best:.2f}"
             name = f"[{recipe.name}](#{recipe.name})"
-            rows.append([name, row.test, label(row), f"**{row.mean:.2f}**", str(len(row.values)), others, spent])
+            rows.append(
+                [name, row.test, label_of(row.metric), f"**{row.mean:.2f}**", str(len(row.values)), others, spent]
+            )
     head = ["row", "test set", "score", "ours, mean", "seeds", "best of the published ones beside it", "core-minutes"]
     return "\n".join([*table(head, rows), ""])
 
@@ -94,7 +96,7 @@ def section(recipe: Recipe) -> str:
     others = [published.by for published in recipe.published]
     lines += table(
         ["test set", "score", f"ours, {rows[0].seeds}", *others],
-        [[row.test, label(row), ours(recipe, row), *(told(row, by) for by in others)] for row in rows],
+        [[row.test, label_of(row.metric), ours(recipe, row), *(told(row, by) for by in others)] for row in rows],
     )
     head = ["seed", "parameters", "steps", "cores", "wall", "CPU", "machine", "commit"]
     lines += ["", *table(head, [spent(run) for run in recipe.results])]
@@ -210,7 +212,7 @@ def draw(recipes: Sequence[Recipe]) -> None:
         for number, run in enumerate(recipe.results):
             name = f"seed {run['seed']}"
             curve(axis, run["validations"], metric, cores=cores_of(run), label=name, number=number)
-        axis.set(title=recipe.name, ylabel=f"validation {metric}, greedy")
+        axis.set(title=recipe.name, ylabel=f"validation {label_of(metric)}, greedy")
         finish(figure, axis, recipe.name)
 
 
@@ -235,8 +237,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def label(row: Row) -> str:
-    return DEFINITIONS["word_error" if row.metric == "wer" else row.metric].label
+def label_of(metric: str) -> str:
+    return DEFINITIONS["word_error" if metric == "wer" else metric].label
 
 
 def ours(recipe: Recipe, row: Row) -> str:
