@@ -32,8 +32,8 @@ rows.
 Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
 segments. Test sets were scored once for each seed of a finished recipe; whatever was chosen was chosen on validation.
 Core-minutes are minutes of training and validating (and, of a row that goes on with a model's answers, of answering)
-times the cores that a run had; CPU time is that of the whole command but for the final scoring. The commit is that of
-a run's last sitting.
+times the cores that a run had; CPU time is that of the whole command but for the final scoring. Commits are those of
+the code that trained, one for each sitting that had another; the last one scored, too.
 """
 
 
@@ -98,7 +98,7 @@ def section(recipe: Recipe) -> str:
         ["test set", "score", f"ours, {rows[0].seeds}", *others],
         [[row.test, label_of(row.metric), ours(recipe, row), *(told(row, by) for by in others)] for row in rows],
     )
-    head = ["seed", "parameters", "steps", "cores", "wall", "CPU", "machine", "commit"]
+    head = ["seed", "parameters", "steps", "cores", "wall", "CPU", "machine", "commits"]
     lines += ["", *table(head, [spent(run) for run in recipe.results])]
     signatures = {run["scores"][row.test][row.metric]["signature"] for run in recipe.results for row in rows}
     lines += ["", f"`transduce reproduce {recipe.name}`; settings in `src/transduce/recipes/{recipe.name}.toml`.", ""]
@@ -257,7 +257,8 @@ def spent(run: dict[str, Any]) -> list[str]:
     wall, cpu = ("" if run[name] is None else f"{run[name] / 60:.1f} min" for name in ("wall_seconds", "cpu_seconds"))
     machine = f"{run['machine']['device']}, torch {run['versions']['torch']}, {run['measured']}"
     numbers = [f"{run[name]:,}" for name in ("seed", "parameters", "steps")]
-    return [*numbers, str(cores_of(run)), wall, cpu, machine, f"`{(run['commit'] or '')[:12]}`"]
+    commits = ", ".join(f"`{commit[:12]}`" for commit in run["commits"])
+    return [*numbers, str(cores_of(run)), wall, cpu, machine, commits]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from calling import command
-from transduce import datasets, reproducing, reproduction
+from transduce import datasets, machine, reproducing, reproduction
 from transduce.checkpoint import RunFolder
 from transduce.datasets import find_dataset, load_split
 from transduce.errors import TransduceError
@@ -184,6 +184,16 @@ def test_a_row_is_trained_scored_and_judged(letters):
     assert again.lines[1].endswith(
         f"came out as recorded: {recorded['scores']['test']['cer']['value']:.2f} ± 0.10 (2 seeds)"
     )
+
+
+def test_a_row_tells_the_commit_of_every_sitting(letters):
+    run_dir, now = letters / "run", machine.commit()
+    words = ["reproduce", "letters", "--processes", 1, "--run-dir", run_dir, "--json"]
+    assert json.loads(command(*words).out)["commits"] == ([now] if now else [])
+    folder = RunFolder.open(run_dir)
+    folder.update_facts({"started": folder.facts["started"] | {"commit": "0123abc"}})
+    again = command(*words, "--resume")
+    assert json.loads(again.out)["commits"] == (["0123abc", now] if now else ["0123abc"])
 
 
 @pytest.fixture

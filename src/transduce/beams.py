@@ -30,7 +30,7 @@ _BLOCK_LEN = 64  # ids whose likeliest stands for them in the first stage of a r
 def beam_search(
     step: Step[S],
     state: S,
-    max_lens: Int[Tensor, "batch"],
+    max_lens: Int[Tensor, " batch"],
     special: SpecialIds,
     *,
     config: DecodingConfig,
@@ -115,7 +115,7 @@ class _Beams(NamedTuple):
         history = self.history.gather(1, parents[..., None].expand(-1, -1, self.history.size(2)))
         return _Beams(tokens, parents, log_probs, torch.cat((history, tokens[..., None]), dim=2))
 
-    def keep(self, rows: Int[Tensor, "kept"]) -> "_Beams":
+    def keep(self, rows: Int[Tensor, " kept"]) -> "_Beams":
         return _Beams(*(field[rows] for field in self))
 
 

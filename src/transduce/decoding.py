@@ -80,13 +80,13 @@ class Hypothesis(NamedTuple):
 class State(Protocol):
     """What a step remembers. `keep` drops all sentences but `rows`."""
 
-    def keep(self, rows: Int[Tensor, "kept"]) -> None: ...
+    def keep(self, rows: Int[Tensor, " kept"]) -> None: ...
 
 
 S = TypeVar("S", bound=State)
 Step = Callable[[Tensor, Tensor, S], tuple[Tensor, S]]
 # (log-probabilities of the rows left, which sentences those are, position of the token) -> its ids
-Choose = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"], int], Int[Tensor, "rows"]]
+Choose = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, " rows"], int], Int[Tensor, " rows"]]
 
 # A CPU may take smaller numbers for zero.
 _COLDEST = 1e-30
@@ -98,7 +98,7 @@ COMPACT_WHEN_IDLE = 0.25
 def greedy_search(
     step: Step[S],
     state: S,
-    max_lens: Int[Tensor, "batch"],
+    max_lens: Int[Tensor, " batch"],
     special: SpecialIds,
     *,
     config: DecodingConfig,
@@ -115,7 +115,7 @@ def greedy_search(
 def sample(
     step: Step[S],
     state: S,
-    max_lens: Int[Tensor, "batch"],
+    max_lens: Int[Tensor, " batch"],
     special: SpecialIds,
     *,
     config: DecodingConfig,
@@ -149,7 +149,7 @@ def sample(
 def _token_by_token(
     step: Step[S],
     state: S,
-    max_lens: Int[Tensor, "batch"],
+    max_lens: Int[Tensor, " batch"],
     special: SpecialIds,
     *,
     choose: Choose,
@@ -202,7 +202,7 @@ def log_probs_of(logits: Float[Tensor, "batch beam vocab"], special: SpecialIds)
     return log_probs
 
 
-def _likeliest(log_probs: Float[Tensor, "rows vocab"]) -> Int[Tensor, "rows"]:
+def _likeliest(log_probs: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
     """`argmax`; on a CPU by numpy, which takes a fifth of the time."""
     if log_probs.device.type == "cpu":
         return torch.from_numpy(log_probs.numpy().argmax(axis=1))

@@ -169,7 +169,7 @@ def _full_pass(
     return maps, predictor.model.logits(hidden)[0].float().log_softmax(dim=-1).cpu()
 
 
-def _candidates(log_probs: Float[Tensor, "vocab"], chosen: int, count: int, names: _Names) -> list[Candidate]:
+def _candidates(log_probs: Float[Tensor, " vocab"], chosen: int, count: int, names: _Names) -> list[Candidate]:
     ids = log_probs.topk(min(count, len(log_probs))).indices.tolist()
     ranks = list(range(1, len(ids) + 1))
     if chosen not in ids:

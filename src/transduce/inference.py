@@ -85,7 +85,7 @@ class InferenceState:
         self.keys, self.values = _by_layer(self._past[:, :, :, :, :end])
         self.bias = self._bias(end)
 
-    def keep(self, rows: Int[Tensor, "kept"]) -> None:
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drops all sentences but `rows`, so that finished ones cost nothing more."""
         self._cross, self._past = self._cross.index_select(2, rows), self._past.index_select(2, rows)
         self._source_mask = self._source_mask[rows]

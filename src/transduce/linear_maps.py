@@ -19,13 +19,13 @@ Map = Callable[[Tensor], Tensor]  # (rows, inputs) -> (rows, outputs)
 MakeMap = Callable[[Tensor, Tensor | None], Map]
 
 
-def float_map(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, "outputs"] | None) -> Map:
+def float_map(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Map:
     """The map in the numbers that it is given in; kept transposed, single rows are multiplied twice as fast."""
     weight = weight.t().contiguous()
     return (lambda x: x @ weight) if bias is None else (lambda x: torch.addmm(bias, x, weight))
 
 
-def int8_map(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, "outputs"] | None) -> Map:
+def int8_map(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Map:
     """The map in bytes, of a matrix that is large enough to gain by it."""
     if weight.numel() < _SMALLEST_INT8:
         return float_map(weight, bias)

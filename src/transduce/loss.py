@@ -20,7 +20,7 @@ def cross_entropy_sum(
     *,
     pad_id: int,
     label_smoothing: float = 0.0,
-    bias: Float[Tensor, "vocab"] | None = None,
+    bias: Float[Tensor, " vocab"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Cross-entropy in nats summed over the real targets, and how many those are.
 
@@ -53,9 +53,9 @@ class _CrossEntropySum(torch.autograd.Function):
         ctx: Any,
         hidden: Float[Tensor, "rows d_model"],
         weight: Float[Tensor, "vocab d_model"],
-        bias: Float[Tensor, "vocab"] | None,
-        targets: Int[Tensor, "rows"],
-        is_real: Bool[Tensor, "rows"],
+        bias: Float[Tensor, " vocab"] | None,
+        targets: Int[Tensor, " rows"],
+        is_real: Bool[Tensor, " rows"],
         label_smoothing: float,
     ) -> Float[Tensor, ""]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -121,10 +121,10 @@ def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
 
 def _loss_and_gradient(
     logits: Float[Tensor, "rows vocab"],
-    targets: Int[Tensor, "rows"],
+    targets: Int[Tensor, " rows"],
     label_smoothing: float,
     out: Float[Tensor, "most_rows vocab"],
-) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows vocab"]]:
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"]]:
     """The loss of each row and its gradient, but for what smoothing spreads evenly; the gradient lies in `out`."""
     probabilities = torch.softmax(logits, dim=1, out=out[: logits.size(0)])
     # softmax tells no normaliser; it is had from the most likely token, whose probability is at least 1 / V.

@@ -137,15 +137,13 @@ def measure(
     folder: RunFolder,
     surroundings: Surroundings,
     *,
-    commit: str | None,
     cpu_seconds: float,
     teacher: RunFolder | None = None,
 ) -> dict[str, Any]:
     """Scores the finished run in `folder` on the recipe's test sets: what its JSON has of a seed.
 
-    `commit` is that of the code which trained in this sitting. `cpu_seconds` are those of this sitting: they are left
-    out for a run that had several. The clock's count all. Steps, seconds and validations include the teacher's, and
-    seconds its answers to the training sources.
+    `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all. Steps,
+    seconds and validations include the teacher's, and seconds its answers to the training sources.
     """
     config = load_config(folder.config, str(folder.path))
     predictor = Predictor.load(folder.path, device=surroundings.device)
@@ -179,9 +177,20 @@ def measure(
         "validations": spent.validations,
         "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
-        "commit": commit,
+        "commits": _commits(runs),
         "measured": date.today().isoformat(),
     }
+
+
+def _commits(runs: Sequence[RunFolder]) -> list[str]:
+    """Those of the code that trained them, in the order of sittings; none of code that lay in no checkout."""
+    sittings = [sitting for run in runs for sitting in _sittings(run)]
+    return list(dict.fromkeys(sitting["commit"] for sitting in sittings if sitting.get("commit")))
+
+
+def _sittings(run: RunFolder) -> list[dict[str, Any]]:
+    """What the machine was each time."""
+    return [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
 
 
 @dataclass

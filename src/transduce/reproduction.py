@@ -48,12 +48,11 @@ def reproduce(arguments: argparse.Namespace) -> int:
     words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
     how_to_go_on = f"to be scored at the end, go on with: {shlex.join(words)}"
     try:
-        commit = machine.commit()  # before training: another one may be made meanwhile
         if status := _train(recipe, run_dir, arguments):
             if status in _STOPPED:
                 print(f"transduce: {how_to_go_on}", file=sys.stderr)
             return status
-        found = _measure(recipe, run_dir, arguments, commit=commit)
+        found = _measure(recipe, run_dir, arguments)
     except (Stopped, KeyboardInterrupt) as stop:  # while answering or scoring
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(signum, f"stopped; {how_to_go_on}") from None
@@ -124,7 +123,7 @@ def _teacher_dir(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -
     return run_dir.resolve().with_name(f"{recipe.teacher}-{arguments.seed}")
 
 
-def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace, *, commit: str | None) -> dict[str, Any]:
+def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     spent, surroundings = os.times(), surroundings_of(arguments)
     teacher = RunFolder.open(_teacher_dir(recipe, run_dir, arguments)) if recipe.teacher else None
     surroundings.report(f"scoring on {', '.join(recipe.tests)}")
@@ -132,7 +131,6 @@ def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace, *, co
         recipe,
         RunFolder.open(run_dir),
         surroundings,
-        commit=commit,
         cpu_seconds=spent.user + spent.system + spent.children_user + spent.children_system,
         teacher=teacher,
     )

@@ -220,7 +220,7 @@ _NORMS = {
 }
 
 
-def _layer_tensors(name: str, tensor: Tensor, halves: Int[Tensor, "d_model"]) -> Iterator[tuple[str, Tensor]]:
+def _layer_tensors(name: str, tensor: Tensor, halves: Int[Tensor, " d_model"]) -> Iterator[tuple[str, Tensor]]:
     """What one of our encoder's or decoder's tensors is there, the channels of the residual stream in their order."""
     module, _, what = name.rpartition(".")
     for number, norm in enumerate(_NORMS[name.partition(".")[0]], start=1):
@@ -311,7 +311,7 @@ class TransformersEngine:
 class _EndAtLimit:
     """Leaves a hypothesis only the end symbol, at its own score, where it has room for no more."""
 
-    limits: Int[Tensor, "rows"]
+    limits: Int[Tensor, " rows"]
 
     def __call__(self, ids: Int[Tensor, "rows len"], scores: Tensor) -> Tensor:
         is_at_limit = ids.size(1) >= self.limits  # the begin symbol stands for the end to come

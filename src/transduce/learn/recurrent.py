@@ -52,7 +52,7 @@ class RecurrentState:
         self.memory = memory
         self.hidden = hidden
 
-    def keep(self, rows: Int[Tensor, "kept"]) -> None:
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drops all sentences but `rows`."""
         self.memory = (self.memory[0][rows], self.memory[1][rows])
         self.hidden = [part[rows] for part in self.hidden]
@@ -177,7 +177,7 @@ def as_large_as(target: int, build: Callable[[int], nn.Module]) -> nn.Module:
 
 
 def _run(
-    rnn: nn.RNNBase, x: Float[Tensor, "batch len d_model"], lengths: Int[Tensor, "batch"]
+    rnn: nn.RNNBase, x: Float[Tensor, "batch len d_model"], lengths: Int[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "batch len memory_size"], Float[Tensor, "layers batch d_model"]]:
     """All states of the last layer, and the last real state of every layer and direction (of an LSTM its h alone).
 

@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Float[Tensor, "batch tgt_len d_model"],
         memory: Float[Tensor, "batch src_len d_model"] | KeysAndValues | None = None,
-        positions: Int[Tensor, "tgt_len"] | None = None,
+        positions: Int[Tensor, " tgt_len"] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys and values (B, H, S, K) of `x` attending to `memory`, or to itself.
 
@@ -117,7 +117,7 @@ class MultiHeadAttention(nn.Module):
         d_model = x.size(-1)
         return self._split_heads(F.linear(x, self.qkv_proj.weight[:d_model], self.qkv_proj.bias[:d_model]))
 
-    def memory_projection(self) -> tuple[Float[Tensor, "two_d_model d_model"], Float[Tensor, "two_d_model"]]:
+    def memory_projection(self) -> tuple[Float[Tensor, "two_d_model d_model"], Float[Tensor, " two_d_model"]]:
         """W^K above W^V, and their biases."""
         d_model = self.out_proj.in_features
         return self.qkv_proj.weight[d_model:], self.qkv_proj.bias[d_model:]

@@ -46,7 +46,7 @@ class DecoderState:
             self._past[layer] = (torch.cat((past_k, k), dim=3), torch.cat((past_v, v), dim=3))
         return self._past[layer]
 
-    def keep(self, rows: Int[Tensor, "kept"]) -> None:
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drops all sentences but `rows`, so that finished ones cost nothing more."""
         self.cross = [(k[rows], v[rows]) for k, v in self.cross]
         self.memory_mask = self.memory_mask[rows]

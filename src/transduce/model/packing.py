@@ -17,9 +17,9 @@ from torch.nn.attention.varlen import varlen_attn
 class Packing:
     """Where the sentences of one packed side lie; every token belongs to one."""
 
-    sentences: Int[Tensor, "tokens"]  # which sentence each token is of
-    positions: Int[Tensor, "tokens"]  # where it stands in that sentence
-    offsets: Int[Tensor, "sentences_and_one"]  # int32: sentence i is offsets[i] to offsets[i + 1]; empty ones last
+    sentences: Int[Tensor, " tokens"]  # which sentence each token is of
+    positions: Int[Tensor, " tokens"]  # where it stands in that sentence
+    offsets: Int[Tensor, " sentences_and_one"]  # int32: sentence i is offsets[i] to offsets[i + 1]; empty ones last
     max_len: int  # no sentence is longer
 
 
