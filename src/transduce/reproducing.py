@@ -184,13 +184,11 @@ def measure(
 
 def _commits(runs: Sequence[RunFolder]) -> list[str]:
     """Those of the code that trained them, in the order of sittings; none of code that lay in no checkout."""
-    sittings = [sitting for run in runs for sitting in _sittings(run)]
-    return list(dict.fromkeys(sitting["commit"] for sitting in sittings if sitting.get("commit")))
-
-
-def _sittings(run: RunFolder) -> list[dict[str, Any]]:
-    """What the machine was each time."""
-    return [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
+    found = []
+    for run in runs:
+        sittings = [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
+        found += [sitting["commit"] for sitting in sittings if sitting.get("commit")]
+    return list(dict.fromkeys(found))
 
 
 @dataclass
