@@ -83,13 +83,6 @@ def overview(recipes: Sequence[Recipe]) -> str:
 def section(recipe: Recipe) -> str:
     """One recipe: its scores beside published ones, and what it took."""
     lines = [f"## {recipe.name}", "", f"{recipe.title}.", ""]
-    if recipe.teacher:
-        lines += [
-            f"Begins with the weights of [{recipe.teacher}](#{recipe.teacher}) of the same seed, and trains on its "
-            "data and on that model's answers to the training sources (Kim and Rush 2016, arXiv 1606.07947; Nguyen et "
-            "al. 2020, arXiv 1911.01986). Steps and minutes below are of both.",
-            "",
-        ]
     if not recipe.results:
         return "\n".join([*lines, "Not measured yet.", ""])
     rows = rows_of(recipe, recipe.results)

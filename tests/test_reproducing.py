@@ -14,11 +14,9 @@ import torch
 from calling import command
 from transduce import datasets, machine, reproducing, reproduction
 from transduce.checkpoint import RunFolder
-from transduce.datasets import find_dataset, load_split
+from transduce.datasets import find_dataset
 from transduce.errors import TransduceError
 from transduce.metrics import METRICS
-from transduce.predictor import Predictor
-from transduce.reading import read_pairs
 from transduce.reproducing import Published, Recipe, find_recipe, judged, list_recipes, rows_of
 from transduce.stopping import Stopped
 
@@ -45,15 +43,6 @@ model = { preset = "tiny", d_model = 16, d_ff = 16, num_heads = 1, num_encoder_l
 training = { steps = 6, batch_tokens = 64, validate_every = 3 }
 validation = { metrics = ["cer"], max_pairs = 10 }
 decoding.beam_size = 1
-"""
-
-
-PUPIL = """
-[pupil]
-title = "Letters unchanged, by a model's own answers"
-teacher = "letters"
-tests = ["test"]
-metrics = ["exact_match"]
 """
 
 
@@ -86,12 +75,6 @@ def test_every_recipe_is_a_config_of_a_named_data_set_with_these_test_sets(recip
     assert config.training.steps > 0, "a run that ends by the clock is another one elsewhere"
     assert set(recipe.tests) <= set(find_dataset(config.data.dataset).splits)
     assert set(recipe.metrics) <= set(METRICS)
-    if recipe.teacher:  # it has the same data, pieces and shape
-        teacher = find_recipe(recipe.teacher)
-        assert not teacher.teacher
-        other = teacher.config(7)
-        assert (config.data, config.tokenizer) == (other.data, other.tokenizer)
-        assert replace(config.model, dropout=0.0) == replace(other.model, dropout=0.0)
     for published in recipe.published:
         assert set(published.scores) <= {f"{test} {metric}" for test in recipe.tests for metric in recipe.metrics}
 
@@ -196,134 +179,18 @@ def test_a_row_tells_the_commit_of_every_sitting(letters):
     assert json.loads(again.out)["commits"] == (["0123abc", now] if now else ["0123abc"])
 
 
-@pytest.fixture
-def pupil(letters: Path) -> Path:
-    """A second recipe, which goes on from the first one."""
-    (letters / "index.toml").write_text(INDEX + PUPIL)
-    (letters / "pupil.toml").write_text(CONFIG.replace("steps = 6", "steps = 4"))
-    return letters
-
-
-def test_a_pupil_goes_on_from_its_teacher_with_the_answers_to_the_training_sources(pupil):
-    one = ["--seed", 3, "--processes", 1]
-    alone = command("reproduce", "letters", *one, "--run-dir", pupil / "letters-3", "--json")
-    assert alone.status == 0, alone.err
-    found = command("reproduce", "pupil", *one, "--run-dir", pupil / "run", "-o", pupil / "found.json")
-    assert found.status == 0, found.err
-    teacher, run = RunFolder.open(pupil / "letters-3"), RunFolder.open(pupil / "run")
-    assert run.facts["initialised_from"] == str(teacher.path)
-
-    pairs = load_split("copy", "train")
-    sources = list(dict.fromkeys(pairs.src))
-    answers = Predictor.load(teacher.path).predict(sources)
-    own = read_pairs([teacher.path / "own_answers.jsonl"])
-    assert list(zip(own.src, own.tgt, strict=True)) == [pair for pair in zip(sources, answers, strict=True) if pair[1]]
-    new = set(zip(own.src, own.tgt, strict=True)) - set(zip(pairs.src, pairs.tgt, strict=True))
-    assert new
-    assert run.facts["num_train_pairs"] == len(pairs) + len(new)
-
-    recorded, before = json.loads((pupil / "found.json").read_text()), json.loads(alone.out)
-    assert recorded["settings"] == find_recipe("pupil").settings
-    assert recorded["steps"] == 10
-    assert recorded["cpu_seconds"] is None, "the teacher was trained in another sitting"
-    assert [row["step"] for row in recorded["validations"]] == [3, 6, 9, 10]
-    assert recorded["validations"][:2] == before["validations"]
-    own_rows = [row for row in run.metrics() if row["kind"] == "validation"]
-    offset = before["validations"][-1]["seconds"]  # the teacher's last step is validated
-    assert [row["seconds"] - offset for row in recorded["validations"][2:]] == pytest.approx(
-        [row["seconds"] for row in own_rows], abs=0.02
-    )
-    answering = teacher.facts["own_answers.jsonl"]["seconds"]
-    assert recorded["wall_seconds"] > before["wall_seconds"] + answering
-
-    again = command("reproduce", "letters", *one, "--run-dir", pupil / "letters-3", "--resume", "--json")
-    assert json.loads(again.out)["wall_seconds"] == before["wall_seconds"], "answering is the pupil's"
-
-
-def test_answers_are_made_again_if_the_search_or_the_file_is_another(pupil):
-    words = ["reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run"]
-    first = command(*words)
-    assert first.status == 0, first.err
-    assert "answering the" in first.err
-    answers = pupil / "letters-1/own_answers.jsonl"
-    content = answers.read_bytes()
-    assert "answering the" not in command(*words, "--resume").err
-    answers.write_bytes(content[: len(content) // 2])
-    assert "answering the" in command(*words, "--resume").err
-    assert answers.read_bytes() == content
-    (pupil / "letters.toml").write_text(CONFIG.replace("beam_size = 1", "beam_size = 2"))
-    changed = command(*words, "--resume")
-    assert "answering the" in changed.err
-    assert changed.status == 78, "other answers are other training data than the pupil's"
-
-
-def test_results_of_another_teacher_are_not_the_pupils(pupil):
-    settings = find_recipe("pupil").settings
-    (pupil / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 7"))
-    assert find_recipe("pupil").settings != settings
-
-
-@pytest.mark.parametrize("more", [[], ["--resume"]])
-def test_a_pupil_whose_folder_is_taken_is_refused_before_its_teacher_is_trained(pupil, more):
-    (pupil / "run").mkdir()
-    (pupil / "run/notes.txt").write_text("mine")
-    refused = command("reproduce", "pupil", "--run-dir", pupil / "run", *more)
-    assert refused.status == 73
-    assert "holds other things (notes.txt)" in refused.err
-    refused = command("reproduce", "pupil", "--run-dir", pupil / "letters-1", *more)
-    assert refused.status == 2
-    assert "is where the teacher, letters, goes" in refused.err
-    assert not (pupil / "letters-1").exists()
-
-
-def test_a_teacher_of_other_processes_is_refused(pupil):
-    assert command("reproduce", "letters", "--processes", 1, "--run-dir", pupil / "letters-1").status == 0
-    refused = command("reproduce", "pupil", "--processes", 2, "--run-dir", pupil / "run")
-    assert refused.status == 2
-    assert "was trained with --processes 1 --threads 1: give the same" in refused.err
-
-
-def test_a_run_of_other_settings_is_refused_at_once_though_training_could_go_on(pupil):
-    first = ["--processes", 1, "--run-dir", pupil / "letters-1"]
-    assert command("reproduce", "letters", *first).status == 0
-    (pupil / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 9"))
-    told = f"{pupil / 'letters-1'} was not trained as letters says for seed 1 (training.steps)"
-    refused = command("reproduce", "letters", *first, "--resume")
-    assert (refused.status, told in refused.err) == (78, True)
-    refused = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run")
+def test_a_run_of_other_settings_is_refused_at_once_though_training_could_go_on(letters):
+    words = ["reproduce", "letters", "--processes", 1, "--run-dir", letters / "run", "--resume"]
+    assert command(*words[:-1]).status == 0
+    (letters / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 9"))
+    told = f"{letters / 'run'} was not trained as letters says for seed 1 (training.steps)"
+    refused = command(*words)
     assert (refused.status, told in refused.err) == (78, True)
 
-    went_on = command("train", pupil / "letters.toml", "--run-dir", pupil / "letters-1", "--resume")
+    went_on = command("train", letters / "letters.toml", "--run-dir", letters / "run", "--resume")
     assert went_on.status == 0, went_on.err
-    refused = command("reproduce", "letters", *first, "--resume")
+    refused = command(*words)
     assert (refused.status, told in refused.err) == (78, True), "its rate fell to zero before the last steps"
-
-
-def test_a_pupil_of_another_seed_is_refused_before_its_teacher_is_trained(pupil):
-    words = ["reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run"]
-    assert command(*words).status == 0
-    refused = command(*words, "--seed", 2, "--resume")
-    assert refused.status == 78
-    assert "was not trained as pupil says for seed 2 (training.seed)" in refused.err
-    assert not (pupil / "letters-2").exists()
-
-
-@pytest.mark.parametrize(("signalled", "status"), [(Stopped(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)])
-def test_a_stop_while_answering_tells_how_to_go_on(monkeypatch, pupil, signalled, status):
-    def stop(*_: object) -> None:
-        raise signalled
-
-    monkeypatch.setattr(reproduction, "answer_training_sources", stop)
-    stopped = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run")
-    assert stopped.status == status
-    assert stopped.err.endswith(
-        f"go on with: transduce reproduce pupil --processes 1 --run-dir {pupil / 'run'} --threads 1 --resume\n"
-    )
-    monkeypatch.undo()
-    monkeypatch.setattr(reproducing, "_FOLDER", pupil)
-    resumed = command("reproduce", "pupil", "--processes", 1, "--run-dir", pupil / "run", "--resume")
-    assert resumed.status == 0, resumed.err
-    assert resumed.lines[0].startswith("test exact_match: ")
 
 
 def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
@@ -331,7 +198,26 @@ def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
     assert command(*words, "--seed", 1).status == 0
     refused = command(*words, "--seed", 2, "--resume")
     assert refused.status == 78
+    assert "was not trained as letters says for seed 2 (training.seed)" in refused.err
     assert refused.out == b""
+
+
+@pytest.mark.parametrize(("signalled", "status"), [(Stopped(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)])
+def test_a_stop_while_scoring_tells_how_to_go_on(monkeypatch, letters, signalled, status):
+    def stop(*_: object, **__: object) -> None:
+        raise signalled
+
+    words = ["reproduce", "letters", "--processes", 1, "--run-dir", letters / "run"]
+    with monkeypatch.context() as patched:
+        patched.setattr(reproduction, "measure", stop)
+        stopped = command(*words)
+    assert stopped.status == status
+    assert stopped.err.endswith(
+        f"go on with: transduce reproduce letters --processes 1 --run-dir {letters / 'run'} --threads 1 --resume\n"
+    )
+    resumed = command(*words, "--resume")
+    assert resumed.status == 0, resumed.err
+    assert resumed.lines[0].startswith("test exact_match: ")
 
 
 @pytest.mark.usefixtures("letters")

@@ -2,19 +2,15 @@
 
 A recipe is a config that `transduce train` takes, and a row of `recipes/index.toml` that says what it is scored on.
 What came out of it is in `recipes/NAME.json`, one entry for each seed.
-
-A recipe with a teacher begins with the weights of that recipe, of the same seed, and has its answers to the training
-sources as further pairs: sequence-level distillation (Kim and Rush 2016) of a model into itself.
 """
 
 import hashlib
 import json
 import math
 import statistics
-import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,14 +22,12 @@ from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
 from transduce.datasets import load_split
 from transduce.errors import TransduceError, nearest
-from transduce.files import read_bytes, sha256_of
 from transduce.predictor import Predictor
 from transduce.progress import TrainerState
 from transduce.scoring import score
 from transduce.settings import ExperimentConfig, load_config
 
 _FOLDER = Path(__file__).parent / "recipes"
-_OWN_ANSWERS = "own_answers.jsonl"  # in a run's folder, and among its facts how they were made
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom: how far the mean of few seeds may be from that of many.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -55,7 +49,6 @@ class Recipe:
     tests: tuple[str, ...]  # splits of the config's data set, each scored once at the end
     metrics: tuple[str, ...]
     published: tuple[Published, ...] = ()
-    teacher: str = ""  # the recipe that it goes on from, if any
 
     @property
     def config_path(self) -> Path:
@@ -64,10 +57,8 @@ class Recipe:
 
     @property
     def settings(self) -> str:
-        """A digest of the settings, a teacher's too: results of other settings are not this recipe's."""
+        """A digest of the settings: results of others are not this recipe's."""
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
-        if self.teacher:
-            table["teacher"] = find_recipe(self.teacher).settings
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     def config(self, seed: int) -> ExperimentConfig:
@@ -104,55 +95,14 @@ def find_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
-def answer_training_sources(folder: RunFolder, surroundings: Surroundings) -> Path:
-    """The file, in the finished run's folder, of its answers to the sources it was trained on.
-
-    Each line is an object with "source" and "target", as `data.more` reads them. It is made once, and again if the
-    weights, the search or the file are not what they were.
-    """
-    path = folder.path / _OWN_ANSWERS
-    with folder.lock():
-        predictor = Predictor.load(folder.path, device=surroundings.device)
-        answered_by = {"model": folder.model_sha256, "decoding": asdict(predictor.decoding)}
-        made = folder.facts.get(_OWN_ANSWERS, {})
-        if made.get("answered_by") == answered_by and path.exists() and made["sha256"] == sha256_of(read_bytes(path)):
-            return path
-        started = time.perf_counter()
-        data = load_config(folder.config, str(folder.path)).data
-        pairs = load_split(data.dataset, "train", root=surroundings.data_root, cache=surroundings.data_cache)
-        sources = list(dict.fromkeys(pairs.src))
-        surroundings.report(f"answering the {len(sources):,} training sources")
-        answers = predictor.predict(sources)
-        rows = ({"source": source, "target": answer} for source, answer in zip(sources, answers, strict=True))
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        folder.write_file(_OWN_ANSWERS, content)
-        seconds = round(time.perf_counter() - started, 1)
-        made = {"answered_by": answered_by, "sha256": sha256_of(content), "seconds": seconds}
-        folder.update_facts({_OWN_ANSWERS: made})
-    return path
-
-
-def measure(
-    recipe: Recipe,
-    folder: RunFolder,
-    surroundings: Surroundings,
-    *,
-    cpu_seconds: float,
-    teacher: RunFolder | None = None,
-) -> dict[str, Any]:
+def measure(recipe: Recipe, folder: RunFolder, surroundings: Surroundings, *, cpu_seconds: float) -> dict[str, Any]:
     """Scores the finished run in `folder` on the recipe's test sets: what its JSON has of a seed.
 
-    `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all. Steps,
-    seconds and validations include the teacher's, and seconds its answers to the training sources.
+    `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all.
     """
     config = load_config(folder.config, str(folder.path))
     predictor = Predictor.load(folder.path, device=surroundings.device)
-    runs = [teacher, folder] if teacher else [folder]
-    spent = _Spent()
-    for run in runs:
-        spent.add(run)
-    if teacher:
-        spent.seconds += teacher.facts[_OWN_ANSWERS]["seconds"]
+    state = TrainerState.from_dict(folder.read_checkpoint(folder.checkpoints()[-1])[1])
     found: dict[str, dict[str, Any]] = {}
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
@@ -170,49 +120,26 @@ def measure(
         **how,
         "scores": found,
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-        "steps": spent.steps,
-        "best_step": spent.best_step,
-        "wall_seconds": round(spent.seconds, 1),
-        "cpu_seconds": None if any(run.facts.get("resumed") for run in runs) else round(cpu_seconds, 1),
-        "validations": spent.validations,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "wall_seconds": round(state.seconds + state.validation_seconds, 1),
+        "cpu_seconds": None if folder.facts.get("resumed") else round(cpu_seconds, 1),
+        "validations": [
+            {name: round(value, 4) for name, value in row.items() if name != "kind"}
+            for row in folder.metrics()
+            if row["kind"] == "validation"
+        ],
         "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
-        "commits": _commits(runs),
+        "commits": _commits(folder),
         "measured": date.today().isoformat(),
     }
 
 
-def _commits(runs: Sequence[RunFolder]) -> list[str]:
-    """Those of the code that trained them, in the order of sittings; none of code that lay in no checkout."""
-    found = []
-    for run in runs:
-        sittings = [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
-        found += [sitting["commit"] for sitting in sittings if sitting.get("commit")]
-    return list(dict.fromkeys(found))
-
-
-@dataclass
-class _Spent:
-    """What runs took, one after the other, and how good the model was on the way."""
-
-    steps: int = 0
-    best_step: int = 0  # of the last run, counted from the first step of all
-    seconds: float = 0.0
-    training_seconds: float = 0.0  # without validations, as each of them tells it
-    validations: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, run: RunFolder) -> None:
-        state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
-        for row in run.metrics():
-            if row["kind"] == "validation":
-                numbers = {name: round(value, 4) for name, value in row.items() if name != "kind"}
-                seconds = round(self.training_seconds + row["seconds"], 4)
-                place = {"step": self.steps + row["step"], "seconds": seconds}
-                self.validations.append(numbers | place)
-        self.best_step = self.steps + state.best_step
-        self.steps += state.step
-        self.training_seconds += state.seconds
-        self.seconds += state.seconds + state.validation_seconds
+def _commits(run: RunFolder) -> list[str]:
+    """Those of the code that trained it, in the order of sittings; none of code that lay in no checkout."""
+    sittings = [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
+    return list(dict.fromkeys(sitting["commit"] for sitting in sittings if sitting.get("commit")))
 
 
 @dataclass(frozen=True, kw_only=True)

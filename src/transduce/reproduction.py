@@ -15,18 +15,10 @@ from rich.table import Table
 from transduce import machine
 from transduce.checkpoint import RunFolder
 from transduce.config import differences
-from transduce.distributed import spawn, threads_of_each
+from transduce.distributed import spawn
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.predictor import find_device
-from transduce.reproducing import (
-    Recipe,
-    answer_training_sources,
-    find_recipe,
-    judged,
-    list_recipes,
-    measure,
-    rows_of,
-)
+from transduce.reproducing import Recipe, find_recipe, judged, list_recipes, measure, rows_of
 from transduce.settings import load_config
 from transduce.stopping import Stopped
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
@@ -53,7 +45,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 print(f"transduce: {how_to_go_on}", file=sys.stderr)
             return status
         found = _measure(recipe, run_dir, arguments)
-    except (Stopped, KeyboardInterrupt) as stop:  # while answering or scoring
+    except (Stopped, KeyboardInterrupt) as stop:  # while scoring
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(signum, f"stopped; {how_to_go_on}") from None
     if arguments.output:
@@ -68,40 +60,14 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
-    """Trains the recipe in processes of their own, its teacher first; the exit status of what failed, else 0."""
-    words = _training(recipe, run_dir, arguments)
+    """Trains the recipe in processes of its own, by a command that anyone can give as well; the exit status."""
     if arguments.resume:
         _refuse_other_settings(recipe, run_dir, arguments)
-    if recipe.teacher:
-        if status := _train_teacher(recipe, run_dir, arguments):
-            return status
-        teacher = RunFolder.open(_teacher_dir(recipe, run_dir, arguments))
-        answers = answer_training_sources(teacher, surroundings_of(arguments))
-        words += ["--init-from", str(teacher.path), "--data.more", json.dumps([str(answers)], ensure_ascii=False)]
+    words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
+    words += ["--device", arguments.device]
+    words += ["--threads", str(arguments.threads)] if arguments.threads else []
+    words += [f"--{name}" for name in ("resume", "quiet", "debug") if getattr(arguments, name)]
     return spawn(_num_processes(arguments), words)
-
-
-def _train_teacher(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
-    """Trains the recipe's teacher, or goes on with it: one that was trained as a row of its own is there already."""
-    teacher, folder = find_recipe(recipe.teacher), _teacher_dir(recipe, run_dir, arguments)
-    # Before the long work: what would be refused after it.
-    if folder == run_dir.resolve():
-        raise TransduceError(f"--run-dir {run_dir} is where the teacher, {teacher.name}, goes: choose another one.")
-    if not (arguments.resume and (run_dir / "run.json").exists()):
-        RunFolder(run_dir).refuse_other_use()
-    _refuse_other_settings(teacher, folder, arguments)
-    processes = _num_processes(arguments)
-    if (folder / "run.json").exists():
-        started = RunFolder.open(folder).facts["started"]
-        threads = arguments.threads or threads_of_each(processes)
-        if (started["processes"], started["threads"]) != (processes, threads):
-            raise TransduceError(
-                f"the teacher in {folder} was trained with --processes {started['processes']} --threads "
-                f"{started['threads']}: give the same, or the minutes of both would not add up."
-            )
-    surroundings_of(arguments).report(f"the teacher is {teacher.name}, in {folder}")
-    words = _training(teacher, folder, arguments)
-    return spawn(processes, words if arguments.resume else [*words, "--resume"])
 
 
 def _refuse_other_settings(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> None:
@@ -119,20 +85,14 @@ def _refuse_other_settings(recipe: Recipe, folder: Path, arguments: argparse.Nam
         )
 
 
-def _teacher_dir(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> Path:
-    return run_dir.resolve().with_name(f"{recipe.teacher}-{arguments.seed}")
-
-
 def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     spent, surroundings = os.times(), surroundings_of(arguments)
-    teacher = RunFolder.open(_teacher_dir(recipe, run_dir, arguments)) if recipe.teacher else None
     surroundings.report(f"scoring on {', '.join(recipe.tests)}")
     return measure(
         recipe,
         RunFolder.open(run_dir),
         surroundings,
         cpu_seconds=spent.user + spent.system + spent.children_user + spent.children_system,
-        teacher=teacher,
     )
 
 
@@ -140,14 +100,6 @@ def _num_processes(arguments: argparse.Namespace) -> int:
     """As many as share a step best: two on a CPU, one on a GPU."""
     on_cpu = find_device(arguments.device).type == "cpu"
     return int(arguments.processes or (min(2, machine.num_cores()) if on_cpu else 1))
-
-
-def _training(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> list[str]:
-    """The command that trains its config, which anyone can give as well."""
-    words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
-    words += ["--device", arguments.device]
-    words += ["--threads", str(arguments.threads)] if arguments.threads else []
-    return [*words, *(f"--{name}" for name in ("resume", "quiet", "debug") if getattr(arguments, name))]
 
 
 def _list(recipes: list[Recipe], *, as_json: bool) -> None:
