@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transduce.machine import short_commit
+
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 OURS = "transduce"
@@ -39,10 +41,9 @@ def put(text: str, name: str, table: str) -> str:
 
 def training(result: dict[str, Any]) -> str:
     work, machine = result["work"], result["machine"]
-    commit, _, dirty = (result["commit"] or "unknown").partition("-")
     about = (
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, "
-        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`; {work['pairs']:,} pairs, {work['vocabulary']:,} pieces, of "
+        f"commit `{short_commit(result['commit'])}`; {work['pairs']:,} pairs, {work['vocabulary']:,} pieces, of "
         f"which {work['target_ids']:,} occur in the targets, {work['target_tokens_per_batch']:,.0f} target tokens in a "
         "planned batch. During the blocks other programs had "
         f"{share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests of the machine "
@@ -102,10 +103,9 @@ def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def large_corpus(result: dict[str, Any]) -> str:
     facts = result["facts"]
-    commit, _, dirty = (facts["commit"] or "unknown").partition("-")
     about = (
         f"Measured on {facts['cores']} cores of {facts['cpu']}, Python {facts['python']}, torch {facts['torch']}, "
-        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`. Seconds count from the command; the peak is that of the "
+        f"commit `{short_commit(facts['commit'])}`. Seconds count from the command; the peak is that of the "
         f"process that trains. The larger corpus takes {result['peak_mb_more']:+,.0f} MB more than the smaller one."
     )
     rows = []
@@ -128,10 +128,9 @@ def large_corpus(result: dict[str, Any]) -> str:
 
 def decoding(result: dict[str, Any]) -> str:
     machine, model = result["machine"], result["model"]
-    commit, _, dirty = (result["commit"] or "unknown").partition("-")
     about = (
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, "
-        f"commit `{commit[:12]}{dirty and f'-{dirty}'}`; {model['parameters']:,} parameters, {model['target_ids']:,} "
+        f"commit `{short_commit(result['commit'])}`; {model['parameters']:,} parameters, {model['target_ids']:,} "
         f"of {model['vocabulary']:,} pieces can be written, {model['lines']:,} lines of {model['data']}. During the "
         f"blocks other programs had {share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests "
         f"of the machine {share_of_cores(result, 'stolen_seconds'):.1%}."

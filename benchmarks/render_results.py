@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from transduce.learn.pictures.canvas import FAINT, MARKERS, SERIES, Picture, canvas
+from transduce.machine import short_commit
 from transduce.metric_definitions import DEFINITIONS
 from transduce.reproducing import Recipe, Row, find_recipe, list_recipes, rows_of
 
@@ -30,10 +31,11 @@ scores it once on its test sets and says whether it came out as recorded here. `
 rows.
 
 Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
-segments. Test sets were scored once for each seed of a finished recipe; whatever was chosen was chosen on validation.
-Core-minutes are minutes of training and validating (and, of a row that goes on with a model's answers, of answering)
-times the cores that a run had; CPU time is that of the whole command but for the final scoring. Commits are those of
-the code that trained, one for each sitting that had another; the last one scored, too.
+segments. Test sets were scored once for each seed of a finished recipe. Settings were chosen on validation; that its
+loss says more than its BLEU, and which of several finished recipes stay, was decided with test scores known.
+Core-minutes are minutes of training and validating times the cores that a run had; CPU time is that of the whole
+command but for the final scoring. Commits are those of a run's sittings, in order; the last one scored, too, and may
+have done no more than that.
 """
 
 
@@ -250,7 +252,7 @@ def spent(run: dict[str, Any]) -> list[str]:
     wall, cpu = ("" if run[name] is None else f"{run[name] / 60:.1f} min" for name in ("wall_seconds", "cpu_seconds"))
     machine = f"{run['machine']['device']}, torch {run['versions']['torch']}, {run['measured']}"
     numbers = [f"{run[name]:,}" for name in ("seed", "parameters", "steps")]
-    commits = ", ".join(f"`{commit[:12]}`" for commit in run["commits"])
+    commits = ", ".join(f"`{short_commit(commit)}`" for commit in run["commits"])
     return [*numbers, str(cores_of(run)), wall, cpu, machine, commits]
 
 

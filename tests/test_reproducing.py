@@ -174,9 +174,21 @@ def test_a_row_tells_the_commit_of_every_sitting(letters):
     words = ["reproduce", "letters", "--processes", 1, "--run-dir", run_dir, "--json"]
     assert json.loads(command(*words).out)["commits"] == ([now] if now else [])
     folder = RunFolder.open(run_dir)
-    folder.update_facts({"started": folder.facts["started"] | {"commit": "0123abc"}})
-    again = command(*words, "--resume")
-    assert json.loads(again.out)["commits"] == (["0123abc", now] if now else ["0123abc"])
+    started = folder.facts["started"] | {"commit": "0123abc"}
+    resumed = [{"step": 3, "changes": {}, "machine": started | {"commit": commit}} for commit in ("456def", "0123abc")]
+    folder.update_facts({"started": started, "resumed": [resumed[0], resumed[0], resumed[1]]})
+    again = json.loads(command(*words, "--resume").out)
+    assert again["commits"] == ["0123abc", "456def", "0123abc", *([now] if now else [])]
+    assert again["cpu_seconds"] is None, "that of the other sittings is not known"
+
+
+def test_a_run_that_began_with_the_weights_of_another_is_refused(letters):
+    ready, begun = letters / "ready", letters / "begun"
+    assert command("train", letters / "letters.toml", "--run-dir", ready).status == 0
+    assert command("train", letters / "letters.toml", "--run-dir", begun, "--init-from", ready).status == 0
+    refused = command("reproduce", "letters", "--processes", 1, "--run-dir", begun, "--resume")
+    assert refused.status == 78
+    assert "was not trained as letters says for seed 1 (initialised_from)" in refused.err
 
 
 def test_a_run_of_other_settings_is_refused_at_once_though_training_could_go_on(letters):

@@ -88,7 +88,7 @@ def spawn(num: int, words: Sequence[str]) -> int:
         "WORLD_SIZE": str(num),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": str(threads_of_each(num)),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or num) // num)),  # unless told otherwise
     }
     children: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
@@ -120,11 +120,6 @@ def spawn(num: int, words: Sequence[str]) -> int:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
     return next((status for status in statuses if status), 128 + received[-1] if received else 0)
-
-
-def threads_of_each(num: int) -> int:
-    """How many threads each of `num` processes on this machine has, unless told otherwise."""
-    return max(1, (os.cpu_count() or num) // num)
 
 
 def _signal_all(children: Sequence["subprocess.Popen[bytes]"], signum: int) -> None:

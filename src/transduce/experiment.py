@@ -61,6 +61,7 @@ def train(
     told to stop; TransduceError, with nothing lost, for what cannot be.
     """
     started = started or time.perf_counter()
+    commit = machine.commit()  # of the code that was read: another may be made meanwhile
     with joined(own_device(find_device(surroundings.device))) as process, ExitStack() as held:
         if not process.is_main:
             surroundings = replace(surroundings, report=lambda _line: None, observers=(), show_progress=False)
@@ -70,9 +71,9 @@ def train(
         if corpus is None:
             corpus = read_corpus(config.data, surroundings)
         if folder is not None:
-            run = _reopen(config, folder, corpus, process, surroundings, accept_changes)
+            run = _reopen(config, folder, corpus, process, surroundings, accept_changes, commit)
         else:
-            run = _begin(config, run_dir, corpus, process, surroundings, init_from)
+            run = _begin(config, run_dir, corpus, process, surroundings, init_from, commit)
             process.decide(lambda: held.enter_context(run.folder.lock()))
         return _train(run, corpus, process, surroundings, started)
 
@@ -104,6 +105,7 @@ def _begin(
     process: Process,
     surroundings: Surroundings,
     init_from: Path | None,
+    commit: str | None,
 ) -> _Run:
     """A new run folder, with a tokenizer learnt from the training pairs or, like the weights, taken from a run."""
     ancestor = RunFolder.open(init_from) if init_from else None
@@ -120,7 +122,7 @@ def _begin(
         facts: dict[str, Any] = {
             "data": corpus.sha256,
             "num_train_pairs": learnt.num_text_pairs,
-            "started": machine_facts(surroundings.device),
+            "started": machine_facts(surroundings.device) | {"commit": commit},
         }
         if ancestor is not None:
             facts["initialised_from"] = str(ancestor.path)
@@ -136,9 +138,10 @@ def _reopen(
     process: Process,
     surroundings: Surroundings,
     accept_changes: bool,
+    commit: str | None,
 ) -> _Run:
     """The run in `folder` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
-    config, step = process.decide(lambda: _settle(config, folder, corpus, surroundings, accept_changes))
+    config, step = process.decide(lambda: _settle(config, folder, corpus, surroundings, accept_changes, commit))
     tokenizer = Tokenizer.from_json(folder.tokenizer)
     pairs = learn_and_encode(config, corpus, folder.tokenizer, process, surroundings).pairs
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
@@ -146,7 +149,12 @@ def _reopen(
 
 
 def _settle(
-    config: ExperimentConfig, folder: RunFolder, corpus: Corpus, surroundings: Surroundings, accept_changes: bool
+    config: ExperimentConfig,
+    folder: RunFolder,
+    corpus: Corpus,
+    surroundings: Surroundings,
+    accept_changes: bool,
+    commit: str | None,
 ) -> tuple[ExperimentConfig, int | None]:
     """The settings to go on with, and from which checkpoint, after all that was changed is refused or recorded."""
     facts, report = folder.facts, surroundings.report
@@ -168,7 +176,11 @@ def _settle(
     for name in sorted(name for name in here if here[name] != there.get(name)):
         report(f"{name} was {there.get(name)} and is {here[name]}: the weights may differ in their last bits")
     folder.truncate_metrics(step or 0)
-    told = {"step": step or 0, "changes": {name: list(pair) for name, pair in changes.items()}, "machine": here}
+    told = {
+        "step": step or 0,
+        "changes": {name: list(pair) for name, pair in changes.items()},
+        "machine": here | {"commit": commit},
+    }
     folder.update_facts({"resumed": [*facts.get("resumed", []), told]})  # first: nothing changes unrecorded
     folder.rewrite_config(to_toml(config))
     for name, (old, new) in changes.items():
@@ -229,7 +241,6 @@ def machine_facts(device: str) -> dict[str, Any]:
     """What equal bits depend on."""
     return {
         "transduce": __version__,
-        "commit": machine.commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

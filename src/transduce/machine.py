@@ -82,3 +82,9 @@ def commit() -> str | None:
         return subprocess.run([*command, "--exclude=*"], capture_output=True, check=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def short_commit(commit: str | None) -> str:
+    """Its first twelve digits, with the "-dirty" if it has one; of None, "unknown"."""
+    digits, _, dirty = (commit or "unknown").partition("-")
+    return f"{digits[:12]}{dirty and f'-{dirty}'}"

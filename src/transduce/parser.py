@@ -99,8 +99,7 @@ def _add_reproduce(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         verbs,
         "reproduce",
         "run one row of docs/RESULTS.md again, and say whether it came out as recorded there",
-        epilog="Without a name: lists the rows, with what was recorded and what others published. A row that goes on "
-        "from another one trains that first, beside its own folder (OTHER-SEED), unless it is there.",
+        epilog="Without a name: lists the rows, with what was recorded and what others published.",
     )
     verb.add_argument("name", nargs="?", metavar="NAME", help="a row of the results")
     verb.add_argument("--seed", type=_number_from_0, default=1, help="of the training (default: 1)")

@@ -5,6 +5,7 @@ What came out of it is in `recipes/NAME.json`, one entry for each seed.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import statistics
@@ -57,7 +58,7 @@ class Recipe:
 
     @property
     def settings(self) -> str:
-        """A digest of the settings: results of others are not this recipe's."""
+        """A digest of the settings: results of other settings are not this recipe's."""
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -137,9 +138,10 @@ def measure(recipe: Recipe, folder: RunFolder, surroundings: Surroundings, *, cp
 
 
 def _commits(run: RunFolder) -> list[str]:
-    """Those of the code that trained it, in the order of sittings; none of code that lay in no checkout."""
+    """Those of its sittings, in order, without equal neighbours; none of code that lay in no checkout."""
     sittings = [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
-    return list(dict.fromkeys(sitting["commit"] for sitting in sittings if sitting.get("commit")))
+    found = [sitting["commit"] for sitting in sittings if sitting.get("commit")]
+    return [commit for commit, _ in itertools.groupby(found)]
 
 
 @dataclass(frozen=True, kw_only=True)

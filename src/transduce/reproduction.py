@@ -77,6 +77,7 @@ def _refuse_other_settings(recipe: Recipe, folder: Path, arguments: argparse.Nam
     run = RunFolder.open(folder)
     changes = differences(load_config(run.config, str(folder)), recipe.config(arguments.seed))
     names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])}
+    names |= {"initialised_from"} & run.facts.keys()
     # Where data lie is compared by hash, and the search belongs to the scoring.
     if others := sorted(name for name in names if not name.startswith(("data.", "decoding."))):
         raise ConfigMismatchError(

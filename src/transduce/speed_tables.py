@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
+from transduce.machine import short_commit
 from transduce.streams import print_table
 
 
@@ -82,8 +83,7 @@ def _print_what_others_had(found: dict[str, Any]) -> None:
 
 
 def _where(found: dict[str, Any]) -> str:
-    commit, _, dirty = (found["commit"] or "unknown").partition("-")
     return (
         f"{found['machine']['device']}, {found['machine']['cores']} cores, torch {found['versions']['torch']}, "
-        f"commit {commit[:12]}{dirty and f'-{dirty}'}"
+        f"commit {short_commit(found['commit'])}"
     )

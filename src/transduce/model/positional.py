@@ -80,7 +80,7 @@ class RotaryPositions(nn.Module):
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
-def _angles(positions: Int[Tensor, "len"], num_channels: int) -> Float64[Tensor, "len half"]:
+def _angles(positions: Int[Tensor, " len"], num_channels: int) -> Float64[Tensor, "len half"]:
     """pos / 10000^(2i / d), one column for each pair of channels 2i and 2i + 1; round their sines, never them."""
     # Float64: a float32 angle of some thousand radians is off in the fourth digit of its sine.
     exponents = torch.arange(0, num_channels, 2, device=positions.device, dtype=torch.float64) / num_channels

@@ -334,5 +334,5 @@ def lens(word: str = "", *, fast: bool = FAST) -> Lens:
     )
 
 
-def _ids(guess: Int[Tensor, "len"], real: Tensor) -> list[int]:
+def _ids(guess: Int[Tensor, " len"], real: Tensor) -> list[int]:
     return [int(i) for i in guess[real]]
