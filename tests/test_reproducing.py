@@ -1,5 +1,6 @@
 """Recipes can be had again: their settings are valid, their numbers add up, and a verdict is what statistics says."""
 
+import importlib
 import json
 import math
 import signal
@@ -7,6 +8,7 @@ import statistics
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ import torch
 from calling import command
 from transduce import datasets, machine, reproducing, reproduction
 from transduce.checkpoint import RunFolder
-from transduce.datasets import find_dataset
+from transduce.datasets import find_dataset, load_split
 from transduce.errors import TransduceError
 from transduce.metrics import METRICS
 from transduce.reproducing import Published, Recipe, find_recipe, judged, list_recipes, rows_of
@@ -180,6 +182,27 @@ def test_a_row_tells_the_commit_of_every_sitting(letters):
     again = json.loads(command(*words, "--resume").out)
     assert again["commits"] == ["0123abc", "456def", "0123abc", *([now] if now else [])]
     assert again["cpu_seconds"] is None, "that of the other sittings is not known"
+
+
+@pytest.fixture
+def quality(monkeypatch) -> ModuleType:
+    """The driver that measures other toolkits beside a recipe."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module("quality")
+
+
+def test_the_comparison_with_other_toolkits_reads_a_record(monkeypatch, quality, letters):
+    ours = letters / "transduce"
+    ours.mkdir()
+    words = ["reproduce", "letters", "--processes", 1, "--run-dir", ours / "run", "-o", ours / "record.json"]
+    assert command(*words).status == 0
+    monkeypatch.setattr(quality, "RECIPE", find_recipe("letters"))
+    monkeypatch.setattr(quality, "text", lambda split: load_split("copy", split))
+    monkeypatch.setattr(quality, "scores", lambda _folder, _name, answers: len(answers))
+    found, record = quality.ours(letters, Namespace(threads=1)), json.loads((ours / "record.json").read_text())
+    assert found["commit"] == machine.commit()
+    assert found["minutes"] * 60 == pytest.approx(record["wall_seconds"])
+    assert found["test"] == len(load_split("copy", "test").src)
 
 
 def test_a_run_that_began_with_the_weights_of_another_is_refused(letters):
