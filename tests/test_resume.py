@@ -20,7 +20,7 @@ import torch
 
 from transduce import cli, experiment, files, scoring
 from transduce.checkpoint import RunFolder
-from transduce.config import names_of, to_toml
+from transduce.config import to_table, to_toml
 from transduce.corpus import Surroundings, read_corpus
 from transduce.data import encode_pairs
 from transduce.errors import ConfigMismatchError, RunFolderError, TransduceError
@@ -505,6 +505,10 @@ def test_two_hundred_kills_lose_nothing(config: ExperimentConfig, finished: Path
 
 
 # Changed settings
+
+
+def names_of(config: ExperimentConfig) -> list[str]:
+    return [f"{section}.{name}" for section, settings in to_table(config).items() for name in settings]
 
 
 def test_every_setting_is_in_exactly_one_class_of_what_a_resumed_run_may_change(config: ExperimentConfig) -> None:

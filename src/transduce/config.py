@@ -92,11 +92,6 @@ def differences(old: object, new: object) -> dict[str, tuple[Any, Any]]:
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
 
 
-def names_of(settings: object) -> list[str]:
-    """The dotted names of all settings."""
-    return list(_flatten(to_table(settings)))
-
-
 def _flatten(table: Table, path: str = "") -> Table:
     flat: Table = {}
     for key, value in table.items():
