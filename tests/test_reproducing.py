@@ -228,6 +228,14 @@ def test_a_run_of_other_settings_is_refused_at_once_though_training_could_go_on(
     assert (refused.status, told in refused.err) == (78, True), "its rate fell to zero before the last steps"
 
 
+def test_a_run_that_saves_more_often_is_the_recipes_all_the_same(letters):
+    run = ["--run-dir", letters / "run"]
+    assert command("train", letters / "letters.toml", *run, "--training.save_every", 2).status == 0
+    found = command("reproduce", "letters", "--processes", 1, *run, "--resume")
+    assert found.status == 0, found.err
+    assert found.lines[0].startswith("test exact_match: ")
+
+
 def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
     words = ["reproduce", "letters", "--processes", 1, "--run-dir", letters / "run"]
     assert command(*words, "--seed", 1).status == 0

@@ -23,6 +23,8 @@ from transduce.settings import load_config
 from transduce.stopping import Stopped
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 
+# Settings that change no weights: what data say is compared by hash, and the search belongs to the scoring.
+_WITHOUT_EFFECT = ("data.", "decoding.", "training.save_every", "training.keep_checkpoints", "training.log_every")
 _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
 
 
@@ -78,8 +80,7 @@ def _refuse_other_settings(recipe: Recipe, folder: Path, arguments: argparse.Nam
     changes = differences(load_config(run.config, str(folder)), recipe.config(arguments.seed))
     names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])}
     names |= {"initialised_from"} & run.facts.keys()
-    # Where data lie is compared by hash, and the search belongs to the scoring.
-    if others := sorted(name for name in names if not name.startswith(("data.", "decoding."))):
+    if others := sorted(name for name in names if not name.startswith(_WITHOUT_EFFECT)):
         raise ConfigMismatchError(
             f"{folder} was not trained as {recipe.name} says for seed {arguments.seed} ({', '.join(others)}): choose "
             "another folder with --run-dir."
