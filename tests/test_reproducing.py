@@ -184,6 +184,18 @@ def test_a_row_tells_the_commit_of_every_sitting(letters):
     assert again["cpu_seconds"] is None, "that of the other sittings is not known"
 
 
+def test_a_commit_is_recorded_of_a_run_that_goes_on_and_not_told_as_another_machine(letters):
+    words = ["train", letters / "letters.toml", "--run-dir", letters / "run"]
+    assert command(*words).status == 0
+    folder = RunFolder.open(letters / "run")
+    folder.update_facts({"started": folder.facts["started"] | {"commit": "0123abc", "torch": "1.0"}})
+    resumed = command(*words, "--resume")
+    assert "torch was 1.0 and is " in resumed.err
+    assert "commit was" not in resumed.err
+    (told,) = RunFolder.open(letters / "run").facts["resumed"]
+    assert told["machine"]["commit"] == machine.commit()
+
+
 @pytest.fixture
 def quality(monkeypatch) -> ModuleType:
     """The driver that measures other toolkits beside a recipe."""
