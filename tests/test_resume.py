@@ -672,14 +672,15 @@ def test_a_run_in_use_is_refused_before_anything_is_read(
             train(config, path, resume=True)
 
 
-def test_a_run_can_begin_from_another_and_be_resumed_with_the_same_settings(
+def test_a_run_can_begin_from_another_with_more_pairs_and_be_resumed_with_the_same_settings(
     config: ExperimentConfig, finished: Path, tmp_path: Path
 ) -> None:
     ancestor, _ = RunFolder.open(finished).read_model()
     data = write_pairs(tmp_path / "other.tsv", 50, seed=9)
+    (tmp_path / "more.tsv").write_text("abcabcab\tbacbacba\nabcabd\tdbacba\n")
     other = dataclasses.replace(
         config,
-        data=DataConfig(train=(str(data),), valid=config.data.valid),
+        data=DataConfig(train=(str(data),), valid=config.data.valid, more=(str(tmp_path / "more.tsv"),)),
         tokenizer=TokenizerConfig(source="words", target="words"),  # gives way to that of the run begun from
         model=replace(config.model, d_model=32, dropout=0.1),
     )
@@ -698,6 +699,7 @@ def test_a_run_can_begin_from_another_and_be_resumed_with_the_same_settings(
     folder = RunFolder.open(tmp_path / "run")
     assert folder.tokenizer == RunFolder.open(finished).tokenizer
     assert folder.facts["initialised_from"] == str(finished)
+    assert folder.facts["num_train_pairs"] == 52
     assert train(other, tmp_path / "run", init_from=finished, resume=True).step == NUM_STEPS
 
 
