@@ -1,11 +1,11 @@
 """What each known trick is worth on models of ours, on the validation part of Multi30k:
 
-    benchmarks/ledger.py answering RUN [--raw RUN]
+    benchmarks/ledger.py answering RUN RAW
         a finished run of the recipe `multi30k-tok` answers with one thing changed at a time, and its answers are scored
-        in another way; so are those of a run of `multi30k`, which has raw text. Minutes.
+        in another way; so are those of RAW, a run of `multi30k`, which has raw text. Minutes.
     benchmarks/ledger.py training FOLDER
-        the recipe with fewer steps, and again with one thing changed at a time. Two runs at once, about an hour; what
-        is in FOLDER already is gone on with.
+        the recipe with fewer steps, and again with one thing changed at a time. Two runs at once, about 40 minutes;
+        what is in FOLDER already is gone on with.
 
 The test parts are not looked at. docs/RESULTS.md shows the tables.
 """
@@ -24,19 +24,20 @@ from typing import Any
 
 import torch
 from prepare_work import load
-from workers import in_lines
 
 from transduce import __version__, machine
 from transduce.checkpoint import RunFolder
+from transduce.errors import DivergedError
+from transduce.files import write_atomically
 from transduce.metrics import compare, evaluate
 from transduce.predictor import Predictor
 from transduce.reading import Pairs
-from transduce.reproducing import find_recipe
-from transduce.settings import load_config
+from transduce.reproducing import commits_of, departures, find_recipe
+from transduce.settings import ExperimentConfig, load_config
 
 HERE = Path(__file__).parent
-RECIPE = find_recipe("multi30k-tok")
-STEPS = 2000
+RECIPE, RAW_RECIPE = "multi30k-tok", "multi30k"
+STEPS = 1500
 METRIC = "tokenized_bleu"
 BASELINE = "baseline"
 # One thing changed in answering, and how.
@@ -55,12 +56,13 @@ WEIGHTS = {"the last weights, not averaged": 1, "the mean of the last five check
 TRAININGS = {
     BASELINE: "",
     "seed 2": "--training.seed 2",
+    "seed 3": "--training.seed 3",
     "labels not smoothed": "--training.label_smoothing 0",
     "two vocabularies, as many pieces in each": "--tokenizer.joint false",
     "embeddings and output not shared": "--model.tie_embeddings false",
     "no weight decay": "--optim.weight_decay 0",
     "sinusoidal positions": "--model.positions sinusoidal",
-    "post-norm": "--model.norm_first false",
+    "post-norm, with a rate that it can bear": "--model.norm_first false --optim.learning_rate 0.001",
     "Muon for matrices": "--optim.method muon",
 }
 
@@ -70,16 +72,18 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results/ledger.json")
     parts = parser.add_subparsers(dest="part", required=True)
     answering = parts.add_parser("answering")
-    answering.add_argument("run", type=Path)
-    answering.add_argument("--raw", type=Path, help="a run of the recipe multi30k")
+    answering.add_argument("run", type=Path, help=f"of the recipe {RECIPE}")
+    answering.add_argument("raw", type=Path, help=f"of the recipe {RAW_RECIPE}")
     training = parts.add_parser("training")
     training.add_argument("folder", type=Path)
     arguments = parser.parse_args()
+    if not arguments.output.absolute().parent.is_dir():
+        parser.error(f"-o {arguments.output}: there is no such folder")
     how = {
-        "recipe": RECIPE.name,
-        "machine": {"device": machine.device_name(torch.device("cpu")), "cores": machine.num_cores()},
+        "recipe": RECIPE,
+        "machine": {"device": machine.cpu_model(), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
-        "commit": machine.commit(),  # before training: another one may be made meanwhile
+        "commit": machine.commit(),  # of the code that was read: another one may be made meanwhile
         "measured": datetime.now(UTC).date().isoformat(),
     }
     if arguments.part == "answering":
@@ -87,12 +91,13 @@ def main() -> None:
     else:
         found = trained(arguments.folder)
     parts_before = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    arguments.output.write_text(in_lines(parts_before | {arguments.part: found | how}))
+    text = json.dumps(parts_before | {arguments.part: found | how}, indent=1)
+    write_atomically(arguments.output, f"{text}\n".encode())
 
 
 def answered(run: Path) -> dict[str, Any]:
     """The run with one thing changed in its search or its weights."""
-    refuse_other(run, RECIPE.name)
+    refuse_other_run(run, RECIPE)
     given = {name: (answers_of(run, change), change) for name, change in ANSWERS.items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, number in WEIGHTS.items():
@@ -100,22 +105,24 @@ def answered(run: Path) -> dict[str, Any]:
             how = f"transduce average --last {number}"
             subprocess.run([sys.executable, "-m", *how.split(), str(run), "-o", str(other)], check=True)
             given[name] = answers_of(other), how
-    seed = load_config(RunFolder.open(run).config, str(run)).training.seed
-    return {"seed": seed, "rows": beside_baseline(given, validation_of(run))}
+    return {"seed": config_of(run).training.seed, "rows": beside_baseline(given, validation_of(run))}
 
 
-def scored(run: Path, raw: Path | None) -> dict[str, Any]:
+def scored(run: Path, raw: Path) -> dict[str, Any]:
     """Answers scored in another way: no difference is tested, as the numbers are not of one kind."""
-    ways = {"as in the published tables": (run, METRIC, str), "13a on the same answers": (run, "bleu", str)}
-    if raw is not None:
-        refuse_other(raw, "multi30k")
-        ways |= {"raw text, 13a": (raw, "bleu", str), "raw text, 13a, in lower case": (raw, "bleu", str.lower)}
+    refuse_other_run(raw, RAW_RECIPE)
+    ways = {
+        "as in the published tables": (run, METRIC, str),
+        "13a on the same answers": (run, "bleu", str),
+        "raw text, 13a": (raw, "bleu", str),
+        "raw text, 13a, in lower case": (raw, "bleu", str.lower),
+    }
     rows = []
     for name, (folder, metric, form) in ways.items():
         answers, references = answers_of(folder), validation_of(folder).tgt
         (score,) = evaluate([metric], list(map(form, answers)), [list(map(form, references))])
         rows.append({"changed": name, "how": score.signature, "score": round(score.value, 2)})
-    return {"scored_otherwise": rows}
+    return {"raw_recipe": RAW_RECIPE, "raw_seed": config_of(raw).training.seed, "scored_otherwise": rows}
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -123,35 +130,51 @@ def trained(folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     runs = {name: folder / name.replace(" ", "-").replace(",", "") for name in TRAININGS}
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda name: train(name, runs[name]), TRAININGS))
-    given = {name: (answers_of(runs[name]), change) for name, change in TRAININGS.items()}
-    return {"steps": STEPS, "rows": beside_baseline(given, validation_of(runs[BASELINE]))}
+        ended = dict(zip(TRAININGS, pool.map(lambda name: train(name, runs[name]), TRAININGS), strict=True))
+    given = {name: (answers_of(runs[name]), change) for name, change in TRAININGS.items() if ended[name]}
+    rows = beside_baseline(given, validation_of(runs[BASELINE]))
+    for row in rows:
+        run = RunFolder.open(runs[row["changed"]])
+        parameters, _ = run.read_model()
+        row |= {"parameters": sum(value.numel() for value in parameters.values()), "commits": commits_of(run)}
+    diverged = [{"changed": name, "how": TRAININGS[name], "score": None} for name in TRAININGS if not ended[name]]
+    return {"steps": STEPS, "rows": [*rows, *diverged]}
 
 
-def train(name: str, run: Path) -> None:
-    """Trains with that one thing changed; goes on with what is there."""
-    command = [sys.executable, "-m", "transduce", "train", str(RECIPE.config_path), "--run-dir", str(run)]
-    words = f"--resume --quiet --threads 1 --training.steps {STEPS} --training.validate_every {STEPS}"
-    subprocess.run([*command, *words.split(), *TRAININGS[name].split()], check=True)
-    print(f"{name}: trained", flush=True)
+def train(name: str, run: Path) -> bool:
+    """Trains with that one thing changed, going on with what is there; whether it came to its end, or diverged."""
+    if (run / "run.json").exists() and config_of(run).training.steps != STEPS:
+        sys.exit(f"{run} was planned for other steps than {STEPS:,}: take another FOLDER.")
+    command = [sys.executable, "-m", "transduce", "train", str(find_recipe(RECIPE).config_path), "--run-dir", str(run)]
+    words = f"--resume --quiet --device cpu --threads 1 --training.steps {STEPS} --training.validate_every {STEPS}"
+    status = subprocess.run([*command, *words.split(), *TRAININGS[name].split()]).returncode
+    if status not in {0, DivergedError.exit_status}:
+        sys.exit(f"{name}: training ended with status {status}; the same command goes on.")
+    print(f"{name}: {'diverged' if status else 'trained'}", flush=True)
+    return status == 0
 
 
-def refuse_other(run: Path, name: str) -> None:
-    """Exits if the run is not one of the recipe; the seed is its own."""
-    config = load_config(RunFolder.open(run).config, str(run))
-    if config != find_recipe(name).config(config.training.seed):
+def refuse_other_run(run: Path, name: str) -> None:
+    """Exits if the run is not one of the recipe to the last setting, from its first step on; the seed is its own."""
+    recipe, config = find_recipe(name), config_of(run)
+    seed = config.training.seed
+    if config != recipe.config(seed) or departures(recipe, RunFolder.open(run), seed=seed):
         sys.exit(f"{run} was not trained as the recipe {name} says: give the folder of `transduce reproduce {name}`.")
+
+
+def config_of(run: Path, *changes: str) -> ExperimentConfig:
+    return load_config(RunFolder.open(run).config, str(run), changes)
 
 
 @cache
 def answers_of(run: Path, change: str = "") -> list[str]:
     """Its answers to the validation part of its own data, searched as the recipe says but for `change`."""
-    config = load_config(RunFolder.open(run).config, str(run), change.split())
-    return Predictor.load(run, decoding=config.decoding).predict(validation_of(run).src)
+    decoding = config_of(run, *change.split()).decoding
+    return Predictor.load(run, device="cpu", decoding=decoding).predict(validation_of(run).src)
 
 
 def validation_of(run: Path) -> Pairs:
-    return load(load_config(RunFolder.open(run).config, str(run)).data.dataset, "valid")
+    return load(config_of(run).data.dataset, "valid")
 
 
 def beside_baseline(given: dict[str, tuple[Sequence[str], str]], validation: Pairs) -> list[dict[str, Any]]:

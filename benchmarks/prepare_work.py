@@ -15,6 +15,7 @@ import numpy as np
 
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import load_split
+from transduce.fetching import DEFAULT_CACHE
 from transduce.reading import Pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 
@@ -30,9 +31,9 @@ def main(folder: Path) -> None:
 
 
 def load(dataset: str, split: str) -> Pairs:
-    """A split of a named set, from where TRANSDUCE_DATA says."""
-    root = os.environ.get("TRANSDUCE_DATA")
-    return load_split(dataset, split, root=Path(root) if root else None)
+    """A split of a named set, from where TRANSDUCE_DATA and TRANSDUCE_CACHE say."""
+    root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
+    return load_split(dataset, split, root=Path(root) if root else None, cache=Path(cache) if cache else DEFAULT_CACHE)
 
 
 def write_work(folder: Path, data: str, tokenizer: Tokenizer, pairs: EncodedPairs) -> dict[str, Any]:

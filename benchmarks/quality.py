@@ -34,7 +34,7 @@ from transduce.reproducing import find_recipe
 from transduce.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
-RECIPE = find_recipe("tatoeba")
+RECIPE = "tatoeba"
 OURS = "transduce"
 METRICS = ("bleu", "chrf")
 # Of each rival: its environment, learning rate and tokens a batch.
@@ -67,9 +67,9 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     run, record = folder / OURS / "run", folder / OURS / "record.json"
     if not record.exists():
         how = ["--resume", "--processes", arguments.threads, "--threads", 1, "--run-dir", run, "-o", record]
-        subprocess.run([str(word) for word in (sys.executable, "-m", OURS, "reproduce", RECIPE.name, *how)], check=True)
+        subprocess.run([str(word) for word in (sys.executable, "-m", OURS, "reproduce", RECIPE, *how)], check=True)
     found = json.loads(record.read_text())
-    if found["settings"] != RECIPE.settings:
+    if found["settings"] != find_recipe(RECIPE).settings:
         sys.exit(f"{record} is of other settings than the recipe has now: take another folder.")
     answers = Predictor.load(run).predict(text("test").src)
     return {
@@ -121,7 +121,7 @@ def rival(name: str, folder: Path, tokenizer: Tokenizer, arguments: argparse.Nam
 
 def prepare(folder: Path) -> Tokenizer:
     """Writes the pairs in the pieces of our recipe, unless they are there."""
-    config = RECIPE.config(seed=1)
+    config = find_recipe(RECIPE).config(seed=1)
     train = text("train")
     tokenizer = Tokenizer.learn(config.tokenizer, train.src, train.tgt)
     kept = folder / "tokenizer.json"
@@ -145,7 +145,7 @@ def refuse_other(path: Path, content: str) -> None:
 
 @cache
 def text(split: str) -> Pairs:
-    return load(RECIPE.config(seed=1).data.dataset, split)
+    return load(find_recipe(RECIPE).config(seed=1).data.dataset, split)
 
 
 def answered(name: str, folder: Path, *, tokenizer: Tokenizer, split: str, snapshot: str, threads: int) -> list[str]:

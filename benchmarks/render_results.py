@@ -27,15 +27,15 @@ HEAD = """# Results
 
 Every number below comes from a command that stands beside it, from JSON that is in the repository
 (`src/transduce/recipes/`, `benchmarks/results/`), and can be had again: `transduce reproduce NAME` trains one row,
-scores it once on its test sets and says whether it came out as recorded here. `transduce reproduce` alone lists the
-rows.
+scores it once on its test sets and, where several seeds are recorded, says whether it came out as they did.
+`transduce reproduce` alone lists the rows.
 
 Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
 segments. Test sets were scored once for each seed of a finished recipe. Settings were chosen on validation; that its
 loss says more than its BLEU, and which of several finished recipes stay, was decided with test scores known.
 Core-minutes are minutes of training and validating times the cores that a run had; CPU time is that of the whole
 command but for the final scoring. Commits are those of a run's sittings, in order; the last one scored, too, and may
-have done no more than that.
+have done no more than that. Runs that did not record theirs yet had them filled in by hand (docs/LOG.md names them).
 """
 
 
@@ -70,13 +70,13 @@ def overview(recipes: Sequence[Recipe]) -> str:
     rows = []
     for recipe in recipes:
         minutes = [cores_of(run) * run["wall_seconds"] / 60 for run in recipe.results]
-        spent = f"{statistics.mean(minutes):.0f}" if minutes else ""
+        mean = f"{statistics.mean(minutes):.0f}" if minutes else ""
         for row in rows_of(recipe, recipe.results):
             best = (max if row.is_higher_better else min)(row.published.values(), default=None)
             others = "" if best is None else f"{best:.2f}"
             name = f"[{recipe.name}](#{recipe.name})"
             rows.append(
-                [name, row.test, label_of(row.metric), f"**{row.mean:.2f}**", str(len(row.values)), others, spent]
+                [name, row.test, label_of(row.metric), f"**{row.mean:.2f}**", str(len(row.values)), others, mean]
             )
     head = ["row", "test set", "score", "ours, mean", "seeds", "best of the published ones beside it", "core-minutes"]
     return "\n".join([*table(head, rows), ""])
@@ -118,7 +118,7 @@ def beside_others() -> str:
             for d in differences
             if d
         ]
-        when = f"{peer['measured']}, `{(peer['commit'] or '')[:12]}`"
+        when = f"{peer['measured']}, `{short_commit(peer['commit'])}`"
         rows.append([TITLES[name], f"{peer['minutes']:.0f}", *scores, *(ahead or ["", ""]), when])
     return "\n".join(
         [
@@ -150,11 +150,12 @@ def ledger() -> str:
     if answering := found.get("answering"):
         lines += [
             f"**In answering**: `{answering['recipe']}`, seed {answering['seed']}. "
-            f"{how_measured(answering, 'answering RUN')}",
+            f"{how_measured(answering, 'answering RUN RAW', [answering['commit']])}",
             "",
             *table(["changed", "BLEU", "difference", "how"], list(map(trick, answering["rows"]))),
             "",
-            "**In scoring**: numbers of different kinds, not to be compared with each other.",
+            "**In scoring**: numbers of different kinds, not to be compared with each other; raw text is that of "
+            f"`{answering['raw_recipe']}`, seed {answering['raw_seed']}.",
             "",
             *table(["scored", "BLEU", "", "signature"], list(map(trick, answering["scored_otherwise"]))),
             "",
@@ -163,27 +164,35 @@ def ledger() -> str:
     if training is None:
         lines += ["**In training**: not measured yet.", ""]
     else:
+        rows = training["rows"]
+        commits = list(dict.fromkeys(commit for row in rows for commit in row.get("commits", [])))
         lines += [
-            f"**In training**: `{training['recipe']}` with {training['steps']:,} steps on one thread; another seed "
-            f"shows what chance does. {how_measured(training, 'training FOLDER')}",
+            f"**In training**: `{training['recipe']}` with {training['steps']:,} steps on one thread. Intervals are of "
+            "the segments alone: other seeds show what chance in training adds. All that is not changed is as it was "
+            "found good for the baseline, which favours that, and few steps favour what learns fast. "
+            f"{how_measured(training, 'training FOLDER', commits)}",
             "",
-            *table(["changed", "BLEU", "difference", "how"], list(map(trick, training["rows"]))),
+            *table(["changed", "BLEU", "difference", "how", "parameters"], list(map(trick, rows))),
             "",
         ]
     return "\n".join(lines)
 
 
-def how_measured(part: dict[str, Any], words: str) -> str:
+def how_measured(part: dict[str, Any], words: str, commits: Sequence[str | None]) -> str:
+    of = ", ".join(f"`{short_commit(commit)}`" for commit in commits)
     return (
         f"`benchmarks/ledger.py {words}`, {part['measured']}, {part['machine']['cores']} cores of "
-        f"{part['machine']['device']}, torch {part['versions']['torch']}, commit `{(part['commit'] or '')[:12]}`."
+        f"{part['machine']['device']}, torch {part['versions']['torch']}, commit{'s' * (len(commits) > 1)} {of}."
     )
 
 
 def trick(row: dict[str, Any]) -> list[str]:
+    """What was changed, its score, the difference to the baseline, how to do so, and of what was trained its size."""
+    score = "diverged" if row["score"] is None else f"{row['score']:.2f}"
     told = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
     how = row["how"].replace("|", "\\|")  # or a cell would end there
-    return [row["changed"], f"{row['score']:.2f}", told, f"`{how}`" if how else ""]
+    size = [f"{row['parameters']:,}"] if "parameters" in row else []
+    return [row["changed"], score, told, f"`{how}`" if how else "", *size]
 
 
 def recorded(name: str) -> dict[str, Any] | None:

@@ -71,9 +71,9 @@ def train(
         if corpus is None:
             corpus = read_corpus(config.data, surroundings)
         if folder is not None:
-            run = _reopen(config, folder, corpus, process, surroundings, accept_changes, commit)
+            run = _reopen(config, folder, corpus, process, surroundings, accept_changes=accept_changes, commit=commit)
         else:
-            run = _begin(config, run_dir, corpus, process, surroundings, init_from, commit)
+            run = _begin(config, run_dir, corpus, process, surroundings, init_from=init_from, commit=commit)
             process.decide(lambda: held.enter_context(run.folder.lock()))
         return _train(run, corpus, process, surroundings, started)
 
@@ -104,6 +104,7 @@ def _begin(
     corpus: Corpus,
     process: Process,
     surroundings: Surroundings,
+    *,
     init_from: Path | None,
     commit: str | None,
 ) -> _Run:
@@ -137,11 +138,14 @@ def _reopen(
     corpus: Corpus,
     process: Process,
     surroundings: Surroundings,
+    *,
     accept_changes: bool,
     commit: str | None,
 ) -> _Run:
     """The run in `folder` as its newest checkpoint left it. Raises ConfigMismatchError for what may not change."""
-    config, step = process.decide(lambda: _settle(config, folder, corpus, surroundings, accept_changes, commit))
+    config, step = process.decide(
+        lambda: _settle(config, folder, corpus, surroundings, accept_changes=accept_changes, commit=commit)
+    )
     tokenizer = Tokenizer.from_json(folder.tokenizer)
     pairs = learn_and_encode(config, corpus, folder.tokenizer, process, surroundings).pairs
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
@@ -153,6 +157,7 @@ def _settle(
     folder: RunFolder,
     corpus: Corpus,
     surroundings: Surroundings,
+    *,
     accept_changes: bool,
     commit: str | None,
 ) -> tuple[ExperimentConfig, int | None]:

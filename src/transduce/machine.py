@@ -84,7 +84,7 @@ def commit() -> str | None:
         return None
 
 
-def short_commit(commit: str | None) -> str:
+def short_commit(full: str | None) -> str:
     """Its first twelve digits, with the "-dirty" if it has one; of None, "unknown"."""
-    digits, _, dirty = (commit or "unknown").partition("-")
+    digits, _, dirty = (full or "unknown").partition("-")
     return f"{digits[:12]}{dirty and f'-{dirty}'}"

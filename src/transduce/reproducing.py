@@ -12,7 +12,7 @@ import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from transduce import __version__, machine
 from transduce.checkpoint import RunFolder
+from transduce.config import differences
 from transduce.corpus import Surroundings
 from transduce.datasets import load_split
 from transduce.errors import TransduceError, nearest
@@ -29,6 +30,13 @@ from transduce.scoring import score
 from transduce.settings import ExperimentConfig, load_config
 
 _FOLDER = Path(__file__).parent / "recipes"
+# Settings that change no weights: what data say is compared by hash, validation has a width of its own and, as it is
+# greedy, no use for what lengths are worth.
+_WITHOUT_EFFECT = {
+    *("data.dataset", "data.train", "data.valid", "data.more"),
+    *("decoding.beam_size", "decoding.length_penalty", "decoding.length_norm"),
+    *("training.save_every", "training.keep_checkpoints", "training.log_every"),
+}
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom: how far the mean of few seeds may be from that of many.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -58,7 +66,10 @@ class Recipe:
 
     @property
     def settings(self) -> str:
-        """A digest of the settings: results of other settings are not this recipe's."""
+        """A digest of the settings in its file: results of others are not this recipe's.
+
+        Settings that are not there have their defaults, which are those of the commit that a result names.
+        """
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -96,21 +107,29 @@ def find_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
-def measure(recipe: Recipe, folder: RunFolder, surroundings: Surroundings, *, cpu_seconds: float) -> dict[str, Any]:
-    """Scores the finished run in `folder` on the recipe's test sets: what its JSON has of a seed.
+def departures(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
+    """In what a run is not this recipe's with `seed`, from its first step on: settings, and weights it began with."""
+    changes = differences(load_config(run.config, str(run.path)), recipe.config(seed))
+    names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])} - _WITHOUT_EFFECT
+    ancestor = run.facts.get("initialised_from")
+    return sorted(names) + ([f"it began with the weights of {ancestor}"] if ancestor else [])
+
+
+def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_seconds: float) -> dict[str, Any]:
+    """Scores a finished run on the recipe's test sets: what its JSON has of a seed.
 
     `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all.
     """
-    config = load_config(folder.config, str(folder.path))
-    predictor = Predictor.load(folder.path, device=surroundings.device)
-    state = TrainerState.from_dict(folder.read_checkpoint(folder.checkpoints()[-1])[1])
+    config = load_config(run.config, str(run.path))
+    predictor = Predictor.load(run.path, device=surroundings.device)
+    state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
     found: dict[str, dict[str, Any]] = {}
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
         groups = config.validation.group_sources
         scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=groups)
         found[split] = {result.name: result.as_dict() for result in scores}
-    seed, started = config.training.seed, folder.facts["started"]
+    seed, started = config.training.seed, run.facts["started"]
     how = {"processes": started["processes"], "threads": started["threads"]}
     options = "".join(f" --{name} {number}" for name, number in how.items())
     return {
@@ -124,21 +143,21 @@ def measure(recipe: Recipe, folder: RunFolder, surroundings: Surroundings, *, cp
         "steps": state.step,
         "best_step": state.best_step,
         "wall_seconds": round(state.seconds + state.validation_seconds, 1),
-        "cpu_seconds": None if folder.facts.get("resumed") else round(cpu_seconds, 1),
+        "cpu_seconds": None if run.facts.get("resumed") else round(cpu_seconds, 1),
         "validations": [
             {name: round(value, 4) for name, value in row.items() if name != "kind"}
-            for row in folder.metrics()
+            for row in run.metrics()
             if row["kind"] == "validation"
         ],
         "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
         "versions": {"transduce": __version__, "torch": torch.__version__},
-        "commits": _commits(folder),
-        "measured": date.today().isoformat(),
+        "commits": commits_of(run),
+        "measured": datetime.now(UTC).date().isoformat(),
     }
 
 
-def _commits(run: RunFolder) -> list[str]:
-    """Those of its sittings, in order, without equal neighbours; none of code that lay in no checkout."""
+def commits_of(run: RunFolder) -> list[str]:
+    """Those of a run's sittings, in order, without equal neighbours; none of code that lay in no checkout."""
     sittings = [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
     found = [sitting["commit"] for sitting in sittings if sitting.get("commit")]
     return [commit for commit, _ in itertools.groupby(found)]

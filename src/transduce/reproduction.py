@@ -14,17 +14,13 @@ from rich.table import Table
 
 from transduce import machine
 from transduce.checkpoint import RunFolder
-from transduce.config import differences
 from transduce.distributed import spawn
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.predictor import find_device
-from transduce.reproducing import Recipe, find_recipe, judged, list_recipes, measure, rows_of
-from transduce.settings import load_config
+from transduce.reproducing import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of
 from transduce.stopping import Stopped
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 
-# Settings that change no weights: what data say is compared by hash, and the search belongs to the scoring.
-_WITHOUT_EFFECT = ("data.", "decoding.", "training.save_every", "training.keep_checkpoints", "training.log_every")
 _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
 
 
@@ -64,7 +60,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
 def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     """Trains the recipe in processes of its own, by a command that anyone can give as well; the exit status."""
     if arguments.resume:
-        _refuse_other_settings(recipe, run_dir, arguments)
+        _refuse_other_run(recipe, run_dir, arguments)
     words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
     words += ["--device", arguments.device]
     words += ["--threads", str(arguments.threads)] if arguments.threads else []
@@ -72,18 +68,23 @@ def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     return spawn(_num_processes(arguments), words)
 
 
-def _refuse_other_settings(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> None:
-    """Raises ConfigMismatchError if a run is there that is not this recipe's from its first step on."""
+def _refuse_other_run(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> None:
+    """Raises ConfigMismatchError if a run is there that is not this recipe's from its first step on, on these cores."""
     if not (folder / "run.json").exists():
         return
     run = RunFolder.open(folder)
-    changes = differences(load_config(run.config, str(folder)), recipe.config(arguments.seed))
-    names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])}
-    names |= {"initialised_from"} & run.facts.keys()
-    if others := sorted(name for name in names if not name.startswith(_WITHOUT_EFFECT)):
+    if found := departures(recipe, run, seed=arguments.seed):
         raise ConfigMismatchError(
-            f"{folder} was not trained as {recipe.name} says for seed {arguments.seed} ({', '.join(others)}): choose "
+            f"{folder} was not trained as {recipe.name} says for seed {arguments.seed} ({', '.join(found)}): choose "
             "another folder with --run-dir."
+        )
+    began = {name: run.facts["started"][name] for name in ("processes", "threads")}
+    now = {"processes": _num_processes(arguments), "threads": arguments.threads or began["threads"]}
+    if now != began:
+        how = " ".join(f"--{name} {number}" for name, number in began.items())
+        raise ConfigMismatchError(
+            f"{folder} was begun with {how}, and its minutes count as of these: give the same, or choose another "
+            "folder with --run-dir."
         )
 
 
