@@ -98,7 +98,7 @@ def _add_reproduce(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(
         verbs,
         "reproduce",
-        "run one row of docs/RESULTS.md again, and say whether it came out as recorded there",
+        "run one row of docs/RESULTS.md again, and compare with what is recorded there",
         epilog="Without a name: lists the rows, with what was recorded and what others published.",
     )
     verb.add_argument("name", nargs="?", metavar="NAME", help="a row of the results")
