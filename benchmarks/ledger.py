@@ -34,6 +34,7 @@ from transduce.predictor import Predictor
 from transduce.reading import Pairs
 from transduce.reproducing import commits_of, departures, find_recipe
 from transduce.settings import ExperimentConfig, load_config
+from transduce.streams import refuse_missing_folder
 
 HERE = Path(__file__).parent
 RECIPE, RAW_RECIPE = "multi30k-tok", "multi30k"
@@ -58,11 +59,11 @@ TRAININGS = {
     "seed 2": "--training.seed 2",
     "seed 3": "--training.seed 3",
     "labels not smoothed": "--training.label_smoothing 0",
-    "two vocabularies, as many pieces in each": "--tokenizer.joint false",
+    "two vocabularies, of at most as many pieces each": "--tokenizer.joint false",
     "embeddings and output not shared": "--model.tie_embeddings false",
     "no weight decay": "--optim.weight_decay 0",
     "sinusoidal positions": "--model.positions sinusoidal",
-    "post-norm, with a rate that it can bear": "--model.norm_first false --optim.learning_rate 0.001",
+    "no dropout": "--model.dropout 0",
     "Muon for matrices": "--optim.method muon",
 }
 
@@ -77,8 +78,8 @@ def main() -> None:
     training = parts.add_parser("training")
     training.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    if not arguments.output.absolute().parent.is_dir():
-        parser.error(f"-o {arguments.output}: there is no such folder")
+    refuse_missing_folder(str(arguments.output))
+    parts_before = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     how = {
         "recipe": RECIPE,
         "machine": {"device": machine.cpu_model(), "cores": machine.num_cores()},
@@ -87,17 +88,17 @@ def main() -> None:
         "measured": datetime.now(UTC).date().isoformat(),
     }
     if arguments.part == "answering":
+        refuse_other_run(arguments.run, RECIPE)
+        refuse_other_run(arguments.raw, RAW_RECIPE)
         found = answered(arguments.run) | scored(arguments.run, arguments.raw)
     else:
         found = trained(arguments.folder)
-    parts_before = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     text = json.dumps(parts_before | {arguments.part: found | how}, indent=1)
     write_atomically(arguments.output, f"{text}\n".encode())
 
 
 def answered(run: Path) -> dict[str, Any]:
     """The run with one thing changed in its search or its weights."""
-    refuse_other_run(run, RECIPE)
     given = {name: (answers_of(run, change), change) for name, change in ANSWERS.items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, number in WEIGHTS.items():
@@ -110,7 +111,6 @@ def answered(run: Path) -> dict[str, Any]:
 
 def scored(run: Path, raw: Path) -> dict[str, Any]:
     """Answers scored in another way: no difference is tested, as the numbers are not of one kind."""
-    refuse_other_run(raw, RAW_RECIPE)
     ways = {
         "as in the published tables": (run, METRIC, str),
         "13a on the same answers": (run, "bleu", str),
@@ -129,8 +129,14 @@ def trained(folder: Path) -> dict[str, Any]:
     """The recipe with fewer steps, and with one thing changed in its training."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = {name: folder / name.replace(" ", "-").replace(",", "") for name in TRAININGS}
+    if others := [
+        run for run in runs.values() if (run / "run.json").exists() and config_of(run).training.steps != STEPS
+    ]:
+        sys.exit(f"{others[0]} was planned for other steps than {STEPS:,}: take another FOLDER.")
     with ThreadPoolExecutor(2) as pool:
         ended = dict(zip(TRAININGS, pool.map(lambda name: train(name, runs[name]), TRAININGS), strict=True))
+    if not ended[BASELINE]:
+        sys.exit("the baseline diverged: there is nothing to compare with.")
     given = {name: (answers_of(runs[name]), change) for name, change in TRAININGS.items() if ended[name]}
     rows = beside_baseline(given, validation_of(runs[BASELINE]))
     for row in rows:
@@ -143,8 +149,6 @@ def trained(folder: Path) -> dict[str, Any]:
 
 def train(name: str, run: Path) -> bool:
     """Trains with that one thing changed, going on with what is there; whether it came to its end, or diverged."""
-    if (run / "run.json").exists() and config_of(run).training.steps != STEPS:
-        sys.exit(f"{run} was planned for other steps than {STEPS:,}: take another FOLDER.")
     command = [sys.executable, "-m", "transduce", "train", str(find_recipe(RECIPE).config_path), "--run-dir", str(run)]
     words = f"--resume --quiet --device cpu --threads 1 --training.steps {STEPS} --training.validate_every {STEPS}"
     status = subprocess.run([*command, *words.split(), *TRAININGS[name].split()]).returncode
@@ -155,11 +159,18 @@ def train(name: str, run: Path) -> bool:
 
 
 def refuse_other_run(run: Path, name: str) -> None:
-    """Exits if the run is not one of the recipe to the last setting, from its first step on; the seed is its own."""
-    recipe, config = find_recipe(name), config_of(run)
+    """Exits if the run is not one of the recipe to the last setting, from its first step to its last.
+
+    The seed is its own.
+    """
+    recipe, config, folder = find_recipe(name), config_of(run), RunFolder.open(run)
     seed = config.training.seed
-    if config != recipe.config(seed) or departures(recipe, RunFolder.open(run), seed=seed):
-        sys.exit(f"{run} was not trained as the recipe {name} says: give the folder of `transduce reproduce {name}`.")
+    is_finished = folder.checkpoints()[-1:] == [config.training.steps]
+    if config != recipe.config(seed) or departures(recipe, folder, seed=seed) or not is_finished:
+        sys.exit(
+            f"{run} was not trained as the recipe {name} says, from its first step to its last: give the folder of "
+            f"`transduce reproduce {name}`."
+        )
 
 
 def config_of(run: Path, *changes: str) -> ExperimentConfig:

@@ -5,7 +5,6 @@ read text. TRANSDUCE_DATA names a folder that has the pairs; without it they are
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import load_split
-from transduce.fetching import DEFAULT_CACHE
+from transduce.fetching import folders_by_environment
 from transduce.reading import Pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 
@@ -32,8 +31,8 @@ def main(folder: Path) -> None:
 
 def load(dataset: str, split: str) -> Pairs:
     """A split of a named set, from where TRANSDUCE_DATA and TRANSDUCE_CACHE say."""
-    root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
-    return load_split(dataset, split, root=Path(root) if root else None, cache=Path(cache) if cache else DEFAULT_CACHE)
+    root, cache = folders_by_environment()
+    return load_split(dataset, split, root=root, cache=cache)
 
 
 def write_work(folder: Path, data: str, tokenizer: Tokenizer, pairs: EncodedPairs) -> dict[str, Any]:

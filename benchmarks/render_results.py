@@ -179,7 +179,7 @@ def ledger() -> str:
 
 
 def how_measured(part: dict[str, Any], words: str, commits: Sequence[str | None]) -> str:
-    of = ", ".join(f"`{short_commit(commit)}`" for commit in commits)
+    of = ", ".join(f"`{short_commit(commit)}`" for commit in commits or [None])
     return (
         f"`benchmarks/ledger.py {words}`, {part['measured']}, {part['machine']['cores']} cores of "
         f"{part['machine']['device']}, torch {part['versions']['torch']}, commit{'s' * (len(commits) > 1)} {of}."

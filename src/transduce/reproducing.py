@@ -156,10 +156,14 @@ def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_s
     }
 
 
+def sittings_of(run: RunFolder) -> list[dict[str, Any]]:
+    """On what machine, with how many processes and threads, each sitting of a run was."""
+    return [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
+
+
 def commits_of(run: RunFolder) -> list[str]:
     """Those of a run's sittings, in order, without equal neighbours; none of code that lay in no checkout."""
-    sittings = [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
-    found = [sitting["commit"] for sitting in sittings if sitting.get("commit")]
+    found = [sitting["commit"] for sitting in sittings_of(run) if sitting.get("commit")]
     return [commit for commit, _ in itertools.groupby(found)]
 
 

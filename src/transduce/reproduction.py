@@ -17,7 +17,7 @@ from transduce.checkpoint import RunFolder
 from transduce.distributed import spawn
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.predictor import find_device
-from transduce.reproducing import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of
+from transduce.reproducing import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of, sittings_of
 from transduce.stopping import Stopped
 from transduce.streams import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 
@@ -59,32 +59,31 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     """Trains the recipe in processes of its own, by a command that anyone can give as well; the exit status."""
-    if arguments.resume:
-        _refuse_other_run(recipe, run_dir, arguments)
+    processes, threads = _num_processes(arguments), arguments.threads
+    if arguments.resume and (run_dir / "run.json").exists():
+        run = RunFolder.open(run_dir)
+        threads = threads or run.facts["started"]["threads"]
+        _refuse_other_run(recipe, run, seed=arguments.seed, cores=(processes, threads))
     words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
     words += ["--device", arguments.device]
-    words += ["--threads", str(arguments.threads)] if arguments.threads else []
+    words += ["--threads", str(threads)] if threads else []
     words += [f"--{name}" for name in ("resume", "quiet", "debug") if getattr(arguments, name)]
-    return spawn(_num_processes(arguments), words)
+    return spawn(processes, words)
 
 
-def _refuse_other_run(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> None:
-    """Raises ConfigMismatchError if a run is there that is not this recipe's from its first step on, on these cores."""
-    if not (folder / "run.json").exists():
-        return
-    run = RunFolder.open(folder)
-    if found := departures(recipe, run, seed=arguments.seed):
+def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple[int, int]) -> None:
+    """Raises ConfigMismatchError if a run is not this recipe's from its first step on, or not on as many cores."""
+    if found := departures(recipe, run, seed=seed):
         raise ConfigMismatchError(
-            f"{folder} was not trained as {recipe.name} says for seed {arguments.seed} ({', '.join(found)}): choose "
-            "another folder with --run-dir."
-        )
-    began = {name: run.facts["started"][name] for name in ("processes", "threads")}
-    now = {"processes": _num_processes(arguments), "threads": arguments.threads or began["threads"]}
-    if now != began:
-        how = " ".join(f"--{name} {number}" for name, number in began.items())
-        raise ConfigMismatchError(
-            f"{folder} was begun with {how}, and its minutes count as of these: give the same, or choose another "
+            f"{run.path} was not trained as {recipe.name} says for seed {seed} ({', '.join(found)}): choose another "
             "folder with --run-dir."
+        )
+    used = [(sitting["processes"], sitting["threads"]) for sitting in sittings_of(run)]
+    if others := {*used, cores} - {used[0]}:
+        ways = [f"--processes {processes} --threads {threads}" for processes, threads in (used[0], *sorted(others))]
+        raise ConfigMismatchError(
+            f"{run.path} began with {ways[0]} and its minutes count as of these, so that it cannot go on, or have gone "
+            f"on, with {' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
         )
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from transduce.annotation import Annotation
 from transduce.corpus import Surroundings
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
-from transduce.fetching import DEFAULT_CACHE
+from transduce.fetching import folders_by_environment
 from transduce.files import explained_read_errors, explained_write_errors, read_bytes, replacing
 from transduce.metrics import Score
 from transduce.predictor import Prediction
@@ -30,12 +30,12 @@ _CHUNK_BYTES = 1 << 12  # read at a time: unpacked, they can be a thousand times
 
 def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
     """What the options on every verb and the environment say of where a run is."""
-    root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
+    root, cache = folders_by_environment()
     is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
     return Surroundings(
         device=arguments.device,
-        data_root=Path(root) if root else None,
-        data_cache=Path(cache) if cache else DEFAULT_CACHE,
+        data_root=root,
+        data_cache=cache,
         report=(lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
         show_progress=not arguments.quiet,
     )

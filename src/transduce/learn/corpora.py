@@ -1,13 +1,13 @@
 """Pairs to translate: image captions where they can be had, else sentences of a small grammar, and which of the two."""
 
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transduce.datasets import DEFAULT_CACHE, load_split
+from transduce.datasets import load_split
 from transduce.errors import TransduceError
+from transduce.fetching import folders_by_environment
 
 Rows = list[tuple[str, str]]  # (English, German)
 
@@ -31,12 +31,10 @@ class TranslationCorpus:
 
 def captions() -> TranslationCorpus | None:
     """Multi30k: 29,000 captions of photographs. None where they are neither at hand nor to be fetched."""
-    root = os.environ.get("TRANSDUCE_DATA")
-    cache = Path(os.environ.get("TRANSDUCE_CACHE") or DEFAULT_CACHE)
+    root, cache = folders_by_environment()
     try:
         parts = [
-            load_split("multi30k-en-de", split, root=Path(root) if root else None, cache=cache)
-            for split in ("train", "valid", "test2016")
+            load_split("multi30k-en-de", split, root=root, cache=cache) for split in ("train", "valid", "test2016")
         ]
     except TransduceError:
         return None
