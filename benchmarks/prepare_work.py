@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from transduce.corpus import folders_by_environment
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
 from transduce.datasets import load_split
-from transduce.fetching import folders_by_environment
 from transduce.reading import Pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 

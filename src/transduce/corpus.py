@@ -1,5 +1,6 @@
 """The text of a run: read as the settings say, reported, and turned into ids."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ class Surroundings:
     observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
     show_progress: bool = False  # rows on standard error: a live bar on a terminal
     large_bytes: int = LARGE_BYTES  # training files with more text than this are prepared on disk
+
+
+def folders_by_environment() -> tuple[Path | None, Path]:
+    """The caller's folder of data sets and the cache, as TRANSDUCE_DATA and TRANSDUCE_CACHE say."""
+    root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
+    return Path(root) if root else None, Path(cache) if cache else DEFAULT_CACHE
 
 
 @dataclass(frozen=True)

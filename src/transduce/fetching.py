@@ -4,7 +4,6 @@ Whatever the way, the bytes are the ones that were asked for, or there is an err
 """
 
 import http.client
-import os
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +21,6 @@ _TIMEOUT_SECONDS = 30.0
 def open_url(url: str) -> BinaryIO:
     """A stream of the bytes at `url`; the default of every `open_url` argument here."""
     return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
-
-
-def folders_by_environment() -> tuple[Path | None, Path]:
-    """The caller's folder of data sets and the cache, as TRANSDUCE_DATA and TRANSDUCE_CACHE say."""
-    root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
-    return Path(root) if root else None, Path(cache) if cache else DEFAULT_CACHE
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from transduce.annotation import Annotation
-from transduce.corpus import Surroundings
+from transduce.corpus import Surroundings, folders_by_environment
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
-from transduce.fetching import folders_by_environment
 from transduce.files import explained_read_errors, explained_write_errors, read_bytes, replacing
 from transduce.metrics import Score
 from transduce.predictor import Prediction
