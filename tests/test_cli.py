@@ -78,6 +78,42 @@ def test_help_of_every_verb_imports_no_torch() -> None:
     assert found.returncode == 0, found.stderr.decode()
 
 
+def test_no_command_loads_the_compiler_of_torch_before_it_trains(
+    run: Path, few: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """It takes as long to load as torch itself; the constructor of every optimizer loads it."""
+    train = f"train {data / 'config.toml'} --run-dir {tmp_path / 'new'}"
+    expected = {
+        f"describe {run}": 0,
+        "describe base --json": 0,
+        f"verify {run}": 0,
+        "data": 0,
+        f"predict {run} {few['source']} -o {tmp_path / 'answers'}": 0,
+        f"predict {run} {few['source']} --json -o {tmp_path / 'rows'}": 0,
+        f"evaluate {run} --source {few['source']} --target {few['target']}": 0,
+        f"compare {run} {run} --source {few['source']} --target {few['target']} --metric cer": 0,
+        f"explain {run} abc -o {tmp_path / 'page.html'}": 0,
+        f"average {run} --last 2 -o {tmp_path / 'mean'}": 0,
+        "reproduce": 0,
+        f"prepare {data / 'config.toml'}": 0,
+        f"train {tmp_path / 'none.toml'}": 66,
+        f"{train} --model.d_model 33": 2,
+        f"{train} --data.train {tmp_path / 'none.tsv'}": 66,
+        f"train {data / 'config.toml'} --run-dir {run}": 73,
+    }
+    script = (
+        "import json, sys\n"
+        "from transduce.cli import main\n"
+        "commands = json.loads(sys.argv[1])\n"
+        "told = {words: [main(words.split()), 'torch._dynamo' in sys.modules] for words in commands}\n"
+        "print(json.dumps(told))\n"
+    )
+    words = [sys.executable, "-c", script, json.dumps([*expected])]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    told = json.loads(found.stdout.rstrip("\n").split("\n")[-1])
+    assert told == {words: [status, False] for words, status in expected.items()}, found.stderr
+
+
 TOPICS = ["benchmark train", "benchmark decode"]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from transduce import datasets
 from transduce.benchmarking import TrainingWork, measure_training
@@ -67,7 +69,7 @@ def describe(arguments: argparse.Namespace) -> int:
         vocabulary = vocabulary_sizes(Tokenizer.from_json(folder.tokenizer))
         metadata = folder.read_model_metadata() if folder.has_model else None
         found |= {"model_is_of": metadata, "facts": folder.facts}
-    with torch.device("meta"):
+    with _WithoutNumbers():
         model = Transformer(config, vocabulary)
     found = {"name": arguments.what, "parameters": _count_parameters(model), "config": vars(config)} | found
     (print_json if arguments.json else print_description)(found)
@@ -150,6 +152,19 @@ def verify(arguments: argparse.Namespace) -> int:
         if "model.safetensors" not in dict(results):
             print("model.safetensors: none yet")
     return DamagedFileError.exit_status if bad else 0
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Parameters made inside have shapes alone, whatever their size.
+
+    As with `torch.device("meta")`, which loads torch's compiler for normal draws and powers: over a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
 
 
 def _count_parameters(model: Transformer) -> dict[str, int]:

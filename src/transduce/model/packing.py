@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Segments:
         return self._attend_padded(q, k, v, is_causal)
 
     def _attend_packed(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn  # loads torch's compiler: over a second, for a GPU alone
+
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (1, H, N, K) -> (N, H, K)
         window = (-1, 0) if is_causal else (-1, -1)
         queries, keys = self.queries, self.keys
@@ -73,9 +74,9 @@ def _has_kernel_for(q: Tensor) -> bool:
     return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and _is_ampere_or_newer(q.device)
 
 
-@torch.compiler.assume_constant_result
 def _is_ampere_or_newer(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Unlike `get_device_capability`, which is traced, a constant to torch.compile.
+    return torch.cuda.get_device_properties(device).major >= 8
 
 
 def _padded(x: Float[Tensor, "1 heads tokens head_dim"], packing: Packing) -> Float[Tensor, "rows heads len head_dim"]:
