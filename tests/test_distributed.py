@@ -243,6 +243,14 @@ def test_two_processes_tell_a_mistake_once(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr().err.count("none.toml") == 1
 
 
+def test_a_file_in_the_current_folder_is_not_imported_for_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "argparse.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert distributed.spawn(1, ["--version"]) == 0
+
+
 def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ended:
         def __init__(self, *_: object, **__: object) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from transduce.worker_processes import python_module
 
 T = TypeVar("T")
 
@@ -84,7 +85,8 @@ def spawn(num: int, words: Sequence[str]) -> int:
     A signal to this process is passed on to each of them, once: they save and stop. It counts even if they were at
     their end already. If one fails, the others, who would wait for it, are stopped as well.
     """
-    environment = os.environ | {
+    command, environment = python_module("transduce")
+    environment |= {
         "WORLD_SIZE": str(num),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
@@ -100,7 +102,7 @@ def spawn(num: int, words: Sequence[str]) -> int:
     def start(rank: int) -> "subprocess.Popen[bytes]":
         # A session of its own: else a Ctrl-C in the terminal would reach them twice, and the second one does not save.
         return subprocess.Popen(
-            [sys.executable, "-m", "transduce", *words],
+            [*command, *words],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             start_new_session=True,
         )

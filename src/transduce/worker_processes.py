@@ -84,17 +84,22 @@ def serve(jobs: Mapping[str, Callable[..., Any]]) -> None:
         answers.flush()
 
 
-def _start(module: str) -> "subprocess.Popen[bytes]":
-    import transduce
+def python_module(module: str) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that run a module of this package, found where it was found here.
 
-    # The package is found where it was found here, and not, by accident, in the current folder.
-    home = str(Path(transduce.__file__).parent.parent)
-    paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    Without `-P` every package would be looked for in the current folder first, and a file of that name be run.
+    """
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _start(module: str) -> "subprocess.Popen[bytes]":
+    command, environment = python_module(module)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=environment,
         start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which ends the others
     )
 
