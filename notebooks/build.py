@@ -26,7 +26,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from transduce.errors import MissingInputError
 from transduce.files import write_atomically
 from transduce.learn import Ledger
-from transduce.machine import num_cores
+from transduce.machine import usable_cores
 
 HERE = Path(__file__).parent
 SECONDS_PER_CELL = 900
@@ -115,7 +115,7 @@ def main() -> int:
     failed = 0
     for number, names_at_once in enumerate((alone, [name for name in chosen if name not in alone])):
         # Networks of an experiment are too small to be shared between cores: a notebook on each does more.
-        num_workers, num_threads = (num_cores(), 1) if number else (1, num_cores())
+        num_workers, num_threads = (usable_cores(), 1) if number else (1, usable_cores())
         with ProcessPoolExecutor(num_workers) as pool:
             works = {pool.submit(build, n, fast=arguments.fast, num_threads=num_threads): n for n in names_at_once}
             for work in as_completed(works):

@@ -37,7 +37,7 @@ SIDEWAYS = {
     "files": {"errors"},
     "tokenizer": {"sentencepieces", "vocabulary", "word_table"},
     "sentencepieces": {"vocabulary"},
-    "distributed": {"worker_processes"},
+    "distributed": {"machine", "worker_processes"},
     "muon": {"distributed"},
     "optim": {"distributed", "muon"},
     "decoding": {"constraints"},

@@ -1,6 +1,7 @@
 """What `transduce benchmark` counts and how it shares the work out; how fast anything is, no test asks."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -222,3 +223,25 @@ def test_the_machine_knows_itself() -> None:
     assert 10 < machine.peak_memory(cpu) < 1e6
     busy, stolen = machine.cpu_seconds() or (1.0, 0.0)
     assert busy > 0 <= stolen
+
+
+@pytest.mark.parametrize(
+    ("contents", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu.max": "900000 100000\n"}, 6),
+        ({"quota": "300000\n", "period": "100000\n"}, 3),
+        ({"quota": "-1\n", "period": "100000\n"}, 6),
+        ({}, 6),
+    ],
+)
+def test_a_container_has_the_cores_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: dict[str, str], cores: int
+) -> None:
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(machine, "_QUOTAS", [[tmp_path / "cpu.max"], [tmp_path / "quota", tmp_path / "period"]])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
+    assert machine.usable_cores() == cores

@@ -251,6 +251,29 @@ def test_a_file_in_the_current_folder_is_not_imported_for_a_package(
     assert distributed.spawn(1, ["--version"]) == 0
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "3"), ("5", "5")])
+def test_processes_share_the_usable_cores_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
+) -> None:
+    environments = []
+
+    class Ended:
+        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
+            environments.append(env)
+
+        def poll(self) -> int:
+            return 0
+
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(distributed.machine, "usable_cores", lambda: 7)
+    monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
+    assert distributed.spawn(2, []) == 0
+    assert [each["OMP_NUM_THREADS"] for each in environments] == [expected] * 2
+
+
 def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ended:
         def __init__(self, *_: object, **__: object) -> None:

@@ -22,14 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transduce import preparation, preparation_jobs, prepared_folder
-from transduce import worker_processes as worker_processes_module
 from transduce.data import EncodedPairs, ShardedPairs, StepOrder, encode_pairs, plan_epoch
 from transduce.errors import DamagedFileError, DataError, RunFolderError, TransduceError
 from transduce.large_files import scan, text_bytes
 from transduce.preparation import LargePairs, Listener
 from transduce.reading import Pairs, count_overlap, read_pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
-from transduce.worker_processes import usable_cores, worker_processes
+from transduce.worker_processes import worker_processes
 
 CONFIG = TokenizerConfig(vocab_size=300)
 JOBS = {
@@ -471,12 +470,3 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): take"):
         LargePairs([write(tmp_path / "pairs.tsv", "a\tb\n")], tmp_path / "cache").prepared(CONFIG, None, max_len=9)
-
-
-@pytest.mark.parametrize(("content", "cores"), [("150000 100000\n", 2), ("20000 100000\n", 1), ("max 100000\n", 6)])
-def test_a_container_has_the_cores_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, cores: int
-) -> None:
-    monkeypatch.setattr(worker_processes_module, "_CONTAINER_QUOTA", write(tmp_path / "cpu.max", content))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
-    assert usable_cores() == cores

@@ -453,7 +453,7 @@ def test_a_stopped_row_tells_how_to_go_on_and_be_scored(monkeypatch, letters):
 
 def test_two_processes_share_a_step_on_a_cpu_alone(monkeypatch):
     monkeypatch.setattr(reproduction, "find_device", lambda name: torch.device(name))
-    monkeypatch.setattr(reproduction.machine, "num_cores", lambda: 8)
+    monkeypatch.setattr(reproduction.machine, "usable_cores", lambda: 8)
     asked = [(None, "cpu"), (None, "cuda"), (3, "cuda")]
     given = [Namespace(processes=processes, device=device) for processes, device in asked]
     assert list(map(reproduction._num_processes, given)) == [2, 1, 3]

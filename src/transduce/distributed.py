@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from transduce import machine
 from transduce.worker_processes import python_module
 
 T = TypeVar("T")
@@ -86,11 +87,11 @@ def spawn(num: int, words: Sequence[str]) -> int:
     their end already. If one fails, the others, who would wait for it, are stopped as well.
     """
     command, environment = python_module("transduce")
+    environment = {"OMP_NUM_THREADS": str(max(1, machine.usable_cores() // num))} | environment  # the user's own wins
     environment |= {
         "WORLD_SIZE": str(num),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or num) // num)),  # unless told otherwise
     }
     children: list[subprocess.Popen[bytes]] = []
     received: list[int] = []

@@ -12,6 +12,12 @@ _CPU_INFO, _STAT, _STATUS, _CLEAR = (Path("/proc", *name.split("/")) for name in
     "cpuinfo", "stat", "self/status", "self/clear_refs"
 ))  # fmt: skip
 
+# A container's microseconds of processor time, and in how many: of control groups of version 2, and of version 1.
+_QUOTAS = [
+    [Path("/sys/fs/cgroup/cpu.max")],
+    [Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")],
+]
+
 
 def cpu_model() -> str:
     """The name that the CPU gives itself, or else its kind."""
@@ -26,6 +32,19 @@ def cpu_model() -> str:
 def num_cores() -> int:
     """As many as the machine has, whoever may use them."""
     return os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, at least 1: also within a container that is given less than the machine."""
+    num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores()
+    for files in _QUOTAS:
+        try:
+            quota, period = (int(word) for path in files for word in path.read_text().split())
+        except (OSError, ValueError):  # no such files, or no quota: "max"
+            continue
+        if quota > 0:  # the older files say -1 where there is none
+            num = min(num, max(1, round(quota / period)))
+    return num
 
 
 def device_name(device: torch.device) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from transduce import files
 from transduce.large_files import ScannedFile, changed
+from transduce.machine import usable_cores
 from transduce.pair_rows import (
     normalised,
     refuse_all_too_long,
@@ -34,7 +35,7 @@ from transduce.prepared_folder import (
 )
 from transduce.reading import Pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
-from transduce.worker_processes import usable_cores, worker_processes
+from transduce.worker_processes import worker_processes
 
 LARGE_BYTES = 256_000_000  # training files with more text than this are prepared on disk, not held in memory
 SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learnt from

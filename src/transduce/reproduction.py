@@ -101,7 +101,7 @@ def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> di
 def _num_processes(arguments: argparse.Namespace) -> int:
     """As many as share a step best: two on a CPU, one on a GPU."""
     on_cpu = find_device(arguments.device).type == "cpu"
-    return int(arguments.processes or (min(2, machine.num_cores()) if on_cpu else 1))
+    return int(arguments.processes or (min(2, machine.usable_cores()) if on_cpu else 1))
 
 
 def _list(recipes: list[Recipe], *, as_json: bool) -> None:

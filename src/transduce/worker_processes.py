@@ -21,8 +21,6 @@ from transduce.errors import TransduceError
 
 Job = dict[str, Any]
 
-_CONTAINER_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and in how many
-
 
 @contextmanager
 def worker_processes(num: int, module: str) -> Iterator[Callable[[Iterable[Job]], Iterator[Any]]]:
@@ -56,16 +54,6 @@ def worker_processes(num: int, module: str) -> Iterator[Callable[[Iterable[Job]]
             for pipe in (worker.stdin, worker.stdout):
                 assert pipe is not None
                 pipe.close()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use, at least 1: also within a container that is given less than the machine."""
-    num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CONTAINER_QUOTA.read_text().split()
-        return max(1, min(num, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or no quota: "max"
-        return num
 
 
 def serve(jobs: Mapping[str, Callable[..., Any]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from transduce.cpu_settings import speed_up_cpu
 from transduce.errors import TransduceError
 from transduce.learn.ledger import ClaimFailed, Ledger
-from transduce.machine import num_cores
+from transduce.machine import usable_cores
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
         ledger = Ledger.load()
         for claim in [ledger[name] for name in arguments.claims]:
             # One thread, as in `make notebooks`: small networks gain nothing by more. What measures time takes all.
-            torch.set_num_threads(num_cores() if claim.is_timing else 1)
+            torch.set_num_threads(usable_cores() if claim.is_timing else 1)
             try:
                 print(claim.run(fast=arguments.fast), flush=True)
             except ClaimFailed as failed:
