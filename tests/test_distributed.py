@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,7 +240,10 @@ def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp
     assert folder.checkpoints()[-1] == stopped_at + 2
 
 
-def test_two_processes_tell_a_mistake_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_in_the_settings_of_two_processes_is_told_once_before_they_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(distributed.subprocess, "Popen")
     assert cli.main(["train", str(tmp_path / "none.toml"), "--processes", "2"]) == 66
     assert capfd.readouterr().err.count("none.toml") == 1
 
@@ -272,6 +277,38 @@ def test_processes_share_the_usable_cores_unless_the_user_says_otherwise(
     monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
     assert distributed.spawn(2, []) == 0
     assert [each["OMP_NUM_THREADS"] for each in environments] == [expected] * 2
+
+
+@pytest.mark.parametrize(("ends_after", "killed_after"), [(0.3, None), (math.inf, 10.0)])
+def test_when_one_process_fails_the_others_have_a_while_to_end_and_are_not_waited_for_longer(
+    monkeypatch: pytest.MonkeyPatch, ends_after: float, killed_after: float | None
+) -> None:
+    now = 0.0
+    killed: list[float] = []
+
+    class Child:
+        num_made = 0
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.ends = [0.0, ends_after][Child.num_made]
+            Child.num_made += 1
+
+        def poll(self) -> int | None:
+            return 2 if now >= self.ends or killed else None
+
+        def send_signal(self, signum: int) -> None:
+            assert signum == signal.SIGKILL
+            killed.append(now)
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(distributed.subprocess, "Popen", Child)
+    monkeypatch.setattr(distributed, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    assert distributed.spawn(2, []) == 2
+    assert killed == ([] if killed_after is None else [pytest.approx(killed_after, abs=0.1)])
+    assert now == pytest.approx(killed_after or ends_after, abs=0.2)
 
 
 def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:

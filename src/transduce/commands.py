@@ -59,13 +59,13 @@ def run(arguments: Arguments) -> int:
 
 
 def _train(arguments: Arguments) -> int:
-    if arguments.processes > 1 and num_processes() == 1:
-        return spawn(arguments.processes, arguments.words)
     path = Path(arguments.config)
     overrides = [*arguments.overrides]
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
+    if arguments.processes > 1 and num_processes() == 1:  # after the settings: a mistake in them is told at once
+        return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     surroundings = surroundings_of(arguments)
     if arguments.tensorboard:

@@ -1,5 +1,6 @@
 """Several processes as one, started by `torchrun` or `spawn`: who I am, sums over all, what rank 0 tells the others."""
 
+import math
 import os
 import signal
 import socket
@@ -114,9 +115,11 @@ def spawn(num: int, words: Sequence[str]) -> int:
             children.append(start(rank))
         if received:  # while they were started
             _signal_all(children, received[0])
+        end = math.inf
         while (statuses := [child.poll() for child in children]).count(None):
             if any(statuses):
-                time.sleep(_GRACE_SECONDS)  # the others may be about to end for the same reason
+                end = min(end, time.monotonic() + _GRACE_SECONDS)  # the others may be about to end for the same reason
+            if time.monotonic() >= end:
                 _signal_all(children, signal.SIGKILL)
             time.sleep(0.05)
     finally:
