@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -309,6 +310,12 @@ def test_when_one_process_fails_the_others_have_a_while_to_end_and_are_not_waite
     assert distributed.spawn(2, []) == 2
     assert killed == ([] if killed_after is None else [pytest.approx(killed_after, abs=0.1)])
     assert now == pytest.approx(killed_after or ends_after, abs=0.2)
+
+
+def test_processes_can_be_started_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.subprocess, "Popen", lambda *_, **__: SimpleNamespace(poll=lambda: 7))
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(distributed.spawn, 1, []).result() == 7
 
 
 def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:

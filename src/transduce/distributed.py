@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,9 @@ def spawn(num: int, words: Sequence[str]) -> int:
             start_new_session=True,
         )
 
-    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
+    is_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses handlers
+    passed_on = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
+    previous = {signum: signal.signal(signum, pass_on) for signum in passed_on}
     try:
         for rank in range(num):
             children.append(start(rank))
