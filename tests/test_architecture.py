@@ -102,14 +102,14 @@ def imported_by(path: Path) -> Iterator[str]:
 def allowed(module: str) -> set[str]:
     names = list(ROWS)
     row = next(number for number, name in enumerate(names) if module in ROWS[name])
-    return set().union(*(ROWS[name] for name in names[:row])) | SIDEWAYS.get(module, set()) | FREE | {"__version__"}
+    return set().union(*(ROWS[name] for name in names[:row])) | SIDEWAYS.get(module, set()) | FREE
 
 
 def graph() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in paths():
         names = {name.split(".")[0] for name in imported_by(path)}
-        found.setdefault(name_of(path), set()).update(names - {name_of(path), "__version__"})
+        found.setdefault(name_of(path), set()).update(names - {name_of(path)})
     return found
 
 

@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import transduce
 from calling import command
 from transduce import machine
 from transduce.benchmarking import PARTS, padding_shares, record_products, wmt_like_pairs
@@ -245,3 +247,12 @@ def test_a_container_has_the_cores_it_is_given(
     monkeypatch.setattr(machine, "_QUOTAS", [[tmp_path / "cpu.max"], [tmp_path / "quota", tmp_path / "period"]])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
     assert machine.usable_cores() == cores
+
+
+def test_code_that_is_not_installed_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    assert transduce.__version__ == metadata.version("transduce")
+    monkeypatch.setattr(metadata, "version", missing)
+    assert transduce.__version__ == "0+unknown"

@@ -1,7 +1,6 @@
 """The encoder-decoder Transformer of "Attention Is All You Need": to understand, train and use."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,7 +8,8 @@ if TYPE_CHECKING:
     from transduce.fitting import fit
     from transduce.predictor import Predictor, load
 
-__version__ = version("transduce")
+    __version__: str
+
 __all__ = ["Predictor", "__version__", "fit", "load", "train"]
 
 _HOMES = {"Predictor": "predictor", "fit": "fitting", "load": "predictor", "train": "experiment"}
@@ -17,6 +17,8 @@ _HOMES = {"Predictor": "predictor", "fit": "fitting", "load": "predictor", "trai
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: `transduce --help` need not wait for torch."""
+    if name == "__version__":
+        return import_module("transduce.machine").version()
     if name not in _HOMES:
         raise AttributeError(f"module 'transduce' has no attribute '{name}'")
     return getattr(import_module(f"transduce.{_HOMES[name]}"), name)

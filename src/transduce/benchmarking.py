@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from transduce import __version__, machine
+from transduce import machine
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
 from transduce.data import EncodedPairs, encode_pairs, plan_epoch
@@ -213,7 +213,7 @@ def _report(
             "cores": machine.num_cores(),
             "device": machine.device_name(trainer.device),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": __version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
         "commit": machine.commit(),
         "tokens_per_second": _spread([block["tokens"] / block["seconds"] for block in blocks]),
         "tokens_per_cpu_second": (

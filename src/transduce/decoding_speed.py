@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from transduce import __version__, machine
+from transduce import machine
 from transduce.decoding import DecodingConfig
 from transduce.predictor import Predictor
 
@@ -64,7 +64,7 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
             "cores": machine.num_cores(),
             "device": machine.device_name(predictor.device),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": __version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
         "commit": machine.commit(),
         "first_answer_ms": round(1e3 * first_answer, 1),
         "peak_memory_mib": round(machine.peak_memory(predictor.device), 1),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transduce import __version__, machine
+from transduce import machine
 from transduce.checkpoint import RunFolder
 from transduce.config import differences, to_toml
 from transduce.corpus import Corpus, Surroundings, learn_and_encode, read_corpus
@@ -245,7 +245,7 @@ def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
 def machine_facts(device: str) -> dict[str, Any]:
     """What equal bits depend on."""
     return {
-        "transduce": __version__,
+        "transduce": machine.version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

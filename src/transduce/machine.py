@@ -1,12 +1,18 @@
-"""The machine that a measurement was made on, and what it did to it: model, stolen time, memory held, code measured."""
+"""The machine that a measurement was made on, and what it did to it: model, stolen time, memory held, code measured.
+
+Nothing here imports torch by itself: the version is told by `transduce --help`.
+"""
 
 import os
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _CPU_INFO, _STAT, _STATUS, _CLEAR = (Path("/proc", *name.split("/")) for name in (
     "cpuinfo", "stat", "self/status", "self/clear_refs"
@@ -47,8 +53,10 @@ def usable_cores() -> int:
     return num
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The name of the GPU, or of the CPU."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
@@ -66,8 +74,10 @@ def cpu_seconds() -> tuple[float, float] | None:
     return (user + nice + system + interrupts + soft_interrupts) / per_second, stolen / per_second
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def forget_peak_memory(device: "torch.device") -> None:
     """From here on `peak_memory` counts, where the machine can be told so; else from the start of this process."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -77,8 +87,10 @@ def forget_peak_memory(device: torch.device) -> None:
             return
 
 
-def peak_memory(device: torch.device) -> float:
+def peak_memory(device: "torch.device") -> float:
     """The most MiB that this process held: of the GPU if it computes there, else of the machine's memory."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -89,6 +101,14 @@ def peak_memory(device: torch.device) -> float:
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def version() -> str:
+    """The version of this package; "0+unknown" of a checkout that is not installed."""
+    try:
+        return metadata.version("transduce")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 def commit() -> str | None:

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import NoReturn
 
-from transduce import __version__
+from transduce.machine import version
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Learn, use and trust an encoder-decoder Transformer on pairs of text.",
         epilog="Answers and tables go to standard output, progress and errors to standard error.",
     )
-    parser.add_argument("--version", action="version", version=f"transduce {__version__}")
+    parser.add_argument("--version", action="version", version=f"transduce {version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (
         _add_fit,

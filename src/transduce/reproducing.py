@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from transduce import __version__, machine
+from transduce import machine
 from transduce.checkpoint import RunFolder
 from transduce.config import differences
 from transduce.corpus import Surroundings
@@ -150,7 +150,7 @@ def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_s
             if row["kind"] == "validation"
         ],
         "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
-        "versions": {"transduce": __version__, "torch": torch.__version__},
+        "versions": {"transduce": machine.version(), "torch": torch.__version__},
         "commits": commits_of(run),
         "measured": datetime.now(UTC).date().isoformat(),
     }

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import torch
 
-from transduce import __version__, files
+from transduce import files, machine
 from transduce.decoding import DecodingConfig
 from transduce.errors import RunFolderError
 from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
@@ -134,7 +134,7 @@ def _sync(folder: Path) -> None:
 
 def _versions(format: str) -> dict[str, str]:
     installed = {name: metadata.version(name) for name in (*_PACKAGES[format], "tokenizers")}
-    return {"transduce": __version__, "torch": torch.__version__, **installed}
+    return {"transduce": machine.version(), "torch": torch.__version__, **installed}
 
 
 def _readme(known: Format, predictor: Predictor, certificate: Certificate) -> str:
