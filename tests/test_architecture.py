@@ -134,6 +134,12 @@ def test_the_network_imports_nothing_of_ours_outside_its_folder() -> None:
     assert graph()["model"] == set()
 
 
+def test_the_readme_names_every_file_of_the_network() -> None:
+    tree = (SOURCE.parents[1] / "README.md").read_text().split("## What is where")[1]
+    files = {path.name for path in (SOURCE / "model").glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"│   [├└]── (\w+\.py)", tree)) == files
+
+
 def test_no_module_imports_itself_through_others() -> None:
     found = graph() | {"__init__": set()}
 
