@@ -1,4 +1,5 @@
 import argparse
+import errno
 import json
 import os
 import re
@@ -15,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from calling import Outcome, command, content_of
-from transduce import trainer
+from transduce import cli, commands, trainer
 from transduce.checkpoint import RunFolder
+from transduce.corpus import Surroundings
 from transduce.errors import TransduceError
 
 pytest_plugins = ["runs"]
@@ -358,6 +360,39 @@ def test_a_reader_that_leaves_ends_predict_without_a_word(unbuffered: str, reade
 def test_a_reader_that_leaves_ends_a_table_without_a_word(unbuffered: str) -> None:
     found = in_shell("$transduce describe tiny | true; echo ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert (found.stdout, found.stderr) == (b"141\n", b"")
+
+
+def test_a_disk_error_is_one_line_where_standard_output_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_arguments: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr(commands, "run", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["data"]) == 74
+    assert capsys.readouterr().err == "transduce: error: x: No space left on device\n"
+
+
+def test_the_tensorboard_file_is_closed_when_training_fails(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer:
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    def fail(*_: object, surroundings: Surroundings, **__: object) -> None:
+        assert surroundings.observers == (writer,)
+        raise TransduceError("no")
+
+    writer = Writer()
+    monkeypatch.setattr(commands, "TensorBoardWriter", lambda _folder: writer)
+    monkeypatch.setattr(commands, "train", fail)
+    assert command("train", data / "config.toml", "--run-dir", tmp_path / "run", "--tensorboard").status == 2
+    assert writer.is_closed
 
 
 def test_a_full_disk_under_standard_output_is_one_line(run: Path) -> None:

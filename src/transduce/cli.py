@@ -84,6 +84,8 @@ def _tell_error(error: Exception) -> int:
 
 def _abandon_output() -> None:
     """If what is still held of our output cannot be written, it goes nowhere: Python would try again at its end."""
+    if sys.stdout is None:  # closed: nothing is held
+        return
     try:
         sys.stdout.flush()
     except OSError:

@@ -5,7 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -68,9 +68,10 @@ def _train(arguments: Arguments) -> int:
         return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     surroundings = surroundings_of(arguments)
-    if arguments.tensorboard:
-        surroundings = _with_tensorboard(surroundings, run_dir)
-    with _telling_how_to_go_on(arguments):
+    with ExitStack() as stack:
+        stack.enter_context(_telling_how_to_go_on(arguments))
+        if arguments.tensorboard:
+            surroundings = stack.enter_context(_with_tensorboard(surroundings, run_dir))
         state = train(
             config,
             run_dir,
@@ -249,12 +250,17 @@ _VERBS: dict[str, Callable[[Arguments], int]] = {
 }
 
 
-def _with_tensorboard(surroundings: Surroundings, run_dir: Path) -> Surroundings:
+@contextmanager
+def _with_tensorboard(surroundings: Surroundings, run_dir: Path) -> Iterator[Surroundings]:
+    """`surroundings` in which TensorBoard is told of every row; its file is closed however training ends."""
     try:
-        return replace(surroundings, observers=(TensorBoardWriter(run_dir / "tensorboard"),))
+        writer = TensorBoardWriter(run_dir / "tensorboard")
     except ImportError:
         surroundings.report("no TensorBoard events: that needs pip install 'transduce[tensorboard]'")
-        return surroundings
+        yield surroundings
+        return
+    with closing(writer):
+        yield replace(surroundings, observers=(writer,))
 
 
 @contextmanager
