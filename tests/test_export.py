@@ -163,6 +163,19 @@ def test_blank_lines_are_not_asked_and_long_ones_are_cut(predictor: Predictor) -
     assert [max_len for _, max_len in engine.asked] == [int(0.5 * 2) + 2, int(0.5 * 9) + 2]
 
 
+def test_an_engine_is_asked_the_ids_that_the_run_reads_of_a_line_that_is_far_too_long() -> None:
+    tokenizer = Tokenizer.learn(TokenizerConfig(source="words", target="words"), ["w" * 700], ["x"])
+    shape = TransformerConfig(
+        d_model=12, d_ff=20, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, max_len=MAX_LEN
+    )
+    predictor = Predictor(Transformer(shape, vocabulary_sizes(tokenizer)), tokenizer)
+    line = "w" * 700  # one word that is known, of which a run reads 64 * 9 letters: they are another word
+    engine = Honest(predictor)
+    certificate_of(engine, Lines(sources=[line], origin="here"))
+    (read,), _ = predictor.encode([line])
+    assert [source for source, _ in engine.asked] == [read]
+
+
 def test_an_answer_may_be_no_longer_than_the_model_is_meant_for(predictor: Predictor) -> None:
     engine = Honest(predictor)
     predictor.decoding = DecodingConfig(max_len_ratio=3.0, max_len_extra=1)

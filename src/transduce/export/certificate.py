@@ -196,14 +196,13 @@ def certify(predictor: Predictor, engine: Engine, lines: Lines, exported: Export
 
 def _questions(predictor: Predictor, lines: Lines) -> list[_Question]:
     """The lines as a predictor reads them: none that is blank, long ones cut off."""
-    longest = predictor.model.config.max_len
     numbers = [number for number, text in enumerate(lines.sources, start=1) if text.strip()][:MOST_LINES]
     texts = [lines.sources[number - 1] for number in numbers]
-    found = []
-    for number, text, ids in zip(numbers, texts, predictor.tokenizer.encode_source(texts), strict=True):
-        cut = ids if len(ids) <= longest else [*ids[: longest - 1], predictor.tokenizer.eos_id]
-        found.append(_Question(number, text, cut, predictor.max_len(cut)))
-    return found
+    sources, _ = predictor.encode(texts)
+    return [
+        _Question(number, text, ids, predictor.max_len(ids))
+        for number, text, ids in zip(numbers, texts, sources, strict=True)
+    ]
 
 
 def _with_search(decoding: DecodingConfig, search: DecodingConfig) -> DecodingConfig:
