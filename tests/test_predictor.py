@@ -1,14 +1,18 @@
 import math
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+import transduce.predictor
 from transduce.constraints import Constraints
 from transduce.decoding import DecodingConfig
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError
@@ -199,6 +203,41 @@ def test_what_goes_wrong_in_a_worker_is_told(predictor, lines, monkeypatch) -> N
     with pytest.raises(TransduceError, match="a worker failed"):
         predictor.predict(lines[:50])
     assert torch.get_num_threads() == 2
+
+
+def test_threads_that_ask_at_once_share_one_prepared_model(run, monkeypatch) -> None:
+    predictor = Predictor.load(run, device="cpu")
+    expected = Predictor.load(run, device="cpu").predict(LINES)
+    made = []
+    prepare = InferenceModel.__init__
+
+    def slowly(model: InferenceModel, *arguments: object, **settings: object) -> None:
+        made.append(model)
+        time.sleep(0.05)
+        prepare(model, *arguments, **settings)
+
+    monkeypatch.setattr(InferenceModel, "__init__", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(predictor.predict, [LINES] * 4)) == [expected] * 4
+    assert len(made) == 1
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_no_worker_prepares_the_model_where_asserts_are_left_out(run, lines, monkeypatch) -> None:
+    path = Path(transduce.predictor.__file__)
+    module = ModuleType("transduce.predictor_without_asserts")
+    exec(compile(path.read_text(), path, "exec", optimize=1), vars(module))  # as `python -O` reads it
+    preparing = []
+    prepare = InferenceModel.__init__
+
+    def recording(*arguments: object, **settings: object) -> None:
+        preparing.append(threading.current_thread())
+        prepare(*arguments, **settings)
+
+    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 100)  # many batches
+    monkeypatch.setattr(InferenceModel, "__init__", recording)
+    module.Predictor.load(run, device="cpu").predict(lines[:50])
+    assert preparing == [threading.current_thread()]
 
 
 # Constraints

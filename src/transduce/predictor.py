@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,8 @@ class Predictor:
         self.report = report
         self.num_truncated = 0
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+        self._engine: InferenceModel | None = None
+        self._engine_lock = Lock()
 
     @classmethod
     def load(
@@ -159,15 +161,15 @@ class Predictor:
         lens = np.array([len(ids) for ids in sources], dtype=np.int32)
         budget = max(1, _TOKENS_AT_ONCE // (1 + (1 if self._is_sampling else self.decoding.beam_size)))
         batches = bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens)))
+        engine = self._prepared()
 
         def answer(batch: np.ndarray) -> None:
             some_sources, some_lens, some_numbers = ([of[i] for i in batch] for of in (sources, max_lens, numbers))
             some_rules = [rules[i] for i in batch] if rules else []
-            answers = self._search(some_sources, some_lens, some_numbers, some_rules, num_best, watch)
+            answers = self._search(engine, some_sources, some_lens, some_numbers, some_rules, num_best, watch)
             for i, hypotheses in zip(batch, answers, strict=True):
                 found[i] = hypotheses
 
-        assert self._inference_model  # made here, once, and not by each of the workers
         with _workers(self.device, len(batches)) as map_over:
             list(map_over(answer, reversed(batches)))  # the long ones first, so that all workers end together
         return found
@@ -190,9 +192,12 @@ class Predictor:
         """Tokens that an answer to `source` may have, its end included."""
         return min(self.decoding.max_len(len(source)), self.model.config.max_len)
 
-    @cached_property
-    def _inference_model(self) -> InferenceModel:
-        return InferenceModel(self.model, int8=self.int8)
+    def _prepared(self) -> InferenceModel:
+        """The model prepared for answering: by whoever asks first, while others who ask wait for it."""
+        with self._engine_lock:
+            if self._engine is None:
+                self._engine = InferenceModel(self.model, int8=self.int8)
+            return self._engine
 
     @property
     def _is_sampling(self) -> bool:
@@ -259,6 +264,7 @@ class Predictor:
     @torch.inference_mode()
     def _search(
         self,
+        engine: InferenceModel,
         sources: list[list[int]],
         max_lens: list[int],
         numbers: list[int],
@@ -268,19 +274,21 @@ class Predictor:
     ) -> list[list[Hypothesis]]:
         src = pad_sources(sources).to(self.device)
         longest = torch.tensor(max_lens, device=src.device)
-        model, config = self._inference_model, self.decoding
-        step = watch(model.step)
+        config = self.decoding
+        step = watch(engine.step)
         if self._is_sampling:
             draws = []
             for draw in range(num_best):
                 uniforms = _uniforms(numbers, draw, config.seed, max(max_lens)).to(src.device)
-                state = model.start(src)
+                state = engine.start(src)
                 draws.append(sample(step, state, longest, self.special, config=config, uniforms=uniforms, rules=rules))
             return [list(of_one_source) for of_one_source in zip(*draws, strict=True)]
         if config.beam_size == 1:
-            found = greedy_search(step, model.start(src), longest, self.special, config=config, rules=rules)
+            found = greedy_search(step, engine.start(src), longest, self.special, config=config, rules=rules)
             return [[hypothesis] for hypothesis in found]
-        return beam_search(step, model.start(src), longest, self.special, config=config, num_best=num_best, rules=rules)
+        return beam_search(
+            step, engine.start(src), longest, self.special, config=config, num_best=num_best, rules=rules
+        )
 
 
 @contextmanager
