@@ -194,6 +194,30 @@ def test_workers_answer_as_one_does(beam_size, predictor, lines, monkeypatch) ->
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_a_thread_that_first_computes_during_a_prediction_has_as_many_threads_as_any(
+    predictor, lines, monkeypatch
+) -> None:
+    torch.set_num_threads(4)
+    monkeypatch.setattr("transduce.predictor._TOKENS_AT_ONCE", 100)  # many batches
+    own, born = [], []
+    start = InferenceModel.start
+
+    def giving_birth(model: InferenceModel, src: torch.Tensor) -> object:
+        own.append(torch.get_num_threads())
+        other = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        return start(model, src)
+
+    monkeypatch.setattr(InferenceModel, "start", giving_birth)
+    predictor.predict(lines[:200])
+    assert len(born) > 4
+    assert set(born) == {4}
+    assert set(own) == {1}
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_what_goes_wrong_in_a_worker_is_told(predictor, lines, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise TransduceError("a worker failed")

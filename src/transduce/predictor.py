@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, Lock
 from typing import Any
 
 import numpy as np
@@ -294,19 +294,31 @@ class Predictor:
 @contextmanager
 def _workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """A `map` over that many tasks. On a CPU several are computed at once, by fewer threads each: the products of a
-    small model are too small to be shared. Until it is left, torch's number of threads is lower in all of the process.
+    small model are too small to be shared.
     """
     num_threads = torch.get_num_threads()
     num_workers = min(num_threads, num_tasks, _MOST_WORKERS)
     if device.type != "cpu" or num_workers <= 1:
         yield map
         return
-    torch.set_num_threads(num_threads // num_workers)  # threads that start from now on begin with that
-    try:
-        with ThreadPoolExecutor(num_workers) as pool:
+
+    def begin() -> None:
+        # torch sets the number of the calling thread and the one that each thread takes when it first computes, for
+        # life. So workers take theirs, change it, and have the other set back before there is anything to do.
+        torch.get_num_threads()
+        torch.set_num_threads(num_threads // num_workers)
+        all_have_begun.wait()
+
+    def set_back() -> None:
+        with ThreadPoolExecutor(1) as other:  # one whose own number does not matter
+            other.submit(torch.set_num_threads, num_threads)
+
+    all_have_begun = Barrier(num_workers, action=set_back)
+    with ThreadPoolExecutor(num_workers, initializer=begin) as pool:
+        try:
             yield pool.map
-    finally:
-        torch.set_num_threads(num_threads)
+        finally:
+            all_have_begun.abort()  # nobody waits any more, unless the system refused a thread
 
 
 def load(run: str | Path, *, device: str = "auto", int8: bool = False) -> Predictor:
