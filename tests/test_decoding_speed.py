@@ -30,8 +30,9 @@ def test_all_lines_are_answered_however_many_at_a_time(run: Path, source: Path, 
     ]
     predictor = Predictor.load(run, device="cpu")
     for search, beam_size in (("greedy", 1), ("beam5", 5)):
-        predictor.decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
-        num_tokens = sum(len(best.ids) + 1 for (best,) in predictor.predict_n_best(LINES, 1))
+        decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
+        answers = predictor.predict_n_best(LINES, 1, decoding=decoding)
+        num_tokens = sum(len(best.ids) + 1 for (best,) in answers)
         for block in result["blocks"]:
             if block["mode"].startswith(search):
                 assert (block["lines"], block["tokens"]) == (len(LINES), num_tokens)
@@ -52,6 +53,13 @@ def test_blank_lines_which_the_model_never_sees_are_not_counted(run: Path) -> No
     counts = {mode: (block["lines"], block["tokens"]) for block in found["blocks"] for mode in [block["mode"]]}
     expected = measure_decoding(Predictor.load(run, device="cpu"), texts, lambda _line: None)
     assert counts == {block["mode"]: (len(texts), block["tokens"]) for block in expected["blocks"]}
+
+
+def test_a_measured_predictor_searches_as_before(run: Path) -> None:
+    predictor = Predictor.load(run, device="cpu")
+    own = predictor.decoding
+    measure_decoding(predictor, ["abc"], lambda _line: None)
+    assert predictor.decoding == own
 
 
 def test_a_percentile_is_a_latency_that_so_many_lines_stay_within(run: Path) -> None:

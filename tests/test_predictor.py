@@ -162,6 +162,25 @@ def test_half_a_surrogate_pair_is_refused(predictor: Predictor) -> None:
         predictor.predict(["a\ud800"])
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        DecodingConfig(beam_size=5, length_penalty=0.0),
+        DecodingConfig(beam_size=1, max_len_ratio=0.0, max_len_extra=3),
+        DecodingConfig(beam_size=2, min_len=9, no_repeat_ngram_size=1),
+        DRAWING,
+    ],
+)
+def test_settings_for_one_call_are_those_of_a_predictor_made_with_them(other, predictor, run) -> None:
+    own = predictor.predict_n_best(LINES, 1)
+    made = Predictor.load(run, device="cpu", decoding=other)
+    assert predictor.predict_n_best(LINES, 2 if other.beam_size > 1 else 1, decoding=other) == made.predict_n_best(
+        LINES, 2 if other.beam_size > 1 else 1
+    )
+    assert predictor.predict(LINES, decoding=other) == made.predict(LINES) != [best.text for (best,) in own]
+    assert predictor.predict_n_best(LINES, 1) == own
+
+
 # Several workers
 
 

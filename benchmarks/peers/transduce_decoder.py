@@ -18,8 +18,8 @@ predictor = Predictor.load(Path(sys.argv[2]), device="cpu", int8=is_int8)
 
 def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], int]:
     torch.set_num_threads(1 if at_once == 1 else 2)
-    predictor.decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
-    answers = [best[0] for best in predictor.predict_n_best(texts, 1)]
+    decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
+    answers = [best[0] for best in predictor.predict_n_best(texts, 1, decoding=decoding)]
     return [best.text for best in answers], sum(len(best.ids) + 1 for best in answers)
 
 

@@ -18,6 +18,7 @@ from transduce.checkpoint import RunFolder
 from transduce.constraints import Constraints
 from transduce.corpus import Surroundings, count_training_overlap, prepare
 from transduce.cpu_settings import speed_up_cpu
+from transduce.decoding import DecodingConfig
 from transduce.distributed import num_processes, spawn
 from transduce.errors import TransduceError
 from transduce.experiment import train
@@ -127,7 +128,6 @@ def _fit(arguments: Arguments) -> int:
 def _predict(arguments: Arguments) -> int:
     refuse_output(arguments.output, arguments.file)
     predictor = _load(arguments, arguments.run)
-    _ask(arguments, predictor)
     predictor.predict_n_best([], arguments.n_best)  # a number that cannot be had is refused before a line is read
     num_lines, cut = 0, []
     with answers_to(arguments.output) as output:
@@ -278,33 +278,49 @@ def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
 
 
 def _load(arguments: Arguments, name: str) -> Predictor:
-    predictor = Predictor.load(
-        name, device=arguments.device, int8=arguments.int8, report=surroundings_of(arguments).report
+    """A run's predictor, searching and constrained as the options say."""
+    report = surroundings_of(arguments).report
+    own = Predictor.load(name, device=arguments.device, int8=arguments.int8, report=report)
+    return Predictor(
+        own.model,
+        own.tokenizer,
+        _decoding(arguments, own.decoding),
+        constraints=_constraints(arguments),
+        int8=own.int8,
+        report=report,
     )
+
+
+def _decoding(arguments: Arguments, own: DecodingConfig) -> DecodingConfig:
+    """The settings of a run, and in their place what was asked for."""
     seeds = () if arguments.verb == "compare" else ("seed",)  # there it is that of the resampling
     options = ("beam_size", "length_penalty", "temperature", "top_k", "top_p", *seeds)
     chosen = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None) is not None}
-    decoding = replace(predictor.decoding, **chosen)
+    decoding = replace(own, **chosen)
     if decoding.temperature == 0 and (idle := [option for option in ("top_k", "top_p", "seed") if option in chosen]):
         raise TransduceError(f"--{idle[0].replace('_', '-')} is for drawing answers: add --temperature 1.")
-    predictor.decoding = decoding
-    return predictor
+    return replace(decoding, **_limits(arguments))
 
 
-def _ask(arguments: Arguments, predictor: Predictor) -> None:
-    """Hands the predictor what answers must hold."""
-    asked: dict[str, Any] = {}
-    if arguments.min_length is not None:
-        asked["min_len"] = arguments.min_length
-    if arguments.max_length is not None:
-        if arguments.max_length < (arguments.min_length or 0):
-            raise TransduceError(
-                f"--min-length {arguments.min_length} is more than --max-length {arguments.max_length}."
-            )
-        asked |= {"max_len_ratio": 0.0, "max_len_extra": arguments.max_length + 1}  # the end is one more
-    if arguments.no_repeat_ngram is not None:
-        asked["no_repeat_ngram_size"] = arguments.no_repeat_ngram
-    predictor.decoding = replace(predictor.decoding, **asked)
-    predictor.constraints = Constraints(
-        prefix=arguments.prefix, required=tuple(arguments.require), forbidden=tuple(arguments.forbid)
+def _limits(arguments: Arguments) -> dict[str, Any]:
+    """How long answers must be and may be, and what they may not repeat: options of `predict` alone."""
+    shortest, longest, ngram = (
+        getattr(arguments, name, None) for name in ("min_length", "max_length", "no_repeat_ngram")
     )
+    limits: dict[str, Any] = {}
+    if shortest is not None:
+        limits["min_len"] = shortest
+    if longest is not None:
+        if longest < (shortest or 0):
+            raise TransduceError(f"--min-length {shortest} is more than --max-length {longest}.")
+        limits |= {"max_len_ratio": 0.0, "max_len_extra": longest + 1}  # the end is one more
+    if ngram is not None:
+        limits["no_repeat_ngram_size"] = ngram
+    return limits
+
+
+def _constraints(arguments: Arguments) -> Constraints:
+    """What answers must and must not hold: options of `predict` alone."""
+    if not hasattr(arguments, "require"):
+        return Constraints()
+    return Constraints(prefix=arguments.prefix, required=tuple(arguments.require), forbidden=tuple(arguments.forbid))

@@ -34,19 +34,18 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
         search: DecodingConfig(max_len_ratio=own.max_len_ratio, max_len_extra=own.max_len_extra, **settings)
         for search, settings in SEARCHES.items()
     }
-    predictor.decoding = searches["greedy"]
     started = time.perf_counter()
-    predictor.predict(lines[:1])
+    predictor.predict(lines[:1], decoding=searches["greedy"])
     first_answer = time.perf_counter() - started
-    for predictor.decoding in searches.values():
-        predictor.predict(lines[:_LINES_TO_WARM_UP])
+    for decoding in searches.values():
+        predictor.predict(lines[:_LINES_TO_WARM_UP], decoding=decoding)
     blocks = []
     machine.forget_peak_memory(predictor.device)
     for number in range(_BLOCKS):
         report(f"block {number + 1} of {_BLOCKS}")
-        for search, predictor.decoding in searches.items():
+        for search, decoding in searches.items():
             for batch in BATCHES:
-                blocks.append({"mode": f"{search}/{batch}"} | _time_block(predictor, lines, batch))
+                blocks.append({"mode": f"{search}/{batch}"} | _time_block(predictor, lines, batch, decoding))
     modes = list(dict.fromkeys(block["mode"] for block in blocks))
     return {
         "benchmark": "decode",
@@ -75,14 +74,14 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
     }
 
 
-def _time_block(predictor: Predictor, lines: Sequence[str], batch: str) -> dict[str, Any]:
+def _time_block(predictor: Predictor, lines: Sequence[str], batch: str, decoding: DecodingConfig) -> dict[str, Any]:
     at_once = len(lines) if batch == "all" else int(batch)
     lines = lines[:MOST_SINGLE_LINES] if at_once == 1 else lines
     num_tokens, seconds = 0, []
     machine_before, cpu = machine.cpu_seconds(), time.process_time()
     for first in range(0, len(lines), at_once):
         started = time.perf_counter()
-        answers = predictor.predict_n_best(lines[first : first + at_once], 1)
+        answers = predictor.predict_n_best(lines[first : first + at_once], 1, decoding=decoding)
         seconds.append(time.perf_counter() - started)
         num_tokens += sum(len(best.ids) + 1 for (best,) in answers)
     cpu, machine_after = time.process_time() - cpu, machine.cpu_seconds()

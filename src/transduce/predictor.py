@@ -73,7 +73,7 @@ class Predictor:
         self.model = model.eval()
         self.int8 = int8
         self.tokenizer = tokenizer
-        self.decoding = decoding
+        self.decoding = decoding  # to be read; `predict` can be given another for its answers
         self.constraints = constraints  # of every answer; `predict` can be given others for each text
         self.report = report
         self.num_truncated = 0
@@ -105,9 +105,18 @@ class Predictor:
         decoding = decoding or build(DecodingConfig, settings["decoding"], "decoding.")
         return cls(model, tokenizer, decoding, int8=int8, report=report)
 
-    def predict(self, texts: Sequence[str], constraints: Sequence[Constraints] | None = None) -> list[str]:
-        """The best answer to each text, in their order; `constraints` are one for each text."""
-        return [answers[0].text for answers in self.predict_n_best(texts, 1, constraints)]
+    def predict(
+        self,
+        texts: Sequence[str],
+        constraints: Sequence[Constraints] | None = None,
+        *,
+        decoding: DecodingConfig | None = None,
+    ) -> list[str]:
+        """The best answer to each text, in their order; `constraints` are one for each text.
+
+        `decoding` are settings for these answers alone, in place of the predictor's own.
+        """
+        return [answers[0].text for answers in self.predict_n_best(texts, 1, constraints, decoding=decoding)]
 
     def predict_n_best(
         self,
@@ -115,6 +124,7 @@ class Predictor:
         num_best: int,
         constraints: Sequence[Constraints] | None = None,
         *,
+        decoding: DecodingConfig | None = None,
         first_row: int = 0,
     ) -> list[list[Prediction]]:
         """The `num_best` best answers to each text, best first; at most `beam_size` can be had.
@@ -122,14 +132,15 @@ class Predictor:
         With sampling they are draws, and `first_row` is the number of the first text among all: text k is always
         drawn for with the same numbers, whatever comes before it.
         """
-        self._check(num_best)
+        self._check(num_best, decoding or self.decoding)
         if constraints is not None and len(constraints) != len(texts):
             raise TransduceError(f"{len(constraints)} constraints for {len(texts)} texts: give one for each.")
         answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, is_cut = self.encode([texts[row] for row in rows])
         asked = None if constraints is None else [constraints[row] for row in rows]
-        found = self.search(sources, num_best, asked, numbers=[first_row + row for row in rows])
+        numbers = [first_row + row for row in rows]
+        found = self.search(sources, num_best, asked, decoding=decoding, numbers=numbers)
         for row, cut, hypotheses in zip(rows, is_cut, found, strict=True):
             answers[row] = [
                 Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), cut)
@@ -144,6 +155,7 @@ class Predictor:
         num_best: int = 1,
         constraints: Sequence[Constraints] | None = None,
         *,
+        decoding: DecodingConfig | None = None,
         numbers: Sequence[int] | None = None,
         watch: Callable[[Step[Any]], Step[Any]] = lambda step: step,
     ) -> list[list[Hypothesis]]:
@@ -152,21 +164,22 @@ class Predictor:
         `numbers` are those of the sources among all that are drawn for (default: 0, 1, 2, ...). `watch` may wrap
         the step function of each batch in one that looks on.
         """
-        self._check(num_best)
+        decoding = decoding or self.decoding
+        self._check(num_best, decoding)
         numbers = range(len(sources)) if numbers is None else numbers
-        max_lens = [self.max_len(ids) for ids in sources]
+        max_lens = [self.max_len(ids, decoding) for ids in sources]
         asked = [self.constraints] * len(sources) if constraints is None else constraints
-        rules = self._rules(asked, max_lens, numbers)
+        rules = self._rules(asked, max_lens, numbers, decoding)
         found: list[list[Hypothesis]] = [[] for _ in sources]
         lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        budget = max(1, _TOKENS_AT_ONCE // (1 + (1 if self._is_sampling else self.decoding.beam_size)))
+        budget = max(1, _TOKENS_AT_ONCE // (1 + (1 if _is_sampling(decoding) else decoding.beam_size)))
         batches = bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens)))
-        engine = self._prepared()
+        self._prepared()  # here, and not by the first worker that needs it
 
         def answer(batch: np.ndarray) -> None:
             some_sources, some_lens, some_numbers = ([of[i] for i in batch] for of in (sources, max_lens, numbers))
             some_rules = [rules[i] for i in batch] if rules else []
-            answers = self._search(engine, some_sources, some_lens, some_numbers, some_rules, num_best, watch)
+            answers = self._search(some_sources, some_lens, some_numbers, some_rules, num_best, decoding, watch)
             for i, hypotheses in zip(batch, answers, strict=True):
                 found[i] = hypotheses
 
@@ -188,9 +201,9 @@ class Predictor:
     def device(self) -> torch.device:
         return self.model.output_weight.device
 
-    def max_len(self, source: Sequence[int]) -> int:
+    def max_len(self, source: Sequence[int], decoding: DecodingConfig | None = None) -> int:
         """Tokens that an answer to `source` may have, its end included."""
-        return min(self.decoding.max_len(len(source)), self.model.config.max_len)
+        return min((decoding or self.decoding).max_len(len(source)), self.model.config.max_len)
 
     def _prepared(self) -> InferenceModel:
         """The model prepared for answering: by whoever asks first, while others who ask wait for it."""
@@ -199,17 +212,13 @@ class Predictor:
                 self._engine = InferenceModel(self.model, int8=self.int8)
             return self._engine
 
-    @property
-    def _is_sampling(self) -> bool:
-        return self.decoding.temperature > 0
-
-    def _check(self, num_best: int) -> None:
-        beam_size = self.decoding.beam_size
-        if num_best < 1 or (num_best > beam_size and not self._is_sampling):
+    def _check(self, num_best: int, decoding: DecodingConfig) -> None:
+        beam_size = decoding.beam_size
+        if num_best < 1 or (num_best > beam_size and not _is_sampling(decoding)):
             raise TransduceError(
                 f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
             )
-        self._rules_of(self.constraints)
+        self._rules_of(self.constraints, decoding)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Ids with their ends, of as much of each text as the model is meant for; and whether that is not all."""
@@ -231,12 +240,16 @@ class Predictor:
         self.num_truncated += sum(is_cut)
 
     def _rules(
-        self, constraints: Sequence[Constraints], max_lens: Sequence[int], numbers: Sequence[int]
+        self,
+        constraints: Sequence[Constraints],
+        max_lens: Sequence[int],
+        numbers: Sequence[int],
+        decoding: DecodingConfig,
     ) -> list[Rules]:
         """What each answer is asked for, in ids; nothing if nothing is asked for."""
         made: dict[Constraints, Rules] = {}
         for asked, max_len, number in zip(constraints, max_lens, numbers, strict=True):
-            rules = made[asked] = made.get(asked) or self._rules_of(asked)
+            rules = made[asked] = made.get(asked) or self._rules_of(asked, decoding)
             if rules.shortest_len > max_len and (rules.prefix or rules.required):
                 raise TransduceError(
                     f"a prefix and required texts of {rules.shortest_len - 1} tokens do not fit the answer to text "
@@ -246,8 +259,8 @@ class Predictor:
             return []
         return [made[asked] for asked in constraints]
 
-    def _rules_of(self, asked: Constraints) -> Rules:
-        if asked.required and (self._is_sampling or self.decoding.beam_size == 1):
+    def _rules_of(self, asked: Constraints, decoding: DecodingConfig) -> Rules:
+        if asked.required and (_is_sampling(decoding) or decoding.beam_size == 1):
             raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
         spelled = self.tokenizer.encode_target([asked.prefix, *asked.required])
         prefix, *required = (tuple(ids[:-1]) for ids in spelled)
@@ -257,26 +270,26 @@ class Predictor:
             prefix=prefix,
             required=tuple(required),
             forbidden=tuple(ForbiddenText(text.encode(), pieces) for text in asked.forbidden),
-            min_len=self.decoding.min_len,
-            no_repeat_ngram_size=self.decoding.no_repeat_ngram_size,
+            min_len=decoding.min_len,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )
 
     @torch.inference_mode()
     def _search(
         self,
-        engine: InferenceModel,
         sources: list[list[int]],
         max_lens: list[int],
         numbers: list[int],
         rules: list[Rules],
         num_best: int,
+        config: DecodingConfig,
         watch: Callable[[Step[Any]], Step[Any]],
     ) -> list[list[Hypothesis]]:
         src = pad_sources(sources).to(self.device)
         longest = torch.tensor(max_lens, device=src.device)
-        config = self.decoding
+        engine = self._prepared()
         step = watch(engine.step)
-        if self._is_sampling:
+        if _is_sampling(config):
             draws = []
             for draw in range(num_best):
                 uniforms = _uniforms(numbers, draw, config.seed, max(max_lens)).to(src.device)
@@ -289,6 +302,10 @@ class Predictor:
         return beam_search(
             step, engine.start(src), longest, self.special, config=config, num_best=num_best, rules=rules
         )
+
+
+def _is_sampling(decoding: DecodingConfig) -> bool:
+    return decoding.temperature > 0
 
 
 @contextmanager

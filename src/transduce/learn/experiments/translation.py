@@ -98,11 +98,7 @@ class Translator:
         settings = replace(
             self.predictor.decoding, beam_size=beam_size, length_penalty=length_penalty, length_norm="power"
         )
-        own, self.predictor.decoding = self.predictor.decoding, settings
-        try:
-            return self.predictor.predict(self.sources)
-        finally:
-            self.predictor.decoding = own
+        return self.predictor.predict(self.sources, decoding=settings)
 
     @cached_property
     def score(self) -> Score:
