@@ -26,7 +26,7 @@ from transduce.data import EncodedPairs, ShardedPairs, StepOrder, encode_pairs, 
 from transduce.errors import DamagedFileError, DataError, RunFolderError, TransduceError
 from transduce.large_files import scan, text_bytes
 from transduce.preparation import LargePairs, Listener
-from transduce.reading import Pairs, count_overlap, read_pairs
+from transduce.reading import Pairs, count_overlap, iterate_blocks, read_pairs
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 from transduce.worker_processes import worker_processes
 
@@ -450,6 +450,20 @@ def test_pairs_in_memory_are_planned_as_their_only_shard() -> None:
         [rows.tolist() for rows in step] for step in expected
     ]
     assert order.depends_on == [5, 40, 2, 50]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_a_line_without_an_end_is_refused_as_in_a_text_that_comes_in_chunks(
+    packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transduce.pair_rows.MOST_LINE_BYTES", 1_500_000)
+    content = PACKED[packing](b"a\tb\n" * 500_000 + b"c" * 2_000_000)
+    path = write(tmp_path / f"pairs.tsv{packing}", content)
+    with pytest.raises(DataError, match=r"line 500001: no line end in 1,5\d\d,\d\d\d bytes") as streamed:
+        list(iterate_blocks(iter([content]), str(path)))
+    with pytest.raises(DataError) as scanned:
+        scan(str(path), lines_per_block=1000, unpacked=tmp_path / "unpacked")
+    assert str(scanned.value) == str(streamed.value)
 
 
 def test_asking_how_much_text_a_pipe_holds_takes_nothing_from_it(tmp_path: Path) -> None:

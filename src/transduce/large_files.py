@@ -19,7 +19,9 @@ from transduce.pair_rows import (
     BYTE_ORDER_MARK,
     RowReader,
     decode,
+    in_pieces,
     mendings,
+    refuse_long_line,
     refuse_other_content,
     row_reader,
     split_lines,
@@ -154,19 +156,21 @@ class _Counts:
 
     def add_all(self, chunks: Iterator[bytes]) -> None:
         """Counts a whole file."""
-        waiting: list[bytes] = []
-        num_waiting, is_first = 0, True
-        for chunk in chunks:
-            waiting.append(chunk)
-            num_waiting += len(chunk)
-            if num_waiting < _SCANNED_BYTES:
-                continue
-            content = b"".join(waiting)
-            end = content.rfind(b"\n") + 1
-            if end:
-                self._add(content[:end], is_first)
+        waiting: list[bytes] = []  # whole lines, until there are enough of them, and the beginning of another
+        num_waiting = num_lines = num_unfinished = 0
+        is_first = True
+        for piece in in_pieces(chunks):
+            end = piece.rfind(b"\n") + 1
+            num_lines += piece.count(b"\n")
+            num_unfinished = len(piece) - end if end else num_unfinished + len(piece)
+            refuse_long_line(num_unfinished, self.name, num_lines + 1)
+            if end and num_waiting + end >= _SCANNED_BYTES:
+                self._add(b"".join([*waiting, piece[:end]]), is_first)
                 is_first = False
-            waiting, num_waiting = [content[end:]], len(content) - end if end else 0
+                waiting, num_waiting = [piece[end:]], num_unfinished
+            else:
+                waiting.append(piece)
+                num_waiting += len(piece)
         self._add(b"".join(waiting), is_first)
 
     def _add(self, content: bytes, is_first: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from transduce.decompression import COMPRESSED_SUFFIXES
 from transduce.errors import DataError, TransduceError
 
 BYTE_ORDER_MARK = "\ufeff"
+MOST_LINE_BYTES = 1 << 24  # of a text not to be held in memory: no sentence, and its ids take some hundred megabytes
+PIECE_BYTES = 1 << 16  # looked at together: a chunk unpacked can be a thousand times as long as it was
 _MOST_KEYS_SHOWN = 8
 
 # First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
@@ -60,6 +62,20 @@ def split_lines(text: str) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return lines
+
+
+def in_pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, at most PIECE_BYTES at a time."""
+    return (chunk[start : start + PIECE_BYTES] for chunk in chunks for start in range(0, len(chunk), PIECE_BYTES))
+
+
+def refuse_long_line(num_bytes: int, name: str, line: int) -> None:
+    """Raises DataError if so many bytes of a line without its end are more than a text that is streamed may have."""
+    if num_bytes > MOST_LINE_BYTES:
+        raise DataError(
+            f"{name}, line {line}: no line end in {num_bytes:,} bytes, and a line may have {MOST_LINE_BYTES:,}. Give "
+            "one sentence a line."
+        )
 
 
 def mendings(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:

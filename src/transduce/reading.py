@@ -16,8 +16,10 @@ from transduce.files import read_bytes, sha256_of
 from transduce.pair_rows import (
     BYTE_ORDER_MARK,
     decode,
+    in_pieces,
     mendings,
     normalised,
+    refuse_long_line,
     refuse_no_pairs,
     refuse_number_of_paths,
     refuse_other_content,
@@ -26,9 +28,6 @@ from transduce.pair_rows import (
     split_lines,
     without_empty,
 )
-
-_MOST_LINE_BYTES = 1 << 24  # of a text not to be held in memory: no sentence, and its ids take some hundred megabytes
-_PIECE_BYTES = 1 << 16  # looked at together: a chunk unpacked can be a thousand times as long as it was
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
     """The lines of a text that comes in chunks: after each one those that have come to their end, if any.
 
     They are the lines of `read_lines`, and only an unfinished one is held. Raises DataError, naming the line, when it
-    comes to bytes that are not UTF-8 or not all there, or to a line of more than `_MOST_LINE_BYTES`.
+    comes to bytes that are not UTF-8 or not all there, or to a line of more than MOST_LINE_BYTES.
     """
     unfinished: list[bytes] = []
     num_lines = num_unfinished = 0
-    for piece in _pieces(decompressed_chunks(chunks, name)):
+    for piece in in_pieces(decompressed_chunks(chunks, name)):
         end = piece.rfind(b"\n") + 1
         lines: list[str] = []
         if end:
@@ -77,17 +76,9 @@ def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
             unfinished, num_unfinished = [], 0
         unfinished.append(piece[end:])
         num_unfinished += len(unfinished[-1])
-        if num_unfinished > _MOST_LINE_BYTES:
-            raise DataError(
-                f"{name}, line {num_lines + 1}: no line end in {num_unfinished:,} bytes, and a line may have "
-                f"{_MOST_LINE_BYTES:,}. Give one sentence a line."
-            )
+        refuse_long_line(num_unfinished, name, num_lines + 1)
         yield lines
     yield _next_lines(b"".join(unfinished), name, num_lines)
-
-
-def _pieces(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    return (chunk[start : start + _PIECE_BYTES] for chunk in chunks for start in range(0, len(chunk), _PIECE_BYTES))
 
 
 def _next_lines(content: bytes, name: str, num_before: int) -> list[str]:
