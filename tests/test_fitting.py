@@ -107,6 +107,17 @@ def test_too_few_pairs_are_refused_with_the_number_needed(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_corpus_that_train_would_not_hold_in_memory_is_refused_before_it_is_read(pairs: Path, tmp_path: Path) -> None:
+    num_bytes = pairs.stat().st_size
+    with pytest.raises(DataError, match=r"greek\.tsv: more than 0 MB of text.* `transduce train`"):
+        fit([pairs], tmp_path / "run", surroundings=Surroundings(large_bytes=num_bytes - 1))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="too few"):  # of as many bytes it is read
+        few = tmp_path / "few.tsv"
+        few.write_bytes(b"a\tb\n")
+        fit([few], tmp_path / "run", surroundings=Surroundings(large_bytes=4))
+
+
 def test_pairs_that_all_hang_together_are_refused_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "same.tsv"
     path.write_text("".join(f"{source}\tthe same\n" for source, _ in transliterations(600)))

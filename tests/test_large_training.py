@@ -47,7 +47,7 @@ import json, os, sys
 from transduce import cli, corpus, preparation, trainer
 preparation.PAIRS_PER_SHARD = {PAIRS_PER_SHARD}
 preparation.LINES_PER_BLOCK = 40
-corpus._is_large = lambda *_: True
+corpus.is_large = lambda *_: True
 train_step = trainer.Trainer.train_step
 def recording_step(self, micro_batches, step):
     def texts_of(rows):
@@ -100,7 +100,7 @@ def as_in_other_processes(patch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (preparation, "PAIRS_PER_SHARD"),
         (preparation, "LINES_PER_BLOCK"),
-        (corpus, "_is_large"),
+        (corpus, "is_large"),
         (trainer.Trainer, "train_step"),
     ):
         patch.setattr(module, name, getattr(module, name))  # so that it is put back
@@ -160,7 +160,7 @@ def test_two_machines_train_like_one_process_which_goes_on_where_they_stopped(
 def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TRANSDUCE_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("transduce.corpus._is_large", lambda *_: True)
+    monkeypatch.setattr("transduce.corpus.is_large", lambda *_: True)
     return folder
 
 

@@ -69,13 +69,13 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
 
     Training files that are too large for memory are left where they are, and reported on when they are prepared.
     """
-    is_large = not config.dataset and _is_large(config.train, surroundings)
-    if config.more and (is_large or _is_large(config.more, surroundings)):
+    is_train_large = not config.dataset and is_large(config.train, surroundings)
+    if config.more and (is_train_large or is_large(config.more, surroundings)):
         raise TransduceError(
             f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
             "training pairs into one file, or one for each side, and give data.train and data.valid."
         )
-    if is_large:
+    if is_train_large:
         valid = read_pairs(config.valid) if config.valid else None
         if valid is not None:
             _report_read("validation", len(valid), valid.skipped, valid.notes, surroundings.report)
@@ -135,7 +135,8 @@ def prepare(config: ExperimentConfig, tokenizer: str | None, surroundings: Surro
     return folder
 
 
-def _is_large(paths: Sequence[str], surroundings: Surroundings) -> bool:
+def is_large(paths: Sequence[str | Path], surroundings: Surroundings) -> bool:
+    """Whether files have more text than is held in memory: a function of their sizes."""
     try:
         return text_bytes([Path(path) for path in paths]) > surroundings.large_bytes
     except MissingInputError:
@@ -209,7 +210,7 @@ def count_training_overlap(
 
     Nothing is fetched just to be counted, and nothing too large for memory is read: None for that as well.
     """
-    if not config.data.dataset and _is_large(config.data.train, surroundings):
+    if not config.data.dataset and is_large(config.data.train, surroundings):
         return None
 
     def refuse(url: str) -> BinaryIO:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transduce.checkpoint import RunFolder
-from transduce.corpus import Corpus, Surroundings
+from transduce.corpus import Corpus, Surroundings, is_large
 from transduce.distributed import num_processes
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.experiment import train
@@ -62,7 +62,7 @@ def fit(
 
     Nothing in the held-out parts occurs in training, on either side. The run folder keeps the test part
     (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
-    Raises DataError for fewer than MINIMUM_PAIRS.
+    Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
     started = time.perf_counter()
     if num_processes() > 1:
@@ -71,6 +71,7 @@ def fit(
     if saved is None:
         RunFolder(run_dir).refuse_other_use()
     asked = find_task(task) if task else None
+    _refuse_large(paths, surroundings)
     pairs = _read(paths, surroundings.report)
     train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
     surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
@@ -100,6 +101,15 @@ def fit(
     folder.write_text("test.target", "".join(f"{line}\n" for line in test.tgt))
     folder.write_text("score.json", json.dumps(result.as_dict(), indent=2) + "\n")
     return result
+
+
+def _refuse_large(paths: Sequence[str | Path], surroundings: Surroundings) -> None:
+    """Raises DataError for files that `train` would prepare on disk: all that is done here is done in memory."""
+    if is_large(paths, surroundings):
+        raise DataError(
+            f"{' and '.join(map(str, paths))}: more than {surroundings.large_bytes / 1e6:,.0f} MB of text, which fit "
+            "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
+        )
 
 
 def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
