@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_made_is_a_one_line_error(tmp_path):
 @pytest.mark.parametrize("name", ["tatoeba-de-en", "cmudict-g2p"])
 def test_sets_that_only_a_folder_can_give_say_which_files_they_expect(tmp_path, name):
     with pytest.raises(MissingInputError, match="TRANSDUCE_DATA") as caught:
-        load_split(name, "valid", root=tmp_path, cache=tmp_path, open_url=no_network)
+        load_split(name, "valid", root=str(tmp_path), cache=tmp_path, open_url=no_network)
     assert "one sentence a line" in one_line(caught) or "one entry a line" in one_line(caught)
 
 
@@ -212,7 +212,7 @@ def test_multi30k_is_fetched_from_its_home_source_side_first(tmp_path):
 
 
 def test_an_exported_set_reads_back_as_it_was_and_its_readme_names_every_hash(small_set, tmp_path):
-    written = export("small", tmp_path / "new/out", cache=tmp_path / "cache")
+    written = export("small", str(tmp_path / "new/out"), cache=str(tmp_path / "cache"))
     assert sorted(path.name for path in written) == ["README.md", "train.de", "train.en"]
     back = read_pairs([tmp_path / "new/out/train.en", tmp_path / "new/out/train.de"])
     assert (back.src, back.tgt) == (["a dog", "two dogs"], ["ein Hund", "zwei Hunde"])

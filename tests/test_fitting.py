@@ -84,6 +84,11 @@ def test_going_on_with_a_finished_fit_scores_it_as_before(fitted: tuple[Path, Ou
     assert json.loads(again.out)["scores"] == json.loads(outcome.out)["scores"]
 
 
+def test_fit_takes_the_name_of_a_folder_for_the_folder(fitted: tuple[Path, Outcome], pairs: Path) -> None:
+    result = fit([str(pairs)], str(fitted[0]), minutes=MINUTES, resume=True, surroundings=Surroundings(device="cpu"))
+    assert result.run_dir == fitted[0]
+
+
 def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_path: Path) -> None:
     def stop(_row: dict[str, Any]) -> None:
         raise Stopped(signal.SIGINT)

@@ -234,7 +234,7 @@ def test_the_search_is_set_as_the_model_says(ours: Predictor, folder: Path, tmp_
     older = copied(folder, tmp_path)
     (older / "generation_config.json").unlink()
     change_json(older / "config.json", num_beams=6, max_length=20)
-    found = Predictor.load(import_marian(older, tmp_path / "run").path, device="cpu").decoding
+    found = Predictor.load(import_marian(str(older), str(tmp_path / "run")).path, device="cpu").decoding
     assert (found.beam_size, found.length_penalty, found.max_len(7)) == (6, 1.0, 19)
 
 

@@ -162,6 +162,14 @@ def strike_at(monkeypatch: pytest.MonkeyPatch, where: str, call: int, strike: Ca
     return monkeypatch
 
 
+def test_train_takes_the_name_of_a_folder_for_the_folder(config: ExperimentConfig, tmp_path: Path) -> None:
+    short = replace(config, training=replace(config.training, steps=3))
+    train(short, str(tmp_path / "ancestor"))
+    assert train(short, str(tmp_path / "ancestor"), resume=True).step == 3
+    train(short, str(tmp_path / "heir"), init_from=str(tmp_path / "ancestor"))
+    assert RunFolder.open(str(tmp_path / "heir")).facts["initialised_from"] == str(tmp_path / "ancestor")
+
+
 # Stopped and resumed
 
 

@@ -40,12 +40,12 @@ class RunFolder:
     it. Raises RunFolderError where the disk refuses a write, DamagedFileError where bytes are not as written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._is_locked = False
 
     @classmethod
-    def create(cls, path: Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
+    def create(cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
         """A new run. Raises RunFolderError if the folder is in use for anything else, or cannot be written."""
         run = cls(path)
         run.refuse_other_use()
@@ -62,7 +62,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: str | Path) -> "RunFolder":
         """An existing run. Raises MissingInputError, naming the runs nearby, if there is none."""
         run = cls(path)
         if not (run.path / "run.json").is_file():

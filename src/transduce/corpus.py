@@ -27,8 +27,8 @@ class Surroundings:
     """What a run finds around it: machine, folders, and who listens."""
 
     device: str = "auto"
-    data_root: Path | None = None  # holds multi30k/train.en and the like; None: fetched into `data_cache`
-    data_cache: Path = DEFAULT_CACHE
+    data_root: str | Path | None = None  # holds multi30k/train.en and the like; None: fetched into `data_cache`
+    data_cache: str | Path = DEFAULT_CACHE
     report: Callable[[str], None] = lambda _line: None
     observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
     show_progress: bool = False  # rows on standard error: a live bar on a terminal
@@ -79,7 +79,7 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
         valid = read_pairs(config.valid) if config.valid else None
         if valid is not None:
             _report_read("validation", len(valid), valid.skipped, valid.notes, surroundings.report)
-        return Corpus(LargePairs(config.train, surroundings.data_cache / "prepared", valid=valid), valid)
+        return Corpus(LargePairs(config.train, Path(surroundings.data_cache) / "prepared", valid=valid), valid)
     train = _read_side("train", config, surroundings)
     has_valid = config.dataset or config.valid
     corpus = Corpus(train, _read_side("valid", config, surroundings) if has_valid else None)

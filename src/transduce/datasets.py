@@ -25,8 +25,8 @@ def load_split(
     name: str,
     split: str,
     *,
-    root: Path | None = None,
-    cache: Path = DEFAULT_CACHE,
+    root: str | Path | None = None,
+    cache: str | Path = DEFAULT_CACHE,
     open_url: Callable[[str], BinaryIO] = open_url,
 ) -> Pairs:
     """The pairs of one split: "train", "valid", "test", or a named test set such as "test2016".
@@ -40,15 +40,15 @@ def load_split(
         split = next(other for other in dataset.splits if other.startswith("test"))
     if split not in dataset.splits:
         raise TransduceError(f"The data set {name} has no split {split!r}.{nearest(split, list(dataset.splits))}")
-    return dataset.load(split, Places(root, cache, open_url))
+    return dataset.load(split, _places(root, cache, open_url))
 
 
 def export(
     name: str,
-    folder: Path,
+    folder: str | Path,
     *,
-    root: Path | None = None,
-    cache: Path = DEFAULT_CACHE,
+    root: str | Path | None = None,
+    cache: str | Path = DEFAULT_CACHE,
     open_url: Callable[[str], BinaryIO] = open_url,
 ) -> list[Path]:
     """Writes every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
@@ -56,13 +56,13 @@ def export(
     The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`. Returns what was written. Raises RunFolderError,
     with nothing written, if one of them is there already and is not of an earlier export of the same set.
     """
-    dataset = find_dataset(name)
+    dataset, folder = find_dataset(name), Path(folder)
     _refuse_other_files(dataset, folder)
     with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     contents, rows = {}, []
     for split in dataset.splits:
-        pairs = dataset.load(split, Places(root, cache, open_url))
+        pairs = dataset.load(split, _places(root, cache, open_url))
         for suffix, lines in ((dataset.source_suffix, pairs.src), (dataset.target_suffix, pairs.tgt)):
             content = as_text(lines)
             contents[folder / f"{split}.{suffix}"] = content
@@ -72,6 +72,10 @@ def export(
     for path, content in contents.items():
         write_atomically(path, content)
     return list(contents)
+
+
+def _places(root: str | Path | None, cache: str | Path, open_url: Callable[[str], BinaryIO]) -> Places:
+    return Places(None if root is None else Path(root), Path(cache), open_url)
 
 
 def _refuse_other_files(dataset: Dataset, folder: Path) -> None:

@@ -45,13 +45,13 @@ _VALIDATION_SHARE = 0.06  # of the time is kept for validations and for slower m
 
 def train(
     config: ExperimentConfig,
-    run_dir: Path,
+    run_dir: str | Path,
     *,
     corpus: Corpus | None = None,
     surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
     resume: bool = False,
     accept_changes: bool = False,
-    init_from: Path | None = None,
+    init_from: str | Path | None = None,
     started: float | None = None,
 ) -> TrainerState:
     """Trains as `config` says into `run_dir`, or goes on with the run there (`resume`).
@@ -60,7 +60,7 @@ def train(
     is when the time that `training.minutes` allows began, if before now. Raises Stopped, after saving, when
     told to stop; TransduceError, with nothing lost, for what cannot be.
     """
-    started = started or time.perf_counter()
+    started, run_dir = started or time.perf_counter(), Path(run_dir)
     commit = machine.commit()  # of the code that was read: another may be made meanwhile
     with joined(own_device(find_device(surroundings.device))) as process, ExitStack() as held:
         if not process.is_main:
@@ -105,7 +105,7 @@ def _begin(
     process: Process,
     surroundings: Surroundings,
     *,
-    init_from: Path | None,
+    init_from: str | Path | None,
     commit: str | None,
 ) -> _Run:
     """A new run folder, with a tokenizer learnt from the training pairs or, like the weights, taken from a run."""

@@ -48,7 +48,7 @@ class FitResult:
 
 def fit(
     paths: Sequence[str | Path],
-    run_dir: Path,
+    run_dir: str | Path,
     *,
     task: str | None = None,
     minutes: float = 15.0,
@@ -64,7 +64,7 @@ def fit(
     (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
-    started = time.perf_counter()
+    started, run_dir = time.perf_counter(), Path(run_dir)
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
     saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None

@@ -70,12 +70,15 @@ _NOTE = """\
 """
 
 
-def import_marian(source: Path, output: Path, report: Callable[[str], None] = lambda _line: None) -> RunFolder:
+def import_marian(
+    source: str | Path, output: str | Path, report: Callable[[str], None] = lambda _line: None
+) -> RunFolder:
     """The run folder `output`, made of the files in `source`; `report` gets a line on each setting that is lost.
 
     Raises MissingInputError or DamagedFileError for a file that is not as it should be, TransduceError for a model
     that ours cannot equal, RunFolderError if `output` is in use.
     """
+    source, output = Path(source), Path(output)
     RunFolder(output).refuse_other_use()
     config = _read_json(source / "config.json")
     _refuse_unlike(config, source / "config.json")
