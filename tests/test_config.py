@@ -104,6 +104,31 @@ def test_an_override_keeps_what_is_behind_the_first_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("2024", ("2024",)),
+        ("1.5", ("1.5",)),
+        ("2024-01-31", ("2024-01-31",)),
+        ("true", ("true",)),
+        ("inf", ("inf",)),
+        ('"2024"', ("2024",)),
+        ('["2024", "b"]', ("2024", "b")),
+        ("a.tsv", ("a.tsv",)),
+    ],
+)
+def test_a_file_may_be_named_by_what_toml_takes_for_a_number(text: str, paths: tuple[str, ...]) -> None:
+    least = '[data]\nvalid = ["v.tsv"]\n[training]\nsteps = 3\n'
+    config = load_config(least, "x", ["--data.train", text, "--training.steps", "5"])
+    assert (config.data.train, config.training.steps) == (paths, 5)
+
+
+def test_only_a_field_of_text_takes_a_number_as_text() -> None:
+    words = ["--oven.racks", "4", "--oven.has_fan", "true", "--oven.degrees", "7.5"]
+    assert override({}, words, Kitchen) == {"oven": {"racks": 4, "has_fan": True, "degrees": 7.5}}
+    assert override({}, ["--oven.unknown", "4"], Kitchen) == {"oven": {"unknown": 4}}
+
+
+@pytest.mark.parametrize(
     "words",
     [
         *(["racks"], ["--racks", "3"], ["--oven.", "3"], ["--.racks", "3"], ["--oven.racks"]),

@@ -38,10 +38,11 @@ def to_table(settings: Any) -> Table:
     }
 
 
-def override(table: Table, arguments: Sequence[str]) -> Table:
+def override(table: Table, arguments: Sequence[str], kind: type | None = None) -> Table:
     """`table` with settings such as `--model.dropout 0.1` or `--model.dropout=0.1` replaced; the table stays as it is.
 
-    A value is read as TOML if it can be (0.1, true, ["a", "b"]), else as the text it is.
+    A value is read as TOML if it can be (0.1, true, ["a", "b"]), else as the text it is. Where the field of `kind`, the
+    dataclass of all settings, holds text, what TOML takes for a number or a date is text, too: `--data.train 2024`.
     """
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
     words = list(arguments)
@@ -57,7 +58,7 @@ def override(table: Table, arguments: Sequence[str]) -> Table:
             value = words.pop(0)
         if not isinstance(result.setdefault(section, {}), dict):
             raise TransduceError(f"--{name}: '{section}' is not a section of settings.")
-        result[section][key] = _read_value(value)
+        result[section][key] = _read_value(value, holds_text=_holds_text(_kind_of(kind, name)))
     return result
 
 
@@ -103,11 +104,27 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_value(text: str) -> Any:
+def _kind_of(kind: Any, name: str) -> Any:
+    """The type of the field with this dotted name; None if there is none."""
+    for part in name.split("."):
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return kind
+
+
+def _holds_text(kind: Any) -> bool:
+    """True of text, of a choice between texts, and of any number of texts."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return all(isinstance(choice, str) for choice in arguments)
+    return kind is str or (origin is tuple and arguments[0] is str)
+
+
+def _read_value(text: str, *, holds_text: bool) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if holds_text and not isinstance(value, str | list) else value
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -117,7 +117,7 @@ def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> Experime
 
     `model.preset` ("tiny", "small", "base", "big") gives the other model settings their defaults.
     """
-    table = override(parse_toml(text, name), overrides)
+    table = override(parse_toml(text, name), overrides, ExperimentConfig)
     for section in ("data", "training"):
         table.setdefault(section, {})
     model = table.get("model")
