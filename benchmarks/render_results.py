@@ -242,7 +242,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def label_of(metric: str) -> str:
-    return DEFINITIONS["word_error" if metric == "wer" else metric].label
+    return DEFINITIONS[metric].label
 
 
 def ours(recipe: Recipe, row: Row) -> str:

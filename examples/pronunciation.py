@@ -38,13 +38,13 @@ def main() -> int:
     predictor = transduce.load(run_dir)
     known = {split: load_split("cmudict", split) for split in ("train", "valid", "test")}
     word_errors, phoneme_errors = score(
-        predictor, known["test"].src, [known["test"].tgt], ("wer", "per"), group_sources=True
+        predictor, known["test"].src, [known["test"].tgt], ("word_error", "per"), group_sources=True
     )
     spent = {name: round(now - then, 1) for (name, now), then in zip(_clocks().items(), began.values(), strict=True)}
     found = {
-        "wer": round(word_errors.value, 2),
+        "word_error": round(word_errors.value, 2),
         "per": round(phoneme_errors.value, 2),
-        "wer_interval": [round(word_errors.low, 2), round(word_errors.high, 2)],
+        "word_error_interval": [round(word_errors.low, 2), round(word_errors.high, 2)],
         "per_interval": [round(phoneme_errors.low, 2), round(phoneme_errors.high, 2)],
         "num_test_words": word_errors.num_segments,
         "num_test_pronunciations": len(known["test"]),

@@ -1564,7 +1564,7 @@ batch_tokens = 512
 validate_every = 700
 
 [validation]
-metrics = ["wer", "per"]   # per cent of words, and of phonemes, that are wrong
+metrics = ["word_error", "per"]   # per cent of words, and of phonemes, that are wrong
 group_sources = true       # a word with several pronunciations is right with any of them
 max_pairs = 150
 """
@@ -1585,8 +1585,8 @@ some = {split: replace(p, src=p.src[: few[split]], tgt=p.tgt[: few[split]]) for 
 
 
 def tell(row):
-    if "wer" in row:
-        print(f"step {row['step']:5,}: {row['loss']:.2f} nats per phoneme, {row['wer']:.0f} % of words wrong")
+    if "word_error" in row:
+        print(f"step {row['step']:5,}: {row['loss']:.2f} nats per phoneme, {row['word_error']:.0f} % of words wrong")
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -1602,7 +1602,9 @@ with tempfile.TemporaryDirectory() as folder:
 # interval: with other test words it might have been anything in it.
 
 # %%
-word_errors, phoneme_errors = score(predictor, some["test"].src, [some["test"].tgt], ("wer", "per"), group_sources=True)
+word_errors, phoneme_errors = score(
+    predictor, some["test"].src, [some["test"].tgt], ("word_error", "per"), group_sources=True
+)
 print(word_errors, "% of", word_errors.num_segments, "words", "\n" + str(phoneme_errors), "% of phonemes")
 print(f"words right: {100 - word_errors.value:.1f} %{guessed(my_guess)}")
 

@@ -466,7 +466,8 @@ def test_grouped_sources_are_scored_as_by_hand(run: Path, tmp_path: Path) -> Non
         "evaluate", run, "--source", tmp_path / "source", "--target", tmp_path / "target", "--group-sources", "--json"
     )
     scores = json.loads(found.out)["scores"]
-    assert scores["wer"]["value"] == pytest.approx(100 * 2 / 3)
+    assert set(scores) == {"word_error", "per"}
+    assert scores["word_error"]["value"] == pytest.approx(100 * 2 / 3)
     assert scores["per"]["value"] == pytest.approx(100 * (0 + 2 + 1) / (1 + 2 + 1))
 
 

@@ -169,6 +169,16 @@ def test_every_example_config_loads_and_survives(path: Path) -> None:
     assert load_config(to_toml(config), path.name) == config
 
 
+@pytest.mark.parametrize("metrics", ['["wer", "per"]', '"wer"'])
+def test_an_older_config_of_grouped_sources_is_scored_by_the_share_of_wrong_words(metrics: str) -> None:
+    older = f"{LEAST}[validation]\nmetrics = {metrics}\nbest = 'wer'\ngroup_sources = true\n"
+    validation = load_config(older, "x").validation
+    assert (validation.metrics[0], validation.best) == ("word_error", "word_error")
+    assert load_config(older.replace("wer", "word_error"), "x").validation == validation
+    ungrouped = load_config(older.replace("true", "false"), "x").validation
+    assert (ungrouped.metrics[0], ungrouped.best) == ("wer", "wer")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_gives_the_defaults_and_settings_go_above_it(name: str) -> None:
     config = load_config(LEAST, "x", ["--model.preset", name])
@@ -189,7 +199,7 @@ def test_a_preset_gives_the_defaults_and_settings_go_above_it(name: str) -> None
         (["--model.max_len", "100"], "data.max_len (256) must be at most model.max_len (100)"),
         (["--validation.best", "chrf"], "validation.best is 'chrf'"),
         (["--validation.metrics", "bluu"], "'bluu', which is unknown. Did you mean 'bleu'?"),
-        (["--validation.group_sources", "true"], "validation.metrics may hold wer and per alone"),
+        (["--validation.group_sources", "true"], "validation.metrics may hold word_error and per alone"),
         (["--validation.max_pairs", "0"], "validation.max_pairs is 0"),
         (["--validation.beam_size", "0"], "validation.beam_size is 0"),
         (["--training.steps", "-1"], "training.steps is -1"),

@@ -279,7 +279,7 @@ SCORES = {
     "arithmetic": (("exact_match",), False),
     "inflection": (("exact_match", "cer"), False),
     "normalisation": (("exact_match", "cer"), False),
-    "pronunciation": (("wer", "per"), True),
+    "pronunciation": (("word_error", "per"), True),
     "translation": (("bleu", "chrf"), False),
 }
 
@@ -325,7 +325,7 @@ def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path) -> None:
     rows = [(word, " ".join(letter.upper() for letter in word)) for word in dict.fromkeys(LEMMAS * 2)]
     path.write_text("".join(f"{word}\t{sounds}\n{word}\t{sounds} X\n" for word, sounds in rows))
     result = fit([path], tmp_path / "run", minutes=MINUTES, surroundings=Surroundings(device="cpu"))
-    assert [score.name for score in result.scores] == ["wer", "per"]
+    assert [score.name for score in result.scores] == ["word_error", "per"]
     assert {score.num_segments for score in result.scores} == {result.num_test // 2}
 
 

@@ -194,8 +194,8 @@ def test_word_error_and_exact_match_add_up_to_all_segments():
 
 
 def test_a_double_blank_is_no_phoneme_error():
-    wer, per = evaluate_pronunciation(["cat"], ["k ae  t "], [["k ae t"]])
-    assert (wer.value, per.value) == (0, 0)
+    word_error, per = evaluate_pronunciation(["cat"], ["k ae  t "], [["k ae t"]])
+    assert (word_error.value, per.value) == (0, 0)
 
 
 def test_an_empty_reference_makes_any_output_a_full_error():
@@ -222,12 +222,12 @@ LEXICON = [  # source, hypothesis, reference: worked by hand below
 
 def test_pronunciation_counts_each_source_once_against_its_nearest_reference():
     sources, hypotheses, targets = (list(column) for column in zip(*LEXICON, strict=True))
-    wer, per = evaluate_pronunciation(sources, hypotheses, [targets])
-    assert (wer.name, per.name) == ("wer", "per")
-    assert wer.num_segments == per.num_segments == 4
-    assert wer.value == pytest.approx(100 * 2 / 4)  # read and cat are right, dog and either are not
+    word_error, per = evaluate_pronunciation(sources, hypotheses, [targets])
+    assert (word_error.name, per.name) == ("word_error", "per")
+    assert word_error.num_segments == per.num_segments == 4
+    assert word_error.value == pytest.approx(100 * 2 / 4)  # read and cat are right, dog and either are not
     assert per.value == pytest.approx(100 * 2 / 12)  # 0 of 3, 0 of 3, 1 of 3, 1 of 3 (not 3 of 4)
-    assert not wer.is_higher_better and not per.is_higher_better
+    assert not word_error.is_higher_better and not per.is_higher_better
 
 
 @given(
@@ -239,10 +239,10 @@ def test_pronunciation_counts_each_source_once_against_its_nearest_reference():
 def test_no_word_is_wrong_exactly_when_no_phoneme_is(rows):
     sources, targets = (list(column) for column in zip(*rows, strict=True))
     hypotheses = ["a b" for _ in rows]
-    wer, per = evaluate_pronunciation(sources, hypotheses, [targets], num_resamples=1)
-    assert (wer.value == 0) == (per.value == 0)
+    word_error, per = evaluate_pronunciation(sources, hypotheses, [targets], num_resamples=1)
+    assert (word_error.value == 0) == (per.value == 0)
     wrong = {s for s in sources if "a b" not in [t for other, t in zip(sources, targets, strict=True) if other == s]}
-    assert wer.value == pytest.approx(100 * len(wrong) / len(set(sources)))
+    assert word_error.value == pytest.approx(100 * len(wrong) / len(set(sources)))
 
 
 def test_grouping_keeps_the_order_and_drops_repeated_references():

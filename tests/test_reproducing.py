@@ -135,6 +135,27 @@ def test_a_metric_that_was_not_recorded_yet_is_left_out(monkeypatch, tmp_path):
     assert [row.metric for row in rows_of(recipe, recipe.results)] == ["bleu"]
 
 
+def test_an_older_record_of_wrong_words_is_read_under_their_name_now(monkeypatch, tmp_path):
+    grouped = "[validation]\nmetrics = ['wer', 'per']\nbest = 'wer'\n"
+    monkeypatch.setattr(reproducing, "_FOLDER", tmp_path)
+    recipe = replace(RECIPE, tests=("test",), metrics=("word_error", "per"), published=())
+    recipe.config_path.write_text(grouped)
+    older = recipe.settings
+    recipe.config_path.write_text(grouped.replace("wer", "word_error"))
+    score = {"value": 22.6, "is_higher_better": False, "num_segments": 1000}
+    found = {
+        "seed": 1,
+        "settings": older,
+        "scores": {"test": {"wer": score | {"name": "wer"}, "per": score | {"name": "per"}}},
+        "validations": [{"step": 2, "wer": 31.0, "per": 7.0}],
+    }
+    recipe.results_path.write_text(json.dumps([found]))
+    (read,) = recipe.results
+    assert read["scores"]["test"]["word_error"] == score | {"name": "word_error"}
+    assert read["validations"] == [{"step": 2, "word_error": 31.0, "per": 7.0}]
+    assert [row.metric for row in rows_of(recipe, [read])] == ["word_error", "per"]
+
+
 def test_without_results_nothing_is_judged():
     (line,) = judged(replace(RECIPE, name="not-there"), run(12.0))
     assert line == "test2016 bleu: 12.00; others: 30.00"

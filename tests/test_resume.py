@@ -25,6 +25,7 @@ from transduce.corpus import Surroundings, read_corpus
 from transduce.data import encode_pairs
 from transduce.errors import ConfigMismatchError, RunFolderError, TransduceError
 from transduce.experiment import train
+from transduce.metrics import Score
 from transduce.model import TransformerConfig
 from transduce.optim import OptimConfig
 from transduce.packed_batches import pack_batches
@@ -42,6 +43,7 @@ from transduce.stopping import Stopped
 from transduce.tokenizer import Tokenizer, TokenizerConfig
 from transduce.trainer import Trainer, TrainingConfig
 
+DRAW = experiment._draw_learning_curve  # which most tests here go without
 NUM_STEPS, STEPS_PER_EPOCH = 15, 6  # two and a half epochs
 MICRO_BATCHES = [2, 2, 2, 2, 2, 1] * 2 + [2, 2, 2]  # of each step: the last of an epoch has what is left
 
@@ -168,6 +170,30 @@ def test_train_takes_the_name_of_a_folder_for_the_folder(config: ExperimentConfi
     assert train(short, str(tmp_path / "ancestor"), resume=True).step == 3
     train(short, str(tmp_path / "heir"), init_from=str(tmp_path / "ancestor"))
     assert RunFolder.open(str(tmp_path / "heir")).facts["initialised_from"] == str(tmp_path / "ancestor")
+
+
+def test_an_older_run_that_calls_wrong_words_wer_goes_on_as_one_that_does_not(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = ValidationConfig(metrics=("word_error", "per"), best="word_error", group_sources=True)
+    config = replace(config, validation=validation, training=replace(config.training, steps=6))
+    monkeypatch.setattr(scoring, "score", lambda *_, **__: [Score("word_error", 50.0, 0, 0, 1, "", False)])
+    train(config, tmp_path / "run")
+    older = RunFolder.open(tmp_path / "run")
+    tensors, state = older.read_checkpoint(6)
+    assert state["best_measure"] == "word_error of 12 pairs, beam 1"
+    state = {**state, "best_measure": "wer of 12 pairs, beam 1"}
+    with older.lock():
+        older.write_checkpoint(6, tensors, state, keep=1)
+        older.rewrite_config(older.config.replace("word_error", "wer"))
+        rows = tmp_path / "run/metrics.jsonl"
+        rows.write_text(rows.read_text().replace("word_error", "wer"))
+    curves = []
+    monkeypatch.setattr(experiment, "_draw_learning_curve", DRAW)
+    monkeypatch.setattr(experiment, "learning_curve", lambda rows, _name: curves.append(rows) or b"")
+    longer = replace(config, training=replace(config.training, steps=9))
+    assert train(longer, tmp_path / "run", resume=True).best_step == 3  # of equals the first
+    assert [row["word_error"] for row in curves[0] if row["kind"] == "validation"] == [50.0] * 3
 
 
 # Stopped and resumed

@@ -29,8 +29,10 @@ from transduce.settings import (
     ExperimentConfig,
     carry_over,
     load_config,
+    name_of_score,
     refuse_changes,
     refuse_other_data,
+    scores_by_name,
     with_shape_of,
     with_steps,
 )
@@ -149,7 +151,19 @@ def _reopen(
     tokenizer = Tokenizer.from_json(folder.tokenizer)
     pairs = learn_and_encode(config, corpus, folder.tokenizer, process, surroundings).pairs
     model = build_model(config, tokenizer).to(own_device(find_device(surroundings.device)))
-    return _Run(folder, config, tokenizer, model, pairs, folder.read_checkpoint(step) if step is not None else None)
+    return _Run(folder, config, tokenizer, model, pairs, _read_checkpoint(folder, step, config))
+
+
+def _read_checkpoint(
+    folder: RunFolder, step: int | None, config: ExperimentConfig
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A checkpoint's tensors and state, in which an older one calls the score that it was best by as we do now."""
+    if step is None:
+        return None
+    tensors, state = folder.read_checkpoint(step)
+    name, of, pairs = state.get("best_measure", "").partition(" of ")
+    name = name_of_score(name, group_sources=config.validation.group_sources)
+    return tensors, {**state, "best_measure": f"{name}{of}{pairs}"}
 
 
 def _settle(
@@ -231,7 +245,7 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
         trainer.observe = lambda row: [observe(row) for observe in observers]
         state = trainer.run()
     if process.is_main:
-        _draw_learning_curve(run.folder, surroundings.report)
+        _draw_learning_curve(run, surroundings.report)
     return state
 
 
@@ -289,9 +303,11 @@ def _plan_steps(run: _Run, budget: float, process: Process) -> int:
     return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
 
 
-def _draw_learning_curve(folder: RunFolder, report: Callable[[str], None]) -> None:
+def _draw_learning_curve(run: _Run, report: Callable[[str], None]) -> None:
+    folder, group_sources = run.folder, run.config.validation.group_sources
+    rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
-        picture = learning_curve(folder.metrics(), folder.path.name)
+        picture = learning_curve(rows, folder.path.name)
     except ImportError:
         report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
         return

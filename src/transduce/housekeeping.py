@@ -18,7 +18,7 @@ from transduce.distributed import num_processes, spawn
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.model import PRESETS, Transformer, VocabularySizes
 from transduce.predictor import Predictor, vocabulary_sizes
-from transduce.settings import load_config
+from transduce.settings import load_config, scores_by_name
 from transduce.shipping import lines_of
 from transduce.speed_tables import print_decoding_speed, print_training_speed
 from transduce.streams import (
@@ -65,9 +65,12 @@ def describe(arguments: argparse.Namespace) -> int:
             hint = nearest(arguments.what, PRESETS)
             raise MissingInputError(f"'{arguments.what}' is neither a run folder nor a preset.{hint}")
         folder = RunFolder.open(Path(arguments.what))
-        config = load_config(folder.config, "config.toml").model
+        settings = load_config(folder.config, "config.toml")
+        config, group_sources = settings.model, settings.validation.group_sources
         vocabulary = vocabulary_sizes(Tokenizer.from_json(folder.tokenizer))
         metadata = folder.read_model_metadata() if folder.has_model else None
+        if metadata is not None:
+            metadata["validation"] = scores_by_name(metadata["validation"], group_sources=group_sources)
         found |= {"model_is_of": metadata, "facts": folder.facts}
     with _WithoutNumbers():
         model = Transformer(config, vocabulary)

@@ -8,7 +8,7 @@ Intervals and p-values speak of the choice of test segments only, not of how ano
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -97,7 +97,7 @@ def evaluate(
     wer, per     edits / length of the nearest reference, over the corpus, in blank-separated words (phonemes)
     cer          the same in Unicode code points, blanks included
     exact_match  share of segments that equal one of their references
-    word_error   share of segments with an edit to every reference: the `wer` of `evaluate_pronunciation`
+    word_error   share of segments with an edit to every reference: of single words, of those that are wrong
 
     Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
     """
@@ -123,17 +123,16 @@ def evaluate_pronunciation(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = SEED,
 ) -> list[Score]:
-    """The scores "wer" and "per" of a pronunciation lexicon, whose rows may repeat a source with another reference.
+    """The scores of a pronunciation lexicon, whose rows may repeat a source with another reference.
 
-    wer  share of distinct sources whose output is none of their pronunciations
-    per  edits, in blank-separated phonemes, to the nearest pronunciation of each source / total length of those
+    word_error  share of distinct sources whose output is none of their pronunciations; the literature's WER
+    per         edits, in blank-separated phonemes, to the nearest pronunciation of each source / total length of those
 
     `num_segments` counts the distinct sources. Raises as `evaluate` and `group_by_source` do.
     """
     _, grouped_hypotheses, grouped_references = group_by_source(sources, hypotheses, references)
     names = ("word_error", "per")
-    word, phoneme = evaluate(names, grouped_hypotheses, grouped_references, num_resamples=num_resamples, seed=seed)
-    return [replace(word, name="wer"), phoneme]
+    return evaluate(names, grouped_hypotheses, grouped_references, num_resamples=num_resamples, seed=seed)
 
 
 def group_by_source(

@@ -172,12 +172,13 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument(
         "--metric",
         metavar="NAME,...",
-        help="some of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match (default: those of the validation)",
+        help="some of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match, word_error (default: those of the "
+        "validation)",
     )
     verb.add_argument(
         "--group-sources",
         action="store_true",
-        help="lines of the same source are its alternatives: wer = share of wrong sources, per = phoneme errors",
+        help="lines of the same source are its alternatives: word_error = share of wrong sources, per = phoneme errors",
     )
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_decoding(verb)
@@ -192,7 +193,7 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "--metric",
         default="bleu",
         metavar="NAME",
-        help="one of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match (default: bleu)",
+        help="one of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match, word_error (default: bleu)",
     )
     verb.add_argument(
         "--method",

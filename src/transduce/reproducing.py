@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transduce.errors import TransduceError, nearest
 from transduce.predictor import Predictor
 from transduce.progress import TrainerState
 from transduce.scoring import score
-from transduce.settings import ExperimentConfig, load_config
+from transduce.settings import GROUPED_METRICS, ExperimentConfig, load_config, scores_by_name
 
 _FOLDER = Path(__file__).parent / "recipes"
 # Settings that change no weights: what data say is compared by hash, validation has a width of its own and, as it is
@@ -71,7 +72,9 @@ class Recipe:
         Settings that are not there have their defaults, which are those of the commit that a result names.
         """
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
-        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
+        # `word_error` was `wer` when the first results were recorded, which are still of these settings.
+        text = json.dumps(table, sort_keys=True).replace('"word_error"', '"wer"')
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def config(self, seed: int) -> ExperimentConfig:
         """Its settings with this seed."""
@@ -90,6 +93,8 @@ class Recipe:
             return []
         rows: list[dict[str, Any]] = json.loads(self.results_path.read_text(encoding="utf-8"))
         settings = self.settings
+        if set(self.metrics) <= set(GROUPED_METRICS):
+            rows = list(map(_by_names_now, rows))
         return sorted((row for row in rows if row["settings"] == settings), key=lambda row: row["seed"])
 
 
@@ -124,9 +129,9 @@ def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_s
     predictor = Predictor.load(run.path, device=surroundings.device)
     state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
     found: dict[str, dict[str, Any]] = {}
+    groups = config.validation.group_sources
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
-        groups = config.validation.group_sources
         scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=groups)
         found[split] = {result.name: result.as_dict() for result in scores}
     seed, started = config.training.seed, run.facts["started"]
@@ -145,7 +150,11 @@ def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_s
         "wall_seconds": round(state.seconds + state.validation_seconds, 1),
         "cpu_seconds": None if run.facts.get("resumed") else round(cpu_seconds, 1),
         "validations": [
-            {name: round(value, 4) for name, value in row.items() if name != "kind"}
+            {
+                name: round(value, 4)
+                for name, value in scores_by_name(row, group_sources=groups).items()
+                if name != "kind"
+            }
             for row in run.metrics()
             if row["kind"] == "validation"
         ],
@@ -240,6 +249,16 @@ def judged(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
             line += f"; {by}: {other:.2f}"
         told.append(line)
     return told
+
+
+def _by_names_now(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measure` found of scores grouped by source, of which an older record has the former names."""
+    by_name = partial(scores_by_name, group_sources=True)
+    scores = {
+        test: {name: {**score, "name": name} for name, score in by_name(of_test).items()}
+        for test, of_test in found["scores"].items()
+    }
+    return {**found, "scores": scores, "validations": list(map(by_name, found["validations"]))}
 
 
 def _verdict(value: float, ours: Row) -> str:

@@ -8,12 +8,13 @@ from torch import nn
 
 from transduce.annotation import corpus_loss
 from transduce.corpus import encode_reporting
+from transduce.errors import TransduceError
 from transduce.metrics import Score, evaluate, evaluate_pronunciation
 from transduce.model import Transformer
 from transduce.predictor import Predictor
 from transduce.progress import Validation
 from transduce.reading import Pairs
-from transduce.settings import ExperimentConfig
+from transduce.settings import GROUPED_METRICS, ExperimentConfig
 from transduce.tokenizer import Tokenizer
 
 
@@ -64,9 +65,13 @@ def score(
 ) -> list[Score]:
     """Answers `sources` and scores the answers; `references` are sets of one line per source.
 
-    With `group_sources`, rows of the same source are its alternatives, and the scores are wer and per of distinct
-    sources.
+    With `group_sources`, rows of the same source are its alternatives, and the scores are those of distinct sources:
+    `word_error`, the share that is wrong, and `per`.
     """
+    if group_sources and not set(metrics) <= set(GROUPED_METRICS):
+        raise TransduceError(
+            f"grouped by source, {' and '.join(GROUPED_METRICS)} alone score, not {', '.join(metrics)}."
+        )
     distinct = list(dict.fromkeys(sources))
     answers = dict(zip(distinct, predictor.predict(distinct), strict=True))
     hypotheses = [answers[source] for source in sources]

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transduce.config import build, override, parse_toml
 from transduce.decoding import DecodingConfig
@@ -16,7 +16,12 @@ from transduce.optim import OptimConfig
 from transduce.tokenizer import TokenizerConfig
 from transduce.train_step import TrainingConfig
 
-GROUPED_METRICS = ("wer", "per")  # the pronunciation scores: rows of one source are its alternatives
+T = TypeVar("T")
+
+GROUPED_METRICS = ("word_error", "per")  # the pronunciation scores: rows of one source are its alternatives
+_FORMER_NAMES = {
+    "wer": "word_error"
+}  # of grouped scores, in files that are still read: elsewhere `wer` is edits / words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,16 @@ def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
             raise TransduceError(f"{where} has '{name}', which is unknown.{nearest(name, METRICS)}")
 
 
+def name_of_score(name: str, *, group_sources: bool) -> str:
+    """What a score in a file is called: by its name now, if the file is older."""
+    return _FORMER_NAMES.get(name, name) if group_sources else name
+
+
+def scores_by_name(scores: Mapping[str, T], *, group_sources: bool) -> dict[str, T]:
+    """`scores` as they are called now; other things than scores may stand among them."""
+    return {name_of_score(name, group_sources=group_sources): value for name, value in scores.items()}
+
+
 def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """The settings in a TOML document, with overrides such as `--model.dropout 0.1`; `name` stands for it in errors.
 
@@ -127,7 +142,16 @@ def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> Experime
         if not isinstance(preset, str) or preset not in PRESETS:
             raise TransduceError(f"model.preset is {preset!r}: it must be one of {', '.join(PRESETS)}.")
         table["model"] = dataclasses.asdict(PRESETS[preset]) | model
+    if isinstance(validation := table.get("validation"), Mapping) and validation.get("group_sources") is True:
+        table["validation"] = {key: _by_names_now(value) for key, value in validation.items()}
     return build(ExperimentConfig, table)
+
+
+def _by_names_now(value: Any) -> Any:
+    """The value of a setting of grouped scores, in which a text can only be the name of one."""
+    if isinstance(value, list):
+        return [_by_names_now(item) for item in value]
+    return name_of_score(value, group_sources=True) if isinstance(value, str) else value
 
 
 def refuse_changes(changes: Mapping[str, tuple[Any, Any]], *, accept_changes: bool) -> None:

@@ -169,7 +169,7 @@ TASKS = {
             has_form=_is_pronunciation,
             pieces="characters",
             has_symbols=True,
-            metrics=("wer", "per"),
+            metrics=("word_error", "per"),
             group_sources=True,
         ),
         Task(

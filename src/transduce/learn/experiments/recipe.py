@@ -164,7 +164,9 @@ def build(recipe: Recipe, tokenizer: Tokenizer) -> Transformer:
 def _share_right(model: Transformer, data: Words) -> float:
     """Per cent of new words, written greedily, without a wrong phoneme."""
     predictor = Predictor(model, data.tokenizer, DecodingConfig(beam_size=1))
-    (wrong,) = score(predictor, data.valid_words, [data.valid_phonemes], ("wer",), group_sources=True, num_resamples=1)
+    (wrong,) = score(
+        predictor, data.valid_words, [data.valid_phonemes], ("word_error",), group_sources=True, num_resamples=1
+    )
     return 100 - wrong.value
 
 
