@@ -1,11 +1,9 @@
 """Text in, predictions out: the one object that every front end uses, from memory or from a run folder."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Barrier, Lock
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from transduce.beams import beam_search
 from transduce.checkpoint import RunFolder
 from transduce.config import build, parse_toml
 from transduce.constraints import Constraints, ForbiddenText, Rules
+from transduce.cpu_settings import workers
 from transduce.data import bucket_batches, pad_sources
 from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, Step, greedy_search, sample
 from transduce.errors import TransduceError
@@ -28,8 +27,6 @@ from transduce.tokenizer import Tokenizer
 # Tokens held side by side, those of the sources and of all hypotheses: large products, but keys and values that the
 # caches of a CPU hold, and enough batches for several workers.
 _TOKENS_AT_ONCE = 8_192
-
-_MOST_WORKERS = 8  # each of which holds the keys and values of a batch
 
 # Of a text, so many times model.max_len characters are split into pieces: no piece is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
@@ -183,7 +180,7 @@ class Predictor:
             for i, hypotheses in zip(batch, answers, strict=True):
                 found[i] = hypotheses
 
-        with _workers(self.device, len(batches)) as map_over:
+        with workers(self.device, len(batches)) as map_over:
             list(map_over(answer, reversed(batches)))  # the long ones first, so that all workers end together
         return found
 
@@ -306,36 +303,6 @@ class Predictor:
 
 def _is_sampling(decoding: DecodingConfig) -> bool:
     return decoding.temperature > 0
-
-
-@contextmanager
-def _workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` over that many tasks. On a CPU several are computed at once, by fewer threads each: the products of a
-    small model are too small to be shared.
-    """
-    num_threads = torch.get_num_threads()
-    num_workers = min(num_threads, num_tasks, _MOST_WORKERS)
-    if device.type != "cpu" or num_workers <= 1:
-        yield map
-        return
-
-    def begin() -> None:
-        # torch sets the number of the calling thread and the one that each thread takes when it first computes, for
-        # life. So workers take theirs, change it, and have the other set back before there is anything to do.
-        torch.get_num_threads()
-        torch.set_num_threads(num_threads // num_workers)
-        all_have_begun.wait()
-
-    def set_back() -> None:
-        with ThreadPoolExecutor(1) as other:  # one whose own number does not matter
-            other.submit(torch.set_num_threads, num_threads)
-
-    all_have_begun = Barrier(num_workers, action=set_back)
-    with ThreadPoolExecutor(num_workers, initializer=begin) as pool:
-        try:
-            yield pool.map
-        finally:
-            all_have_begun.abort()  # nobody waits any more, unless the system refused a thread
 
 
 def load(run: str | Path, *, device: str = "auto", int8: bool = False) -> Predictor:
