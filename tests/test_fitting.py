@@ -1,26 +1,66 @@
 import json
 import random
 import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calling import Outcome, command
+from transduce import commands
 from transduce.checkpoint import RunFolder
 from transduce.corpus import Surroundings
 from transduce.datasets import load_split
 from transduce.errors import DataError, RunFolderError
 from transduce.fitting import MINIMUM_PAIRS, choose_settings, fit
 from transduce.metrics import METRICS
+from transduce.model import PRESETS
 from transduce.predictor import Predictor
 from transduce.reading import Pairs
 from transduce.settings import ExperimentConfig
 from transduce.stopping import Stopped
+from transduce.streams import surroundings_of
 from transduce.tasks import TASKS, recognise
+from transduce.train_step import TrainStep
 
 GREEK = dict(zip("abgdezklmnoprstuf", "αβγδεζκλμνοπρστυφ", strict=True))
 MINUTES = 0.05
+
+
+class StepClock:
+    """Stands still but for the steps of training, each of which takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def __call__(self) -> float:
+        return self.num_steps / 10
+
+    def count(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **more: Any) -> Any:
+            self.num_steps += 1
+            return step(*arguments, **more)
+
+        return counted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[StepClock]:
+    """The clock of the command, and of `surroundings`; and a model so small that its steps take no time."""
+    clock = StepClock()
+    small = replace(PRESETS["tiny"], d_model=32, d_ff=48, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", small)
+        patch.setattr(TrainStep, "__call__", clock.count(TrainStep.__call__))
+        patch.setattr(commands, "surroundings_of", lambda words: replace(surroundings_of(words), clock=clock))
+        yield clock
+
+
+@pytest.fixture
+def surroundings(clock: StepClock) -> Surroundings:
+    return Surroundings(device="cpu", clock=clock)
 
 
 def transliterations(num_pairs: int) -> list[tuple[str, str]]:
@@ -84,20 +124,24 @@ def test_going_on_with_a_finished_fit_scores_it_as_before(fitted: tuple[Path, Ou
     assert json.loads(again.out)["scores"] == json.loads(outcome.out)["scores"]
 
 
-def test_fit_takes_the_name_of_a_folder_for_the_folder(fitted: tuple[Path, Outcome], pairs: Path) -> None:
-    result = fit([str(pairs)], str(fitted[0]), minutes=MINUTES, resume=True, surroundings=Surroundings(device="cpu"))
+def test_fit_takes_the_name_of_a_folder_for_the_folder(
+    fitted: tuple[Path, Outcome], pairs: Path, surroundings: Surroundings
+) -> None:
+    result = fit([str(pairs)], str(fitted[0]), minutes=MINUTES, resume=True, surroundings=surroundings)
     assert result.run_dir == fitted[0]
 
 
-def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_path: Path) -> None:
+def test_an_interrupted_fit_goes_on_even_with_other_minutes(
+    pairs: Path, tmp_path: Path, surroundings: Surroundings
+) -> None:
     def stop(_row: dict[str, Any]) -> None:
         raise Stopped(signal.SIGINT)
 
     with pytest.raises(Stopped, match="all is saved"):
-        fit([pairs], tmp_path / "run", minutes=2.4, surroundings=Surroundings(device="cpu", observers=(stop,)))
+        fit([pairs], tmp_path / "run", minutes=2.4, surroundings=replace(surroundings, observers=(stop,)))
     stopped_at = RunFolder.open(tmp_path / "run").checkpoints()[-1]
     # So much less time calls for another dropout in a new run.
-    result = fit([pairs], tmp_path / "run", minutes=0.2, resume=True, surroundings=Surroundings(device="cpu"))
+    result = fit([pairs], tmp_path / "run", minutes=0.1, resume=True, surroundings=surroundings)
     folder = RunFolder.open(tmp_path / "run")
     assert folder.facts["resumed"][0]["step"] == stopped_at
     assert folder.checkpoints()[-1] >= stopped_at
@@ -310,21 +354,25 @@ def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], p
     assert "was not begun as translation, which is scored by bleu, chrf" in refused.err
 
 
-def test_a_task_can_be_named(pairs: Path, tmp_path: Path) -> None:
+def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "surroundings_of", surroundings_of)
     words = ["fit", pairs, "--minutes", MINUTES, "--json", "--run-dir"]
     told = command(*words, tmp_path / "run", "--task", "translation")
     assert set(json.loads(told.out)["scores"]) == {"bleu", "chrf"}
+    assert json.loads(told.out)["training_seconds"] > 0
     assert "taken for translation" in told.err
     refused = command(*words, tmp_path / "other", "--task", "translating")
     assert refused.status == 2
     assert "no task 'translating'" in refused.err and "translation" in refused.err
 
 
-def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path) -> None:
+def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, surroundings: Surroundings) -> None:
     path = tmp_path / "words.tsv"
     rows = [(word, " ".join(letter.upper() for letter in word)) for word in dict.fromkeys(LEMMAS * 2)]
     path.write_text("".join(f"{word}\t{sounds}\n{word}\t{sounds} X\n" for word, sounds in rows))
-    result = fit([path], tmp_path / "run", minutes=MINUTES, surroundings=Surroundings(device="cpu"))
+    result = fit([path], tmp_path / "run", minutes=MINUTES, surroundings=surroundings)
     assert [score.name for score in result.scores] == ["word_error", "per"]
     assert {score.num_segments for score in result.scores} == {result.num_test // 2}
 

@@ -1,6 +1,7 @@
 """The text of a run: read as the settings say, reported, and turned into ids."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Surroundings:
     observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
     show_progress: bool = False  # rows on standard error: a live bar on a terminal
     large_bytes: int = LARGE_BYTES  # training files with more text than this are prepared on disk
+    clock: Callable[[], float] = time.perf_counter  # seconds, by which limits of time are kept
 
 
 def folders_by_environment() -> tuple[Path | None, Path]:

@@ -4,7 +4,6 @@ import copy
 import gc
 import math
 import platform
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -58,11 +57,12 @@ def train(
 ) -> TrainerState:
     """Trains as `config` says into `run_dir`, or goes on with the run there (`resume`).
 
-    `corpus` stands in for what `config.data` names, if it is in memory already; `started`, by `time.perf_counter`,
+    `corpus` stands in for what `config.data` names, if it is in memory already; `started`, by `surroundings.clock`,
     is when the time that `training.minutes` allows began, if before now. Raises Stopped, after saving, when
     told to stop; TransduceError, with nothing lost, for what cannot be.
     """
-    started, run_dir = started or time.perf_counter(), Path(run_dir)
+    started = surroundings.clock() if started is None else started
+    run_dir = Path(run_dir)
     commit = machine.commit()  # of the code that was read: another may be made meanwhile
     with joined(own_device(find_device(surroundings.device))) as process, ExitStack() as held:
         if not process.is_main:
@@ -215,8 +215,8 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
     if corpus.valid is not None:
         validate = build_validation(run.config, run.tokenizer, corpus.valid, surroundings.report)
     training = run.config.training
-    budget = training.minutes * 60 - (time.perf_counter() - started)
-    steps = training.steps or _plan_steps(run, budget, process)
+    budget = training.minutes * 60 - (surroundings.clock() - started)
+    steps = training.steps or _plan_steps(run, budget, process, surroundings.clock)
     if (settled := with_steps(run.config, steps)) != run.config:
         process.decide(lambda: run.folder.rewrite_config(to_toml(settled)))
         if not training.steps:
@@ -232,6 +232,7 @@ def _train(run: _Run, corpus: Corpus, process: Process, surroundings: Surroundin
         validate=validate,
         process=process,
         deadline=budget if training.minutes else math.inf,
+        clock=surroundings.clock,
     )
     if run.checkpoint is not None:
         trainer.restore(*run.checkpoint)
@@ -269,7 +270,7 @@ def machine_facts(device: str) -> dict[str, Any]:
     }
 
 
-def _plan_steps(run: _Run, budget: float, process: Process) -> int:
+def _plan_steps(run: _Run, budget: float, process: Process, clock: Callable[[], float]) -> int:
     """How many steps `training.epochs` are, or fit into `budget` seconds by the time that some take here."""
     training = run.config.training
     order = step_order(run.pairs, training)
@@ -283,17 +284,18 @@ def _plan_steps(run: _Run, budget: float, process: Process) -> int:
         optim=run.config.optim,
         folder=run.folder,
         process=process,
+        clock=clock,
     )
     order.open(0, 0)
     trial.pairs = order.pairs
-    started = time.perf_counter()
+    started = clock()
     with torch.random.fork_rng(devices=[]):
         estimate = seconds_per_step(trial, order.steps, num_steps=_WARM_UP_STEPS)
         num_steps = process.from_main(max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate))))
         measured = seconds_per_step(trial, order.steps, num_steps=num_steps)
     del trial
     gc.collect()  # its weights and Adam's moments: they refer to each other, and a GPU's memory is not waited for
-    left = budget * (1 - _VALIDATION_SHARE) - (time.perf_counter() - started)
+    left = budget * (1 - _VALIDATION_SHARE) - (clock() - started)
     steps = process.from_main(int(left / measured))
     if steps < 1:
         raise TransduceError(

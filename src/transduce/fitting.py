@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,7 +63,7 @@ def fit(
     (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
-    started, run_dir = time.perf_counter(), Path(run_dir)
+    started, run_dir = surroundings.clock(), Path(run_dir)
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
     saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None

@@ -34,7 +34,7 @@ class Trainer:
     """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `folder`.
 
     `validate` takes a model and knows the task; the trainer knows only how good it says the model is. `observe`
-    receives every logged row. With a `deadline` (seconds of training and validating) the clock ends a run with
+    receives every logged row. With a `deadline` (seconds of training and validating) the `clock` ends a run with
     `training.minutes` that its step count did not.
     """
 
@@ -50,6 +50,7 @@ class Trainer:
         observe: Observe = lambda _row: None,
         process: Process = Process(),  # noqa: B008 - frozen
         deadline: float = math.inf,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
         self.pairs = pairs.shard(0)  # the open shard: what `rows` count in
@@ -59,6 +60,7 @@ class Trainer:
         self.observe = observe
         self.process = process
         self.deadline = deadline
+        self.clock = clock
         self.device = model.output_weight.device
         self.state = TrainerState()
         self.update = TrainStep(model, config=config, optim=optim, process=process)
@@ -120,13 +122,13 @@ class Trainer:
         if self._are_told_to_stop:
             raise Stopped(self.signals.received or signal.SIGTERM)
         state = self.state
-        started = time.perf_counter()
+        started = self.clock()
         self._load_plan()
         if state.position == len(self._order.steps):
             state.end_shard(self._order.corpus.num_shards)
             self._load_plan()
         self._unread.append(self.train_step(self._order.steps[state.position], state.step + 1))
-        state.advance(time.perf_counter() - started)
+        state.advance(self.clock() - started)
 
     def _runs_ahead(self) -> bool:
         """True after a step whose numbers nobody needs yet: a GPU works on it while the next one is prepared."""
@@ -137,12 +139,12 @@ class Trainer:
 
     def _count_outcomes(self) -> None:
         """Waits for the steps made so far and counts them. Raises DivergedError if one of them came to nothing."""
-        started = time.perf_counter()
+        started = self.clock()
         for outcome in self._unread:
             self._last_result = outcome.read()
             self.state.count(self._last_result)
         self._unread = []
-        self.state.seconds += time.perf_counter() - started
+        self.state.seconds += self.clock() - started
 
     def _load_plan(self) -> None:
         self._order.open(self.state.epoch, self.state.shard)
@@ -179,10 +181,10 @@ class Trainer:
         return True
 
     def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
-        started = time.perf_counter()
+        started = self.clock()
         with self.signals.at_once():
             found = validate(self.best_model)
-        self.state.validation_seconds += time.perf_counter() - started
+        self.state.validation_seconds += self.clock() - started
         if not math.isfinite(found.goodness):
             raise DivergedError(
                 f"step {self.state.step}: the validation gives {found.goodness}, which is no number to go by. Lower "
@@ -250,11 +252,11 @@ def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
 
 def seconds_per_step(trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int) -> float:
     """How long a step takes: the mean of `num_steps`, made on the first ones of `plan`."""
-    started = time.perf_counter()
+    started = trainer.clock()
     for done in range(num_steps):
         outcome = trainer.train_step(plan[done % len(plan)], done + 1)
     outcome.read()
-    return (time.perf_counter() - started) / num_steps
+    return (trainer.clock() - started) / num_steps
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
