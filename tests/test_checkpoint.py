@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 
 import transduce
+from covering import rest_as_proofs
 from transduce.checkpoint import RunFolder
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.tensor_files import average_tensors, read_tensors, write_tensors
@@ -467,6 +468,9 @@ ACTIONS: dict[str, Callable[[RunFolder], object]] = {
 }
 
 
+MOMENTS = ["before", "halfway"]  # of an operation
+
+
 def content_of(path: Path) -> object:
     """All that can be read from a run; equal for equal runs. None where there is no run."""
     try:
@@ -523,23 +527,28 @@ def test_a_crash_at_any_operation_leaves_the_old_state_or_the_new(run, name, is_
     assert before in reached
 
 
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "disk full": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "bad disk": lambda: OSError(errno.EIO, "Input/output error"),
+    "no permission": lambda: PermissionError(errno.EACCES, "Permission denied"),
+    "Ctrl-C": KeyboardInterrupt,
+}
+
+
+# What goes wrong matters to the message alone, tested here with one action: the others meet an OSError and a Ctrl-C.
 @pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(lambda: OSError(errno.ENOSPC, "No space left on device"), id="disk full"),
-        pytest.param(lambda: OSError(errno.EIO, "Input/output error"), id="bad disk"),
-        pytest.param(lambda: PermissionError(errno.EACCES, "Permission denied"), id="no permission"),
-        pytest.param(KeyboardInterrupt, id="Ctrl-C"),
-    ],
+    ("name", "moment", "fault"),
+    rest_as_proofs(
+        product(ACTIONS, MOMENTS, FAULTS),
+        [*product(list(ACTIONS)[:1], MOMENTS, FAULTS), *product(ACTIONS, MOMENTS, ["disk full", "Ctrl-C"])],
+    ),
 )
-@pytest.mark.parametrize("is_late", [False, True], ids=["before", "halfway"])
-@pytest.mark.parametrize("name", ACTIONS)
-def test_an_error_at_any_operation_is_one_line_and_loses_nothing(run, name, is_late, fault):
+def test_an_error_at_any_operation_is_one_line_and_loses_nothing(run, name, moment, fault):
     action, before = ACTIONS[name], content_of(run.path)
     shutil.copytree(run.path, done := run.path.with_name("done"))
     action(RunFolder(done))
     after = content_of(done)
-    for path, raised in each_fault(run.path, action, fault, is_late=is_late):
+    for path, raised in each_fault(run.path, action, FAULTS[fault], is_late=moment == "halfway"):
         if raised is None:  # mkdir failed, of a folder that was there
             assert content_of(path) == after
         else:

@@ -346,7 +346,9 @@ def test_an_error_half_way_leaves_the_old_output_file(run: Path, tmp_path: Path)
     assert content_of(tmp_path) == {"out.txt": b"old\n"}
 
 
-@pytest.mark.parametrize(("unbuffered", "reader"), [("", "true"), ("1", "true"), ("", "head -1")])
+@pytest.mark.parametrize(
+    ("unbuffered", "reader"), [("", "true"), pytest.param("1", "true", marks=pytest.mark.proof), ("", "head -1")]
+)
 def test_a_reader_that_leaves_ends_predict_without_a_word(unbuffered: str, reader: str, run: Path, data: Path) -> None:
     # `true` reads nothing and has left long before there is an answer.
     script = f"$transduce predict $run $source --beam-size 1 | {reader}; echo ${{PIPESTATUS[0]}}"
@@ -356,7 +358,7 @@ def test_a_reader_that_leaves_ends_predict_without_a_word(unbuffered: str, reade
     assert status in (["141"] if reader == "true" else ["0", "141"])
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.proof)])
 def test_a_reader_that_leaves_ends_a_table_without_a_word(unbuffered: str) -> None:
     found = in_shell("$transduce describe tiny | true; echo ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert (found.stdout, found.stderr) == (b"141\n", b"")

@@ -1,12 +1,12 @@
 """The cached step, in its plain form and laid flat: both are held to full passes over each prefix, in float64."""
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from covering import covered
 from small_model import SEPARATE, SOURCES, VOCABULARIES, random_ids, small_model
 from transduce.inference import InferenceModel
 from transduce.model import Transformer
@@ -15,12 +15,12 @@ NUM_IDS = SEPARATE.num_target_ids
 STEPPERS = {"plain": lambda model: model, "flat": InferenceModel}
 both = pytest.mark.parametrize("stepper", STEPPERS.values(), ids=STEPPERS.keys())
 
-SWITCHES = list(
-    product(
-        [False, True], ["layer", "rms"], ["sinusoidal", "learned", "rotary", "none"],
-        ["relu", "gelu", "silu", "swiglu"], [True, False], ["joint", "separate"],
-    )
+SWITCHES = covered(
+    [False, True], ["layer", "rms"], ["sinusoidal", "learned", "rotary", "none"],
+    ["relu", "gelu", "silu", "swiglu"], [True, False], ["joint", "separate"],
 )  # fmt: skip
+WIDTHS = [(4,) * 7, (1, *(4,) * 12), (2,) * 35, (1,) * 35]
+DESCENTS = covered(list(STEPPERS), [False, True], ["sinusoidal", "learned", "rotary", "none"], WIDTHS, strength=2)
 
 
 def logits_of_full_forward(model: Transformer, src: Tensor, prefixes: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def logits_of_full_forward(model: Transformer, src: Tensor, prefixes: Tensor) ->
 
 
 def decode_with_random_parents(
-    stepper: Transformer | InferenceModel, src: Tensor, widths: list[int]
+    stepper: Transformer | InferenceModel, src: Tensor, widths: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the cached logits and the prefixes that they follow, (B, beam, T); `widths` are those of the beam."""
     random = torch.Generator().manual_seed(9)
@@ -64,15 +64,11 @@ def test_cached_decoding_matches_full_forward(norm_first, norm, positions, feed_
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
 
 
-@both
-@pytest.mark.parametrize("widths", [[4] * 7, [1, *[4] * 12], [2] * 35, [1] * 35], ids=str)
-@pytest.mark.parametrize(
-    ("norm_first", "positions"), list(product([False, True], ["sinusoidal", "learned", "rotary", "none"]))
-)
+@pytest.mark.parametrize(("stepper", "norm_first", "positions", "widths"), DESCENTS)
 @torch.inference_mode()
-def test_a_beam_of_random_descent_matches_full_forward(norm_first, positions, widths, stepper):
+def test_a_beam_of_random_descent_matches_full_forward(stepper, norm_first, positions, widths):
     model = small_model(norm_first=norm_first, positions=positions)
-    for logits, prefixes in decode_with_random_parents(stepper(model), SOURCES, widths):
+    for logits, prefixes in decode_with_random_parents(STEPPERS[stepper](model), SOURCES, widths):
         expected = logits_of_full_forward(model, SOURCES, prefixes)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
 

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from covering import covered
 from transduce.data import EncodedPairs
 from transduce.errors import TransduceError
 from transduce.model import Packing, Transformer, TransformerConfig, VocabularySizes, attention
@@ -117,15 +118,20 @@ def hidden_packed(model: Transformer, batch: PackedBatch, num_rows: int) -> list
 
 
 KINDS = [
-    {"norm_first": norm_first, "positions": positions}
-    for norm_first, positions in product([False, True], ["sinusoidal", "learned", "rotary", "none"])
-] + [{"feed_forward": "swiglu"}, {"feed_forward": "swiglu", "norm": "rms", "norm_first": True, "positions": "rotary"}]
+    *covered([False, True], ["sinusoidal", "learned", "rotary", "none"], ["relu"], ["layer"], [0, 61], strength=2),
+    (False, "sinusoidal", "swiglu", "layer", 0),
+    (False, "sinusoidal", "swiglu", "layer", 61),
+    (True, "rotary", "swiglu", "rms", 0),
+    (True, "rotary", "swiglu", "rms", 61),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
-@pytest.mark.parametrize("num_tokens", [0, 61])
-def test_a_packed_forward_is_that_of_each_sentence_alone_and_so_are_its_gradients(kind: dict, num_tokens: int) -> None:
-    model, pairs, rows = small_model(**kind), pairs_of(SRC_LENS, TGT_LENS), [3, 0, 2, 4, 1]
+@pytest.mark.parametrize(("norm_first", "positions", "feed_forward", "norm", "num_tokens"), KINDS)
+def test_a_packed_forward_is_that_of_each_sentence_alone_and_so_are_its_gradients(
+    norm_first: bool, positions: str, feed_forward: str, norm: str, num_tokens: int
+) -> None:
+    model = small_model(norm_first=norm_first, positions=positions, feed_forward=feed_forward, norm=norm)
+    pairs, rows = pairs_of(SRC_LENS, TGT_LENS), [3, 0, 2, 4, 1]
     packed = hidden_packed(model, collate_packed(pairs, rows, num_tokens=num_tokens), len(rows))
     alone = hidden_one_by_one(model, pairs, rows)
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-11)
