@@ -5,19 +5,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test proofs notebooks check clean
+WORKERS ?= 2
+
+.PHONY: demo test proofs proofs-sample notebooks notebooks-fast check clean
 
 demo: $(READY)  ## learn to pronounce English in five minutes, score it, pronounce words that are in no dictionary
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo
 
-test: $(READY)  ## all tests but the minutes-long proofs
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests but the proofs, in four minutes on two cores
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-proofs: $(READY)  ## the proofs that take minutes
-	$(BIN)/python -m pytest -m proof
+proofs: $(READY)  ## the proofs, whole: an hour and more; what passed at this commit is not run again
+	$(BIN)/python tests/proofs.py
+
+proofs-sample: $(READY)  ## of every proof as much as a quarter of an hour allows, drawn by the commit
+	$(BIN)/python tests/proofs.py --sample
 
 notebooks: $(READY)  ## execute all notebooks, write their outputs, and what was measured into the ledger
 	$(BIN)/python notebooks/build.py
+
+notebooks-fast: $(READY)  ## execute all notebooks with their smallest experiments; writes nothing
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m proof tests/test_notebooks.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,9 +1,12 @@
 """What holds for every test: annotated shapes are checked at each call, and one thread adds up in one order."""
 
 import os
+import signal
 
 import torch
 from jaxtyping import install_import_hook
+
+pytest_plugins = ["sampling"]
 
 # Before CTranslate2 looks: on CPUs without VNNI its other products of bytes overflow, and int8 cannot be judged.
 os.environ["CT2_USE_MKL"] = "1"
@@ -12,3 +15,7 @@ os.environ["CT2_USE_MKL"] = "1"
 CHECKED = ["model", "loss", "decoding", "beams", "inference", "annotation", "inspection", "data", "explaining"]
 install_import_hook([f"transduce.{name}" for name in CHECKED], typechecker="beartype.beartype")
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # begun in the background of a shell: no child would hear a Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -93,6 +93,7 @@ def test_its_numbers_are_those_of_the_ledger(name):
     assert len(found) == len(re.findall(r"ledger\.settle\(", (FOLDER / f"{name}.py").read_text()))
 
 
+@pytest.mark.proof
 @each
 def test_every_experiment_runs_at_its_smallest_and_goes_the_stated_way(name):
     done = build.execute(name, fast=True)
