@@ -1,4 +1,5 @@
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,7 @@ def allowed(module: str) -> set[str]:
     return set().union(*(ROWS[name] for name in names[:row])) | SIDEWAYS.get(module, set()) | FREE
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in paths():

@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import functools
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,11 +247,15 @@ def reads_of(tree: ast.AST, owner: str) -> set[str]:
     return found
 
 
+@functools.cache
+def trees() -> list[ast.Module]:
+    return [ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")]
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_read_somewhere(section: str) -> None:
     kind = sections()[section]
-    trees = [ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")]
-    read = set().union(*(reads_of(tree, kind.__name__) for tree in trees))
+    read = set().union(*(reads_of(tree, kind.__name__) for tree in trees()))
     unread = {field.name for field in dataclasses.fields(kind)} - read
     assert not unread, f"nobody reads {section}.{', '.join(sorted(unread))}: take it out, or use it"
 

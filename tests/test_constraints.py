@@ -1,5 +1,6 @@
 """What answers are asked to hold: against all answers there can be, filtered by predicates on their tokens."""
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -79,6 +80,11 @@ def beam(seed: int, rules: list[Rules], config: DecodingConfig, num_best: int) -
     return beam_search(script.step, script, longest, SPECIAL, config=config, num_best=num_best, rules=rules)
 
 
+@functools.cache
+def every_answer(seed: int, sentence: int, max_len: int, config: DecodingConfig) -> list[tuple[float, list[int]]]:
+    return all_answers(random_score(seed), sentence, max_len, config)
+
+
 @each_case
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_a_beam_as_wide_as_the_space_is_exhaustive_search_among_right_answers(length_penalty, asked, is_right):
@@ -87,7 +93,7 @@ def test_a_beam_as_wide_as_the_space_is_exhaustive_search_among_right_answers(le
     for seed in range(3):
         found = beam(seed, [rules, rules], config, num_best=4)
         for sentence, max_len in enumerate(MAX_LENS):
-            every = all_answers(random_score(seed), sentence, max_len, config)
+            every = every_answer(seed, sentence, max_len, config)
             expected = [(score, tokens) for score, tokens in every if is_right(tokens)][:4]
             assert [answer.ids for answer in found[sentence]] == [tokens for _, tokens in expected]
             assert [answer.score for answer in found[sentence]] == pytest.approx([s for s, _ in expected], rel=1e-5)

@@ -70,13 +70,14 @@ def test_batching_order_and_neighbours_change_no_answer(
     beam_size: int, predictor: Predictor, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
+    lines = lines[:150]
     expected = predictor.predict(lines)
     assert predictor.predict(lines[::-1])[::-1] == expected
     neighbour = "x" * 200
     assert [predictor.predict([line, neighbour])[0] for line in lines[:10]] == expected[:10]
     for tokens_at_once in (beam_size, 200 * beam_size, 900 * beam_size):  # one line at a time, a few, many
         monkeypatch.setattr("transduce.predictor._TOKENS_AT_ONCE", tokens_at_once)
-        num_lines = 60 if tokens_at_once == beam_size else len(lines)
+        num_lines = 30 if tokens_at_once == beam_size else len(lines)
         assert predictor.predict(lines[:num_lines]) == expected[:num_lines]
 
 

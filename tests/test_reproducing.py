@@ -8,13 +8,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from calling import command
-from transduce import datasets, machine, reproducing, reproduction
+from transduce import cli, datasets, machine, reproducing, reproduction, small_tasks
 from transduce.checkpoint import RunFolder
 from transduce.datasets import find_dataset, load_split
 from transduce.errors import TransduceError
@@ -47,6 +47,21 @@ training = { steps = 6, batch_tokens = 64, validate_every = 3 }
 validation = { metrics = ["cer"], max_pairs = 10 }
 decoding.beam_size = 1
 """
+
+
+SPAWN, WHOLE = reproduction.spawn, dict(small_tasks.SPLITS)
+
+
+def train_here(_num: int, words: list[str]) -> int:
+    return cli.main(words)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch) -> None:
+    """What would be trained in processes of its own is trained in this one, and the data sets are small."""
+    monkeypatch.setattr(reproduction, "spawn", train_here)
+    for split, num_rows in {"train": 300, "valid": 40, "test": 60}.items():
+        monkeypatch.setitem(small_tasks.SPLITS, split, num_rows)
 
 
 @pytest.fixture
@@ -166,7 +181,9 @@ def test_an_unknown_recipe_names_the_known_ones():
         find_recipe("multi30k-tk")
 
 
-def test_a_row_is_trained_scored_and_judged(letters):
+def test_a_row_is_trained_in_a_process_of_its_own_scored_and_judged(letters, monkeypatch):
+    monkeypatch.setattr(reproduction, "spawn", SPAWN)
+    monkeypatch.setattr(small_tasks, "SPLITS", WHOLE)
     run_dir = letters / "run"
     words = ["reproduce", "letters", "--seed", 3, "--processes", 1, "--run-dir", run_dir]
     found = command(*words, "-o", letters / "found.json")
@@ -186,6 +203,7 @@ def test_a_row_is_trained_scored_and_judged(letters):
     assert json.loads(scored.out)["scores"]["cer"] == recorded["scores"]["test"]["cer"]
 
     (letters / "letters.json").write_text(json.dumps([recorded, recorded | {"seed": 4}]))
+    monkeypatch.setattr(reproduction, "spawn", train_here)
     again = command(*words, "--resume")
     assert again.status == 0, again.err
     assert again.lines[1].endswith(
@@ -267,6 +285,7 @@ def ledger(monkeypatch, driver, letters) -> Callable[..., dict]:
     return run
 
 
+@pytest.mark.proof
 def test_the_ledger_trains_with_one_thing_changed_and_tells_what_diverged(ledger, letters):
     part = ledger("training", letters / "runs")["training"]
     assert (part["recipe"], part["steps"]) == ("letters", 6)
@@ -291,7 +310,11 @@ def test_the_ledger_does_not_go_on_with_runs_of_other_steps(ledger, letters):
     assert not (letters / "runs/baseline").exists()
 
 
-def test_the_ledger_answers_and_scores_in_other_ways(ledger, letters):
+def test_the_ledger_answers_and_scores_in_other_ways(monkeypatch, driver, ledger, letters):
+    def run_here(words, check):
+        assert check and command(*words[3:]).status == 0
+
+    monkeypatch.setattr(driver("ledger"), "subprocess", SimpleNamespace(run=run_here))
     run = letters / "run"
     assert command("reproduce", "letters", "--processes", 1, "--run-dir", run).status == 0
     part = ledger("answering", run, run)["answering"]
