@@ -220,6 +220,27 @@ def test_the_clock_of_a_rival_counts_training_alone(tmp_path: Path) -> None:
     assert [row["is_last"] for row in kept] == [False] * 7 + [True]
 
 
+def test_two_versions_are_compared_block_by_block() -> None:
+    """The machine slows down threefold from block to block, which no ratio sees; B takes a tenth more of the work."""
+    compare = runpy.run_path(str(BENCHMARKS / "compare_checkouts.py"))
+    again = [1.01, 0.98, 1.0, 1.04]  # times what A takes
+    rows = [
+        {"measure": "greedy", "block": block, "name": name, "cpu_seconds": 3**block * share, "seconds": 5.0}
+        | {"result": "other" if (block, name) == (2, "B") else "same"}
+        for block in range(4)
+        for name, share in (("B", 1.1), ("A'", again[block]), ("A", 1.0))
+    ]
+    found = compare["summarise"](rows)["greedy"]
+    assert (found["blocks"], found["equal_results"], found["cpu_seconds_of_a_block"]) == (4, 3, 6.0)
+    assert found["cpu_seconds"]["B"] == pytest.approx(
+        {"median": 1.1, "half_within": 0.1, "nine_of_ten_within": 0.1, "all_within": 0.1}
+    )
+    assert found["cpu_seconds"]["A'"] == pytest.approx(
+        {"median": 1.005, "half_within": 0.015, "nine_of_ten_within": 0.04, "all_within": 0.04}
+    )
+    assert found["seconds"]["B"]["median"] == 1.0
+
+
 def test_the_machine_knows_itself() -> None:
     cpu = torch.device("cpu")
     assert machine.cpu_model()
