@@ -24,11 +24,11 @@ import sacrebleu
 from prepare_work import load
 from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
 
-from transduce import machine
-from transduce.checkpoint import RunFolder
+from transduce.data.pairs import Pairs
+from transduce.devices import machine
 from transduce.export import Lines, export_run
-from transduce.predictor import Predictor
-from transduce.reading import Pairs
+from transduce.inference.predictor import Predictor
+from transduce.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 OURS = "transduce"

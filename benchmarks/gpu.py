@@ -28,15 +28,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transduce import machine
-from transduce.data import EncodedPairs, bucket_batches, collate, plan_epoch
-from transduce.loss import cross_entropy_sum
-from transduce.matrix_products import synchronise
+from transduce.cli.benchmark.matrix_products import synchronise
+from transduce.data.batches import EncodedPairs, bucket_batches, collate, plan_epoch
+from transduce.data.packed_batches import collate_packed, pack_batches
+from transduce.devices import machine
 from transduce.model import PRESETS, Transformer, TransformerConfig, VocabularySizes
 from transduce.model.packing import Segments
-from transduce.optim import OptimConfig
-from transduce.packed_batches import collate_packed, pack_batches
-from transduce.train_step import TrainingConfig, TrainStep
+from transduce.training.loss import cross_entropy_sum
+from transduce.training.optim import OptimConfig
+from transduce.training.step import TrainingConfig, TrainStep
 
 # Products of bfloat16 that the makers promise, without sparsity, in operations a second.
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}

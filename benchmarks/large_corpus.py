@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transduce.machine import commit, cpu_model, cpu_seconds, num_cores
+from transduce.devices.machine import commit, cpu_model, cpu_seconds, num_cores
 
 RESULTS = Path(__file__).parent / "results" / "large_corpus.json"
 FEW_PAIRS, STEPS, SEED = 100_000, 200, 1
@@ -47,7 +47,7 @@ metrics = []
 # `prepare` in a process that tells at its end what it and its helpers took.
 PREPARE = """
 import json, resource, sys
-from transduce.cli import main
+from transduce.cli.main import main
 status = main(sys.argv[1:])
 own, helpers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 cpu = own.ru_utime + own.ru_stime + helpers.ru_utime + helpers.ru_stime

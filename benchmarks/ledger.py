@@ -25,16 +25,17 @@ from typing import Any
 import torch
 from prepare_work import load
 
-from transduce import __version__, machine
-from transduce.checkpoint import RunFolder
+from transduce import __version__
+from transduce.cli.console import refuse_missing_folder
+from transduce.cli.recipes import commits_of, departures, find_recipe
+from transduce.config.settings import ExperimentConfig, load_config
+from transduce.data.pairs import Pairs
+from transduce.devices import machine
 from transduce.errors import DivergedError
-from transduce.files import write_atomically
-from transduce.metrics import compare, evaluate
-from transduce.predictor import Predictor
-from transduce.reading import Pairs
-from transduce.reproducing import commits_of, departures, find_recipe
-from transduce.settings import ExperimentConfig, load_config
-from transduce.streams import refuse_missing_folder
+from transduce.evaluation.metrics import compare, evaluate
+from transduce.files.atomic import write_atomically
+from transduce.inference.predictor import Predictor
+from transduce.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 RECIPE, RAW_RECIPE = "multi30k-tok", "multi30k"

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from transduce.corpus import folders_by_environment
-from transduce.data import EncodedPairs, encode_pairs, plan_epoch
-from transduce.datasets import load_split
-from transduce.reading import Pairs
-from transduce.tokenizer import Tokenizer, TokenizerConfig
+from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
+from transduce.data.datasets import load_split
+from transduce.data.pairs import Pairs
+from transduce.runs.corpus import folders_by_environment
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
 
 BATCH_TOKENS, SEED, NUM_VALID = 4096, 1, 100
 FIRST_PIECE = Tokenizer.eos_id + 1

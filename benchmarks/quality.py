@@ -25,13 +25,13 @@ import torch
 from prepare_work import as_words, load, write_work
 from workers import in_lines
 
-from transduce import machine
-from transduce.data import encode_pairs
-from transduce.metrics import compare, evaluate
-from transduce.predictor import Predictor
-from transduce.reading import Pairs
-from transduce.reproducing import find_recipe
-from transduce.tokenizer import Tokenizer
+from transduce.cli.recipes import find_recipe
+from transduce.data.batches import encode_pairs
+from transduce.data.pairs import Pairs
+from transduce.devices import machine
+from transduce.evaluation.metrics import compare, evaluate
+from transduce.inference.predictor import Predictor
+from transduce.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 RECIPE = "tatoeba"

@@ -14,10 +14,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from transduce.cli.recipes import Recipe, Row, find_recipe, list_recipes, rows_of
+from transduce.devices.machine import short_commit
+from transduce.evaluation.definitions import DEFINITIONS
 from transduce.learn.pictures.canvas import FAINT, MARKERS, SERIES, Picture, canvas
-from transduce.machine import short_commit
-from transduce.metric_definitions import DEFINITIONS
-from transduce.reproducing import Recipe, Row, find_recipe, list_recipes, rows_of
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,7 +26,7 @@ TITLES = {"transduce": "transduce", "joeynmt": "JoeyNMT", "huggingface": "Huggin
 HEAD = """# Results
 
 Every number below comes from a command that stands beside it, from JSON that is in the repository
-(`src/transduce/recipes/`, `benchmarks/results/`), and can be had again: `transduce reproduce NAME` trains one row,
+(`recipes/`, `benchmarks/results/`), and can be had again: `transduce reproduce NAME` trains one row,
 scores it once on its test sets and, where several seeds are recorded, says whether it came out as they did.
 `transduce reproduce` alone lists the rows.
 
@@ -96,7 +96,7 @@ def section(recipe: Recipe) -> str:
     head = ["seed", "parameters", "steps", "cores", "wall", "CPU", "machine", "commits"]
     lines += ["", *table(head, [spent(run) for run in recipe.results])]
     signatures = {run["scores"][row.test][row.metric]["signature"] for run in recipe.results for row in rows}
-    lines += ["", f"`transduce reproduce {recipe.name}`; settings in `src/transduce/recipes/{recipe.name}.toml`.", ""]
+    lines += ["", f"`transduce reproduce {recipe.name}`; settings in `recipes/{recipe.name}.toml`.", ""]
     if recipe.published:
         lines += [f"![Validation scores against the minutes of a core](pictures/{recipe.name}.png)", ""]
     lines += [f"Signature: `{signature}`" for signature in sorted(signatures)]

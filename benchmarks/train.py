@@ -22,7 +22,7 @@ from typing import Any
 
 from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
 
-from transduce import machine
+from transduce.devices import machine
 
 HERE = Path(__file__).parent
 BLOCK_SECONDS, PAUSE_SECONDS = 4.5, 0.5

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 import transduce
-from transduce.checkpoint import RunFolder
-from transduce.cli import main as main_of_command
-from transduce.datasets import load_split
-from transduce.inspection import record_attention
-from transduce.monitoring import attention_map
-from transduce.scoring import score
+from transduce.cli.main import main as main_of_command
+from transduce.data.datasets import load_split
+from transduce.evaluation.evaluate import score
+from transduce.inference.attention_maps import record_attention
+from transduce.runs.folder import RunFolder
+from transduce.runs.monitoring import attention_map
 
 CONFIG = Path(__file__).parents[1] / "configs" / "cmudict.toml"
 NEW_WORDS = ["transduce", "tokenizer", "blorptastic", "snizzlewick", "quantumly", "grokking", "zephyrine", "vaswanian"]

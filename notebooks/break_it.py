@@ -12,7 +12,7 @@
 # %%
 import torch
 
-from transduce.inspection import record_attention
+from transduce.inference.attention_maps import record_attention
 from transduce.learn import FAST, Ledger, check, guessed, hint, source_of, surgery
 from transduce.learn import bugs as patients
 from transduce.learn.bugs import LETTERS, admit, name_of

@@ -23,10 +23,10 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from transduce.devices.machine import usable_cores
 from transduce.errors import MissingInputError
-from transduce.files import write_atomically
+from transduce.files.atomic import write_atomically
 from transduce.learn import Ledger
-from transduce.machine import usable_cores
 
 HERE = Path(__file__).parent
 SECONDS_PER_CELL = 900

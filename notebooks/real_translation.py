@@ -13,11 +13,11 @@ from collections import Counter
 
 import sacrebleu
 
+from transduce.evaluation.metrics import compare
 from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.exercises.translation import SIGNATURES
 from transduce.learn.experiments import translation
 from transduce.learn.pictures import translation as pictures
-from transduce.metrics import compare
 
 ledger = Ledger.load()
 

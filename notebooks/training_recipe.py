@@ -22,8 +22,8 @@ import torch
 from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.experiments import batches, clinic, recipe
 from transduce.learn.pictures import recipe as pictures
-from transduce.loss import cross_entropy_sum
-from transduce.optim import update_average
+from transduce.training.loss import cross_entropy_sum
+from transduce.training.optim import update_average
 
 torch.set_num_threads(1)  # matrices this small are not worth sharing between threads
 ledger = Ledger.load()

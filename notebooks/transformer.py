@@ -31,6 +31,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from transduce.inference.predictor import Predictor
 from transduce.learn import Ledger, check, guessed, hint, solution, source_of
 from transduce.learn.experiments import attention as attention_experiments
 from transduce.learn.experiments import feed_forward as feed_forward_experiments
@@ -43,7 +44,6 @@ from transduce.learn.tracing import SENTENCE, live_shapes, sentence_reverser, tr
 from transduce.model import MultiHeadAttention, attention
 from transduce.model.feed_forward import FeedForward
 from transduce.model.positional import SinusoidalPositions
-from transduce.predictor import Predictor
 
 ledger = Ledger.load()
 
@@ -1137,21 +1137,21 @@ import torch
 import torch.nn.functional as F
 
 import transduce
-from transduce.corpus import Corpus, Surroundings
-from transduce.data import collate
-from transduce.datasets import load_split
-from transduce.decoding import DecodingConfig, length_norm_of
-from transduce.inspection import record_attention
+from transduce.config.settings import load_config
+from transduce.data.batches import collate
+from transduce.data.datasets import load_split
+from transduce.evaluation.evaluate import score
+from transduce.inference.attention_maps import record_attention
+from transduce.inference.search import DecodingConfig, length_norm_of
 from transduce.learn import FAST, Ledger, check, source_of
 from transduce.learn.experiments import batches, decoding, recipe
 from transduce.learn.pictures import decoding as decoding_pictures
 from transduce.learn.showing import Shown
 from transduce.learn.tasks import BOS, EOS, PAD
-from transduce.loss import cross_entropy_sum
-from transduce.optim import inverse_sqrt_rate
-from transduce.scoring import score
-from transduce.settings import load_config
-from transduce.train_step import TrainStep
+from transduce.runs.corpus import Corpus, Surroundings
+from transduce.training.loss import cross_entropy_sum
+from transduce.training.optim import inverse_sqrt_rate
+from transduce.training.step import TrainStep
 
 # %% [markdown]
 # ## Teacher forcing and the shift

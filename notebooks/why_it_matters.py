@@ -14,7 +14,7 @@
 import torch
 from torch import nn
 
-from transduce.cpu_settings import speed_up_cpu
+from transduce.devices.cpu import speed_up_cpu
 from transduce.learn import Ledger, check, guessed, source_of
 from transduce.learn.experiments import why, why_quality
 from transduce.learn.experiments.why import GRU, LSTM

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from transduce import cli
+from transduce.cli import main as cli
 
 
 @dataclass(frozen=True)

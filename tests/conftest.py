@@ -12,7 +12,17 @@ pytest_plugins = ["sampling"]
 os.environ["CT2_USE_MKL"] = "1"
 
 # Before any of them is imported: the hook rewrites a module while it loads.
-CHECKED = ["model", "loss", "decoding", "beams", "inference", "annotation", "inspection", "data", "explaining"]
+CHECKED = [
+    "model",
+    "training.loss",
+    "inference.search",
+    "inference.beam_search",
+    "inference.engine",
+    "inference.forced_decoding",
+    "inference.attention_maps",
+    "data.batches",
+    "inference.explain",
+]
 install_import_hook([f"transduce.{name}" for name in CHECKED], typechecker="beartype.beartype")
 torch.set_num_threads(1)
 if (

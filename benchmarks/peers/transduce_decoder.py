@@ -7,9 +7,9 @@ import answering
 import torch
 
 import transduce
-from transduce.cpu_settings import speed_up_cpu
-from transduce.decoding import DecodingConfig
-from transduce.predictor import Predictor
+from transduce.devices.cpu import speed_up_cpu
+from transduce.inference.predictor import Predictor
+from transduce.inference.search import DecodingConfig
 
 speed_up_cpu()
 is_int8 = sys.argv[3:] == ["int8"]

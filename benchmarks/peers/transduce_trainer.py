@@ -12,14 +12,14 @@ import gate as peers
 import torch
 
 from transduce import __version__
-from transduce.benchmarking import MODELS
-from transduce.checkpoint import RunFolder
-from transduce.cpu_settings import speed_up_cpu
-from transduce.data import EncodedPairs
-from transduce.distributed import Process, joined
+from transduce.cli.benchmark.training import MODELS
+from transduce.data.batches import EncodedPairs
+from transduce.devices.cpu import speed_up_cpu
 from transduce.model import Transformer, VocabularySizes
-from transduce.optim import OptimConfig
-from transduce.trainer import Trainer, TrainingConfig
+from transduce.runs.folder import RunFolder
+from transduce.training.distributed import Process, joined
+from transduce.training.optim import OptimConfig
+from transduce.training.trainer import Trainer, TrainingConfig
 
 
 def main(num_processes: int) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from test_explaining import HOSTILE
+from hostile import HOSTILE
+from transduce.inference.predictor import vocabulary_sizes
 from transduce.learn.experiments import attention as experiments
 from transduce.learn.experiments.feed_forward import (
     ONE_WITH,
@@ -28,8 +29,7 @@ from transduce.learn.tasks import reversal
 from transduce.learn.tracing import Trace, live_shapes, record_outputs, trace
 from transduce.learn.training import Training, small_transformer
 from transduce.model import MultiHeadAttention, VocabularySizes
-from transduce.predictor import vocabulary_sizes
-from transduce.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
 
 SMALL = {"d_model": 12, "d_ff": 20, "num_heads": 3}
 

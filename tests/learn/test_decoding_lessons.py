@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from transduce.decoding import Hypothesis
+from transduce.inference.search import Hypothesis
 from transduce.learn.experiments import decoding
 from transduce.learn.experiments.batches import Batching
 from transduce.learn.pictures import decoding as pictures

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from transduce.data import EncodedPairs
+from transduce.data.batches import EncodedPairs
+from transduce.inference.predictor import vocabulary_sizes
 from transduce.learn.experiments import inside
 from transduce.learn.experiments.inside import Lens, Pronouncer, Pruning, Roles, flattened, silenced
 from transduce.learn.experiments.recipe import Words
 from transduce.learn.pictures import inside as pictures
 from transduce.learn.training import Training, small_transformer
 from transduce.model import MultiHeadAttention, attention
-from transduce.predictor import vocabulary_sizes
-from transduce.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
 
 WORDS, SOUNDS = ["cab", "bad", "deed", "a"], ["K AE B", "B AE D", "D IY D", "AH"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transduce.data import collate
+from transduce.data.batches import collate
 from transduce.learn.experiments import batches, clinic, recipe
 from transduce.learn.pictures import recipe as pictures
 from transduce.learn.tasks import PAD, reversal

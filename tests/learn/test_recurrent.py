@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from transduce.beams import beam_search
-from transduce.decoding import DecodingConfig, SpecialIds
+from transduce.inference.beam_search import beam_search
+from transduce.inference.search import DecodingConfig, SpecialIds
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, batch_of, copying
 from transduce.learn.training import exact_match, train, written

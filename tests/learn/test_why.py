@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from transduce.evaluation.metrics import Score
 from transduce.learn.experiments import why, why_quality
 from transduce.learn.experiments.why import GRU, LOOKING, LSTM, TRANSFORMER
 from transduce.learn.measuring import interleaved, longest_chain, num_calls
@@ -14,7 +15,6 @@ from transduce.learn.pronouncing import Words
 from transduce.learn.recurrent import num_parameters
 from transduce.learn.tasks import EOS
 from transduce.learn.training import small_transformer
-from transduce.metrics import Score
 
 WORDS = Words(
     train=[("cab", "K AE B"), ("ace", "EY S")], test=[("bee", "B IY")], phonemes=("AE", "B", "EY", "IY", "K", "S")

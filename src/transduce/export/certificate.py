@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from transduce.annotation import token_log_probs
-from transduce.decoding import DecodingConfig, length_norm_of
 from transduce.errors import DataError
-from transduce.metrics import evaluate
-from transduce.predictor import Predictor
+from transduce.evaluation.metrics import evaluate
+from transduce.inference.forced_decoding import token_log_probs
+from transduce.inference.predictor import Predictor
+from transduce.inference.search import DecodingConfig, length_norm_of
 
 MOST_LINES = 1_000
 TIE = 1e-4  # two answers whose scores differ by no more are equally good: rounding decides between them

@@ -11,17 +11,17 @@ import tokenizers
 import torch
 from torch import Tensor, nn
 
-from transduce.decoding import DecodingConfig
 from transduce.errors import TransduceError
 from transduce.export.certificate import SEARCHES
 from transduce.export.tokenizer_files import library_tokenizer
-from transduce.files import write_atomically
+from transduce.files.atomic import write_atomically
+from transduce.inference.predictor import Predictor
+from transduce.inference.search import DecodingConfig
 from transduce.model import Transformer, TransformerConfig
 from transduce.model.attention import MultiHeadAttention
 from transduce.model.feed_forward import GatedFeedForward
 from transduce.model.positional import LearnedPositions, sinusoidal_table
-from transduce.predictor import Predictor
-from transduce.tokenizer import Tokenizer
+from transduce.text.tokenizer import Tokenizer
 
 TITLE = "CTranslate2"
 

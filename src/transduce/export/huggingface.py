@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from transduce.data import pad_sources
-from transduce.decoding import DecodingConfig
+from transduce.data.batches import pad_sources
 from transduce.errors import TransduceError
 from transduce.export.certificate import SEARCHES
 from transduce.export.tokenizer_files import library_tokenizer, two_sided_tokenizer
-from transduce.files import write_atomically
+from transduce.files.atomic import write_atomically
+from transduce.files.tensors import write_tensors
+from transduce.inference.predictor import Predictor
+from transduce.inference.search import DecodingConfig
 from transduce.model import Transformer
 from transduce.model.positional import sinusoidal_table
-from transduce.predictor import Predictor
-from transduce.tensor_files import write_tensors
-from transduce.tokenizer import Tokenizer
+from transduce.text.tokenizer import Tokenizer
 
 TITLE = "Hugging Face transformers"
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transduce.decoding import DecodingConfig
 from transduce.errors import TransduceError
 from transduce.export.tokenizer_files import library_tokenizer
-from transduce.files import write_atomically
-from transduce.predictor import Predictor
+from transduce.files.atomic import write_atomically
+from transduce.inference.predictor import Predictor
+from transduce.inference.search import DecodingConfig
 
 if TYPE_CHECKING:
     from transduce.export.greedy_onnx import Greedy

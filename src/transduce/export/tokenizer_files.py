@@ -15,8 +15,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transduce.errors import TransduceError
-from transduce.tokenizer import Tokenizer
-from transduce.vocabulary import _SUBWORD_BORDERS, CONTROL_NAMES, NUM_FIXED_IDS, Kind, Vocabulary
+from transduce.text.tokenizer import Tokenizer
+from transduce.text.vocabulary import _SUBWORD_BORDERS, CONTROL_NAMES, NUM_FIXED_IDS, Kind, Vocabulary
 
 Side = Literal["source", "target"]
 

@@ -5,10 +5,10 @@ import sys
 
 import torch
 
-from transduce.cpu_settings import speed_up_cpu
+from transduce.devices.cpu import speed_up_cpu
+from transduce.devices.machine import usable_cores
 from transduce.errors import TransduceError
 from transduce.learn.ledger import ClaimFailed, Ledger
-from transduce.machine import usable_cores
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.learn.surgery import NormWithoutAdd, TransformerWithoutPaddingMask, UnscaledEmbedding, forget_shift
 from transduce.learn.tasks import PAD, SymbolTask, reversal
 from transduce.learn.training import small_transformer

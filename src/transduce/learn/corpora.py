@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transduce.corpus import folders_by_environment
-from transduce.datasets import load_split
+from transduce.data.datasets import load_split
 from transduce.errors import TransduceError
+from transduce.runs.corpus import folders_by_environment
 
 Rows = list[tuple[str, str]]  # (English, German)
 

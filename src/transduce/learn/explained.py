@@ -1,9 +1,9 @@
 """The page of `transduce explain`, shown in a notebook."""
 
-from transduce.explaining import explain
-from transduce.explanation_page import explanation_page
+from transduce.inference.explain import explain
+from transduce.inference.explain_page import explanation_page
+from transduce.inference.predictor import Predictor
 from transduce.learn.showing import Shown, page
-from transduce.predictor import Predictor
 
 
 def explained(predictor: Predictor, text: str, *, name: str = "this model", height: int = 900) -> Shown:

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from transduce.devices.machine import cpu_model, num_cores
 from transduce.errors import MissingInputError, TransduceError
-from transduce.files import write_atomically
-from transduce.machine import cpu_model, num_cores
+from transduce.files.atomic import write_atomically
 
 FAST = os.environ.get("TRANSDUCE_FAST", "") not in ("", "0")  # experiments at the smallest size that shows the effect
 _RECORD = "TRANSDUCE_MEASURED"  # names a file that gets a line of JSON for every claim that is settled

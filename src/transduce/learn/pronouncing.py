@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from transduce.data import Batch
-from transduce.datasets import load_split
+from transduce.data.batches import Batch
+from transduce.data.datasets import load_split
+from transduce.evaluation.metrics import Score, evaluate
 from transduce.learn.tasks import FIRST_SYMBOL, batch_of
 from transduce.learn.training import written
-from transduce.metrics import Score, evaluate
 from transduce.model import VocabularySizes
 
 _SHORTEST, _LONGEST = 3, 10  # letters

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.model import MultiHeadAttention, Transformer
 from transduce.model.residual import AddAndNorm
 

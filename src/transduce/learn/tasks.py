@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.model import VocabularySizes
 
 PAD, BOS, EOS, FIRST_SYMBOL = 0, 1, 2, 3

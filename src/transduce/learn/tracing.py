@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transduce.data import EncodedPairs, collate, pad_sources
-from transduce.inspection import AttentionMaps, record_attention
+from transduce.data.batches import EncodedPairs, collate, pad_sources
+from transduce.inference.attention_maps import AttentionMaps, record_attention
+from transduce.inference.predictor import vocabulary_sizes
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import BOS
 from transduce.learn.training import Training, small_transformer, train, written
 from transduce.model import Transformer
-from transduce.predictor import vocabulary_sizes
-from transduce.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
 
 SENTENCE = "the small gardener likes a birdhouse"  # one that is in no training data: see `sentence_reverser`
 _NOUNS = ("dog", "cat", "bird", "horse", "teacher", "gardener", "child", "fox")

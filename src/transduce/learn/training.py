@@ -1,7 +1,7 @@
 """The few lines that train a small network for an experiment, and score it by what it writes by itself.
 
-Real training is `transduce.trainer`'s; this loop takes anything that has the Transformer's interface, so that a
-recurrent network, or a Transformer with a part taken out, learns from the same batches in the same way.
+Real training is `transduce.training.trainer`'s; this loop takes anything that has the Transformer's interface, so that
+a recurrent network, or a Transformer with a part taken out, learns from the same batches in the same way.
 """
 
 import math
@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transduce.data import Batch
-from transduce.decoding import DecodingConfig, SpecialIds, greedy_search
+from transduce.data.batches import Batch
+from transduce.inference.search import DecodingConfig, SpecialIds, greedy_search
 from transduce.learn.tasks import BOS, EOS, PAD
-from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.training.loss import cross_entropy_sum
 
 Draw = Callable[[int, torch.Generator], Batch]  # (rows, random) -> a fresh batch
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transduce.data import Batch
-from transduce.inspection import AttentionMaps, record_attention
+from transduce.data.batches import Batch
+from transduce.inference.attention_maps import AttentionMaps, record_attention
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import EOS, FIRST_SYMBOL, PAD, batch_of, reversal
 from transduce.learn.training import Training, small_transformer, train, written

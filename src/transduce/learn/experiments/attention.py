@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transduce.inspection import record_attention
+from transduce.inference.attention_maps import record_attention
 from transduce.learn.ledger import FAST
 from transduce.learn.surgery import UnscaledEmbedding
 from transduce.learn.tagging import UNASKED, Tagger, share_right, train_tagger

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from transduce.data import EncodedPairs, bucket_batches, collate
-from transduce.datasets import load_split
+from transduce.data.batches import EncodedPairs, bucket_batches, collate
+from transduce.data.datasets import load_split
 from transduce.learn.experiments.recipe import Recipe, build, words
 from transduce.learn.ledger import FAST
-from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer
-from transduce.tokenizer import Tokenizer
+from transduce.text.tokenizer import Tokenizer
+from transduce.training.loss import cross_entropy_sum
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.learn import bugs
 from transduce.learn.bugs import LETTERS, TASK, Patient, admit, name_of
 from transduce.learn.ledger import FAST

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import PAD, reversal
 from transduce.learn.training import Draw, Training, exact_match, mean_loss, small_transformer, train

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from transduce.annotation import token_log_probs
-from transduce.beams import beam_search
-from transduce.data import Batch
-from transduce.decoding import DecodingConfig, Hypothesis, SpecialIds, sample
-from transduce.inference import InferenceModel
+from transduce.data.batches import Batch
+from transduce.inference.beam_search import beam_search
+from transduce.inference.engine import InferenceModel
+from transduce.inference.forced_decoding import token_log_probs
+from transduce.inference.search import DecodingConfig, Hypothesis, SpecialIds, sample
 from transduce.learn.ledger import FAST
 from transduce.learn.surgery import forget_shift
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, copying

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transduce.data import Batch, collate
-from transduce.decoding import DecodingConfig
-from transduce.inspection import record_attention
+from transduce.data.batches import Batch, collate
+from transduce.inference.attention_maps import record_attention
+from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.search import DecodingConfig
 from transduce.learn.experiments.recipe import Words, words
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import PAD
 from transduce.learn.training import Training, small_transformer, token_accuracy, train
 from transduce.model import MultiHeadAttention, Transformer
-from transduce.predictor import Predictor, vocabulary_sizes
 
 _OFFSETS = {"the one before": -1, "itself": 0, "the next one": 1}
 Head = tuple[str, int]  # name of an attention in the model, number of the head

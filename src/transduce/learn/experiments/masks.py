@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.learn.ledger import FAST
 from transduce.learn.surgery import AttentionWithoutCausalMask, TransformerWithoutPaddingMask
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, reversal

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.learn.ledger import FAST
 from transduce.learn.surgery import NormWithoutAdd
 from transduce.learn.tasks import PAD, SymbolTask, copying
 from transduce.learn.training import Training, exact_match, small_transformer, train
-from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer
 from transduce.model.residual import AddAndNorm
+from transduce.training.loss import cross_entropy_sum
 
 DEPTH = 12  # encoder layers; the decoder has one, so that depth is on one side alone
 _STEPS, _FAST_STEPS, _PATIENT_STEPS = 300, 60, 750

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from transduce.annotation import corpus_loss
-from transduce.data import EncodedPairs, StepOrder
-from transduce.datasets import load_split
-from transduce.decoding import DecodingConfig
+from transduce.data.batches import EncodedPairs, StepOrder
+from transduce.data.datasets import load_split
+from transduce.evaluation.evaluate import score
+from transduce.inference.forced_decoding import corpus_loss
+from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.search import DecodingConfig
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import reversal
 from transduce.learn.training import Training, small_transformer, train
 from transduce.model import Transformer, TransformerConfig
-from transduce.optim import OptimConfig
-from transduce.predictor import Predictor, vocabulary_sizes
-from transduce.scoring import score
-from transduce.tokenizer import Tokenizer, TokenizerConfig
-from transduce.train_step import TrainingConfig, TrainStep
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.training.optim import OptimConfig
+from transduce.training.step import TrainingConfig, TrainStep
 
 SEEDS = (1, 2, 3)
 _LONGEST_WORD = 7  # letters

@@ -9,15 +9,15 @@ import numpy as np
 import sacrebleu
 import torch
 
-from transduce.checkpoint import RunFolder
-from transduce.corpus import Surroundings
-from transduce.data import pad_sources
-from transduce.experiment import train
+from transduce.config.settings import load_config
+from transduce.data.batches import pad_sources
+from transduce.evaluation.metrics import Score, evaluate
+from transduce.inference.predictor import Predictor
 from transduce.learn.corpora import TranslationCorpus, captions, sentences_of_a_grammar
 from transduce.learn.ledger import FAST
-from transduce.metrics import Score, evaluate
-from transduce.predictor import Predictor
-from transduce.settings import load_config
+from transduce.runs.corpus import Surroundings
+from transduce.runs.folder import RunFolder
+from transduce.runs.train import train
 
 SETTINGS = """
 [data]

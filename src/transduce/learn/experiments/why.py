@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from transduce.data import Batch
-from transduce.inference import InferenceModel
+from transduce.data.batches import Batch
+from transduce.inference.engine import InferenceModel
 from transduce.learn.ledger import FAST
 from transduce.learn.measuring import interleaved, longest_chain, num_calls, one_thread
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask
 from transduce.learn.training import Draw, small_transformer, train, written
-from transduce.loss import cross_entropy_sum
 from transduce.model import Transformer, VocabularySizes
+from transduce.training.loss import cross_entropy_sum
 
 TRANSFORMER, GRU, LSTM, LOOKING = "Transformer", "GRU", "LSTM", "GRU with attention"
 GRU_RATES = (3e-3, 1e-2, 3e-2)  # the GRU is given the best of three learning rates

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from transduce.evaluation.metrics import Score
 from transduce.learn.experiments.why import GRU, LOOKING, TRANSFORMER, recurrent_as_large
 from transduce.learn.ledger import FAST
 from transduce.learn.measuring import one_thread
 from transduce.learn.pronouncing import Words
 from transduce.learn.recurrent import RecurrentConfig, num_parameters
 from transduce.learn.training import small_transformer, train
-from transduce.metrics import Score
 
 _RATES = {TRANSFORMER: 6e-3, GRU: 4e-3, LOOKING: 4e-3}
 

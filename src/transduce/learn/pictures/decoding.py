@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transduce.decoding import Hypothesis
+from transduce.inference.search import Hypothesis
 from transduce.learn.experiments.batches import Batching
 from transduce.learn.experiments.decoding import LONG, Answers, Lengths, OwnWriting, Searches, Unshifted
 from transduce.learn.pictures.canvas import (
@@ -17,7 +17,7 @@ from transduce.learn.pictures.canvas import (
     canvas,
     name_ticks,
 )
-from transduce.optim import OptimConfig, learning_rate
+from transduce.training.optim import OptimConfig, learning_rate
 
 
 def smoothed_target(right: int, label_smoothing: float, num_ids: int) -> Picture:

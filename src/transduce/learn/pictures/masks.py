@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from transduce.data import Batch
+from transduce.data.batches import Batch
 from transduce.learn.experiments.masks import BatchMates, Gradients, NoCausalMask
 from transduce.learn.pictures.canvas import (
     DECODER,

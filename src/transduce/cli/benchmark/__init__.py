@@ -1,0 +1,1 @@
+"""What `transduce benchmark` measures."""

@@ -1,0 +1,117 @@
+"""How fast a run answers here: text in, text out, through the real predictor."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from transduce.devices import machine
+from transduce.inference.predictor import Predictor
+from transduce.inference.search import DecodingConfig
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"beam_size": 1},
+    "beam5": {"beam_size": 5, "length_penalty": 1.0, "length_norm": "power"},
+}
+BATCHES = ("all", "64", "1")
+MOST_LINES, MOST_SINGLE_LINES = 1_000, 100  # answered in a block: together or by 64, and one at a time
+_BLOCKS = 3
+_LINES_TO_WARM_UP = 64
+
+
+def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callable[[str], None]) -> dict[str, Any]:
+    """Answers `lines` by two searches: all at once, 64 at a time, one at a time; blocks of all kinds in turn.
+
+    Tokens are those of the answers, their ends included; blank lines, which the model never sees, are left out. The
+    first answer is timed apart: it prepares the weights.
+    """
+    lines = [line for line in lines if line.strip()][:MOST_LINES]
+    own = predictor.decoding
+    searches = {
+        search: DecodingConfig(max_len_ratio=own.max_len_ratio, max_len_extra=own.max_len_extra, **settings)
+        for search, settings in SEARCHES.items()
+    }
+    started = time.perf_counter()
+    predictor.predict(lines[:1], decoding=searches["greedy"])
+    first_answer = time.perf_counter() - started
+    for decoding in searches.values():
+        predictor.predict(lines[:_LINES_TO_WARM_UP], decoding=decoding)
+    blocks = []
+    machine.forget_peak_memory(predictor.device)
+    for number in range(_BLOCKS):
+        report(f"block {number + 1} of {_BLOCKS}")
+        for search, decoding in searches.items():
+            for batch in BATCHES:
+                blocks.append({"mode": f"{search}/{batch}"} | _time_block(predictor, lines, batch, decoding))
+    modes = list(dict.fromkeys(block["mode"] for block in blocks))
+    return {
+        "benchmark": "decode",
+        "settings": {
+            "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
+            "int8": predictor.int8,
+            "target_ids": predictor.tokenizer.num_target_ids,
+            "lines": len(lines),
+            "single_lines": len(lines[:MOST_SINGLE_LINES]),
+            "blocks": _BLOCKS,
+            "threads": torch.get_num_threads(),
+        },
+        "machine": {
+            "cpu": machine.cpu_model(),
+            "cores": machine.num_cores(),
+            "device": machine.device_name(predictor.device),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
+        "commit": machine.commit(),
+        "first_answer_ms": round(1e3 * first_answer, 1),
+        "peak_memory_mib": round(machine.peak_memory(predictor.device), 1),
+        "others_share": _share_of_cores(blocks, "others_seconds"),
+        "stolen_share": _share_of_cores(blocks, "stolen_seconds"),
+        "modes": {mode: _summary([block for block in blocks if block["mode"] == mode]) for mode in modes},
+        "blocks": blocks,
+    }
+
+
+def _time_block(predictor: Predictor, lines: Sequence[str], batch: str, decoding: DecodingConfig) -> dict[str, Any]:
+    at_once = len(lines) if batch == "all" else int(batch)
+    lines = lines[:MOST_SINGLE_LINES] if at_once == 1 else lines
+    num_tokens, seconds = 0, []
+    machine_before, cpu = machine.cpu_seconds(), time.process_time()
+    for first in range(0, len(lines), at_once):
+        started = time.perf_counter()
+        answers = predictor.predict_n_best(lines[first : first + at_once], 1, decoding=decoding)
+        seconds.append(time.perf_counter() - started)
+        num_tokens += sum(len(best.ids) + 1 for (best,) in answers)
+    cpu, machine_after = time.process_time() - cpu, machine.cpu_seconds()
+    found: dict[str, Any] = {"lines": len(lines), "tokens": num_tokens, "seconds": sum(seconds), "cpu_seconds": cpu}
+    if machine_before is not None and machine_after is not None:
+        busy, stolen = (after - before for before, after in zip(machine_before, machine_after, strict=True))
+        found |= {"others_seconds": max(0.0, busy - cpu), "stolen_seconds": stolen}
+    return found | ({"latencies_ms": [round(1e3 * value, 2) for value in seconds]} if at_once == 1 else {})
+
+
+def _summary(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "tokens_per_second": _spread([block["tokens"] / block["seconds"] for block in blocks]),
+        "sentences_per_second": _spread([block["lines"] / block["seconds"] for block in blocks]),
+        "tokens_per_cpu_second": _spread([block["tokens"] / block["cpu_seconds"] for block in blocks]),
+    }
+    if "latencies_ms" in blocks[0]:
+        latencies = sorted(value for block in blocks for value in block["latencies_ms"])
+        found["latency_ms"] = {f"p{part}": latencies[-(-len(latencies) * part // 100) - 1] for part in (50, 90, 99)}
+    return found
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    named = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 1) for name, value in named.items()}
+
+
+def _share_of_cores(blocks: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Of the time of all cores during the blocks; None where the machine does not tell."""
+    if key not in blocks[0]:
+        return None
+    seconds = sum(block["seconds"] for block in blocks)
+    return round(sum(block[key] for block in blocks) / seconds / machine.num_cores(), 4)

@@ -1,0 +1,276 @@
+"""How fast the trainer trains here, and which share of the time the machine spends multiplying matrices."""
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.profiler import ProfilerActivity, profile
+
+from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronise
+from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
+from transduce.data.datasets import load_split
+from transduce.devices import machine
+from transduce.inference.predictor import find_device, vocabulary_sizes
+from transduce.model import PRESETS, Transformer, TransformerConfig, VocabularySizes
+from transduce.runs.corpus import Surroundings
+from transduce.runs.folder import RunFolder
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.training.distributed import Process, joined, own_device
+from transduce.training.optim import OptimConfig
+from transduce.training.trainer import Trainer, TrainingConfig
+
+# Transformer-Tiny as it is trained on Multi30k; the other models are the presets as they are.
+MODELS = PRESETS | {"tiny": replace(PRESETS["tiny"], dropout=0.3)}
+MULTI30K, WMT_LIKE = "multi30k-en-de", "wmt-like"
+DEFAULT_STEPS = {"tiny": 40, "small": 20, "base": 10, "big": 5}
+PARTS = ("data", "forward", "loss", "backward", "exchange", "optimizer")  # as the trainer marks them
+
+_MOST_BLOCKS = 5  # each makes the same steps again, so they differ by what else happens on the machine alone
+_PROFILED_STEPS = 3
+_WMT_VOCABULARY = 37_000  # pieces of both languages (section 5.1)
+_WMT_PAIRS, _WMT_MEAN_LEN, _WMT_LEN_SPREAD, _WMT_SIDE_SPREAD = 20_000, 27.0, 0.6, 0.15  # spreads: of logarithms
+_WMT_MOST_TOKENS = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingWork:
+    """What to train, and for how long."""
+
+    model: str = "tiny"
+    data: str = ""  # MULTI30K or WMT_LIKE; empty: the first for tiny and small, the second for base and big
+    steps: int = 0  # timed ones; 0: DEFAULT_STEPS
+    batch_tokens: int = 4096
+    seed: int = 1
+
+    @property
+    def dataset(self) -> str:
+        return self.data or (MULTI30K if self.model in ("tiny", "small") else WMT_LIKE)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """How many blocks of how many steps; the last steps that fill no block are left out."""
+        steps = self.steps or DEFAULT_STEPS[self.model]
+        num = min(_MOST_BLOCKS, steps)
+        return num, steps // num
+
+
+def measure_training(work: TrainingWork, surroundings: Surroundings) -> dict[str, Any] | None:
+    """Trains some blocks of steps and tells how fast that was; None on every process but the first.
+
+    Steps are those of `transduce train`: each is one update from one planned batch, shared by all processes.
+    """
+    with joined(own_device(find_device(surroundings.device))) as process, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(work.seed)
+        if not process.is_main:
+            surroundings = replace(surroundings, report=lambda _line: None)
+        trainer = build_trainer(work, process, surroundings)
+        num_blocks, num_steps = work.blocks
+        steps = planned_steps(trainer, work, num_steps)
+        surroundings.report(f"{num_steps} steps to see which matrices they multiply")
+        products = record_products(trainer, steps)
+        blocks, held = [], 0.0
+        machine.forget_peak_memory(trainer.device)
+        for number in range(num_blocks):
+            surroundings.report(f"block {number + 1} of {num_blocks}")
+            blocks.append(_time_block(trainer, steps, first_step=1 + (number + 1) * num_steps))
+            held = machine.peak_memory(trainer.device)  # now, as the products below hold their own
+            blocks[-1] |= _time_products(products, process, trainer.device)
+        parts = _time_parts(trainer, steps[:_PROFILED_STEPS], first_step=1 + (num_blocks + 1) * num_steps)
+        facts = {"peak_memory_mib": _from_all(process, held, trainer.device), "parts_ms": parts}
+        return _report(work, trainer, steps, blocks) | facts if process.is_main else None
+
+
+def build_trainer(work: TrainingWork, process: Process, surroundings: Surroundings) -> Trainer:
+    """The real one, with the settings of the paper; it saves nothing, as only its steps are called."""
+    config = MODELS[work.model]
+    pairs, vocabulary = _read_pairs(work, config, process, surroundings)
+    return Trainer(
+        Transformer(config, vocabulary).to(own_device(find_device(surroundings.device))),
+        pairs,
+        config=TrainingConfig(steps=100_000, batch_tokens=work.batch_tokens, seed=work.seed),
+        optim=OptimConfig(),
+        folder=RunFolder(Path("unused")),
+        process=process,
+    )
+
+
+def _read_pairs(
+    work: TrainingWork, config: TransformerConfig, process: Process, surroundings: Surroundings
+) -> tuple[EncodedPairs, VocabularySizes]:
+    if work.dataset == WMT_LIKE:
+        return wmt_like_pairs(work.seed), VocabularySizes.joint(_WMT_VOCABULARY)
+    text = load_split(work.dataset, "train", root=surroundings.data_root, cache=surroundings.data_cache)
+    surroundings.report(f"{work.dataset}: {len(text):,} pairs, to be learnt a vocabulary from")
+    learnt = process.decide(lambda: Tokenizer.learn(TokenizerConfig(), text.src, text.tgt).to_json())
+    tokenizer = Tokenizer.from_json(learnt)
+    return encode_pairs(tokenizer, text, max_len=config.max_len)[0], vocabulary_sizes(tokenizer)
+
+
+def wmt_like_pairs(seed: int) -> EncodedPairs:
+    """Random ids with lengths and frequencies like those of news translation: log-normal, and by Zipf's law."""
+    random = np.random.default_rng(seed)
+    mean = np.log(_WMT_MEAN_LEN) - (_WMT_LEN_SPREAD**2 + _WMT_SIDE_SPREAD**2) / 2  # of the logarithms
+    common = random.normal(mean, _WMT_LEN_SPREAD, _WMT_PAIRS)
+    first_id = Tokenizer.eos_id + 1
+    shares = np.cumsum(1 / np.arange(1, _WMT_VOCABULARY - first_id + 1))
+    sides = []
+    for _ in range(2):
+        lens = np.exp(common + random.normal(0, _WMT_SIDE_SPREAD, _WMT_PAIRS)).round().clip(1, _WMT_MOST_TOKENS)
+        ends = np.cumsum(lens.astype(np.int64))
+        ids = first_id + np.searchsorted(shares, random.random(ends[-1]) * shares[-1], side="right")
+        ids[ends - 1] = Tokenizer.eos_id
+        sides.append([row.tolist() for row in np.split(ids, ends[:-1])])
+    return EncodedPairs(*sides)
+
+
+def planned_steps(trainer: Trainer, work: TrainingWork, num_steps: int) -> list[list[NDArray[np.intp]]]:
+    """The first steps of an epoch, from its start again if it is short: one planned batch each, or one for each GPU."""
+    num = 1 if trainer.device.type == "cpu" else trainer.process.world_size
+    plan = plan_epoch(trainer.pairs, batch_tokens=work.batch_tokens, micro_batches=num, seed=work.seed, epoch=0)
+    return [plan[number % len(plan)] for number in range(num_steps)]
+
+
+def record_products(trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]]) -> RecordedProducts:
+    """The matrix products that this process executes in these steps, which it makes."""
+    with RecordedProducts() as products:
+        for number, micro_batches in enumerate(steps):
+            trainer.train_step(micro_batches, number + 1)
+    return products
+
+
+def _time_block(trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]], first_step: int) -> dict[str, Any]:
+    """Target tokens, seconds of the slowest process, CPU seconds of all; and the CPU seconds that others had."""
+    process, device = trainer.process, trainer.device
+    _from_all(process, 0.0, device)  # all begin together
+    machine_before, cpu, started = machine.cpu_seconds(), time.process_time(), time.perf_counter()
+    for number, micro_batches in enumerate(steps):
+        trainer.train_step(micro_batches, first_step + number)
+    synchronise(device)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    machine_after = machine.cpu_seconds()
+    found: dict[str, Any] = {
+        "tokens": sum(int(trainer.pairs.tgt_lens[rows].sum()) for step in steps for rows in step),
+        "seconds": max(_from_all(process, seconds, device)),
+        "cpu_seconds": sum(_from_all(process, cpu, device)),
+    }
+    if machine_before is not None and machine_after is not None:
+        busy, stolen = (after - before for before, after in zip(machine_before, machine_after, strict=True))
+        found |= {"others_seconds": max(0.0, busy - found["cpu_seconds"]), "stolen_seconds": stolen}
+    return found
+
+
+def _time_products(products: RecordedProducts, process: Process, device: torch.device) -> dict[str, float]:
+    """How long the products of a block take alone, in all processes at the same time; the mean over them."""
+    _from_all(process, 0.0, device)
+    seconds = _from_all(process, products.seconds_alone(device), device)
+    flops = _from_all(process, float(products.flops), device)
+    return {"product_seconds": sum(seconds) / len(seconds), "product_flops": sum(flops)}
+
+
+def _time_parts(trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]], first_step: int) -> dict[str, float]:
+    """Milliseconds of a step by part, as the first process sees them; on a GPU, until the work is handed to it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to standard error
+    synchronise(trainer.device)
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for number, micro_batches in enumerate(steps):
+            trainer.train_step(micro_batches, first_step + number)
+        seconds = time.perf_counter() - started
+    total = {event.key: event.cpu_time_total / 1e3 / len(steps) for event in profiled.key_averages()}
+    parts = {part: total.get(part, 0.0) for part in PARTS}
+    parts["optimizer"] -= parts["exchange"]  # which lies within it
+    parts["rest"] = max(0.0, seconds * 1e3 / len(steps) - sum(parts.values()))
+    return {part: round(value, 2) for part, value in parts.items()}
+
+
+def _from_all(process: Process, value: float, device: torch.device) -> list[float]:
+    """The value of every process, by rank; each waits for the last."""
+    values = torch.zeros(process.world_size, dtype=torch.float64, device=device)
+    values[process.rank] = value
+    process.sum_([values])
+    return values.tolist()
+
+
+def _report(
+    work: TrainingWork, trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]], blocks: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    is_gpu = trainer.device.type == "cuda"
+    gflops = [block["product_flops"] / block["seconds"] / 1e9 for block in blocks]
+    alone = [block["product_flops"] / block["product_seconds"] / 1e9 for block in blocks]
+    return {
+        "benchmark": "train",
+        "settings": _settings(work, trainer),
+        "machine": {
+            "cpu": machine.cpu_model(),
+            "cores": machine.num_cores(),
+            "device": machine.device_name(trainer.device),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
+        "commit": machine.commit(),
+        "tokens_per_second": _spread([block["tokens"] / block["seconds"] for block in blocks]),
+        "tokens_per_cpu_second": (
+            None if is_gpu else _spread([block["tokens"] / block["cpu_seconds"] for block in blocks])
+        ),
+        "product_share": _spread([block["product_seconds"] / block["seconds"] for block in blocks], digits=4),
+        "gflops": _spread(gflops),
+        "gflops_of_products_alone": _spread(alone),
+        "padding": padding_shares(
+            trainer.pairs, [part for step in steps for part in trainer.update.parts(trainer.pairs, step)]
+        ),
+        "others_share": _share_of_cores(blocks, "others_seconds"),
+        "stolen_share": _share_of_cores(blocks, "stolen_seconds"),
+        "blocks": blocks,
+    }
+
+
+def _settings(work: TrainingWork, trainer: Trainer) -> dict[str, Any]:
+    num_blocks, num_steps = work.blocks
+    model = trainer.model
+    uses_bfloat16 = trainer.device.type == "cuda"  # what the precision "auto" means
+    return {
+        "model": work.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dropout": model.config.dropout,
+        "data": work.dataset,
+        "vocabulary": model.vocabulary.target,
+        "target_ids": model.vocabulary.num_target_ids,  # what the softmax ranges over
+        "batch_tokens": work.batch_tokens,
+        "blocks": num_blocks,
+        "steps_per_block": num_steps,
+        "processes": trainer.process.world_size,
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.device),
+        "precision": "bfloat16" if uses_bfloat16 else "float32",
+    }
+
+
+def padding_shares(pairs: EncodedPairs, batches: Sequence[NDArray[np.intp]]) -> dict[str, float]:
+    """The share of the positions of rectangular batches that is padding, of each side."""
+    shares = {}
+    for side, lens in (("source", pairs.src_lens), ("target", pairs.tgt_lens)):
+        num_real = sum(int(lens[rows].sum()) for rows in batches)
+        num_positions = sum(len(rows) * int(lens[rows].max()) for rows in batches)
+        shares[side] = round(1 - num_real / num_positions, 4)
+    return shares
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
+    named = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in named.items()}
+
+
+def _share_of_cores(blocks: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Of the time of all cores during the blocks; None where the machine does not tell."""
+    if key not in blocks[0]:
+        return None
+    return round(
+        sum(block[key] for block in blocks) / sum(block["seconds"] for block in blocks) / machine.num_cores(), 4
+    )

@@ -1,0 +1,102 @@
+"""The command `transduce`: what its words mean, and what a person sees when something is wrong.
+
+Nothing here needs torch, so that help is there at once; `commands` does the work.
+"""
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from transduce.cli.parser import build_parser
+from transduce.errors import TransduceError
+from transduce.training.signals import Stopped
+
+_INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
+_SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (see `errors` for their meaning)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed: Python would print what is meant for it among the answers
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
+    settings, others = _take_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
+    arguments, rest = build_parser().parse_known_args(others)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
+        arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse takes FILE for left out before it sees it
+    if rest:
+        build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.verb} --help")
+    arguments.overrides, arguments.words = settings, words
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        from transduce.cli import commands
+
+        status = commands.run(arguments)
+        if sys.stdout is not None:  # it may have been closed
+            sys.stdout.flush()  # here, where an error can still be told
+        return status
+    except Stopped as stopped:
+        return _tell(stopped.message or "stopped.", stopped.exit_status)
+    except KeyboardInterrupt:
+        return _tell("stopped.", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        _abandon_output()  # whoever read it has left: nobody to tell
+        return _BROKEN_PIPE
+    except Exception as error:
+        if arguments.debug:
+            raise
+        return _tell_error(error)
+
+
+def _take_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings, `--section.key value` or `--section.key=value`, wherever they stand, and the other words."""
+    settings: list[str] = []
+    others: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        match = _SETTING.fullmatch(word)
+        (settings if match else others).append(word)
+        if match and not match[1] and left and not left[0].startswith("--"):
+            settings.append(left.pop(0))
+    return settings, others
+
+
+def _stop(signum: int, _frame: FrameType | None) -> None:
+    raise Stopped(signum)
+
+
+def _tell_error(error: Exception) -> int:
+    if isinstance(error, TransduceError):
+        return _tell(f"error: {error}", error.exit_status)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        _abandon_output()  # it may be what cannot be written
+        return _tell(f"error: {where}{error.strerror or error}", _IO_ERROR)
+    return _tell(f"internal error: {type(error).__name__}: {error} (--debug shows where)", _INTERNAL_ERROR)
+
+
+def _abandon_output() -> None:
+    """If what is still held of our output cannot be written, it goes nowhere: Python would try again at its end."""
+    if sys.stdout is None:  # closed: nothing is held
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(message: str, status: int) -> int:
+    if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":  # what all processes meet, the first one tells
+        print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Results that can be had again: recipes and their test sets, what came out of each seed, and what others published.
+
+A recipe is a config that `transduce train` takes, and a row of `recipes/index.toml` that says what it is scored on.
+What came out of it is in `recipes/NAME.json`, one entry for each seed.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transduce.config.settings import GROUPED_METRICS, ExperimentConfig, load_config, scores_by_name
+from transduce.config.toml import differences
+from transduce.data.datasets import load_split
+from transduce.devices import machine
+from transduce.errors import TransduceError, nearest
+from transduce.evaluation.evaluate import score
+from transduce.inference.predictor import Predictor
+from transduce.runs.corpus import Surroundings
+from transduce.runs.folder import RunFolder
+from transduce.training.state import TrainerState
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDER = next(  # of an installed package, or of a checkout
+    folder for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if folder.is_dir()
+)
+# Settings that change no weights: what data say is compared by hash, validation has a width of its own and, as it is
+# greedy, no use for what lengths are worth.
+_WITHOUT_EFFECT = {
+    *("data.dataset", "data.train", "data.valid", "data.more"),
+    *("decoding.beam_size", "decoding.length_penalty", "decoding.length_norm"),
+    *("training.save_every", "training.keep_checkpoints", "training.log_every"),
+}
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom: how far the mean of few seeds may be from that of many.
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What others report of the same task."""
+
+    by: str
+    scores: dict[str, float]  # by "SPLIT METRIC"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One row of the results: what is trained, on what it is scored, and what came out."""
+
+    name: str
+    title: str
+    tests: tuple[str, ...]  # splits of the config's data set, each scored once at the end
+    metrics: tuple[str, ...]
+    published: tuple[Published, ...] = ()
+
+    @property
+    def config_path(self) -> Path:
+        """The file that `transduce train` takes."""
+        return _FOLDER / f"{self.name}.toml"
+
+    @property
+    def settings(self) -> str:
+        """A digest of the settings in its file: results of others are not this recipe's.
+
+        Settings that are not there have their defaults, which are those of the commit that a result names.
+        """
+        table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+        # `word_error` was `wer` when the first results were recorded, which are still of these settings.
+        text = json.dumps(table, sort_keys=True).replace('"word_error"', '"wer"')
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def config(self, seed: int) -> ExperimentConfig:
+        """Its settings with this seed."""
+        text = self.config_path.read_text(encoding="utf-8")
+        return load_config(text, str(self.config_path), ["--training.seed", str(seed)])
+
+    @property
+    def results_path(self) -> Path:
+        """Where `results` are; there need be nothing."""
+        return _FOLDER / f"{self.name}.json"
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """What `measure` found of each seed with these settings, in the order of seeds."""
+        if not self.results_path.is_file():
+            return []
+        rows: list[dict[str, Any]] = json.loads(self.results_path.read_text(encoding="utf-8"))
+        settings = self.settings
+        if set(self.metrics) <= set(GROUPED_METRICS):
+            rows = list(map(_by_names_now, rows))
+        return sorted((row for row in rows if row["settings"] == settings), key=lambda row: row["seed"])
+
+
+def list_recipes() -> list[Recipe]:
+    """All recipes, in the order of the results."""
+    rows = tomllib.loads((_FOLDER / "index.toml").read_text(encoding="utf-8"))
+    return [_recipe(name, row) for name, row in rows.items()]
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name. Raises TransduceError, with the nearest name, if there is none."""
+    recipes = {recipe.name: recipe for recipe in list_recipes()}
+    if name not in recipes:
+        raise TransduceError(f"There is no recipe {name!r}.{nearest(name, list(recipes))}")
+    return recipes[name]
+
+
+def departures(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
+    """In what a run is not this recipe's with `seed`, from its first step on: settings, and weights it began with."""
+    changes = differences(load_config(run.config, str(run.path)), recipe.config(seed))
+    names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])} - _WITHOUT_EFFECT
+    ancestor = run.facts.get("initialised_from")
+    return sorted(names) + ([f"it began with the weights of {ancestor}"] if ancestor else [])
+
+
+def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_seconds: float) -> dict[str, Any]:
+    """Scores a finished run on the recipe's test sets: what its JSON has of a seed.
+
+    `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all.
+    """
+    config = load_config(run.config, str(run.path))
+    predictor = Predictor.load(run.path, device=surroundings.device)
+    state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
+    found: dict[str, dict[str, Any]] = {}
+    groups = config.validation.group_sources
+    for split in recipe.tests:
+        pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
+        scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=groups)
+        found[split] = {result.name: result.as_dict() for result in scores}
+    seed, started = config.training.seed, run.facts["started"]
+    how = {"processes": started["processes"], "threads": started["threads"]}
+    options = "".join(f" --{name} {number}" for name, number in how.items())
+    return {
+        "recipe": recipe.name,
+        "settings": recipe.settings,
+        "seed": seed,
+        "command": f"transduce reproduce {recipe.name} --seed {seed}{options}",
+        **how,
+        "scores": found,
+        "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
+        "steps": state.step,
+        "best_step": state.best_step,
+        "wall_seconds": round(state.seconds + state.validation_seconds, 1),
+        "cpu_seconds": None if run.facts.get("resumed") else round(cpu_seconds, 1),
+        "validations": [
+            {
+                name: round(value, 4)
+                for name, value in scores_by_name(row, group_sources=groups).items()
+                if name != "kind"
+            }
+            for row in run.metrics()
+            if row["kind"] == "validation"
+        ],
+        "machine": {"device": machine.device_name(predictor.device), "cores": machine.num_cores()},
+        "versions": {"transduce": machine.version(), "torch": torch.__version__},
+        "commits": commits_of(run),
+        "measured": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def sittings_of(run: RunFolder) -> list[dict[str, Any]]:
+    """On what machine, with how many processes and threads, each sitting of a run was."""
+    return [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
+
+
+def commits_of(run: RunFolder) -> list[str]:
+    """Those of a run's sittings, in order, without equal neighbours; none of code that lay in no checkout."""
+    found = [sitting["commit"] for sitting in sittings_of(run) if sitting.get("commit")]
+    return [commit for commit, _ in itertools.groupby(found)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of one test set over seeds, beside what others published."""
+
+    test: str
+    metric: str
+    values: tuple[float, ...]  # one for each seed
+    is_higher_better: bool
+    resolution: float  # what one segment of the test set can change
+    published: dict[str, float]  # by whom
+
+    @property
+    def seeds(self) -> str:
+        """How many, in words."""
+        return f"{len(self.values)} seed{'s' if len(self.values) > 1 else ''}"
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation between seeds; NaN of one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def margin(self) -> float:
+        """How far a further seed may be from the mean: half of its 95 % prediction interval; infinite after one.
+
+        Seeds that happen to be equal say little of the next: it may be one segment away.
+        """
+        count = len(self.values)
+        if count == 1:
+            return math.inf
+        return max(self.resolution, _T[min(count - 1, len(_T)) - 1] * self.spread * math.sqrt(1 + 1 / count))
+
+
+def rows_of(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The table of a recipe: a row for each test set and metric that every seed was scored by."""
+    rows = []
+    for test, metric in ((test, metric) for test in recipe.tests for metric in recipe.metrics):
+        scores = [run["scores"].get(test, {}).get(metric) for run in results]
+        if not scores or None in scores:
+            continue
+        of = f"{test} {metric}"
+        row = Row(
+            test=test,
+            metric=metric,
+            values=tuple(found["value"] for found in scores),
+            is_higher_better=scores[0]["is_higher_better"],
+            resolution=100 / scores[0]["num_segments"],
+            published={other.by: other.scores[of] for other in recipe.published if of in other.scores},
+        )
+        rows.append(row)
+    return rows
+
+
+def judged(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
+    """A line for each number of `found`: whether it came out as with other seeds, and what is published.
+
+    A number that did not is one of twenty that only seem so, or the machine, the versions or the code differ.
+    """
+    recorded = {(row.test, row.metric): row for row in rows_of(recipe, recipe.results)}
+    told = []
+    for row in rows_of(recipe, [found]):
+        (value,) = row.values
+        line = f"{row.test} {row.metric}: {value:.2f}"
+        if ours := recorded.get((row.test, row.metric)):
+            line += f", {_verdict(value, ours)}"
+        for by, other in row.published.items():
+            line += f"; {by}: {other:.2f}"
+        told.append(line)
+    return told
+
+
+def _by_names_now(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measure` found of scores grouped by source, of which an older record has the former names."""
+    by_name = partial(scores_by_name, group_sources=True)
+    scores = {
+        test: {name: {**score, "name": name} for name, score in by_name(of_test).items()}
+        for test, of_test in found["scores"].items()
+    }
+    return {**found, "scores": scores, "validations": list(map(by_name, found["validations"]))}
+
+
+def _verdict(value: float, ours: Row) -> str:
+    if len(ours.values) == 1:
+        return f"recorded: {ours.mean:.2f} ({ours.seeds})"
+    difference = value - ours.mean
+    came_out = "as" if abs(difference) <= ours.margin else "HIGHER than" if difference > 0 else "LOWER than"
+    return f"came out {came_out} recorded: {ours.mean:.2f} ± {ours.margin:.2f} ({ours.seeds})"
+
+
+def _recipe(name: str, row: Mapping[str, Any]) -> Recipe:
+    lists = {key: tuple(row[key]) for key in ("tests", "metrics")}
+    published = tuple(Published(**other) for other in row.get("published", ()))
+    return Recipe(**{"name": name, **row, **lists, "published": published})

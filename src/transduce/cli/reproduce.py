@@ -1,0 +1,120 @@
+"""The verb that gets a row of the results again."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
+from transduce.cli.recipes import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of, sittings_of
+from transduce.devices import machine
+from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.inference.predictor import find_device
+from transduce.runs.folder import RunFolder
+from transduce.training.distributed import spawn
+from transduce.training.signals import Stopped
+
+_STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """Trains as the recipe says, scores once on its test sets, and compares with what is recorded and published."""
+    if arguments.name is None:
+        if given := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:
+            option = "-o" if given[0] == "output" else f"--{given[0].replace('_', '-')}"
+            raise TransduceError(f"{option} needs the NAME of a row: `transduce reproduce` alone lists them.")
+        _list(list_recipes(), as_json=arguments.json)
+        return 0
+    recipe = find_recipe(arguments.name)
+    refuse_missing_folder(arguments.output)
+    run_dir = Path(arguments.run_dir or Path("runs") / f"{recipe.name}-{arguments.seed}")
+    words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
+    how_to_go_on = f"to be scored at the end, go on with: {shlex.join(words)}"
+    try:
+        if status := _train(recipe, run_dir, arguments):
+            if status in _STOPPED:
+                print(f"transduce: {how_to_go_on}", file=sys.stderr)
+            return status
+        found = _measure(recipe, run_dir, arguments)
+    except (Stopped, KeyboardInterrupt) as stop:  # while scoring
+        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+        raise Stopped(signum, f"stopped; {how_to_go_on}") from None
+    if arguments.output:
+        with answers_to(arguments.output) as output:
+            output.write(json.dumps(found, indent=1).encode() + b"\n")
+    if arguments.json:
+        print_json(found)
+    else:
+        for line in judged(recipe, found):
+            print(line)
+    return 0
+
+
+def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
+    """Trains the recipe in processes of its own, by a command that anyone can give as well; the exit status."""
+    processes, threads = _num_processes(arguments), arguments.threads
+    if arguments.resume and (run_dir / "run.json").exists():
+        run = RunFolder.open(run_dir)
+        threads = threads or run.facts["started"]["threads"]
+        _refuse_other_run(recipe, run, seed=arguments.seed, cores=(processes, threads))
+    words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
+    words += ["--device", arguments.device]
+    words += ["--threads", str(threads)] if threads else []
+    words += [f"--{name}" for name in ("resume", "quiet", "debug") if getattr(arguments, name)]
+    return spawn(processes, words)
+
+
+def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple[int, int]) -> None:
+    """Raises ConfigMismatchError if a run is not this recipe's from its first step on, or not on as many cores."""
+    if found := departures(recipe, run, seed=seed):
+        raise ConfigMismatchError(
+            f"{run.path} was not trained as {recipe.name} says for seed {seed} ({', '.join(found)}): choose another "
+            "folder with --run-dir."
+        )
+    used = [(sitting["processes"], sitting["threads"]) for sitting in sittings_of(run)]
+    if others := {*used, cores} - {used[0]}:
+        ways = [f"--processes {processes} --threads {threads}" for processes, threads in (used[0], *sorted(others))]
+        raise ConfigMismatchError(
+            f"{run.path} began with {ways[0]} and its minutes count as of these, so that it cannot go on, or have gone "
+            f"on, with {' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
+        )
+
+
+def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    spent, surroundings = os.times(), surroundings_of(arguments)
+    surroundings.report(f"scoring on {', '.join(recipe.tests)}")
+    return measure(
+        recipe,
+        RunFolder.open(run_dir),
+        surroundings,
+        cpu_seconds=spent.user + spent.system + spent.children_user + spent.children_system,
+    )
+
+
+def _num_processes(arguments: argparse.Namespace) -> int:
+    """As many as share a step best: two on a CPU, one on a GPU."""
+    on_cpu = find_device(arguments.device).type == "cpu"
+    return int(arguments.processes or (min(2, machine.usable_cores()) if on_cpu else 1))
+
+
+def _list(recipes: list[Recipe], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"recipes": [{**asdict(recipe), "results": recipe.results} for recipe in recipes]})
+        return
+    table = Table("name", "what", "recorded", "published")
+    for recipe in recipes:
+        rows = rows_of(recipe, recipe.results)
+        recorded = "\n".join(f"{row.test} {row.metric} {row.mean:.2f} ({row.seeds})" for row in rows)
+        published = "\n".join(
+            f"{other.by}: {', '.join(f'{what} {value:.2f}' for what, value in other.scores.items())}"
+            for other in recipe.published
+        )
+        table.add_row(recipe.name, recipe.title, recorded or "not yet", published)
+    print_table(table)

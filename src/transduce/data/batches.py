@@ -1,0 +1,313 @@
+"""Ids of a corpus, and the batches made of them: padding and the shift of the targets happen here and nowhere else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transduce.data.large.folder import PreparedFolder, mending
+from transduce.data.large.shards import Rows, read_shard
+from transduce.data.pairs import Pairs
+from transduce.data.parsing import refuse_all_too_long
+from transduce.errors import TransduceError
+from transduce.text.tokenizer import Tokenizer
+
+# (src_lens, tgt_lens, *, batch_tokens, order) -> the rows of `order` in batches: `bucket_batches` or one like it.
+CutBatches = Callable[..., list[NDArray[np.intp]]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of one forward pass, padded on the right."""
+
+    src: Int[Tensor, "batch src_len"]  # every row ends with eos, then padding
+    tgt_in: Int[Tensor, "batch tgt_len"]  # bos, then the target without its eos
+    tgt_out: Int[Tensor, "batch tgt_len"]  # the target with its eos: what `tgt_in` is to predict, position by position
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """What the network is given."""
+        return self.src, self.tgt_in
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Copied in the background if the device is a GPU."""
+        return Batch(*(to_device(ids, torch.device(device)) for ids in (self.src, self.tgt_in, self.tgt_out)))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; a GPU copies from pinned memory while the program goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@runtime_checkable
+class TrainingPairs(Protocol):
+    """A corpus as ids, in one or more shards; each is an even sample of the whole, and one is in memory at a time."""
+
+    num_shards: int
+
+    def __len__(self) -> int:
+        """Number of pairs in all shards."""
+
+    def shard(self, number: int) -> "EncodedPairs":
+        """The pairs of shard `number`, in a fixed order."""
+
+
+class EncodedPairs:
+    """Pairs as ids, each side and row ending with eos; at most 4 bytes an id. As a corpus, it is its only shard."""
+
+    num_shards = 1
+
+    def __init__(self, src: Sequence[Sequence[int]], tgt: Sequence[Sequence[int]]) -> None:
+        if len(src) != len(tgt):
+            raise ValueError(f"src ({len(src)} rows) and tgt ({len(tgt)} rows) must have as many rows.")
+        self._src, self._tgt = _Ragged.of(src), _Ragged.of(tgt)
+
+    @classmethod
+    def from_rows(cls, src: Rows, tgt: Rows) -> "EncodedPairs":
+        """Pairs whose ids lie end to end already."""
+        pairs = cls.__new__(cls)
+        pairs._src, pairs._tgt = _Ragged.of_rows(src), _Ragged.of_rows(tgt)
+        return pairs
+
+    def __len__(self) -> int:
+        return len(self._src.lens)
+
+    def shard(self, number: int) -> "EncodedPairs":
+        """See `TrainingPairs`."""
+        assert number == 0
+        return self
+
+    @property
+    def src_lens(self) -> NDArray[np.int32]:
+        """Number of ids of every source, eos included."""
+        return self._src.lens
+
+    @property
+    def tgt_lens(self) -> NDArray[np.int32]:
+        """Number of ids of every target, eos included."""
+        return self._tgt.lens
+
+    def src(self, row: int) -> NDArray[np.int32]:
+        return self._src.row(row).astype(np.int32)
+
+    def tgt(self, row: int) -> NDArray[np.int32]:
+        return self._tgt.row(row).astype(np.int32)
+
+    def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "EncodedPairs":
+        """The pairs of these rows, in this order."""
+        index = np.asarray(rows, dtype=np.intp)
+        selected = EncodedPairs.__new__(EncodedPairs)
+        selected._src, selected._tgt = self._src.select(index), self._tgt.select(index)
+        return selected
+
+    def padded(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sources and targets of these rows as two rectangles, filled up with the padding id."""
+        return self._src.padded(rows), self._tgt.padded(rows)
+
+    def joined(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sources and targets of these rows, each end to end."""
+        return self._src.joined(rows), self._tgt.joined(rows)
+
+
+class ShardedPairs:
+    """A prepared corpus: shards on disk, mapped into memory when they are asked for, their bytes verified first."""
+
+    def __init__(self, folder: PreparedFolder) -> None:
+        self._folder = folder
+        self._shards = folder.manifest.shards
+        self.num_shards = len(self._shards)
+
+    def __len__(self) -> int:
+        return sum(shard["num_pairs"] for shard in self._shards)
+
+    def shard(self, number: int) -> EncodedPairs:
+        """See `TrainingPairs`. Raises DamagedFileError if a byte is not as written."""
+        shard, path = self._shards[number], self._folder.path
+        return EncodedPairs.from_rows(*read_shard(path / shard["name"], sha256=shard["sha256"], mend=mending(path)))
+
+
+def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[EncodedPairs, int]:
+    """The pairs as ids, and how many were left out because a side has more than `max_len` of them, eos included.
+
+    Raises DataError if that is all of them.
+    """
+    encoded = EncodedPairs(tokenizer.encode_source(pairs.src), tokenizer.encode_target(pairs.tgt))
+    longer_lens = np.maximum(encoded.src_lens, encoded.tgt_lens)
+    kept = np.flatnonzero(longer_lens <= max_len)
+    shortest = int(longer_lens.min()) if len(encoded) else 0
+    refuse_all_too_long(len(encoded), max_len=max_len, shortest=shortest)
+    num_dropped = len(encoded) - len(kept)
+    return (encoded.select(kept) if num_dropped else encoded), num_dropped
+
+
+def collate(pairs: EncodedPairs, rows: Sequence[int] | NDArray[np.integer]) -> Batch:
+    """The batch of these rows; the target is shifted here: position t of `tgt_in` is position t - 1 of `tgt_out`."""
+    index = np.asarray(rows, dtype=np.intp)
+    src, tgt_out = pairs.padded(index)
+    tgt_in = np.empty_like(tgt_out)
+    tgt_in[:, 0] = Tokenizer.bos_id
+    is_token = tgt_out[:, 1:] != Tokenizer.pad_id
+    tgt_in[:, 1:] = np.where(is_token, tgt_out[:, :-1], Tokenizer.pad_id)  # so that no eos goes in
+    return Batch(torch.from_numpy(src), torch.from_numpy(tgt_in), torch.from_numpy(tgt_out))
+
+
+def pad_sources(sources: Sequence[Sequence[int]]) -> Int[Tensor, "batch src_len"]:
+    """Sources to predict from as one rectangle, padded on the right."""
+    return torch.from_numpy(_Ragged.of(sources).padded(np.arange(len(sources))))
+
+
+def bucket_batches(
+    src_lens: NDArray[np.integer],
+    tgt_lens: NDArray[np.integer],
+    *,
+    batch_tokens: int,
+    order: Sequence[int] | NDArray[np.integer],
+) -> list[NDArray[np.intp]]:
+    """The rows of `order` cut into batches of pairs of about the same length.
+
+    They are sorted by target, then source length; rows of equal lengths stay in the order given. A batch of n pairs has
+    n * max(longest source, longest target) <= `batch_tokens`, but a pair longer than that is a batch of its own.
+    """
+    if batch_tokens < 1:
+        raise TransduceError(f"batch_tokens ({batch_tokens}) must be at least 1.")
+    rows = np.asarray(order, dtype=np.intp)
+    rows = rows[np.lexsort((src_lens[rows], tgt_lens[rows]))]  # stable; the last key is the first to sort by
+    starts = []
+    size, longest = 0, batch_tokens + 1  # as if a full batch came before
+    for position, length in enumerate(np.maximum(src_lens, tgt_lens)[rows].tolist()):
+        longest = max(longest, length)
+        size += 1
+        if size * longest > batch_tokens:
+            starts.append(position)
+            size, longest = 1, length
+    return np.split(rows, starts[1:]) if starts else []
+
+
+def plan_epoch(
+    pairs: EncodedPairs,
+    *,
+    batch_tokens: int,
+    micro_batches: int,
+    seed: int,
+    epoch: int,
+    shard: int = 0,
+    cut: CutBatches = bucket_batches,
+) -> list[list[NDArray[np.intp]]]:
+    """The optimizer steps of an epoch on one shard: each a list of `micro_batches` batches of rows; the last may have
+    fewer.
+
+    Every pair occurs once. `cut` makes the batches. The plan is a pure function of the lengths and of (`seed`,
+    `epoch`, `shard`); it is made without knowing how many processes share the work.
+    """
+    if micro_batches < 1:
+        raise TransduceError(f"micro_batches ({micro_batches}) must be at least 1.")
+    random = np.random.default_rng([seed, epoch, shard] if shard else [seed, epoch])
+    # Shuffled before they are sorted, so that pairs of equal lengths meet other neighbours in every epoch.
+    order = random.permutation(len(pairs))
+    batches = cut(pairs.src_lens, pairs.tgt_lens, batch_tokens=batch_tokens, order=order)
+    shuffled = [batches[number] for number in random.permutation(len(batches))]
+    return [shuffled[start : start + micro_batches] for start in range(0, len(shuffled), micro_batches)]
+
+
+class StepOrder:
+    """The optimizer steps of a run, shard after shard; one shard is open and planned at a time.
+
+    An epoch goes through the shards in an order that is a pure function of (`seed`, epoch), so that any step is found
+    without planning those before it.
+    """
+
+    def __init__(
+        self,
+        corpus: TrainingPairs,
+        *,
+        batch_tokens: int,
+        micro_batches: int,
+        seed: int,
+        cut: CutBatches = bucket_batches,
+    ) -> None:
+        self.corpus = corpus
+        self.depends_on: list[int | str] = [seed, batch_tokens, micro_batches, len(corpus)]
+        if corpus.num_shards > 1:
+            self.depends_on.append(corpus.num_shards)
+        if cut is not bucket_batches:
+            self.depends_on.append(cut.__name__)
+        self._seed = seed
+        self._settings: dict[str, Any] = {"batch_tokens": batch_tokens, "micro_batches": micro_batches, "cut": cut}
+        self._opened: tuple[int, int] | None = None
+        self.pairs: EncodedPairs
+        self.steps: list[list[NDArray[np.intp]]] = []
+
+    def open(self, epoch: int, place: int) -> None:
+        """Opens and plans the shard at `place`, counted from 0, in the order of `epoch`: see `pairs` and `steps`."""
+        if self._opened == (epoch, place):
+            return
+        num_shards = self.corpus.num_shards
+        # A number that no shard has, so that the order and the plans are drawn apart.
+        order = np.random.default_rng([self._seed, epoch, num_shards]).permutation(num_shards)
+        shard = int(order[place])
+        self._opened, self.steps = None, []  # one plan in memory at a time
+        self.pairs = self.corpus.shard(shard)
+        self.steps = plan_epoch(self.pairs, seed=self._seed, epoch=epoch, shard=shard, **self._settings)
+        self._opened = (epoch, place)
+
+    def steps_of_epoch(self) -> int:
+        """How many steps the first epoch has; shards are planned one after the other."""
+        num_steps = 0
+        for place in range(self.corpus.num_shards):
+            self.open(0, place)
+            num_steps += len(self.steps)
+        return num_steps
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Rows of different lengths, end to end in one flat array."""
+
+    ids: NDArray[np.integer]
+    starts: NDArray[np.int64]
+    lens: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "_Ragged":
+        lens = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+        if len(lens) and not lens.min():
+            raise ValueError(f"Row {int(lens.argmin())} has no ids: every row must end with eos.")
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum(dtype=np.int64)))
+        return cls(ids, _starts(lens), lens)
+
+    @classmethod
+    def of_rows(cls, rows: Rows) -> "_Ragged":
+        lens = rows.lens.astype(np.int32)
+        return cls(rows.ids, _starts(lens), lens)
+
+    def row(self, row: int) -> NDArray[np.integer]:
+        return self.ids[self.starts[row] : self.starts[row] + self.lens[row]]
+
+    def select(self, rows: NDArray[np.integer]) -> "_Ragged":
+        lens = self.lens[rows]
+        return _Ragged(self.ids[self._positions(rows)], _starts(lens), lens)
+
+    def padded(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        lens = self.lens[rows]
+        rectangle = np.full((len(rows), lens.max(initial=0)), Tokenizer.pad_id, dtype=np.int64)
+        is_token = np.arange(rectangle.shape[1]) < lens[:, None]
+        rectangle[is_token] = self.ids[self._positions(rows)]
+        return rectangle
+
+    def joined(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        return self.ids[self._positions(rows)].astype(np.int64)
+
+    def _positions(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Where in `ids` the ids of these rows are, row after row."""
+        lens = self.lens[rows]
+        return np.repeat(self.starts[rows] - _starts(lens), lens) + np.arange(lens.sum(dtype=np.int64))
+
+
+def _starts(lens: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.cumsum(lens, dtype=np.int64) - lens

@@ -1,0 +1,88 @@
+"""Files whose SHA-256 is known, from a folder of the caller's, from a cache, or from their public home.
+
+Whatever the way, the bytes are the ones that were asked for, or there is an error that says what to do.
+"""
+
+import http.client
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from transduce.data.compression import decompressed
+from transduce.errors import DamagedFileError, DataError, MissingInputError
+from transduce.files.atomic import explained_write_errors, sha256_of, sha256_of_file, write_atomically
+
+DEFAULT_CACHE = Path("~/.cache/transduce")
+_TIMEOUT_SECONDS = 30.0
+
+
+def open_url(url: str) -> BinaryIO:
+    """A stream of the bytes at `url`; the default of every `open_url` argument here."""
+    return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files come from: a folder of the caller's, a cache, and the network."""
+
+    root: Path | None = None
+    cache: Path = DEFAULT_CACHE
+    open_url: Callable[[str], BinaryIO] = open_url
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a data set: where it lies below a root folder, what is in it, where it can be fetched."""
+
+    path: str
+    sha256: str  # of the unpacked content
+    url: str | None = None  # may lead to a compressed file; None where no public copy has these bytes
+    advice: str = ""  # how to get it where it cannot be fetched
+
+
+def locate(file: DataFile, places: Places) -> Path:
+    """A path where the content of `file` is, fetched into the cache if need be; its SHA-256 has been checked."""
+    if places.root is not None and (path := places.root / file.path).is_file():
+        if (found := sha256_of_file(path)) != file.sha256:
+            raise DamagedFileError(
+                f"{path}: its SHA-256 is {found}, and {file.sha256} is the one of this data set. "
+                "Get it again, or train on it as a file of your own."
+            )
+        return path
+    path = places.cache.expanduser() / file.path
+    if path.is_file() and sha256_of_file(path) == file.sha256:
+        return path
+    content = _fetch(file, places)
+    with explained_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return path
+
+
+def _fetch(file: DataFile, places: Places) -> bytes:
+    sub_folder = Path(file.path).parent.name
+    by_hand = f"Put it by hand at ROOT/{file.path}, unpacked, and set TRANSDUCE_DATA to ROOT."
+    if file.url is None:
+        where = "no folder of data is set" if places.root is None else f"not in {places.root}"
+        raise MissingInputError(
+            f"{file.path}: {where}, and it cannot be fetched: {file.advice} "
+            f"Put the files into ROOT/{sub_folder} and set TRANSDUCE_DATA to ROOT."
+        )
+    try:
+        with places.open_url(file.url) as stream:
+            raw = stream.read()
+    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and TimeoutError are OSErrors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}") from None
+    try:
+        content = decompressed(raw, file.url)
+    except DataError as error:
+        raise DamagedFileError(str(error)) from None
+    if (found := sha256_of(content)) != file.sha256:
+        raise DamagedFileError(
+            f"{file.url}: the SHA-256 of what was fetched is {found}, and {file.sha256} was expected: "
+            f"the file has changed, or something on the way has. {by_hand}"
+        )
+    return content

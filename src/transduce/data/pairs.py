@@ -1,0 +1,236 @@
+"""Pairs of text from files: the one place where corpora are read.
+
+A file is read as bytes and split on `\\n` only, so that line k here is line k of `wc -l`, `paste` and `sed`; everything
+else that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085, U+2028, U+2029) is text.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transduce.data.compression import decompressed, decompressed_chunks
+from transduce.data.parsing import (
+    BYTE_ORDER_MARK,
+    decode,
+    in_pieces,
+    mendings,
+    normalised,
+    refuse_long_line,
+    refuse_no_pairs,
+    refuse_number_of_paths,
+    refuse_other_content,
+    refuse_unequal,
+    row_reader,
+    split_lines,
+    without_empty,
+)
+from transduce.errors import DataError, TransduceError
+from transduce.files.atomic import read_bytes, sha256_of
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Parallel text: `src[k]` belongs to `tgt[k]`."""
+
+    src: list[str]
+    tgt: list[str]
+    skipped: dict[str, int]  # reason -> number of pairs left out, e.g. {"empty source": 3}
+    notes: list[str]  # what was mended in reading, one line each
+    sha256: dict[str, str]  # file, as given -> SHA-256 of its bytes on disk
+
+    def __len__(self) -> int:
+        return len(self.src)
+
+
+@dataclass(frozen=True)
+class _Text:
+    lines: list[str]
+    notes: list[str]
+    sha256: str
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, plain or compressed, without their ends (`\\n` or `\\r\\n`) and byte-order mark.
+
+    Raises DataError where the bytes are not UTF-8 or not all there, MissingInputError if there is no such file.
+    """
+    return _read_text(path).lines
+
+
+def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
+    """The lines of a text that comes in chunks: after each one those that have come to their end, if any.
+
+    They are the lines of `read_lines`, and only an unfinished one is held. Raises DataError, naming the line, when it
+    comes to bytes that are not UTF-8 or not all there, or to a line of more than MOST_LINE_BYTES.
+    """
+    unfinished: list[bytes] = []
+    num_lines = num_unfinished = 0
+    for piece in in_pieces(decompressed_chunks(chunks, name)):
+        end = piece.rfind(b"\n") + 1
+        lines: list[str] = []
+        if end:
+            lines = _next_lines(b"".join([*unfinished, piece[:end]]), name, num_lines)
+            num_lines += len(lines)
+            unfinished, num_unfinished = [], 0
+        unfinished.append(piece[end:])
+        num_unfinished += len(unfinished[-1])
+        refuse_long_line(num_unfinished, name, num_lines + 1)
+        yield lines
+    yield _next_lines(b"".join(unfinished), name, num_lines)
+
+
+def _next_lines(content: bytes, name: str, num_before: int) -> list[str]:
+    if num_before == 0:
+        refuse_other_content(content, name)
+    text = decode(content, name, first_line=num_before + 1)
+    return split_lines(text if num_before else text.removeprefix(BYTE_ORDER_MARK))
+
+
+def read_pairs(paths: Sequence[str | Path]) -> Pairs:
+    """Parallel text from one file of pairs or from two files, line k of one belonging to line k of the other.
+
+    One file is `.tsv` (source, tab, target) or `.jsonl` (one object a line with "source" and "target", or "src" and
+    "tgt"); two are plain text under any name. All may be compressed by gzip, xz or Zstandard, which is told from
+    their first bytes. Pairs with an empty or blank side are skipped and counted.
+    """
+    refuse_number_of_paths(paths)
+    texts = {str(path): _read_text(Path(path)) for path in paths}
+    names = [str(path) for path in paths]
+    rows = _parallel(names, texts) if len(names) == 2 else _rows_of_one_file(names[0], texts[names[0]].lines)
+    src, tgt, skipped = without_empty(rows)
+    refuse_no_pairs(len(src), skipped, names)
+    notes = [note for text in texts.values() for note in text.notes]
+    return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
+
+
+def with_more(pairs: Pairs, more: Pairs) -> Pairs:
+    """`pairs`, followed by those of `more` that are not among them, each once."""
+    known = set(zip(pairs.src, pairs.tgt, strict=True))
+    new = [pair for pair in dict.fromkeys(zip(more.src, more.tgt, strict=True)) if pair not in known]
+    skipped = Counter(pairs.skipped) + Counter(more.skipped) + Counter({"already there": len(more) - len(new)})
+    return Pairs(
+        pairs.src + [source for source, _ in new],
+        pairs.tgt + [target for _, target in new],
+        dict(skipped),
+        pairs.notes + more.notes,
+        pairs.sha256 | {f"{name} (more)": digest for name, digest in more.sha256.items()},
+    )
+
+
+def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
+    """How many rows of `other` occur in `train`: as a "pair", by their "source", by their "target".
+
+    Compared without regard to case and to the number and kind of blanks.
+    """
+    train_src, train_tgt = [normalised(s) for s in train.src], [normalised(t) for t in train.tgt]
+    src, tgt = [normalised(s) for s in other.src], [normalised(t) for t in other.tgt]
+    pairs, sources, targets = set(zip(train_src, train_tgt, strict=True)), set(train_src), set(train_tgt)
+    return {
+        "pairs": sum(pair in pairs for pair in zip(src, tgt, strict=True)),
+        "source": sum(source in sources for source in src),
+        "target": sum(target in targets for target in tgt),
+    }
+
+
+def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, Pairs]:
+    """Train, validation and test parts that share no source and no target, compared as in `count_overlap`.
+
+    Rows with the same source or the same target, directly or through others, form a group, and a group stays
+    together. Groups are drawn in the order of their SHA-256 while they fit into `test`, then `valid` rows, so the
+    parts hold at most that many; the largest group always stays in train. The parts depend on the set of rows and
+    not on their order, and neither does the order within a part. Raises DataError if a wanted part would be empty.
+    """
+    if valid < 0 or test < 0 or valid + test >= len(pairs):
+        raise TransduceError(
+            f"valid ({valid}) and test ({test}) must not be negative and must leave some of the "
+            f"{len(pairs):,} pairs for training."
+        )
+    digests = [_digest(source, target) for source, target in zip(pairs.src, pairs.tgt, strict=True)]
+
+    def group_digest(rows: list[int]) -> bytes:
+        # Hashed again, for the least of many is small, and large groups would always come first.
+        return hashlib.sha256(min(digests[row] for row in rows)).digest()
+
+    groups = sorted(_linked_rows(pairs), key=group_digest)
+    kept = max(range(len(groups)), key=lambda number: len(groups[number]))
+    free = groups[:kept] + groups[kept + 1 :]
+    test_rows, free = _draw(free, test)
+    valid_rows, free = _draw(free, valid)
+    for name, asked, rows in (("validation", valid, valid_rows), ("test", test, test_rows)):
+        if asked and not rows:
+            raise DataError(
+                f"No {name} part of {asked:,} rows can be held out: the {len(pairs):,} pairs fall into {len(groups):,} "
+                f"groups linked by equal sources or targets, the largest of {len(groups[kept]):,}. "
+                f"Give a {name} file of your own."
+            )
+    train_rows = groups[kept] + [row for rows in free for row in rows]
+
+    def part(rows: list[int]) -> Pairs:
+        ordered = sorted(rows, key=lambda row: digests[row])
+        return Pairs([pairs.src[row] for row in ordered], [pairs.tgt[row] for row in ordered], {}, [], pairs.sha256)
+
+    return part(train_rows), part(valid_rows), part(test_rows)
+
+
+def _read_text(path: Path) -> _Text:
+    raw = read_bytes(path)
+    content = decompressed(raw, str(path))
+    refuse_other_content(content, str(path))
+    text = decode(content, str(path))
+    has_mark = text.startswith(BYTE_ORDER_MARK)
+    lines = split_lines(text.removeprefix(BYTE_ORDER_MARK))
+    told = mendings(has_mark=has_mark, num_crlf=text.count("\r\n"), num_lines=len(lines))
+    return _Text(lines, [f"{path}: {what}" for what in told], sha256_of(raw))
+
+
+def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, str]]:
+    src, tgt = (texts[name].lines for name in names)
+    refuse_unequal(names, [len(src), len(tgt)])
+    return zip(src, tgt, strict=True)
+
+
+def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    read_row = row_reader(name)
+    end = len(lines)
+    while end and not lines[end - 1]:
+        end -= 1  # empty lines at the end are a habit of editors
+    return (read_row(line, f"{name}, line {number}") for number, line in enumerate(lines[:end], 1))
+
+
+def _digest(source: str, target: str) -> bytes:
+    # The length keeps ("ab", "c") apart from ("a", "bc").
+    return hashlib.sha256(f"{len(source)} {source}{target}".encode()).digest()
+
+
+def _linked_rows(pairs: Pairs) -> list[list[int]]:
+    """The rows in groups connected by equal sources or equal targets (union-find)."""
+    parents = list(range(len(pairs)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    for side in (pairs.src, pairs.tgt):
+        first_with: dict[str, int] = {}
+        for row, text in enumerate(side):
+            parents[root(row)] = root(first_with.setdefault(normalised(text), row))
+    groups: dict[int, list[int]] = {}
+    for row in range(len(pairs)):
+        groups.setdefault(root(row), []).append(row)
+    return list(groups.values())
+
+
+def _draw(groups: list[list[int]], num_rows: int) -> tuple[list[int], list[list[int]]]:
+    """Rows of the first groups that fit into `num_rows`, and the groups left."""
+    drawn: list[int] = []
+    left = []
+    for rows in groups:
+        if len(drawn) + len(rows) <= num_rows:
+            drawn += rows
+        else:
+            left.append(rows)
+    return drawn, left

@@ -1,0 +1,199 @@
+"""What the bytes of a corpus say, line by line: text, rows of two sides, and every way in which they can be wrong."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transduce.data.compression import COMPRESSED_SUFFIXES
+from transduce.errors import DataError, TransduceError
+
+BYTE_ORDER_MARK = "\ufeff"
+MOST_LINE_BYTES = 1 << 24  # of a text not to be held in memory: no sentence, and its ids take some hundred megabytes
+PIECE_BYTES = 1 << 16  # looked at together: a chunk unpacked can be a thousand times as long as it was
+_MOST_KEYS_SHOWN = 8
+
+# First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
+_REFUSED = {
+    b"\xff\xfe\x00\x00": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
+    b"\x00\x00\xfe\xff": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
+    b"\xff\xfe": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
+    b"\xfe\xff": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
+    b"PK\x03\x04": ("a zip archive or an office document", "Unpack it, or save the sheet as tab-separated UTF-8 text."),
+    b"BZh": ("a bzip2 file", "Unpack it with `bunzip2`; .gz, .xz and .zst are read as they are."),
+}
+
+RowReader = Callable[[str, str], tuple[str, str]]  # a line, and where it is -> source and target
+
+
+def refuse_number_of_paths(paths: Sequence[object]) -> None:
+    """Raises TransduceError unless there are one or two."""
+    if len(paths) not in (1, 2) or isinstance(paths, str):
+        number = "a bare string" if isinstance(paths, str) else f"{len(paths)} paths"
+        raise TransduceError(
+            f"Pairs are read from a list of one file (.tsv or .jsonl) or of two parallel text files, not from {number}."
+        )
+
+
+def refuse_other_content(start: bytes, name: str) -> None:
+    """Raises DataError if a file starts as one that is known not to be UTF-8 text."""
+    for mark, (kind, advice) in _REFUSED.items():
+        if start.startswith(mark):
+            raise DataError(f"{name}: this is {kind}, not UTF-8 text. {advice}")
+
+
+def decode(content: bytes, name: str, *, first_line: int = 1) -> str:
+    """The text of whole lines, of which the first is line `first_line` of the file. Raises DataError if not UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + first_line
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{name}, line {line}, byte {column}: {content[error.start]:#04x} is not UTF-8 here ({error.reason}). "
+            "Correct the line, or convert the file with `iconv -f ENCODING -t UTF-8`."
+        ) from None
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines without their ends, `\\n` or `\\r\\n`; what follows the last line end is a line if it is not empty."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def in_pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, at most PIECE_BYTES at a time."""
+    return (chunk[start : start + PIECE_BYTES] for chunk in chunks for start in range(0, len(chunk), PIECE_BYTES))
+
+
+def refuse_long_line(num_bytes: int, name: str, line: int) -> None:
+    """Raises DataError if so many bytes of a line without its end are more than a text that is streamed may have."""
+    if num_bytes > MOST_LINE_BYTES:
+        raise DataError(
+            f"{name}, line {line}: no line end in {num_bytes:,} bytes, and a line may have {MOST_LINE_BYTES:,}. Give "
+            "one sentence a line."
+        )
+
+
+def mendings(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
+    """What was mended in reading a file, one line each."""
+    told = ["byte-order mark removed"] if has_mark else []
+    if num_crlf:
+        share = "" if num_crlf >= num_lines - 1 else f" ({num_crlf:,} of {num_lines:,} lines)"
+        told.append(f"CRLF line ends removed{share}")
+    return told
+
+
+def refuse_unequal(names: Sequence[str], num_lines: Sequence[int]) -> None:
+    """Raises DataError if two parallel files differ in their numbers of lines."""
+    if num_lines[0] != num_lines[1]:
+        raise DataError(
+            f"{names[0]} has {num_lines[0]:,} lines and {names[1]} has {num_lines[1]:,}: line k of one must belong to "
+            "line k of the other."
+        )
+
+
+def row_reader(name: str) -> RowReader:
+    """How a line of one file of pairs is read, by the file's name. Raises TransduceError for another name."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    readers = {".tsv": _tsv_row, ".jsonl": _jsonl_row}
+    read_row = readers.get(suffixes[-1] if suffixes else "")
+    if read_row is None:
+        raise TransduceError(
+            f"{name}: one file of pairs must be named .tsv (source, tab, target) or .jsonl; "
+            "for two parallel text files give both."
+        )
+    return read_row
+
+
+def without_empty(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str], dict[str, int]]:
+    """Both sides of the rows that have two, and how many have not, by reason."""
+    src, tgt = [], []
+    skipped: Counter[str] = Counter()
+    for source, target in rows:
+        if not source or source.isspace():
+            skipped["empty source"] += 1
+        elif not target or target.isspace():
+            skipped["empty target"] += 1
+        else:
+            src.append(source)
+            tgt.append(target)
+    return src, tgt, dict(skipped)
+
+
+def refuse_no_pairs(num_pairs: int, skipped: Mapping[str, int], names: Sequence[str]) -> None:
+    """Raises DataError if there is nothing to learn from."""
+    where = " and ".join(names)
+    if not num_pairs and skipped:
+        raise DataError(f"{where}: no pair left: {', '.join(f'{n} with {why}' for why, n in skipped.items())}.")
+    if not num_pairs:
+        raise DataError(f"{where}: no pairs: the file is empty.")
+
+
+def refuse_all_too_long(num_pairs: int, *, max_len: int, shortest: int) -> None:
+    """Raises DataError if the shortest of the pairs, by its longer side in ids, is longer than `max_len`."""
+    if num_pairs and shortest > max_len:
+        raise DataError(
+            f"No pair is left: in each of the {num_pairs:,} a side is longer than max_len ({max_len}) ids; "
+            f"the shortest pair has {shortest:,}. Raise max_len, or split the texts into sentences."
+        )
+
+
+def normalised(text: str) -> str:
+    """A text without regard to case and to the number and kind of its blanks."""
+    return " ".join(text.casefold().split())
+
+
+def _tsv_row(line: str, where: str) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) == 2:
+        return columns[0], columns[1]
+    if len(columns) == 1:
+        raise DataError(f"{where}: 1 column found, 2 needed: source and target with a tab between them.")
+    raise DataError(
+        f"{where}: {len(columns)} columns found, 2 needed: source and target with a tab between them. "
+        "If these are the first two, cut them out with `cut -f1,2`."
+    )
+
+
+def _jsonl_row(line: str, where: str) -> tuple[str, str]:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} at character {error.colno}.") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+        raise DataError(f"{where}: not JSON that can be read ({type(error).__name__}).") from None
+    wanted = 'an object with the strings "source" and "target" (or "src" and "tgt")'
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {wanted} is needed, found {_json_type(row)}.")
+    for source_key, target_key in (("source", "target"), ("src", "tgt")):
+        if source_key in row and target_key in row:
+            return _string(row, source_key, where), _string(row, target_key, where)
+    shown = [json.dumps(key) for key in list(row)[:_MOST_KEYS_SHOWN]] + ["..."] * (len(row) > _MOST_KEYS_SHOWN)
+    raise DataError(f"{where}: {wanted} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
+
+
+def _string(row: dict[str, Any], key: str, where: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise DataError(f'{where}: "{key}" must be a string, found {_json_type(value)}.')
+    if "\n" in value:
+        raise DataError(f'{where}: "{key}" holds a line feed, and a text must be one line. Put a blank in its place.')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f'{where}: "{key}" holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character '
+            f"{error.start + 1}, which no UTF-8 text can hold. Correct the line."
+        ) from None
+    return value
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

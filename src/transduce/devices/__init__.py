@@ -1,0 +1,1 @@
+"""The machine: its device, threads, captured graphs, and what it is called."""

@@ -1,0 +1,1 @@
+"""Metrics with intervals, paired tests, and the scores of a predictor."""

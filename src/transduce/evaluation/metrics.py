@@ -1,0 +1,264 @@
+"""How good predictions are, how sure that is, and whether one system is better than another.
+
+Every metric turns sums of rows of counts, one row per segment, into scores (`metric_definitions`). To resample segments
+is then to resample rows, so one piece of numpy serves the interval and both paired tests of every metric. Scores are in
+per cent; error rates can pass 100.
+
+Intervals and p-values speak of the choice of test segments only, not of how another training run would have ended.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from transduce.errors import DataError, TransduceError, nearest
+from transduce.evaluation.definitions import DEFINITIONS, Array, References
+
+Option = TypeVar("Option")
+
+METRICS = tuple(DEFINITIONS)
+NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
+_METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
+_SIGNIFICANCE_LEVEL = 0.05
+_CHUNK_CELLS = 1 << 22  # resamples x segments held at once, to bound memory
+_ROUNDING = 1e-9  # score differences closer than this are equal: only rounding tells them apart
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus score with its 95 % bootstrap percentile interval over segments; `name` is one of METRICS."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_segments: int
+    signature: str  # all that is needed to compute `value`, `low` and `high` again, in sacreBLEU's notation
+    is_higher_better: bool
+
+    def __str__(self) -> str:
+        return f"{DEFINITIONS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Score of B minus score of A on the same segments, its 95 % interval and a two-sided p-value."""
+
+    name: str
+    score_a: float
+    score_b: float
+    difference: float
+    p_value: float
+    low: float
+    high: float
+    method: str
+    num_resamples: int
+    num_segments: int
+    is_higher_better: bool
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p_value < _SIGNIFICANCE_LEVEL
+
+    def __str__(self) -> str:
+        test = f"p = {self.p_value:.2g} ({_METHODS[self.method]}, {self.num_resamples} resamples)"
+        label = DEFINITIONS[self.name].label
+        if not self.is_significant:
+            interval = f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+            return f"{label}: no significant difference, B minus A is {interval}, {test}"
+        winner = "B" if (self.difference > 0) == self.is_higher_better else "A"
+        low, high = (self.low, self.high) if self.difference > 0 else (-self.high, -self.low)
+        return f"{label}: {winner} is better by {abs(self.difference):.2f} [{low:.2f}, {high:.2f}], {test}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"is_significant": self.is_significant}
+
+
+def evaluate(
+    metrics: Sequence[str],
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = SEED,
+) -> list[Score]:
+    """One score per name in `metrics`, in that order; the same arguments give the same scores in any process.
+
+    `references[r][i]` is the r-th reference of segment i, None where it has no r-th one.
+
+    bleu, chrf, ter  sacreBLEU's, with its defaults
+    tokenized_bleu  sacreBLEU's of text that is tokenised already (tokenize none): not to be compared with bleu
+    wer, per     edits / length of the nearest reference, over the corpus, in blank-separated words (phonemes)
+    cer          the same in Unicode code points, blanks included
+    exact_match  share of segments that equal one of their references
+    word_error   share of segments with an edit to every reference: of single words, of those that are wrong
+
+    Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
+    """
+    chosen = [_choose("metric", name, DEFINITIONS) for name in metrics]
+    _check(hypotheses, references, num_resamples)
+    draw = partial(_resampled_sums, _picks, num_resamples=num_resamples, seed=seed)
+    scores = []
+    for name, metric in zip(metrics, chosen, strict=True):
+        measured = metric.measure(hypotheses, references)
+        measured.signature.update("bs", num_resamples)
+        measured.signature.update("seed", seed)
+        low, high = _interval(metric.score(draw(measured.rows)))
+        signature = str(measured.signature)
+        scores.append(Score(name, measured.value, low, high, len(hypotheses), signature, metric.is_higher_better))
+    return scores
+
+
+def evaluate_pronunciation(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = SEED,
+) -> list[Score]:
+    """The scores of a pronunciation lexicon, whose rows may repeat a source with another reference.
+
+    word_error  share of distinct sources whose output is none of their pronunciations; the literature's WER
+    per         edits, in blank-separated phonemes, to the nearest pronunciation of each source / total length of those
+
+    `num_segments` counts the distinct sources. Raises as `evaluate` and `group_by_source` do.
+    """
+    _, grouped_hypotheses, grouped_references = group_by_source(sources, hypotheses, references)
+    names = ("word_error", "per")
+    return evaluate(names, grouped_hypotheses, grouped_references, num_resamples=num_resamples, seed=seed)
+
+
+def group_by_source(
+    sources: Sequence[str], hypotheses: Sequence[str], references: References
+) -> tuple[list[str], list[str], list[list[str | None]]]:
+    """Makes rows with the same source one segment that has the references of all of them, each once.
+
+    Sources keep the order of their first row; the references come back as sets padded with None, as `evaluate` takes
+    them. Raises DataError if a source has two different hypotheses.
+    """
+    _check(hypotheses, references)
+    if len(sources) != len(hypotheses):
+        raise DataError(f"{len(sources)} sources but {len(hypotheses)} hypotheses: each needs the other.")
+    first_row: dict[str, int] = {}
+    targets: dict[str, dict[str, None]] = {}  # a dict because it is a set that keeps the order
+    for row, (source, hypothesis) in enumerate(zip(sources, hypotheses, strict=True)):
+        first = first_row.setdefault(source, row)
+        if hypothesis != hypotheses[first]:
+            raise DataError(
+                f"Source {source!r} has two hypotheses, {hypotheses[first]!r} (row {first + 1}) and {hypothesis!r} "
+                f"(row {row + 1}): rows are grouped by source only if equal sources have equal hypotheses."
+            )
+        present = (references_of_set[row] for references_of_set in references)
+        targets.setdefault(source, {}).update((target, None) for target in present if target is not None)
+    num_sets = max(len(distinct) for distinct in targets.values())
+    padded = [[*distinct, *[None] * (num_sets - len(distinct))] for distinct in targets.values()]
+    sets = [list(reference_set) for reference_set in zip(*padded, strict=True)]
+    return list(first_row), [hypotheses[row] for row in first_row.values()], sets
+
+
+def compare(
+    metric: str,
+    hypotheses_a: Sequence[str],
+    hypotheses_b: Sequence[str],
+    references: References,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = SEED,
+    method: str = "bootstrap",
+) -> Comparison:
+    """Whether A and B differ, by the paired "bootstrap" or by approximate "randomisation" (Riezler and Maxwell 2005).
+
+    The p-value of either is two-sided and counts ties as chance, so it is 1 for equal systems; the bootstrap's is below
+    0.05 about when the interval excludes 0. Differs from the bootstrap of sacreBLEU's PairedTest, which subtracts the
+    mean of |difference|: in effect one tail, half our p, and twice as many equal systems called different as promised.
+    Raises as `evaluate` does.
+    """
+    chosen, _ = _choose("metric", metric, DEFINITIONS), _choose("method", method, _METHODS)
+    _check(hypotheses_a, references, num_resamples)
+    _check(hypotheses_b, references, num_resamples)
+    a, b = chosen.measure(hypotheses_a, references), chosen.measure(hypotheses_b, references)
+    draw = partial(_resampled_sums, num_resamples=num_resamples, seed=seed)
+    sums_a, sums_b = np.split(draw(_picks, np.hstack([a.rows, b.rows])), 2, axis=-1)
+    differences = chosen.score(sums_b) - chosen.score(sums_a)
+    if method == "bootstrap":
+        by_chance = differences - differences.mean()
+    else:
+        moved = draw(_swaps, b.rows - a.rows)  # what A gains and B loses when some outputs change sides
+        by_chance = chosen.score(b.rows.sum(0) - moved) - chosen.score(a.rows.sum(0) + moved)
+    difference = b.value - a.value
+    num_as_large = int(np.count_nonzero(np.abs(by_chance) >= abs(difference) - _ROUNDING))
+    low, high = _interval(differences)
+    return Comparison(
+        name=metric,
+        score_a=a.value,
+        score_b=b.value,
+        difference=difference,
+        p_value=(num_as_large + 1) / (num_resamples + 1),
+        low=low,
+        high=high,
+        method=method,
+        num_resamples=num_resamples,
+        num_segments=len(hypotheses_a),
+        is_higher_better=chosen.is_higher_better,
+    )
+
+
+def _picks(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
+    """How often each resample of as many segments, drawn with replacement, holds each segment."""
+    picked = rng.integers(num_segments, size=(num_resamples, num_segments))
+    picked += num_segments * np.arange(num_resamples)[:, None]
+    counts = np.bincount(picked.ravel(), minlength=picked.size)
+    return counts.reshape(num_resamples, num_segments).astype(np.float64)
+
+
+def _swaps(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
+    """1 where a segment changes sides, by the toss of a coin."""
+    return rng.integers(2, size=(num_resamples, num_segments)).astype(np.float64)
+
+
+def _resampled_sums(
+    weights: Callable[[np.random.Generator, int, int], Array], rows: Array, *, num_resamples: int, seed: int
+) -> Array:
+    """Sums of `rows` [resamples, counts], weighted anew for every resample; the draws depend on `seed` alone."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_CELLS // len(rows))
+    sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
+    return np.concatenate([weights(rng, size, len(rows)) @ rows for size in sizes])
+
+
+def _interval(scores: Array) -> tuple[float, float]:
+    low, high = np.quantile(scores, [_SIGNIFICANCE_LEVEL / 2, 1 - _SIGNIFICANCE_LEVEL / 2])
+    return float(low), float(high)
+
+
+def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
+    if name in options:
+        return options[name]
+    raise TransduceError(f"There is no {kind} {name!r}.{nearest(name, options)}")
+
+
+def _check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:
+    """Raises DataError unless every segment has a hypothesis and a reference, TransduceError for a wrong call."""
+    if num_resamples < 1:
+        raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; {NUM_RESAMPLES} is usual.")
+    if not references or any(isinstance(reference_set, str) for reference_set in references):
+        raise TransduceError("references must be a list of reference sets, each a list of strings: with one, [lines].")
+    if not hypotheses:
+        raise DataError("There are no segments to score: the hypotheses are empty.")
+    for number, reference_set in enumerate(references, start=1):
+        if len(reference_set) != len(hypotheses):
+            which = f" in reference set {number}" if len(references) > 1 else ""
+            raise DataError(
+                f"{len(hypotheses)} hypotheses but {len(reference_set)} references{which}: line k of one must answer "
+                "line k of the other."
+            )
+    for number, of_segment in enumerate(zip(*references, strict=True), start=1):
+        if all(reference is None for reference in of_segment):
+            raise DataError(f"Segment {number} has no reference: each needs at least one, which may be empty.")

@@ -1,0 +1,279 @@
+"""Makes a run folder of a Marian translation model in Hugging Face form, as the OPUS-MT models are published.
+
+The network is ours but for the order of things. Marian adds all sines, then all cosines, where ours alternate: so the
+channels of whatever reads or writes the residual stream are put into our order. Controls come first among our ids. And
+Marian has no begin symbol but begins with its padding: our begin symbol has the embedding of that.
+
+Logits are those of the transformers library. Answers are those of its `generate` with early_stopping = true, which ends
+a search as ours does; at the longest length the library may end an answer at no cost, where ours pays for the end.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from transduce.config.settings import DataConfig, ExperimentConfig
+from transduce.config.toml import build, to_toml
+from transduce.errors import DamagedFileError, TransduceError
+from transduce.files import atomic as files
+from transduce.files.certified import damaged
+from transduce.inference.search import DecodingConfig
+from transduce.model import TransformerConfig
+from transduce.model.positional import sinusoidal_table
+from transduce.runs.folder import RunFolder
+from transduce.text.sentencepiece import UNKNOWN, SentencePieces
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.vocabulary import CONTROL_NAMES
+from transduce.training.step import TrainingConfig
+
+_FILE_NAMES = ("config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm", "vocab.json")
+_PAD, _EOS = "<pad>", "</s>"
+_KINDS = ("weight", "bias")
+
+# What a model must be for ours to equal it, and what is meant where nothing is set.
+_NEEDED = {
+    "scale_embedding": (True, False),
+    "normalize_before": (False, False),
+    "normalize_embedding": (False, False),
+    "add_final_layer_norm": (False, False),
+    "static_position_embeddings": (True, True),
+    "share_encoder_decoder_embeddings": (True, True),
+    "tie_word_embeddings": (True, True),
+}
+_ACTIVATIONS = {"swish": "silu", "silu": "silu", "gelu": "gelu", "relu": "relu"}
+
+# A file has the one matrix of embeddings under one of these names or more, and may have the sinusoids.
+_EMBEDDINGS = (
+    "model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight",
+)  # fmt: skip
+_POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+
+_SEARCH_SETTINGS = {"num_beams", "length_penalty", "max_length", "renormalize_logits"}
+_WITHOUT_EFFECT = {  # the ids that have a meaning, of which padding is never chosen here either; and notes
+    "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_eos_token_id", "pad_token_id",
+    "transformers_version", "use_cache", "_from_model_config",
+}  # fmt: skip
+
+# Taken from a logit: e^-100 of a probability is lost in any sum, and 100 is a number in 16 bits, too.
+_NEVER = 100.0
+
+_MEND = "Get it again from where it came from."
+_NOTE = """\
+# This model was imported: run.json says of what. [tokenizer], [model] and [decoding] are its own; the other sections
+# are defaults, and say nothing of how it was trained.
+"""
+
+
+def import_marian(
+    source: str | Path, output: str | Path, report: Callable[[str], None] = lambda _line: None
+) -> RunFolder:
+    """The run folder `output`, made of the files in `source`; `report` gets a line on each setting that is lost.
+
+    Raises MissingInputError or DamagedFileError for a file that is not as it should be, TransduceError for a model
+    that ours cannot equal, RunFolderError if `output` is in use.
+    """
+    source, output = Path(source), Path(output)
+    RunFolder(output).refuse_other_use()
+    config = _read_json(source / "config.json")
+    _refuse_unlike(config, source / "config.json")
+    search_path = source / "generation_config.json"
+    search = _read_json(search_path) if search_path.exists() else config  # where it was before it had its own file
+    pieces = _read_pieces(source / "vocab.json", config)
+    ids = [config["pad_token_id"], config["pad_token_id"], config["eos_token_id"]]  # theirs, in our order
+    ids += [i for i in range(len(pieces)) if i not in ids]
+    tokenizer = _build_tokenizer(source, [pieces[i] for i in ids[len(CONTROL_NAMES) :]])
+    settings = _settings(config, search, tokenizer.config)
+    weights = _Weights(source, settings.model).translated(ids)
+    weights["output_bias"][tokenizer.bos_id] -= _NEVER
+    if search.get("renormalize_logits"):  # after padding was ruled out, which thus has no part in the sum
+        weights["output_bias"][tokenizer.pad_id] -= _NEVER
+    if search_path.exists():
+        for name in sorted(name for name in search.keys() - _SEARCH_SETTINGS - _WITHOUT_EFFECT if search[name]):
+            report(f"{search_path}: {name} = {search[name]!r} has nothing here that does the same")
+    hashes = {name: files.sha256_of_file(source / name) for name in _FILE_NAMES if (source / name).exists()}
+    facts = {"data": {}, "num_train_pairs": 0, "imported": {"from": str(source), "files": hashes}}
+    run = RunFolder.create(output, config=_NOTE + to_toml(settings), tokenizer=tokenizer.to_json(), facts=facts)
+    run.write_model(weights, {"step": 0, "validation": {}})
+    return run
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The values that are set in a file."""
+    content = files.read_bytes(path)
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise damaged(path, "it should hold a JSON object", _MEND)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
+    """Raises TransduceError if ours cannot equal this model."""
+    if config.get("model_type") != "marian":
+        raise TransduceError(f"{path}: model_type is {config.get('model_type')!r}: only 'marian' can be imported.")
+    for name, (needed, default) in _NEEDED.items():
+        if config.get(name, default) != needed:
+            raise TransduceError(f"{path}: {name} is {config.get(name, default)!r}: it can be imported if {needed!r}.")
+    for name, other in (
+        ("encoder_ffn_dim", "decoder_ffn_dim"),
+        ("encoder_attention_heads", "decoder_attention_heads"),
+        ("vocab_size", "decoder_vocab_size"),
+        ("pad_token_id", "decoder_start_token_id"),
+    ):
+        if config.get(other, config.get(name)) != config.get(name):
+            raise TransduceError(
+                f"{path}: {name} ({config.get(name)!r}) and {other} ({config[other]!r}) differ: they can be imported "
+                "if they are the same."
+            )
+    if (activation := config.get("activation_function")) not in list(_ACTIVATIONS):  # it may be a value of any type
+        raise TransduceError(
+            f"{path}: activation_function is {activation!r}: it can be imported if one of {', '.join(_ACTIVATIONS)}."
+        )
+
+
+def _read_pieces(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """The pieces by Marian's ids, after a check that both files mean the same ids."""
+    vocabulary = _read_json(path)
+    for piece, name in ((_PAD, "pad_token_id"), (_EOS, "eos_token_id")):
+        if piece not in vocabulary or vocabulary[piece] != config.get(name):
+            raise damaged(path, f"{piece} is {vocabulary.get(piece)}, in config.json it is {config.get(name)}", _MEND)
+    ids = [str(i) for i in range(len(vocabulary))]
+    piece_of = {str(i): piece for piece, i in vocabulary.items()}
+    if piece_of.keys() != set(ids) or UNKNOWN not in vocabulary:
+        raise damaged(path, f"its ids should be 0, 1, 2, ..., one of them of {UNKNOWN}", _MEND)
+    return [piece_of[i] for i in ids]
+
+
+def _build_tokenizer(source: Path, pieces: list[str]) -> Tokenizer:
+    src, tgt = (_read_side(source / name, (*CONTROL_NAMES, *pieces)) for name in ("source.spm", "target.spm"))
+    size = len(tgt.pieces)
+    config = TokenizerConfig(source="sentencepiece", target="sentencepiece", joint=True, vocab_size=size)
+    return Tokenizer(config, src, tgt, num_target_ids=size)
+
+
+def _read_side(path: Path, pieces: tuple[str, ...]) -> SentencePieces:
+    side = SentencePieces(pieces, files.read_bytes(path))
+    try:
+        list(side.encode([""]))
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path}: {error}") from None
+    return side
+
+
+def _settings(config: Mapping[str, Any], search: Mapping[str, Any], tokenizer: TokenizerConfig) -> ExperimentConfig:
+    """All settings of the run; TransduceError for values that are of no use."""
+    shape = {
+        "d_model": config.get("d_model"),
+        "d_ff": config.get("encoder_ffn_dim"),
+        "num_heads": config.get("encoder_attention_heads"),
+        "num_encoder_layers": config.get("encoder_layers"),
+        "num_decoder_layers": config.get("decoder_layers"),
+        "dropout": config.get("dropout", TransformerConfig.dropout),
+        "feed_forward": _ACTIVATIONS[config["activation_function"]],
+        "output_bias": True,
+        "max_len": config.get("max_position_embeddings"),
+    }
+    model = build(TransformerConfig, shape, "model.")
+    max_length = search.get("max_length", model.max_len + 1)
+    if type(max_length) is not int or max_length < 2:
+        raise TransduceError(
+            f"max_length is {max_length!r}: it must be a whole number, 2 or more, to leave answers room."
+        )
+    decoding = {
+        "beam_size": search.get("num_beams", 1),
+        "length_penalty": search.get("length_penalty", 1.0),
+        "length_norm": "power",
+        "max_len_ratio": 0.0,
+        "max_len_extra": max_length - 1,  # theirs counts what an answer begins with
+    }
+    return ExperimentConfig(
+        data=DataConfig(train=("unknown (imported)",), max_len=min(DataConfig.max_len, model.max_len)),
+        training=TrainingConfig(steps=1),
+        tokenizer=tokenizer,
+        model=model,
+        decoding=build(DecodingConfig, decoding, "decoding."),
+    )
+
+
+class _Weights:
+    """The tensors of a file, by and by taken from it."""
+
+    def __init__(self, source: Path, config: TransformerConfig) -> None:
+        self.path = source / "model.safetensors"
+        self.config = config
+        # Of Marian's channels, the sines are the first half: the place of each in ours.
+        half = (config.d_model + 1) // 2
+        self.order = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).flatten()[: config.d_model]
+        if not self.path.exists() and (source / "pytorch_model.bin").exists():
+            raise TransduceError(
+                f"{source} has its weights in pytorch_model.bin, and no pickle is read here. With the transformers "
+                f"library: AutoModelForSeq2SeqLM.from_pretrained('{source}').save_pretrained('{source}')"
+            )
+        with files.explained_read_errors(self.path):
+            try:
+                self.tensors = load_file(self.path)
+            except SafetensorError as error:
+                raise damaged(self.path, str(error), _MEND) from None
+
+    def translated(self, ids: list[int]) -> dict[str, Tensor]:
+        """All of them by our names, in our order; `ids` are Marian's by ours."""
+        vocab_size, d_model = max(ids) + 1, self.config.d_model
+        found = self._layers("encoder", self.config.num_encoder_layers, {"self_attn": "self_attention"})
+        attentions = {"self_attn": "self_attention", "encoder_attn": "cross_attention"}
+        found |= self._layers("decoder", self.config.num_decoder_layers, attentions)
+        there = [name for name in _EMBEDDINGS if name in self.tensors] or [_EMBEDDINGS[0]]
+        embedding, *_ = [self._take(name, vocab_size, d_model) for name in there]
+        found["src_embedding.weight"] = embedding[ids][:, self.order]
+        found["output_bias"] = self._take("final_logits_bias", 1, vocab_size)[0, ids]
+        sinusoids = sinusoidal_table(self.config.max_len, d_model)
+        for name in [name for name in _POSITIONS if name in self.tensors]:
+            if not torch.allclose(self._take(name, *sinusoids.shape)[:, self.order], sinusoids, atol=1e-3):
+                raise TransduceError(f"{self.path}: {name} is not the sinusoids, and only these can be imported.")
+        if self.tensors:
+            raise TransduceError(f"{self.path}: {min(self.tensors)} is in no model that can be imported.")
+        return found
+
+    def _layers(self, side: str, count: int, attentions: dict[str, str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        names = [(f"model.{side}.layers.{i}", f"{side}.layers.{i}", kind) for i in range(count) for kind in _KINDS]
+        for theirs, ours, kind in names:
+            for name, our_name in attentions.items():
+                attention, own = f"{theirs}.{name}", f"{ours}.{our_name}"
+                parts = [self._reading(f"{attention}.{part}_proj.{kind}", self.config.d_model) for part in "qkv"]
+                found[f"{own}.qkv_proj.{kind}"] = torch.cat(parts)
+                found[f"{own}.out_proj.{kind}"] = self._writing(f"{attention}.out_proj.{kind}", self.config.d_model)
+            found[f"{ours}.feed_forward.up_proj.{kind}"] = self._reading(f"{theirs}.fc1.{kind}", self.config.d_ff)
+            found[f"{ours}.feed_forward.down_proj.{kind}"] = self._writing(f"{theirs}.fc2.{kind}", self.config.d_ff)
+            for number, name in enumerate([*attentions, "final"], start=1):
+                norm = self._take(f"{theirs}.{name}_layer_norm.{kind}", self.config.d_model)
+                found[f"{ours}.residual_{number}.norm.{kind}"] = norm[self.order]
+        return found
+
+    def _reading(self, name: str, num_rows: int) -> Tensor:
+        """Half of a product with the residual stream: its matrix or its bias."""
+        if name.endswith("bias"):
+            return self._take(name, num_rows)
+        return self._take(name, num_rows, self.config.d_model)[:, self.order]
+
+    def _writing(self, name: str, num_columns: int) -> Tensor:
+        """Half of a product that is added to the residual stream."""
+        shape = (self.config.d_model,) if name.endswith("bias") else (self.config.d_model, num_columns)
+        return self._take(name, *shape)[self.order]
+
+    def _take(self, name: str, *shape: int) -> Tensor:
+        if name not in self.tensors:
+            raise damaged(self.path, f"it has no {name}", _MEND)
+        tensor = self.tensors.pop(name)
+        if tensor.shape != shape:
+            raise damaged(self.path, f"{name} has shape {list(tensor.shape)}, not {list(shape)}", _MEND)
+        if not (tensor := tensor.float()).isfinite().all():
+            raise damaged(self.path, f"{name} holds values that are no numbers", _MEND)
+        return tensor

@@ -1,0 +1,1 @@
+"""Search, sampling, output constraints, the fast engine, the predictor, and explanations."""

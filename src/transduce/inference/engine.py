@@ -1,0 +1,338 @@
+"""The network laid flat for answering: what `Transformer.start` and `step` compute, several times as fast.
+
+`model/` says what is computed; here its matrices are prepared once for how they are used, and a step is the fewest
+calls that compute it. What is different:
+
+- Matrices are laid out for how they are multiplied (`linear_maps`), if asked for in bytes, and the output matrix is
+  widened to whole blocks of 64 columns: 4,301 columns take half as long again as 4,352.
+- A beam search reorders its hypotheses at every step. Copying their keys and values along would cost more than the
+  attention itself, so those are only ever appended, and `ancestry` says which of a sentence's slots each hypothesis
+  descends from. Only those bits are reordered; slots that nobody descends from any more are dropped now and then.
+- The hypotheses of a sentence are queries side by side, so the keys and values of its source are held once.
+- Attention of few queries is two batched products and a softmax, which takes half as long as the fused kernel; keys are
+  filled up to whole vectors, for the softmax takes what is left over one by one.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from transduce.inference.linear import MakeMap, Map, float_map, int8_map
+from transduce.model import Transformer
+from transduce.model.decoder import DecoderLayer
+from transduce.model.encoder import EncoderLayer
+from transduce.model.feed_forward import FeedForward, GatedFeedForward
+from transduce.model.positional import LearnedPositions, SinusoidalPositions
+from transduce.model.residual import AddAndNorm
+
+_VECTOR_LEN = 16  # float32 numbers in the widest registers of a CPU (AVX-512)
+_BLOCK_LEN = 64  # ids that the output matrix is a multiple of: whole vectors, and whole blocks for ranking them
+_MANY_SENTENCES = 8  # from so many on, keys are filled up to whole vectors; of fewer, the calls take the time
+_FIRST_SLOTS = 16  # a multiple of _VECTOR_LEN, as every number of slots there is room for
+_STEPS_PER_PRUNING = 4  # between two removals of slots that no hypothesis descends from
+
+
+class InferenceState:
+    """What is remembered between two tokens; see the module's first lines. One slot is one token of one hypothesis.
+
+    While a step is under way, `own` are the places for its keys and values, and `keys` (transposed) and `values` those
+    of all tokens so far, by layer.
+    """
+
+    own: tuple[Float[Tensor, "batch beam two heads head_dim"], ...]
+    keys: tuple[Float[Tensor, "batch_heads head_dim slots"], ...]
+    values: tuple[Float[Tensor, "batch_heads slots head_dim"], ...]
+    bias: Float[Tensor, "#batch_heads #beam slots"] | None  # added to scores: -inf at slots of others and at empty ones
+    cross_keys: tuple[Float[Tensor, "batch_heads head_dim src_len"], ...]
+    cross_values: tuple[Float[Tensor, "batch_heads src_len head_dim"], ...]
+    cross_bias: Float[Tensor, "batch_heads 1 src_len"] | None
+
+    def __init__(
+        self,
+        cross: Float[Tensor, "layers two batch heads src_len head_dim"],
+        source_mask: Bool[Tensor, "batch src_len"],
+    ) -> None:
+        self._cross, self._source_mask = cross, source_mask
+        self._past = cross.new_zeros(*cross.shape[:4], _FIRST_SLOTS, cross.size(5))
+        self._ancestry: Bool[Tensor, "batch beam slots"] | None = None
+        self.num_steps = self.num_slots = 0
+        self._set_cross()
+
+    def advance(self, parents: Int[Tensor, "batch beam"]) -> None:
+        """Opens the next position; hypothesis i now continues what was hypothesis `parents[i]`."""
+        width = parents.size(1)
+        if self._ancestry is None and width > 1:  # one hypothesis a sentence until now: all slots are its own
+            self._ancestry = self._source_mask.new_ones(len(parents), 1, self._past.size(4))
+        if self._ancestry is not None:
+            parents = parents if self.num_steps else torch.zeros_like(parents)
+            self._ancestry = self._ancestry.gather(1, parents[..., None].expand(-1, -1, self._past.size(4)))
+        if self.num_slots + width > self._past.size(4):
+            self._make_room(_STEPS_PER_PRUNING * width)
+        first, self.num_slots = self.num_slots, self.num_slots + width
+        if self._ancestry is not None:
+            own = torch.eye(width, dtype=torch.bool, device=parents.device)
+            self._ancestry[:, :, first:] = F.pad(own, (0, self._past.size(4) - self.num_slots))
+        self.num_steps += 1
+        # (L, 2, B, H, beam, K) -> (L, B, beam, 2, H, K)
+        self.own = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
+        end = self.num_slots
+        if len(parents) >= _MANY_SENTENCES:
+            end = _to_whole_vectors(end)
+        self.keys, self.values = _by_layer(self._past[:, :, :, :, :end])
+        self.bias = self._bias(end)
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Drops all sentences but `rows`, so that finished ones cost nothing more."""
+        self._cross, self._past = self._cross.index_select(2, rows), self._past.index_select(2, rows)
+        self._source_mask = self._source_mask[rows]
+        self._ancestry = None if self._ancestry is None else self._ancestry[rows]
+        self._set_cross()
+
+    def _set_cross(self) -> None:
+        self.cross_keys, self.cross_values = _by_layer(self._cross)
+        is_hidden = ~self._source_mask
+        self.cross_bias = None
+        if is_hidden.any():
+            bias = self._cross.new_zeros(is_hidden.shape).masked_fill(is_hidden, -math.inf)
+            self.cross_bias = bias.repeat_interleave(self._cross.size(3), dim=0)[:, None]
+
+    def _bias(self, end: int) -> Tensor | None:
+        if self._ancestry is None:
+            if end == self.num_slots:
+                return None
+            bias = self._past.new_zeros(1, 1, end)
+            bias[..., self.num_slots :] = -math.inf
+            return bias
+        is_other = ~self._ancestry[:, None, :, :end]  # (B, 1, beam, slots)
+        bias = self._past.new_zeros(is_other.shape).masked_fill(is_other, -math.inf)
+        return bias.expand(-1, self._past.size(3), -1, -1).flatten(0, 1)
+
+    def _make_room(self, num_more: int) -> None:
+        """Makes room for `num_more` slots, and drops those that no hypothesis descends from: in a beam most of them.
+
+        What stands in slots that are not filled yet is any numbers: they are multiplied by a weight of zero.
+        """
+        num_layers, _, batch_size, num_heads, num_slots, head_dim = self._past.shape
+        if self._ancestry is None:
+            self._past = F.pad(self._past, (0, 0, 0, num_slots))
+            return
+        is_live = self._ancestry[:, :, : self.num_slots].any(dim=1)
+        self.num_slots = int(is_live.sum(dim=1).max())
+        live_first = is_live.byte().sort(dim=1, descending=True, stable=True).indices[:, : self.num_slots]
+        slots = F.pad(live_first, (0, _to_whole_vectors(self.num_slots + num_more) - self.num_slots))  # (B, slots)
+        sentences_and_heads = torch.arange(batch_size * num_heads, device=slots.device).view(batch_size, num_heads, 1)
+        places = (sentences_and_heads * num_slots + slots[:, None]).flatten()
+        past = self._past.view(num_layers, 2, -1, head_dim).index_select(2, places)
+        self._past = past.view(num_layers, 2, batch_size, num_heads, -1, head_dim)
+        self._ancestry = self._ancestry.gather(2, slots[:, None].expand(-1, self._ancestry.size(1), -1))
+        self._ancestry[:, :, self.num_slots :] = False
+
+
+class InferenceModel:
+    """A trained Transformer, prepared to answer: `start` and `step` as the model's own, with a state of its own.
+
+    Its matrices are copied, its vectors are shared: when the model's weights change, make a new one. With `int8` its
+    large matrices are held and multiplied in bytes: for a model on a CPU.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Transformer, *, int8: bool = False) -> None:
+        make_map = int8_map if int8 else float_map
+        self._pad_id, self._num_heads = model.vocabulary.pad_id, model.config.num_heads
+        self._embed_source = _Embedding(model.src_embedding, model.src_positions)
+        self._embed_target = _Embedding(model.tgt_embedding, model.tgt_positions)
+        for positions in (model.src_positions, model.tgt_positions):
+            if positions is not None:
+                positions.reserve(model.config.max_len)  # now: workers that decode at once share the table
+        self._encoder_layers = [_EncoderLayer(layer, make_map) for layer in model.encoder.layers]
+        self._encoder_norm = _norm_of(model.encoder.final_norm)
+        layers = list(model.decoder.layers)
+        memory = [layer.cross_attention.memory_projection() for layer in layers]  # all look at the same one
+        self._memory = make_map(torch.cat([weight for weight, _ in memory]), torch.cat([bias for _, bias in memory]))
+        self._decoder_layers = [_DecoderLayer(layer, index, make_map) for index, layer in enumerate(layers)]
+        self._decoder_norm = _norm_of(model.decoder.final_norm)
+        self._num_ids = len(model.output_weight)
+        num_more = -self._num_ids % _BLOCK_LEN
+        bias = None if model.output_bias is None else F.pad(model.output_bias, (0, num_more))
+        self._output = make_map(F.pad(model.output_weight, (0, 0, 0, num_more)), bias)
+
+    def start(self, src: Int[Tensor, "batch src_len"]) -> InferenceState:
+        """Encodes `src`: the state before the first `step`."""
+        mask = src != self._pad_id
+        seen = None if mask.all() else mask[:, None, None]
+        x = self._embed_source(src, 0)
+        for layer in self._encoder_layers:
+            x = layer(x, src.shape, seen)
+        parts = self._memory(self._encoder_norm(x)).view(*src.shape, len(self._decoder_layers), 2, self._num_heads, -1)
+        cross = parts.permute(2, 3, 0, 4, 1, 5)  # (B, S, L, 2, H, K) -> (L, 2, B, H, S, K)
+        num_more = -src.size(1) % _VECTOR_LEN if len(src) >= _MANY_SENTENCES else 0
+        return InferenceState(F.pad(cross, (0, 0, 0, num_more)).contiguous(), F.pad(mask, (0, num_more)))
+
+    def step(
+        self, tokens: Int[Tensor, "batch beam"], parents: Int[Tensor, "batch beam"], state: InferenceState
+    ) -> tuple[Float[Tensor, "batch beam vocab"], InferenceState]:
+        """Appends `tokens[b, i]` to hypothesis `parents[b, i]` of sentence b; scores the token after it.
+
+        Scores of ids from `num_target_ids` on, which fill the last block, are -inf. The state given must not be used
+        again: it is the one returned.
+        """
+        state.advance(parents)
+        x = self._embed_target(tokens.view(-1, 1), state.num_steps - 1)
+        for layer in self._decoder_layers:
+            x = layer(x, state)
+        logits = self._output(self._decoder_norm(x))
+        logits[:, self._num_ids :] = -math.inf
+        return logits.view(*tokens.shape, -1), state
+
+
+class _Embedding:
+    def __init__(self, embedding: nn.Embedding, positions: SinusoidalPositions | LearnedPositions | None) -> None:
+        self._weight, self._positions = embedding.weight, positions
+        self._scale = math.sqrt(embedding.embedding_dim)  # section 3.4
+
+    def __call__(self, ids: Int[Tensor, "batch len"], first: int) -> Float[Tensor, "rows d_model"]:
+        """The vectors of ids at positions `first`, `first` + 1, ..."""
+        x = F.embedding(ids, self._weight) * self._scale
+        if self._positions is not None:
+            end = first + ids.size(1)
+            self._positions.reserve(end)
+            positions = self._positions
+            x += (positions.table if isinstance(positions, SinusoidalPositions) else positions.weight)[first:end]
+        return x.flatten(0, 1)
+
+
+class _EncoderLayer:
+    """x is (B * S, D)."""
+
+    def __init__(self, layer: EncoderLayer, make_map: MakeMap) -> None:
+        attention = layer.self_attention
+        self._qkv = make_map(attention.qkv_proj.weight, attention.qkv_proj.bias)
+        self._out = make_map(attention.out_proj.weight, attention.out_proj.bias)
+        self._num_heads, self._rotary = attention.num_heads, attention.rotary
+        self._feed_forward = _feed_forward_of(layer.feed_forward, make_map)
+        self._add_and_norm_1, self._add_and_norm_2 = (
+            _add_and_norm_of(layer.residual_1),
+            _add_and_norm_of(layer.residual_2),
+        )
+
+    def __call__(
+        self, x: Float[Tensor, "rows d_model"], shape: torch.Size, mask: Bool[Tensor, "batch 1 1 src_len"] | None
+    ) -> Float[Tensor, "rows d_model"]:
+        x = self._add_and_norm_1(x, lambda x: self._attend(x, shape, mask))
+        return self._add_and_norm_2(x, self._feed_forward)
+
+    def _attend(self, x: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
+        parts = self._qkv(x).view(*shape, 3, self._num_heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # (B, S, 3, H, K) -> 3 of (B, H, S, K)
+        if self._rotary is not None:
+            positions = torch.arange(shape[1], device=x.device)
+            q, k = self._rotary(q, positions), self._rotary(k, positions)
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self._out(heads.transpose(1, 2).reshape(x.shape))
+
+
+class _DecoderLayer:
+    """x is (B * beam, D): a token of every hypothesis."""
+
+    def __init__(self, layer: DecoderLayer, index: int, make_map: MakeMap) -> None:
+        own, cross = layer.self_attention, layer.cross_attention
+        self._index, self._num_heads, self._rotary = index, own.num_heads, own.rotary
+        d_model = own.out_proj.in_features
+        # The 1 / sqrt(d_k) of equation 1 goes into what makes the queries.
+        scales = own.qkv_proj.weight.new_ones(3 * d_model)
+        scales[:d_model] = (d_model // own.num_heads) ** -0.5
+        self._qkv = make_map(own.qkv_proj.weight * scales[:, None], own.qkv_proj.bias * scales)
+        query = cross.qkv_proj
+        self._query = make_map(query.weight[:d_model] * scales[0], query.bias[:d_model] * scales[0])
+        self._own_out = make_map(own.out_proj.weight, own.out_proj.bias)
+        self._cross_out = make_map(cross.out_proj.weight, cross.out_proj.bias)
+        self._feed_forward = _feed_forward_of(layer.feed_forward, make_map)
+        self._add_and_norm_1 = _add_and_norm_of(layer.residual_1)
+        self._add_and_norm_2 = _add_and_norm_of(layer.residual_2)
+        self._add_and_norm_3 = _add_and_norm_of(layer.residual_3)
+
+    def __call__(self, x: Float[Tensor, "rows d_model"], state: InferenceState) -> Float[Tensor, "rows d_model"]:
+        x = self._add_and_norm_1(x, lambda x: self._attend_to_own_past(x, state))
+        x = self._add_and_norm_2(x, lambda x: self._attend_to_source(x, state))
+        return self._add_and_norm_3(x, self._feed_forward)
+
+    def _attend_to_own_past(self, x: Tensor, state: InferenceState) -> Tensor:
+        own = state.own[self._index]
+        parts = self._qkv(x).view(*own.shape[:2], 3, *own.shape[3:])
+        if self._rotary is not None:
+            turned = parts[:, :, :2].flatten(0, 1).flatten(1, 2)[:, :, None]  # a view: (B * beam, 2 * H, 1, K)
+            turned.copy_(self._rotary(turned, torch.tensor([state.num_steps - 1], device=x.device)))
+        own.copy_(parts[:, :, 1:])
+        return self._own_out(_attend(parts[:, :, 0], state.keys[self._index], state.values[self._index], state.bias))
+
+    def _attend_to_source(self, x: Tensor, state: InferenceState) -> Tensor:
+        own = state.own[self._index]
+        q = self._query(x).view(*own.shape[:2], *own.shape[3:])
+        keys, values = state.cross_keys[self._index], state.cross_values[self._index]
+        return self._cross_out(_attend(q, keys, values, state.cross_bias))
+
+
+def _attend(
+    q: Float[Tensor, "batch beam heads head_dim"],
+    keys: Float[Tensor, "batch_heads head_dim slots"],
+    values: Float[Tensor, "batch_heads slots head_dim"],
+    bias: Float[Tensor, "#batch_heads #beam slots"] | None,
+) -> Float[Tensor, "rows d_model"]:
+    """Equation 1 for all heads of all sentences at once; `q` has its 1 / sqrt(d_k) already."""
+    batch_size, beam, num_heads, head_dim = q.shape
+    # (B, beam, H, K) -> (B * H, beam, K); with one query a sentence no number changes its place
+    q = (q if beam == 1 else q.transpose(1, 2)).reshape(-1, beam, head_dim)
+    scores = torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)
+    heads = torch.bmm(scores.softmax(dim=-1), values)
+    if beam > 1:
+        heads = heads.view(batch_size, num_heads, beam, head_dim).transpose(1, 2)
+    return heads.reshape(-1, num_heads * head_dim)
+
+
+def _by_layer(
+    keys_and_values: Float[Tensor, "layers two batch heads slots head_dim"],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The keys (B * H, K, slots) and the values (B * H, slots, K) of each layer, as views."""
+    keys, values = keys_and_values.flatten(2, 3).unbind(1)
+    return keys.transpose(2, 3).unbind(0), values.unbind(0)
+
+
+def _to_whole_vectors(length: int) -> int:
+    return -(-length // _VECTOR_LEN) * _VECTOR_LEN
+
+
+def _feed_forward_of(module: nn.Module, make_map: MakeMap) -> Map:
+    assert isinstance(module, FeedForward | GatedFeedForward)
+    down = make_map(module.down_proj.weight, module.down_proj.bias)
+    if isinstance(module, GatedFeedForward):
+        gate_up = make_map(module.gate_up_proj.weight, module.gate_up_proj.bias)
+
+        def gated(x: Tensor) -> Tensor:
+            gate, up = gate_up(x).chunk(2, dim=-1)
+            return down(F.silu(gate) * up)
+
+        return gated
+    up = make_map(module.up_proj.weight, module.up_proj.bias)
+    activation: Map = torch.relu_ if isinstance(module.activation, nn.ReLU) else module.activation
+    return lambda x: down(activation(up(x)))
+
+
+def _add_and_norm_of(module: AddAndNorm) -> Callable[[Tensor, Map], Tensor]:
+    norm = _norm_of(module.norm)
+    if module.norm_first:
+        return lambda x, sublayer: sublayer(norm(x)).add_(x)
+    return lambda x, sublayer: norm(sublayer(x).add_(x))
+
+
+def _norm_of(norm: nn.Module) -> Map:
+    if isinstance(norm, nn.Identity):
+        return lambda x: x
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+    shape, weight = norm.normalized_shape, norm.weight
+    if isinstance(norm, nn.RMSNorm):
+        return lambda x: torch.rms_norm(x, shape, weight, norm.eps)
+    return lambda x: torch.layer_norm(x, shape, weight, norm.bias, norm.eps)

@@ -1,0 +1,229 @@
+"""How a run answered a text: what every head looked at, what might have been written, and how the search went.
+
+The answer is the predictor's own, and the search is watched from outside, through its step function. Attention and
+probabilities are those of one full pass over the text and its answer.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transduce.errors import TransduceError
+from transduce.inference.attention_maps import AttentionMaps, record_attention
+from transduce.inference.constraints import Constraints
+from transduce.inference.predictor import Prediction, Predictor
+from transduce.inference.search import Hypothesis, Step
+from transduce.text.vocabulary import CONTROL_NAMES, NUM_FIXED_IDS
+
+MOST_TOKENS = 256  # of a text: the weights of one head are their square
+
+
+@dataclass(frozen=True)
+class Token:
+    """One id as a person can see it: a blank as ▁, and what no font draws by its code."""
+
+    name: str
+    kind: Literal["text", "control", "byte"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What might have been written at a step; `rank` is 1 for the likeliest of all ids."""
+
+    token: Token
+    probability: float
+    rank: int
+    is_chosen: bool
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A hypothesis that the search kept at a step: number `parent` of the step before, continued by `token`."""
+
+    parent: int  # 0 at the first step, where nothing is before
+    token: Token
+    log_prob: float  # natural, of all its tokens
+    score: float | None  # after length normalisation, of one that ended here
+    is_winner: bool  # whether the answer is it or goes on from it
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One answer, looked at from all sides. Letters: H heads, S source tokens, T tokens of the answer with its end."""
+
+    text: str
+    source: list[Token]  # S, the end included
+    answer: Prediction
+    written: list[Token]  # T, the end included; the decoder reads the begin symbol and all but the last
+    candidates: list[list[Candidate]]  # T, likeliest first, the chosen one always among them
+    branches: list[list[Branch]]  # T or more steps, likeliest first, those that ended last
+    attention: dict[str, Float[Tensor, "heads queries keys"]]  # by module name; on the CPU
+    begin: Token
+    facts: dict[str, Any]  # of the model and the search
+
+
+def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Explanation:
+    """What `predictor` answers to `text`, and how. Raises TransduceError if there is nothing in it, or too much."""
+    if not text.strip():
+        raise TransduceError("an empty text has an empty answer: give one that a model has to answer.")
+    [source], [is_cut] = predictor.encode([text])
+    if len(source) > MOST_TOKENS:
+        raise TransduceError(
+            f"the text has {len(source):,} tokens, of which a page can show {MOST_TOKENS}: explain a shorter one."
+        )
+    trace = _Trace()
+    [[best]] = predictor.search([source], watch=trace.watch)
+    num_best = 1 if predictor.decoding.temperature > 0 else predictor.decoding.beam_size
+    # All answers, which takes longer: those that were found by the time when the best was known.
+    found = [best] if num_best == 1 else predictor.search([source], num_best)[0]
+    ended = [answer for answer in found if len(answer.ids) < len(trace.tokens)]
+    tokenizer = predictor.tokenizer
+    attention, log_probs = _full_pass(predictor, source, best.ids)
+    target = _Names(tokenizer.target_tokens, has_bytes=tokenizer.config.target != "sentencepiece")
+    origin = _Names(tokenizer.source_tokens, has_bytes=tokenizer.config.source != "sentencepiece")
+    text_of_best = tokenizer.decode_target(best.ids)
+    written = [*best.ids, tokenizer.eos_id]
+    return Explanation(
+        text=text,
+        source=origin.of(source),
+        answer=Prediction(text_of_best, best.score, best.log_prob, tuple(best.ids), is_cut),
+        written=target.of(written),
+        candidates=[_candidates(*pair, num_candidates, target) for pair in zip(log_probs, written, strict=True)],
+        branches=_branches(trace, ended, best, tokenizer.eos_id, target),
+        attention={name: weights[0].float().cpu() for name, weights in attention.items()},
+        begin=target.of([tokenizer.bos_id])[0],
+        facts=_facts(predictor, source),
+    )
+
+
+class _Names:
+    """The tokens of one side."""
+
+    def __init__(self, names_of: Any, *, has_bytes: bool) -> None:
+        self._names_of, self._has_bytes = names_of, has_bytes
+
+    def of(self, ids: Sequence[int]) -> list[Token]:
+        return [Token(visible(name), self._kind(i)) for i, name in zip(ids, self._names_of(ids), strict=True)]
+
+    def _kind(self, i: int) -> Literal["text", "control", "byte"]:
+        if i < len(CONTROL_NAMES):
+            return "control"
+        return "byte" if self._has_bytes and i < NUM_FIXED_IDS else "text"
+
+
+def visible(name: str) -> str:
+    """`name` with a sign in the place of every character that could not be seen."""
+    shown = "".join(map(_visible_character, name)) or "∅"
+    return f"◌{shown}" if unicodedata.category(shown[0]).startswith("M") else shown  # a mark needs something under it
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures: ␉
+    if character == " ":
+        return "▁"
+    is_seen = unicodedata.category(character)[0] not in "CZ" and not 0xFE00 <= code <= 0xFE0F
+    return character if is_seen else f"⟨U+{code:04X}⟩"
+
+
+class _Trace:
+    """What the search asked for at each step, of a single sentence; hypotheses it has no use for are left in."""
+
+    def __init__(self) -> None:
+        self.tokens: list[list[int]] = []
+        self.parents: list[list[int]] = []
+        self.log_probs: list[list[float]] = []  # of each hypothesis with that token
+        self._next: Float[Tensor, "beam vocab"] | None = None
+
+    def watch(self, step: Step[Any]) -> Step[Any]:
+        """`step`, which does what it did, and is looked at."""
+
+        def watched(tokens: Tensor, parents: Tensor, state: Any) -> tuple[Tensor, Any]:
+            logits, state = step(tokens, parents, state)
+            totals = torch.zeros(1) if self._next is None else self._next[parents[0], tokens[0]]
+            self.tokens.append(tokens[0].tolist())
+            self.parents.append(parents[0].tolist())
+            self.log_probs.append(totals.tolist())
+            self._next = totals.to(logits.device)[:, None] + logits[0].float().log_softmax(dim=-1)
+            return logits, state
+
+        return watched
+
+
+@torch.inference_mode()
+def _full_pass(
+    predictor: Predictor, source: list[int], answer: list[int]
+) -> tuple[AttentionMaps, Float[Tensor, "tgt_len vocab"]]:
+    """The weights of all attentions, and the log-probabilities of every id at every step of the answer."""
+    src, tgt_in = (
+        torch.tensor([ids], device=predictor.device) for ids in (source, [predictor.tokenizer.bos_id, *answer])
+    )
+    with record_attention(predictor.model) as maps:
+        hidden = predictor.model(src, tgt_in)
+    return maps, predictor.model.logits(hidden)[0].float().log_softmax(dim=-1).cpu()
+
+
+def _candidates(log_probs: Float[Tensor, " vocab"], chosen: int, count: int, names: _Names) -> list[Candidate]:
+    ids = log_probs.topk(min(count, len(log_probs))).indices.tolist()
+    ranks = list(range(1, len(ids) + 1))
+    if chosen not in ids:
+        ids.append(chosen)
+        ranks.append(1 + int((log_probs > log_probs[chosen]).sum()))
+    probabilities = log_probs[ids].exp().tolist()
+    rows = zip(ids, names.of(ids), probabilities, ranks, strict=True)
+    return [Candidate(token, probability, rank, i == chosen) for i, token, probability, rank in rows]
+
+
+def _branches(
+    trace: _Trace, ended: Sequence[Hypothesis], best: Hypothesis, eos_id: int, names: _Names
+) -> list[list[Branch]]:
+    """By step, the hypotheses that went on from it, then those that ended there, best first."""
+    histories: list[tuple[int, ...]] = [()]
+    numbers = {0: 0}  # from the search's numbers of hypotheses to ours, which skip those that are none
+    won = tuple(best.ids)
+    found = []
+    for step in range(1, len(trace.tokens) + 1):
+        kept: list[Branch] = []
+        next_histories, next_numbers = [], {}
+        if step < len(trace.tokens):
+            rows = zip(trace.tokens[step], trace.parents[step], trace.log_probs[step], strict=True)
+            for place, (token, parent, log_prob) in enumerate(rows):
+                if token <= eos_id or parent not in numbers:  # the search fills its beam with what is no hypothesis
+                    continue
+                history = (*histories[numbers[parent]], token)
+                next_numbers[place] = len(kept)
+                next_histories.append(history)
+                is_winner = history == won[:step]
+                kept.append(Branch(numbers[parent], names.of([token])[0], log_prob, None, is_winner))
+        for answer in ended:
+            if len(answer.ids) == step - 1:
+                parent, is_winner = histories.index(tuple(answer.ids)), tuple(answer.ids) == won
+                kept.append(Branch(parent, names.of([eos_id])[0], answer.log_prob, answer.score, is_winner))
+        found.append(kept)
+        histories, numbers = next_histories, next_numbers
+    return found
+
+
+def _facts(predictor: Predictor, source: Sequence[int]) -> dict[str, Any]:
+    model, decoding = predictor.model.config, predictor.decoding
+    return {
+        "num_encoder_layers": model.num_encoder_layers,
+        "num_decoder_layers": model.num_decoder_layers,
+        "num_heads": model.num_heads,
+        "d_model": model.d_model,
+        "num_parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
+        "beam_size": decoding.beam_size,
+        "length_penalty": decoding.length_penalty,
+        "length_norm": decoding.length_norm,
+        "temperature": decoding.temperature,
+        "longest": predictor.max_len(source),  # tokens that the answer might have had, its end included
+        "is_constrained": predictor.constraints != Constraints()
+        or decoding.min_len + decoding.no_repeat_ngram_size > 0,
+        "int8": predictor.int8,
+    }

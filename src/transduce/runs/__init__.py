@@ -1,0 +1,1 @@
+"""The run folder, and what fills it: train, fit, resume."""

@@ -1,0 +1,194 @@
+"""`fit`: from raw pairs to a scored model with no settings at all."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transduce.config.settings import DataConfig, ExperimentConfig, ValidationConfig, load_config
+from transduce.data.pairs import Pairs, read_pairs, split_pairs
+from transduce.errors import ConfigMismatchError, DataError, TransduceError
+from transduce.evaluation.evaluate import score
+from transduce.evaluation.metrics import Score
+from transduce.inference.predictor import Predictor
+from transduce.model import PRESETS, TransformerConfig
+from transduce.runs.corpus import Corpus, Surroundings, is_large
+from transduce.runs.folder import RunFolder
+from transduce.runs.tasks import Task, find_task, recognise
+from transduce.runs.train import train
+from transduce.text.tokenizer import TokenizerConfig
+from transduce.training.distributed import num_processes
+from transduce.training.optim import OptimConfig
+from transduce.training.step import TrainingConfig
+
+MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Where the model is and how good it was on pairs that it had never seen."""
+
+    run_dir: Path
+    scores: list[Score]
+    num_train: int
+    num_valid: int
+    num_test: int
+    training_seconds: float
+    example: str  # a source of the test part
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        scores = {found.name: found.as_dict() for found in self.scores}
+        return asdict(self) | {"run_dir": str(self.run_dir), "scores": scores}
+
+
+def fit(
+    paths: Sequence[str | Path],
+    run_dir: str | Path,
+    *,
+    task: str | None = None,
+    minutes: float = 15.0,
+    seed: int = 1,
+    resume: bool = False,
+    surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
+) -> FitResult:
+    """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
+
+    `task` is a name of `tasks.TASKS`: it decides the pieces of text and the scores. None: as the pairs look.
+
+    Nothing in the held-out parts occurs in training, on either side. The run folder keeps the test part
+    (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
+    Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
+    """
+    started, run_dir = surroundings.clock(), Path(run_dir)
+    if num_processes() > 1:
+        raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
+    saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None
+    if saved is None:
+        RunFolder(run_dir).refuse_other_use()
+    asked = find_task(task) if task else None
+    _refuse_large(paths, surroundings)
+    pairs = _read(paths, surroundings.report)
+    train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
+    surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
+    if saved is None:
+        kind = asked or recognise(pairs)
+        surroundings.report(f"{'taken for' if asked else 'this looks like'} {kind.name}: {kind.form}")
+        config = choose_settings(kind, train_pairs, paths, minutes=minutes, seed=seed)
+    else:
+        config = _going_on(saved, len(train_pairs), minutes, asked)
+    surroundings.report(_described(config))
+    state = train(
+        config,
+        run_dir,
+        corpus=Corpus(train_pairs, valid),
+        started=started,
+        resume=resume,
+        surroundings=surroundings,
+    )
+    predictor = Predictor.load(run_dir, device=surroundings.device)
+    asked_for = config.validation
+    scores = score(predictor, test.src, [test.tgt], asked_for.metrics, group_sources=asked_for.group_sources)
+    result = FitResult(
+        run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
+    )
+    folder = RunFolder.open(run_dir)
+    folder.write_text("test.source", "".join(f"{line}\n" for line in test.src))
+    folder.write_text("test.target", "".join(f"{line}\n" for line in test.tgt))
+    folder.write_text("score.json", json.dumps(result.as_dict(), indent=2) + "\n")
+    return result
+
+
+def _refuse_large(paths: Sequence[str | Path], surroundings: Surroundings) -> None:
+    """Raises DataError for files that `train` would prepare on disk: all that is done here is done in memory."""
+    if is_large(paths, surroundings):
+        raise DataError(
+            f"{' and '.join(map(str, paths))}: more than {surroundings.large_bytes / 1e6:,.0f} MB of text, which fit "
+            "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
+        )
+
+
+def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
+    pairs = read_pairs(paths)
+    for note in pairs.notes:
+        report(note)
+    for reason, count in pairs.skipped.items():
+        report(f"{count:,} pairs skipped: {reason}")
+    if len(pairs) < MINIMUM_PAIRS:
+        raise DataError(
+            f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
+            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
+        )
+    return pairs
+
+
+def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
+    """Training, validation and test part, without a source or a target in common."""
+    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
+    try:
+        return split_pairs(pairs, valid=held_out, test=held_out)
+    except DataError:
+        raise DataError(
+            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
+            "remove repeated ones, or use `transduce train` with a validation file of your own."
+        ) from None
+
+
+def choose_settings(
+    task: Task, train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int
+) -> ExperimentConfig:
+    """Settings that suit the task, the pairs and the time; a function of the text, not of the machine."""
+    source, target = task.pieces_of(train_pairs.src), task.pieces_of(train_pairs.tgt)
+    num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
+    # Heaps' law: the number of useful subwords grows about with the root of the text.
+    vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
+    return ExperimentConfig(
+        data=DataConfig(train=tuple(map(str, paths))),
+        tokenizer=TokenizerConfig(source=source, target=target, joint=source == target, vocab_size=vocab_size),
+        model=_model_for(num_characters, minutes),
+        optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
+        training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
+        validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),
+    )
+
+
+def _going_on(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:
+    """The settings of the run in `folder`, for so many minutes.
+
+    Raises ConfigMismatchError if it learns from other pairs, or is scored otherwise than `task` asks.
+    """
+    had = folder.facts["num_train_pairs"]
+    if had != num_train:
+        raise ConfigMismatchError(
+            f"{folder.path} learns from {had:,} pairs and these would be {num_train:,}: give the same files, or begin "
+            "another run in another --run-dir."
+        )
+    config = load_config(folder.config, f"{folder.path}/config.toml")
+    if task and config.validation.metrics != task.metrics:
+        raise ConfigMismatchError(
+            f"{folder.path} was not begun as {task.name}, which is scored by {', '.join(task.metrics)}: go on without "
+            "--task, or begin another run in another --run-dir."
+        )
+    steps = config.training.steps if minutes == config.training.minutes else 0
+    return replace(config, training=replace(config.training, steps=steps, minutes=minutes))
+
+
+def _model_for(num_characters: int, minutes: float) -> TransformerConfig:
+    """The tiny model, pre-norm; the fewer the words per minute, the more dropout, as each is seen the more often."""
+    characters_per_minute = 1_000_000  # about what two cores train on with this model, both sides together
+    passes = minutes * characters_per_minute / num_characters
+    dropout = 0.1 if passes < 15 else 0.2 if passes < 50 else 0.3
+    return replace(PRESETS["tiny"], norm_first=True, dropout=dropout)
+
+
+def _described(config: ExperimentConfig) -> str:
+    model, tokenizer = config.model, config.tokenizer
+    kinds = tokenizer.source if tokenizer.joint else f"{tokenizer.source} -> {tokenizer.target}"
+    at_most = f" (at most {tokenizer.vocab_size:,} subwords)" if "bpe" in kinds else ""
+    return (
+        f"{kinds}{at_most}, {model.num_encoder_layers} + {model.num_decoder_layers} layers of width {model.d_model}, "
+        f"dropout {model.dropout:g}"
+    )

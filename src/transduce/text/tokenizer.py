@@ -1,0 +1,240 @@
+"""Text <-> ids, exactly: decoding what was encoded gives back every character, seen in training or not.
+
+How a line is split into pieces, and what the pieces of one side are, is in `vocabulary`. The tokenizer of an imported
+model keeps text as far as that model does: see `sentencepieces`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, takewhile
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transduce.errors import DamagedFileError, TransduceError
+from transduce.files.atomic import sha256_of
+from transduce.text.sentencepiece import SentencePieces
+from transduce.text.vocabulary import NUM_FIXED_IDS, Kind, Vocabulary, learn_vocabulary
+from transduce.text.word_cache import WordTable
+
+_MIN_VOCAB_SIZE = 300  # the fixed ids and some room for text
+_NOT_A_LINE_OF_TEXT = re.compile("[\ud800-\udfff\n]")
+_LINES_PER_CHECK = 10_000
+_FORMAT = "transduce tokenizer"
+_FORMAT_VERSION = 1
+
+AnyKind = Literal[Kind, "sentencepiece"]
+AnyVocabulary = Vocabulary | SentencePieces
+LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]  # all ids end to end; how many
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What the pieces are on each side; `vocab_size` counts control ids and bytes too."""
+
+    source: AnyKind = "bpe"  # "sentencepiece": not learnt, of an imported model
+    target: AnyKind = "bpe"
+    joint: bool = True  # one vocabulary for both sides, which must then be of one kind; else one each
+    vocab_size: int = 8000  # at most, for bpe and unigram, per vocabulary; characters and words take all they see
+
+    def __post_init__(self) -> None:
+        for side, kind in (("source", self.source), ("target", self.target)):
+            if kind not in get_args(AnyKind):
+                raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(AnyKind))}.")
+        if self.joint and self.source != self.target:
+            raise TransduceError(
+                f"tokenizer joint (true) needs one kind for both sides, but source is {self.source!r} and target is "
+                f"{self.target!r}: set joint to false, or both sides to the same kind."
+            )
+        if {self.source, self.target} & {"bpe", "unigram"} and self.vocab_size < _MIN_VOCAB_SIZE:
+            raise TransduceError(
+                f"tokenizer vocab_size ({self.vocab_size}) must be at least {_MIN_VOCAB_SIZE}: "
+                f"{NUM_FIXED_IDS} ids are the controls and the bytes."
+            )
+
+
+class Tokenizer:
+    """Lines of text <-> ids, for the source and the target side.
+
+    Ids come in this order: controls, bytes, pieces that occur in the target lines learnt from, source-only pieces. (Of
+    an imported model: controls, then its own pieces, which have no bytes among them.)
+    An output layer over the ids below `num_target_ids` can write every target there is.
+    """
+
+    pad_id: ClassVar[int] = 0
+    bos_id: ClassVar[int] = 1
+    eos_id: ClassVar[int] = 2
+
+    def __init__(self, config: TokenizerConfig, source: AnyVocabulary, target: AnyVocabulary, num_target_ids: int):
+        """For `learn`, `from_json` and imports; with `config.joint`, an id is the same piece on both sides."""
+        self.config = config
+        self.num_target_ids = num_target_ids
+        self._source = source
+        self._target = target
+
+    @classmethod
+    def learn(cls, config: TokenizerConfig, src_lines: Sequence[str], tgt_lines: Sequence[str]) -> "Tokenizer":
+        """Learns the vocabularies; the same lines give the same tokenizer, byte for byte."""
+        if config.source == "sentencepiece" or config.target == "sentencepiece":
+            raise TransduceError(
+                "tokenizer source or target is 'sentencepiece', which is not learnt but comes with an imported model: "
+                f"take one of {', '.join(get_args(Kind))}, or train with --init-from IMPORTED_RUN."
+            )
+        _check_lines(src_lines)
+        _check_lines(tgt_lines)
+        if config.joint:
+            both = learn_vocabulary(config.target, [*src_lines, *tgt_lines], config.vocab_size)
+            both, num_target_ids = both.with_target_pieces_first(tgt_lines)
+            return cls(config, both, both, num_target_ids)
+        source = learn_vocabulary(config.source, src_lines, config.vocab_size)
+        target = learn_vocabulary(config.target, tgt_lines, config.vocab_size)
+        return cls(config, source, target, len(target.pieces))
+
+    @property
+    def is_joint(self) -> bool:
+        return self.config.joint
+
+    @property
+    def source_vocab_size(self) -> int:
+        return len(self._source.pieces)
+
+    @property
+    def target_vocab_size(self) -> int:
+        return len(self._target.pieces)
+
+    def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, ended by eos. Raises TransduceError at a newline or a lone surrogate."""
+        return self._encode(self._source, lines)
+
+    def encode_target(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, ended by eos, without bos. Raises TransduceError at a newline or a lone surrogate.
+
+        All are below `num_target_ids`: a source-only piece is spelled by others, so a model can write any target.
+        """
+        return [self._target.respell(ids, self.num_target_ids) for ids in self._encode(self._target, lines)]
+
+    def source_encoder(self) -> LineEncoder:
+        """The ids of `encode_source` as arrays, for text that comes in portions: words of earlier ones are known."""
+        return self._line_encoder(self._source, self.encode_source)
+
+    def target_encoder(self) -> LineEncoder:
+        """The ids of `encode_target` as arrays, for text that comes in portions: words of earlier ones are known."""
+        return self._line_encoder(self._target, self.encode_target)
+
+    def decode_source(self, ids: Sequence[int]) -> str:
+        """The text of `ids` up to the first eos; see `decode_target`."""
+        return self._decode(self._source, ids)
+
+    def decode_target(self, ids: Sequence[int]) -> str:
+        """The text of `ids` up to the first eos, always one line.
+
+        Bytes that are not UTF-8, and a newline spelled by its byte, become U+FFFD: a model may write anything.
+        """
+        return self._decode(self._target, ids)
+
+    def source_tokens(self, ids: Sequence[int]) -> list[str]:
+        """One readable name per id, for pictures and tables; a blank shows as ▁."""
+        return [self._source.name(i) for i in ids]
+
+    def target_tokens(self, ids: Sequence[int]) -> list[str]:
+        """One readable name per id, for pictures and tables; a blank shows as ▁."""
+        return [self._target.name(i) for i in ids]
+
+    def target_bytes(self) -> list[bytes]:
+        """What each id that can be written adds to a text, in UTF-8; a blank before a word belongs to the word."""
+        return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
+
+    def to_json(self) -> str:
+        """One JSON document that carries its own SHA-256."""
+        content = {
+            "config": asdict(self.config),
+            "num_target_ids": self.num_target_ids,
+            "source": None if self._source is self._target else self._source.to_dict(),
+            "target": self._target.to_dict(),
+        }
+        digest = sha256_of(_compact_json(content).encode())
+        return _compact_json({"format": _FORMAT, "version": _FORMAT_VERSION, "sha256": digest, "content": content})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer that `to_json` wrote. Raises DamagedFileError for any other text."""
+        content = _verified_content(text)
+        target = _vocabulary(content["target"])
+        source = target if content["source"] is None else _vocabulary(content["source"])
+        return cls(TokenizerConfig(**content["config"]), source, target, content["num_target_ids"])
+
+    def _encode(self, vocabulary: AnyVocabulary, lines: Sequence[str]) -> list[list[int]]:
+        _check_lines(lines)
+        return [[*ids, self.eos_id] for ids in vocabulary.encode(lines)]
+
+    def _line_encoder(
+        self, vocabulary: AnyVocabulary, encode: Callable[[Sequence[str]], list[list[int]]]
+    ) -> LineEncoder:
+        # A blank between characters is a piece of its own, and sentencepiece may normalise across one.
+        if vocabulary.kind in ("characters", "sentencepiece"):
+
+            def flatten(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+                rows = encode(lines)
+                lens = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+                return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum())), lens
+
+            return flatten
+        table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
+
+        def look_up(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+            ids, lens = table.encode(lines)
+            return np.insert(ids, np.cumsum(lens), self.eos_id), lens + 1
+
+        return look_up
+
+    def _decode(self, vocabulary: AnyVocabulary, ids: Sequence[int]) -> str:
+        return vocabulary.decode(takewhile(lambda i: i != self.eos_id, ids))
+
+
+def _vocabulary(saved: dict[str, Any]) -> AnyVocabulary:
+    return (SentencePieces if saved["kind"] == "sentencepiece" else Vocabulary).from_dict(saved)
+
+
+def _check_lines(lines: Sequence[str]) -> None:
+    for start in range(0, len(lines), _LINES_PER_CHECK):
+        together = "".join(lines[start : start + _LINES_PER_CHECK])
+        try:
+            together.encode()  # far faster than a search, which is left for the message
+            if "\n" in together:
+                break
+        except UnicodeEncodeError:
+            break
+    else:
+        return
+    for number, line in enumerate(lines, start=1):
+        if found := _NOT_A_LINE_OF_TEXT.search(line):
+            what = "a newline: give one line at a time" if found[0] == "\n" else "a lone surrogate, which is no text"
+            raise TransduceError(
+                f"text {number} of {len(lines)}, character {found.start() + 1} (U+{ord(found[0]):04X}) is {what}."
+            )
+
+
+def _verified_content(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+        if document["format"] != _FORMAT:
+            raise ValueError
+        version, recorded, content = document["version"], document["sha256"], document["content"]
+        found = sha256_of(_compact_json(content).encode())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DamagedFileError("not a tokenizer of transduce, or cut short: restore it from a copy.") from None
+    if version != _FORMAT_VERSION:
+        raise DamagedFileError(
+            f"a tokenizer of format version {version!r}, where this program reads {_FORMAT_VERSION}: use the program "
+            "that wrote it, or a newer one."
+        )
+    if found != recorded:
+        raise DamagedFileError("a tokenizer that has changed (its SHA-256 differs): restore it from a copy.")
+    return dict(content)
+
+
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

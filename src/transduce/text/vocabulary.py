@@ -1,0 +1,220 @@
+"""The pieces of one side: learning them from text, splitting a line into them, and joining them to text again.
+
+A piece is a stretch of the text itself, blanks included. Every vocabulary begins with fixed ids that are not text:
+pad, bos, eos and the 256 bytes. Each is the piece `chr(_FIXED_BASE + id)`, from a block of private-use characters
+that no other piece may contain. A character (for "words": a word) outside the vocabulary is spelled by its UTF-8
+bytes, and so is a character of that block: whatever the text, no stretch of it reads as a byte or a control id.
+
+All kinds but "characters" work on " " + line, so that a word is the same piece at the start of a line and inside it.
+The `tokenizers` library learns subwords and splits into them; it is told of no special token, normaliser or decoder.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+from typing import Any, Literal
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from transduce.text.unigram import learn_unigram_scores
+from transduce.text.word_cache import WordTable
+
+Kind = Literal["characters", "words", "bpe", "unigram"]
+
+CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
+_NUM_CONTROL_IDS = len(CONTROL_NAMES)
+NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
+_FIXED_BASE = 0x10F000
+_FIXED_PIECES = tuple(chr(_FIXED_BASE + i) for i in range(NUM_FIXED_IDS))
+_FIXED = f"{_FIXED_PIECES[0]}-{_FIXED_PIECES[-1]}"  # inside the brackets of a regular expression
+_FIXED_RUN = re.compile(f"[{_FIXED}]+")
+
+_MIN_PAIR_COUNT = 2  # a pair of pieces seen once is no reason for a BPE merge
+
+_MAX_RESPELL_LEN = 32  # characters, of a piece that spells a part of another; bounds the search in endless words
+
+_LINES_PER_CALL = 10_000  # bounds the library's memory per call, and lets Ctrl-C through between calls
+
+# A word carries the blank before it; letters with their marks, single digits and punctuation part; nothing is lost.
+_SUBWORD = rf"[{_FIXED}]| ?[\p{{L}}\p{{M}}]+| ?\p{{N}}| ?[^ \p{{L}}\p{{M}}\p{{N}}{_FIXED}]+| +(?= )| "
+_SUBWORD_BORDERS = pre_tokenizers.Split(tokenizers.Regex(_SUBWORD), "isolated")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The pieces of one side and how a line is split into them; control ids are numbered here and used elsewhere."""
+
+    kind: Kind
+    pieces: tuple[str, ...]  # by id, the fixed ones first
+    merges: tuple[tuple[str, str], ...] = ()  # bpe: the pairs to join, first come first
+    scores: tuple[float, ...] = ()  # unigram: natural log-probability of each piece that is not fixed
+
+    def encode(self, lines: Sequence[str]) -> Iterator[list[int]]:
+        """The ids of each line, which must be free of newlines and lone surrogates."""
+        if self.kind == "characters":
+            return ([self._id_of[character] for character in self._spell_unknown(line)] for line in lines)
+        if self.kind == "words":
+            return (self._encode_words(line) for line in lines)
+        return self._encode_subwords(lines)
+
+    def respell(self, ids: list[int], end: int) -> list[int]:
+        """The same text in ids below `end`: other pieces, the longest first, and bytes where there is none."""
+        if max(ids) < end:
+            return ids
+        return list(chain.from_iterable([i] if i < end else self._respell_piece(self.pieces[i], end) for i in ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; control ids are skipped."""
+        text = "".join(self.pieces[i] for i in ids if i >= _NUM_CONTROL_IDS)
+        text = _FIXED_RUN.sub(_read_bytes, text)
+        return text if self.kind == "characters" else text.removeprefix(" ")
+
+    def name(self, i: int) -> str:
+        """What pictures and tables show for one id: a word without its blank, in other pieces a blank as ▁."""
+        if i < _NUM_CONTROL_IDS:
+            return CONTROL_NAMES[i]
+        if i < NUM_FIXED_IDS:
+            return f"<0x{i - _NUM_CONTROL_IDS:02X}>"
+        piece = self.pieces[i]
+        return piece[1:] if self.kind == "words" and piece != " " else piece.replace(" ", "▁")
+
+    def bytes_of(self, i: int) -> bytes:
+        """What one id adds to a text, in UTF-8: a piece may be a part of a character."""
+        if i < NUM_FIXED_IDS:
+            return bytes([i - _NUM_CONTROL_IDS]) if i >= _NUM_CONTROL_IDS else b""
+        return self.pieces[i].encode()
+
+    def with_target_pieces_first(self, tgt_lines: Sequence[str]) -> tuple["Vocabulary", int]:
+        """The same vocabulary numbered anew, and how many ids are fixed or occur in `tgt_lines`."""
+        seen = set(chain.from_iterable(self.encode(tgt_lines)))
+        learnt = range(NUM_FIXED_IDS, len(self.pieces))
+        order = sorted(learnt, key=lambda i: i not in seen)  # stable: within each half the order stays
+        renumbered = replace(
+            self,
+            pieces=_FIXED_PIECES + tuple(self.pieces[i] for i in order),
+            scores=tuple(self.scores[i - NUM_FIXED_IDS] for i in order) if self.scores else (),
+        )
+        return renumbered, NUM_FIXED_IDS + sum(i in seen for i in learnt)
+
+    def to_dict(self) -> dict[str, Any]:
+        learnt = self.pieces[NUM_FIXED_IDS:]
+        return {"kind": self.kind, "pieces": learnt, "merges": self.merges, "scores": self.scores}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "Vocabulary":
+        merges = tuple((left, right) for left, right in saved["merges"])
+        return cls(saved["kind"], _FIXED_PIECES + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+    @cached_property
+    def _unknown(self) -> re.Pattern[str]:
+        return _any_character_outside(piece for piece in self.pieces[NUM_FIXED_IDS:] if len(piece) == 1)
+
+    @cached_property
+    def _splitter(self) -> tokenizers.Tokenizer:
+        if self.kind == "bpe":
+            return _splitter_of(models.BPE(self._id_of, list(self.merges)))
+        scores = (0.0,) * NUM_FIXED_IDS + self.scores  # a fixed piece has no rival, so any score does
+        return _splitter_of(models.Unigram(list(zip(self.pieces, scores, strict=True)), None, False))
+
+    def _spell_unknown(self, text: str) -> str:
+        return self._unknown.sub(lambda match: "".join(_FIXED_PIECES[i] for i in _byte_ids(match[0])), text)
+
+    def _respell_piece(self, text: str, end: int) -> list[int]:
+        ids: list[int] = []
+        while text:
+            prefixes = (text[:length] for length in range(min(len(text), _MAX_RESPELL_LEN), 0, -1))
+            known = next((prefix for prefix in prefixes if self._id_of.get(prefix, end) < end), None)
+            ids.extend(_byte_ids(text[0]) if known is None else (self._id_of[known],))
+            text = text[len(known or text[0]) :]
+        return ids
+
+    def _encode_words(self, line: str) -> list[int]:
+        ids: list[int] = []
+        for word in _words(line):
+            i = self._id_of.get(word)
+            ids.extend(_byte_ids(word) if i is None else (i,))
+        return ids
+
+    def _encode_subwords(self, lines: Sequence[str]) -> Iterator[list[int]]:
+        # A piece begins at every blank that stands alone between words (see _SUBWORD), as a WordTable needs it.
+        table = WordTable(self._encode_whole)
+        for start in range(0, len(lines), _LINES_PER_CALL):
+            ids, lens = table.encode(lines[start : start + _LINES_PER_CALL])
+            rest = iter(ids.tolist())
+            yield from (list(islice(rest, length)) for length in lens.tolist())
+
+    def _encode_whole(self, lines: Sequence[str]) -> Iterator[list[int]]:
+        batch = [self._spell_unknown(" " + line) if line else "" for line in lines]
+        return (encoding.ids for encoding in self._splitter.encode_batch_fast(batch))
+
+
+def learn_vocabulary(kind: Kind, lines: Sequence[str], vocab_size: int) -> Vocabulary:
+    """The pieces that `lines` suggest; `vocab_size` bounds bpe and unigram, the other kinds take all they see."""
+    if kind == "characters":
+        return Vocabulary(kind, _FIXED_PIECES + _by_frequency(chain.from_iterable(lines)))
+    if kind == "words":
+        return Vocabulary(kind, _FIXED_PIECES + _by_frequency(word for line in lines for word in _words(line)))
+    room = vocab_size - NUM_FIXED_IDS
+    # Half the room at most for single characters: a rare one costs a few bytes, a frequent word more.
+    alphabet = _by_frequency(chain.from_iterable(" " + line for line in lines if line))[: room // 2]
+    rare = _any_character_outside(alphabet)
+    stretches = (stretch for line in lines if line for stretch in rare.split(" " + line))
+    return (_learn_bpe if kind == "bpe" else _learn_unigram)(alphabet, stretches, room)
+
+
+def _learn_bpe(alphabet: tuple[str, ...], stretches: Iterator[str], room: int) -> Vocabulary:
+    """Byte-pair encoding (Sennrich et al. 2016); the library breaks ties by id, so it repeats itself exactly."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=room, min_frequency=_MIN_PAIR_COUNT, initial_alphabet=list(alphabet), show_progress=False
+    )
+    splitter = _splitter_of(models.BPE())
+    splitter.train_from_iterator(stretches, trainer)
+    learnt = json.loads(splitter.to_str())["model"]
+    pieces = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
+    return Vocabulary("bpe", _FIXED_PIECES + tuple(pieces), merges=tuple((a, b) for a, b in learnt["merges"]))
+
+
+def _learn_unigram(alphabet: tuple[str, ...], stretches: Iterator[str], room: int) -> Vocabulary:
+    words = Counter(word for stretch in stretches for word, _ in _SUBWORD_BORDERS.pre_tokenize_str(stretch))
+    scores = learn_unigram_scores(words, alphabet, room)
+    return Vocabulary("unigram", _FIXED_PIECES + tuple(scores), scores=tuple(scores.values()))
+
+
+def _splitter_of(model: Any) -> tokenizers.Tokenizer:
+    splitter = tokenizers.Tokenizer(model)
+    splitter.pre_tokenizer = _SUBWORD_BORDERS
+    return splitter
+
+
+def _by_frequency(pieces: Iterable[str]) -> tuple[str, ...]:
+    """Each piece that may enter a vocabulary once, frequent ones first, equally frequent ones by code point."""
+    counts = Counter(pieces)
+    return tuple(sorted((p for p in counts if not _FIXED_RUN.search(p)), key=lambda p: (-counts[p], p)))
+
+
+def _any_character_outside(alphabet: Iterable[str]) -> re.Pattern[str]:
+    # The fixed block is outside every alphabet; `\n` is in no line, and keeps the brackets from being empty.
+    return re.compile("[^\n" + "".join(map(re.escape, alphabet)) + "]")
+
+
+def _words(line: str) -> list[str]:
+    """The words with the blank before each, so that they join to " " + line; none for the empty line."""
+    return [" " + word for word in line.split(" ")] if line else []
+
+
+def _byte_ids(text: str) -> list[int]:
+    return [_NUM_CONTROL_IDS + byte for byte in text.encode()]
+
+
+def _read_bytes(run: re.Match[str]) -> str:
+    spelled = bytes(ord(piece) - _FIXED_BASE - _NUM_CONTROL_IDS for piece in run[0])
+    return spelled.decode(errors="replace").replace("\n", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,1 @@
+"""Loss, optimizers, one step, the training loop, several processes."""

@@ -1,0 +1,124 @@
+"""The optimizers, the learning rate at each step, and the moving average of the weights."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from transduce.training.distributed import Process
+from transduce.training.muon import Muon
+
+_NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # that lie one below the other in one matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its schedule; the defaults are the paper's (section 5.3).
+
+    Differs from the paper: with `method` "muon" the matrices within layers go by Muon, all else by Adam.
+    """
+
+    method: Literal["adam", "muon"] = "adam"
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
+    learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
+    warmup_steps: int = 4000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.0  # decoupled (AdamW), on matrices alone
+    max_grad_norm: float = 0.0  # gradients longer than this are shortened to it; 0: left as they are
+    ema_decay: float = 0.0  # the weights used are an average over about 1 / (1 - decay) steps; 0: the last ones
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.learning_rate < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
+            raise ValueError("optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative.")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
+            raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
+        if not self.epsilon > 0:
+            raise ValueError(f"optim.epsilon is {self.epsilon}: it must be above 0, as it keeps from dividing by zero.")
+        if self.learning_rate == 0 and self.warmup_steps == 0:
+            raise ValueError("equation 3 needs a warm-up: set optim.warmup_steps, or a peak with optim.learning_rate.")
+
+
+def inverse_sqrt_rate(step: int, d_model: int, warmup_steps: int) -> float:
+    """Learning rate at `step`, counted from 1 (Vaswani et al. 2017, section 5.3, equation 3).
+
+    Rises linearly for `warmup_steps`, then falls as 1 / sqrt(step). Raises ValueError if `step` < 1.
+    """
+    if step < 1:
+        raise ValueError(f"step is {step}: steps are counted from 1.")
+    return d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+
+
+def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: int) -> float:
+    """Learning rate at `step`, counted from 1, in a run of `num_steps`.
+
+    Every schedule rises linearly over the warm-up to the peak; linear and cosine fall to zero at the last step, and
+    their warm-up is at most a quarter of the run: a short run must not end before it has begun.
+    """
+    warmup_steps = config.warmup_steps
+    peak = config.learning_rate or inverse_sqrt_rate(warmup_steps, d_model, warmup_steps)
+    if config.schedule in ("linear", "cosine"):
+        warmup_steps = min(warmup_steps, num_steps // 4)
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(warmup_steps, 1) / step)
+    # The last step still moves: the rate would be zero one step after it.
+    progress = (step - warmup_steps) / (num_steps + 1 - warmup_steps)
+    return peak * (1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def build_optimizers(
+    config: OptimConfig,
+    model: nn.Module,
+    process: Process = Process(),  # noqa: B008 - frozen
+) -> list[torch.optim.Optimizer]:
+    """What changes the weights, each parameter by one of them; the trainer sets the rate before each step."""
+    num_parts = _matrices_in_layers(model) if config.method == "muon" else {}
+    others = [parameter for parameter in model.parameters() if parameter not in num_parts]
+    groups = [
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    return [adam, Muon(num_parts, weight_decay=config.weight_decay, process=process)] if num_parts else [adam]
+
+
+def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What this optimizer remembers of each parameter between steps."""
+    return ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+
+
+def _matrices_in_layers(model: nn.Module) -> dict[nn.Parameter, int]:
+    """The weights of linear maps and how many maps each holds; embeddings, though matrices, are left to Adam."""
+    return {
+        layer.weight: _NUM_MAPS.get(name.rpartition(".")[2], 1)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+
+
+@torch.no_grad()
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], *, decay: float, step: int) -> None:
+    """Moves `average` towards `current`: average = d * average + (1 - d) * current, in place.
+
+    d is `decay`, but at most (1 + step) / (10 + step), so that the random start is soon forgotten.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average), list(current), weight)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Shortens the gradient to length `max_norm` if it is longer (0: never); returns its length before that."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -1,0 +1,236 @@
+"""One update of the weights: a step's batches in, the optimizer's change out. No number is waited for on the way."""
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from transduce.data.batches import Batch, EncodedPairs, collate
+from transduce.data.packed_batches import PackedBatch, collate_packed
+from transduce.devices.graphs import GraphedWork
+from transduce.errors import DivergedError, TransduceError
+from transduce.model import Transformer
+from transduce.training.distributed import Process
+from transduce.training.loss import cross_entropy_sum
+from transduce.training.optim import OptimConfig, build_optimizers, clip_gradients, learning_rate, update_average
+from transduce.training.state import StepResult
+
+# A CPU computes a batch in parts of about so many padded tokens: what a layer hands to the next stays in its caches.
+_PART_TOKENS_ON_CPU = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, on what batches, how often checked and saved."""
+
+    steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
+    epochs: float = 0.0  # passes over the training pairs
+    minutes: float = 0.0  # turned into a number of steps by measuring a few before training
+    batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
+    micro_batches: int = 1  # per optimizer step, over all processes
+    batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of like length, padded; or end to end, for a GPU
+    label_smoothing: float = 0.1
+    validate_every: int = 0  # steps; 0: ten times in the run
+    save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
+    keep_checkpoints: int = 5  # the newest so many stay
+    log_every: int = 50  # steps between two rows of metrics.jsonl
+    patience: int = 0  # stop after this many validations without a better one; 0: never
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
+    cuda_graph: bool = False  # on a GPU, with packed batches: a step is recorded once and replayed
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
+            if getattr(self, name) < 0:
+                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
+        if self.seed >= 2**63:
+            raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
+        for name in ("batch_tokens", "micro_batches", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
+        if not 0 <= self.label_smoothing < 1:
+            raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
+        if not (self.steps or self.epochs or self.minutes):
+            raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
+        if self.cuda_graph and self.batching != "packed":
+            raise TransduceError('training.cuda_graph needs constant shapes: set training.batching = "packed" as well.')
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """The numbers of a step, which may still be on their way from the device."""
+
+    step: int
+    learning_rate: float
+    numbers: Tensor  # the mean loss, the number of target tokens, the length of the gradient
+
+    def read(self) -> StepResult:
+        """Waits for the device. Raises DivergedError if a number is not finite; the step then changed no weight."""
+        loss, num_tokens, grad_norm = self.numbers.tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise DivergedError(
+                f"step {self.step}: the loss is {loss}, the gradient's length {grad_norm}, at learning rate "
+                f"{self.learning_rate:.2g}; no weight was changed by it. Lower optim.learning_rate, lengthen "
+                "optim.warmup_steps, or set optim.max_grad_norm = 1."
+            )
+        return StepResult(loss, round(num_tokens), grad_norm, self.learning_rate)
+
+
+class TrainStep:
+    """Changes the weights of `model`, and their moving average if there is one; the only code that does."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        config: TrainingConfig,
+        optim: OptimConfig,
+        process: Process = Process(),  # noqa: B008 - frozen
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.optim_config = optim
+        self.process = process
+        self.device = model.output_weight.device
+        self.optimizers = build_optimizers(optim, model, process)
+        self.average = copy.deepcopy(model).eval() if optim.ema_decay else None
+        forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
+        self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
+        self._is_graphed = config.cuda_graph and self.device.type == "cuda"
+        self._work = GraphedWork(self._learn_from, model.parameters()) if self._is_graphed else self._learn_from
+
+    def __call__(
+        self,
+        pairs: EncodedPairs,
+        micro_batches: list[NDArray[np.intp]],
+        step: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> StepOutcome:
+        """One update from the rows of `pairs` in `micro_batches`; this process computes its share of them.
+
+        Gradients of sums are added up, over parts of micro-batches and processes, and divided by the number of target
+        tokens once: the same as one batch of them all. Where they are not finite no weight is changed. `check` is
+        called between parts, and what it raises leaves the weights as they were.
+        """
+        self.model.train()
+        loss_sum = torch.zeros((), device=self.device)
+        num_tokens = torch.zeros((), device=self.device)
+        try:
+            for number, rows in self._own_parts(pairs, micro_batches):
+                check()
+                torch.manual_seed(_seed_of(self.config.seed, step, number))
+                with record_function("data"):
+                    batch = self._collate(pairs, rows).to(self.device)
+                loss, count = self._work(batch)
+                loss_sum += loss
+                num_tokens += count
+            with record_function("optimizer"):
+                return self._update(loss_sum, num_tokens, step)
+        finally:
+            # Also of half a step: it is repeated from its beginning. A graph adds to the tensors it was recorded with.
+            self.model.zero_grad(set_to_none=not self._is_graphed)
+
+    def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The optimizer that changes this parameter of the model."""
+        return next(found for found in self.optimizers if _has(found, parameter))
+
+    def parts(self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
+        """What goes through the network at a time, over all processes."""
+        if self.device.type != "cpu":
+            return micro_batches
+        return [part for rows in micro_batches for part in split_for_cpu(pairs, rows)]
+
+    def _own_parts(
+        self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]
+    ) -> list[tuple[int, NDArray[np.intp]]]:
+        """The parts of the step that fall to this process, numbered as if there were no other."""
+        parts = self.parts(pairs, micro_batches)
+        return [(number, parts[number]) for number in range(self.process.rank, len(parts), self.process.world_size)]
+
+    def _collate(self, pairs: EncodedPairs, rows: NDArray[np.intp]) -> Batch | PackedBatch:
+        if self.config.batching == "packed":
+            num_tokens = 0 if self.device.type == "cpu" else self.config.batch_tokens
+            return collate_packed(pairs, rows, num_tokens=num_tokens)
+        return collate(pairs, rows)
+
+    def _learn_from(self, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor]:
+        """Adds to the gradients; returns the summed loss and the number of target tokens."""
+        with self._precision():
+            with record_function("forward"):
+                hidden = self._forward(*batch.inputs)
+            with record_function("loss"):
+                loss, count = cross_entropy_sum(
+                    hidden,
+                    self.model.output_weight,
+                    batch.tgt_out,
+                    pad_id=self.model.vocabulary.pad_id,
+                    label_smoothing=self.config.label_smoothing,
+                    bias=self.model.output_bias,
+                )
+        with record_function("backward"):
+            loss.backward()
+        return loss.detach(), count
+
+    def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int) -> StepOutcome:
+        parameters = list(self.model.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:  # this process had no part
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        with record_function("exchange"):
+            self.process.sum_([*gradients, loss_sum, num_tokens])
+        torch._foreach_div_(gradients, num_tokens)
+        norm = clip_gradients(parameters, self.optim_config.max_grad_norm)
+        numbers = torch.stack([loss_sum / num_tokens, num_tokens, norm])
+        rate = learning_rate(self.optim_config, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        outcome = StepOutcome(step, rate, numbers)
+        if self.device.type == "cpu":
+            outcome.read()  # nothing to wait for here, and an error comes before anything changes
+        for optimizer in self.optimizers:
+            # Where it is 1 the update is left out, so that a GPU need not be waited for.
+            optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
+            optimizer.step()
+        if self.average is not None:
+            update_average(self.average.parameters(), parameters, decay=self.optim_config.ema_decay, step=step)
+        return outcome
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        wants_bfloat16 = self.config.precision == "bfloat16" or (
+            # Never on a CPU by itself: most emulate bfloat16, slowly, even where torch reports support.
+            self.config.precision == "auto" and self.device.type == "cuda"
+        )
+        return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
+
+
+def _has(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
+    return any(parameter is other for group in optimizer.param_groups for other in group["params"])
+
+
+def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """The rows of a batch in 1, 2, 4, ... parts, as equal as can be, of about `_PART_TOKENS_ON_CPU` padded tokens.
+
+    A power of two, so that processes share a step evenly. Neighbours in a batch are of like length, so that a part
+    has less padding than the whole.
+    """
+    num_tokens = len(rows) * int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
+    num_parts = 1
+    while num_tokens > num_parts * _PART_TOKENS_ON_CPU and 2 * num_parts <= len(rows):
+        num_parts *= 2
+    return np.array_split(rows, num_parts)
+
+
+def _seed_of(seed: int, step: int, part: int) -> int:
+    """The seed of all dropout in one part of a step, whichever process computes it."""
+    return int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,263 @@
+"""Training: step after step, validated, saved so that nothing is lost."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from transduce.data.batches import StepOrder, TrainingPairs, bucket_batches
+from transduce.data.packed_batches import pack_batches
+from transduce.devices.cpu import speed_up_cpu
+from transduce.errors import DivergedError
+from transduce.files.tensors import load_parameters
+from transduce.model import Transformer
+from transduce.runs.folder import RunFolder
+from transduce.training.distributed import Process
+from transduce.training.optim import OptimConfig, slot_names
+from transduce.training.signals import Stopped, StopSignals
+from transduce.training.state import StepResult, TrainerState, Validation
+from transduce.training.step import StepOutcome, TrainingConfig, TrainStep
+
+Observe = Callable[[dict[str, Any]], object]
+
+_MOST_STEPS_AHEAD = 100  # steps handed to a GPU whose numbers are not looked at
+
+
+class Trainer:
+    """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `folder`.
+
+    `validate` takes a model and knows the task; the trainer knows only how good it says the model is. `observe`
+    receives every logged row. With a `deadline` (seconds of training and validating) the `clock` ends a run with
+    `training.minutes` that its step count did not.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        pairs: TrainingPairs,
+        *,
+        config: TrainingConfig,
+        optim: OptimConfig,
+        folder: RunFolder,
+        validate: Callable[[nn.Module], Validation] | None = None,
+        observe: Observe = lambda _row: None,
+        process: Process = Process(),  # noqa: B008 - frozen
+        deadline: float = math.inf,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs.shard(0)  # the open shard: what `rows` count in
+        self.config = config
+        self.folder = folder
+        self.validate = validate
+        self.observe = observe
+        self.process = process
+        self.deadline = deadline
+        self.clock = clock
+        self.device = model.output_weight.device
+        self.state = TrainerState()
+        self.update = TrainStep(model, config=config, optim=optim, process=process)
+        self.signals = StopSignals()
+        self._order = step_order(pairs, config)
+        self._unread: list[StepOutcome] = []  # of steps made, whose numbers are not yet counted
+        self._last_result: StepResult
+        self._are_told_to_stop = False
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The weights that are judged and kept: the average if there is one."""
+        return self.update.average or self.model
+
+    @property
+    def is_finished(self) -> bool:
+        config = self.config
+        return self.state.is_finished(steps=config.steps, patience=config.patience, minutes=config.minutes)
+
+    def run(self) -> TrainerState:
+        """Trains to the end, from wherever the state stands. Raises Stopped when told to, after saving."""
+        speed_up_cpu()
+        with self.signals, torch.random.fork_rng(self._cuda_devices()):
+            try:
+                self._run()
+            except Stopped as stopped:
+                if self.signals.is_urgent:
+                    raise
+                self._save()
+                raise Stopped(
+                    stopped.signum, f"Stopped at step {self.state.step:,} of {self.config.steps:,}; all is saved."
+                ) from None
+        return self.state
+
+    def _run(self) -> None:
+        if self.state.step == 0:
+            self._save()  # from here on, a run without a checkpoint is one whose checkpoints were removed
+        if self._validate_if_due():  # the last sitting may have ended between a step and its validation
+            self._save()
+        while not self.is_finished:
+            self._next_step()
+            if self._runs_ahead():
+                continue
+            self._count_outcomes()
+            self._agree()
+            if self._is_due(self.config.log_every) or self.is_finished:
+                self._observe_row(self.state.take_row(self._last_result))
+            validated = self._validate_if_due()
+            if validated or self._is_due(self.config.save_every):
+                self._save()
+
+    def train_step(self, micro_batches: list[np.ndarray], step: int) -> StepOutcome:
+        """One update from the rows in `micro_batches`: see `TrainStep`."""
+        # Several processes must agree when to stop: see _agree.
+        check = self.signals.check if self.process.world_size == 1 else lambda: None
+        return self.update(self.pairs, micro_batches, step, check)
+
+    def _next_step(self) -> None:
+        if self._are_told_to_stop:
+            raise Stopped(self.signals.received or signal.SIGTERM)
+        state = self.state
+        started = self.clock()
+        self._load_plan()
+        if state.position == len(self._order.steps):
+            state.end_shard(self._order.corpus.num_shards)
+            self._load_plan()
+        self._unread.append(self.train_step(self._order.steps[state.position], state.step + 1))
+        state.advance(self.clock() - started)
+
+    def _runs_ahead(self) -> bool:
+        """True after a step whose numbers nobody needs yet: a GPU works on it while the next one is prepared."""
+        config = self.config
+        most = _MOST_STEPS_AHEAD if self.process.world_size == 1 else 1  # several processes must agree when to stop
+        is_needed = any(map(self._is_due, (config.log_every, config.validate_every, config.save_every)))
+        return self.device.type != "cpu" and len(self._unread) < most and not is_needed and not self.is_finished
+
+    def _count_outcomes(self) -> None:
+        """Waits for the steps made so far and counts them. Raises DivergedError if one of them came to nothing."""
+        started = self.clock()
+        for outcome in self._unread:
+            self._last_result = outcome.read()
+            self.state.count(self._last_result)
+        self._unread = []
+        self.state.seconds += self.clock() - started
+
+    def _load_plan(self) -> None:
+        self._order.open(self.state.epoch, self.state.shard)
+        self.pairs, self.state.plan_of = self._order.pairs, self._order.depends_on
+
+    def _agree(self) -> None:
+        """Ends the run at the deadline; lets all processes stop before their next step if any was told to."""
+        is_over = self.state.seconds + self.state.validation_seconds > self.deadline
+        if self.process.world_size > 1:
+            wish = torch.tensor([self.signals.received is not None, is_over], dtype=torch.float32, device=self.device)
+            self.process.sum_([wish])
+            self._are_told_to_stop, is_over = wish.bool().tolist()
+        if is_over:
+            self.state.minutes_over = self.config.minutes
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _validate_if_due(self) -> bool:
+        """Validates at every `validate_every`-th step and at the end; keeps the weights if none were better."""
+        state = self.state
+        due = (self._is_due(self.config.validate_every) and state.step > 0) or self.is_finished
+        if not due or state.validated_step == state.step:
+            return False
+        if self.validate is None:
+            state.best_step = state.validated_step = state.step
+            self._keep_model({})
+            return True
+        found = self.process.decide(partial(self._validation, self.validate))
+        if state.judge(found):
+            self._keep_model(found.metrics)
+        row = {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics
+        self._observe_row(row, may_be_logged=True)
+        return True
+
+    def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
+        started = self.clock()
+        with self.signals.at_once():
+            found = validate(self.best_model)
+        self.state.validation_seconds += self.clock() - started
+        if not math.isfinite(found.goodness):
+            raise DivergedError(
+                f"step {self.state.step}: the validation gives {found.goodness}, which is no number to go by. Lower "
+                "optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are there."
+            )
+        return found
+
+    def _keep_model(self, metrics: dict[str, float]) -> None:
+        facts = {"step": self.state.step, "averaged": self.update.average is not None, "validation": metrics}
+        self.process.decide(lambda: self.folder.write_model(dict(self.best_model.named_parameters()), facts))
+
+    def _save(self) -> None:
+        """Writes a checkpoint from which the run goes on exactly as if it had not stopped."""
+        self._count_outcomes()
+        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        if self.update.average is not None:
+            tensors |= {f"ema.{name}": p for name, p in self.update.average.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            for slot, value in self.update.optimizer_of(parameter).state[parameter].items():
+                tensors[f"optimizer.{slot}.{name}"] = value
+        keep = self.config.keep_checkpoints
+        self.process.decide(
+            lambda: self.folder.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=keep)
+        )
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Puts back what `_save` wrote. What was left of an epoch is left out if its batches are others now."""
+        self.state = TrainerState.from_dict(state)
+        self.state.leave_plan(self._order.depends_on)
+        load_parameters(self.model, _with_prefix(tensors, "model."))
+        if self.update.average is not None:  # switched on only now, it begins with the weights as they are
+            load_parameters(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
+        for name, parameter in self.model.named_parameters():
+            optimizer = self.update.optimizer_of(parameter)
+            for slot in slot_names(optimizer):
+                saved = tensors.get(f"optimizer.{slot}.{name}")
+                if saved is not None:
+                    # The count of steps stays a float32 on the device of its parameter: what fused Adam expects.
+                    optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
+
+    def _observe_row(self, row: dict[str, Any], *, may_be_logged: bool = False) -> None:
+        """With `may_be_logged`, a row that a sitting wrote before it was killed, unsaved, is not written twice."""
+        if self.process.is_main:
+            here = (row["kind"], row["step"])
+            if not (may_be_logged and here in [(old["kind"], old["step"]) for old in self.folder.metrics()[-1:]]):
+                self.folder.append_metrics(row)
+            self.observe(row)
+
+    def _cuda_devices(self) -> list[int]:
+        if self.device.type != "cuda":
+            return []
+        return [torch.cuda.current_device() if self.device.index is None else self.device.index]
+
+
+def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
+    """The steps of a run on `pairs`."""
+    return StepOrder(
+        pairs,
+        batch_tokens=config.batch_tokens,
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        cut=pack_batches if config.batching == "packed" else bucket_batches,
+    )
+
+
+def seconds_per_step(trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int) -> float:
+    """How long a step takes: the mean of `num_steps`, made on the first ones of `plan`."""
+    started = trainer.clock()
+    for done in range(num_steps):
+        outcome = trainer.train_step(plan[done % len(plan)], done + 1)
+    outcome.read()
+    return (trainer.clock() - started) / num_steps
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

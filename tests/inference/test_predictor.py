@@ -1,0 +1,413 @@
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import transduce.inference.predictor
+from transduce.errors import DamagedFileError, MissingInputError, TransduceError
+from transduce.inference.constraints import Constraints
+from transduce.inference.engine import InferenceModel
+from transduce.inference.predictor import Predictor, find_device, load, vocabulary_sizes
+from transduce.inference.search import DecodingConfig
+from transduce.model import Transformer, TransformerConfig
+from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+
+pytest_plugins = ["small_run"]
+
+LINES = ["abc", "", "zyxwv", "   ", "a", "\u3000\t", "qrst", "longerword"]
+DRAWING = DecodingConfig(temperature=1.3, seed=5)
+
+
+@pytest.fixture
+def predictor(run: Path) -> Predictor:
+    return Predictor.load(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lines(data: Path) -> list[str]:
+    """500 short lines."""
+    return (data / "test.source").read_text().split("\n")[:500]
+
+
+def untrained(max_len: int, **settings: object) -> Predictor:
+    """A random model over the letters a to e that reads and writes at most `max_len` ids."""
+    tokenizer = Tokenizer.learn(TokenizerConfig(source="characters", target="characters"), ["abcde"], ["abcde"])
+    config = TransformerConfig(
+        d_model=16, d_ff=24, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, max_len=max_len
+    )
+    torch.manual_seed(3)
+    return Predictor(
+        Transformer(config, vocabulary_sizes(tokenizer)), tokenizer, DecodingConfig(**settings), report=lambda _: None
+    )
+
+
+def test_line_k_is_answered_in_place_k(predictor: Predictor) -> None:
+    together = predictor.predict(LINES)
+    assert together == [predictor.predict([line])[0] for line in LINES]
+    assert len(set(together)) > 3
+
+
+def test_blank_texts_are_answered_without_the_model(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the model was called")
+
+    monkeypatch.setattr(InferenceModel, "start", never)
+    assert predictor.predict(["", " ", "\t", "\u2003", "\u2028"]) == [""] * 5
+    assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("beam_size", [1, 5])
+def test_batching_order_and_neighbours_change_no_answer(
+    beam_size: int, predictor: Predictor, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
+    lines = lines[:150]
+    expected = predictor.predict(lines)
+    assert predictor.predict(lines[::-1])[::-1] == expected
+    neighbour = "x" * 200
+    assert [predictor.predict([line, neighbour])[0] for line in lines[:10]] == expected[:10]
+    for tokens_at_once in (beam_size, 200 * beam_size, 900 * beam_size):  # one line at a time, a few, many
+        monkeypatch.setattr("transduce.inference.predictor._TOKENS_AT_ONCE", tokens_at_once)
+        num_lines = 30 if tokens_at_once == beam_size else len(lines)
+        assert predictor.predict(lines[:num_lines]) == expected[:num_lines]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("beam_size", [1, 5])
+def test_500_lines_are_answered_alike_in_six_batchings(beam_size: int, predictor: Predictor, lines: list[str]) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
+    together = predictor.predict(lines)
+    assert len(lines) == 500
+    order = np.random.default_rng(1).permutation(len(lines))
+    shuffled = dict(zip(order.tolist(), predictor.predict([lines[row] for row in order]), strict=True))
+    batchings = {
+        "one at a time": [predictor.predict([line])[0] for line in lines],
+        "by 8": [answer for first in range(0, 500, 8) for answer in predictor.predict(lines[first : first + 8])],
+        "by 64": [answer for first in range(0, 500, 64) for answer in predictor.predict(lines[first : first + 64])],
+        "backwards": predictor.predict(lines[::-1])[::-1],
+        "shuffled": [shuffled[row] for row in range(500)],
+        "beside a long one": [predictor.predict([line, "x" * 200])[0] for line in lines],
+    }
+    assert {name: answers == together for name, answers in batchings.items()} == dict.fromkeys(batchings, True)
+
+
+def test_n_best_is_sorted_begins_with_the_best_and_repeats_no_ids(predictor: Predictor) -> None:
+    texts = ["abc", "zyxwv", "q"]
+    predictor.decoding = replace(predictor.decoding, beam_size=5)
+    best = predictor.predict(texts)
+    for text, answers in zip(best, predictor.predict_n_best(texts, 5), strict=True):
+        scores = [answer.score for answer in answers]
+        assert len(answers) == 5
+        assert scores == sorted(scores, reverse=True)
+        assert answers[0].text == text
+
+
+@pytest.mark.parametrize("beam_size", [4, 1])
+@pytest.mark.parametrize(("length_norm", "length_penalty"), [("wu", 0.6), ("power", 1.0), ("wu", 0.0)])
+@torch.no_grad()
+def test_scores_are_those_of_a_full_pass_over_the_answer(
+    length_norm: str, length_penalty: float, beam_size: int, predictor: Predictor
+) -> None:
+    predictor.decoding = DecodingConfig(beam_size=beam_size, length_norm=length_norm, length_penalty=length_penalty)
+    model, tokenizer = predictor.model, predictor.tokenizer
+    for text, answers in zip(["abc", "zyxwv"], predictor.predict_n_best(["abc", "zyxwv"], beam_size), strict=True):
+        for answer in answers:
+            (ids,) = tokenizer.encode_target([answer.text])
+            src = torch.tensor(tokenizer.encode_source([text]))
+            hidden = model(src, torch.tensor([[tokenizer.bos_id, *ids[:-1]]]))
+            log_probs = torch.log_softmax(hidden[0] @ model.output_weight.T, dim=-1)
+            total = sum(log_probs[place, i].item() for place, i in enumerate(ids))
+            base = (5 + len(ids)) / 6 if length_norm == "wu" else len(ids)
+            assert answer.log_prob == pytest.approx(total, abs=1e-4)
+            assert answer.score == pytest.approx(total / base**length_penalty, abs=1e-4)
+
+
+def test_a_beam_larger_than_the_vocabulary_finds_at_least_as_good_an_answer() -> None:
+    predictor = untrained(8, beam_size=1, length_penalty=0.0, max_len_ratio=0.0, max_len_extra=3)
+    (greedy,) = predictor.predict_n_best(["abc"], 1)[0]
+    size = predictor.tokenizer.target_vocab_size
+    predictor.decoding = replace(predictor.decoding, beam_size=size + 7)
+    answers = predictor.predict_n_best(["abc"], size + 7)[0]
+    assert len(answers) > 5
+    assert answers[0].score >= greedy.score - 1e-5
+
+
+def test_a_source_too_long_is_cut_off_counted_and_reported_once() -> None:
+    predictor, reported = untrained(6), []
+    predictor.report = reported.append
+    texts = ["abcde", "abcdea", "abcdeabcde" * 20]  # 6 ids with their end, 7, 201
+    answers = predictor.predict(texts)
+    assert predictor.num_truncated == 2
+    assert len(reported) == 1
+    assert "model.max_len = 6" in reported[0]
+    assert answers[1] == answers[2] == answers[0]  # what is left of each is the same
+
+
+def test_asking_for_more_answers_than_hypotheses_is_refused_before_any_work(predictor: Predictor) -> None:
+    for num_best in (0, -1, predictor.decoding.beam_size + 1):
+        with pytest.raises(TransduceError, match="beam size"):
+            predictor.predict_n_best([], num_best)
+
+
+def test_half_a_surrogate_pair_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(TransduceError):
+        predictor.predict(["a\ud800"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        DecodingConfig(beam_size=5, length_penalty=0.0),
+        DecodingConfig(beam_size=1, max_len_ratio=0.0, max_len_extra=3),
+        DecodingConfig(beam_size=2, min_len=9, no_repeat_ngram_size=1),
+        DRAWING,
+    ],
+)
+def test_settings_for_one_call_are_those_of_a_predictor_made_with_them(other, predictor, run) -> None:
+    own = predictor.predict_n_best(LINES, 1)
+    made = Predictor.load(run, device="cpu", decoding=other)
+    assert predictor.predict_n_best(LINES, 2 if other.beam_size > 1 else 1, decoding=other) == made.predict_n_best(
+        LINES, 2 if other.beam_size > 1 else 1
+    )
+    assert predictor.predict(LINES, decoding=other) == made.predict(LINES) != [best.text for (best,) in own]
+    assert predictor.predict_n_best(LINES, 1) == own
+
+
+# Several workers
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.usefixtures("two_threads")
+def test_workers_answer_as_one_does(beam_size, predictor, lines, monkeypatch) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
+    monkeypatch.setattr("transduce.inference.predictor._TOKENS_AT_ONCE", 100 * beam_size)  # many batches
+    seen = set()
+    start = InferenceModel.start
+
+    def recording(model: InferenceModel, src: torch.Tensor) -> object:
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return start(model, src)
+
+    monkeypatch.setattr(InferenceModel, "start", recording)
+    together = predictor.predict(lines[:200])
+    assert len(seen) == 2
+    assert {threads for _, threads in seen} == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert predictor.predict(lines[:200]) == together
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_thread_that_first_computes_during_a_prediction_has_as_many_threads_as_any(
+    predictor, lines, monkeypatch
+) -> None:
+    torch.set_num_threads(4)
+    monkeypatch.setattr("transduce.inference.predictor._TOKENS_AT_ONCE", 100)  # many batches
+    own, born = [], []
+    start = InferenceModel.start
+
+    def giving_birth(model: InferenceModel, src: torch.Tensor) -> object:
+        own.append(torch.get_num_threads())
+        other = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        return start(model, src)
+
+    monkeypatch.setattr(InferenceModel, "start", giving_birth)
+    predictor.predict(lines[:200])
+    assert len(born) > 4
+    assert set(born) == {4}
+    assert set(own) == {1}
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_goes_wrong_in_a_worker_is_told(predictor, lines, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise TransduceError("a worker failed")
+
+    monkeypatch.setattr("transduce.inference.predictor._TOKENS_AT_ONCE", 100)
+    monkeypatch.setattr(InferenceModel, "start", fail)
+    with pytest.raises(TransduceError, match="a worker failed"):
+        predictor.predict(lines[:50])
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_that_ask_at_once_share_one_prepared_model(run, monkeypatch) -> None:
+    predictor = Predictor.load(run, device="cpu")
+    expected = Predictor.load(run, device="cpu").predict(LINES)
+    made = []
+    prepare = InferenceModel.__init__
+
+    def slowly(model: InferenceModel, *arguments: object, **settings: object) -> None:
+        made.append(model)
+        time.sleep(0.05)
+        prepare(model, *arguments, **settings)
+
+    monkeypatch.setattr(InferenceModel, "__init__", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(predictor.predict, [LINES] * 4)) == [expected] * 4
+    assert len(made) == 1
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_no_worker_prepares_the_model_where_asserts_are_left_out(run, lines, monkeypatch) -> None:
+    path = Path(transduce.inference.predictor.__file__)
+    module = ModuleType("transduce.predictor_without_asserts")
+    exec(compile(path.read_text(), path, "exec", optimize=1), vars(module))  # as `python -O` reads it
+    preparing = []
+    prepare = InferenceModel.__init__
+
+    def recording(*arguments: object, **settings: object) -> None:
+        preparing.append(threading.current_thread())
+        prepare(*arguments, **settings)
+
+    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 100)  # many batches
+    monkeypatch.setattr(InferenceModel, "__init__", recording)
+    module.Predictor.load(run, device="cpu").predict(lines[:50])
+    assert preparing == [threading.current_thread()]
+
+
+# Constraints
+
+
+def test_each_text_has_constraints_of_its_own_and_mates_change_nothing(predictor, lines) -> None:
+    predictor.decoding = replace(predictor.decoding, beam_size=3)
+    texts = ["", *lines[:12]]
+    free = predictor.predict(texts)
+    asked = [Constraints(required=("qz",)) if row % 3 == 1 else Constraints() for row in range(len(texts))]
+    found = predictor.predict(texts, asked)
+    for row, answer in enumerate(found):
+        if row % 3 == 1:
+            assert "qz" in answer
+        else:
+            assert answer == free[row]
+
+
+def test_a_letter_of_the_free_answer_can_be_forbidden(predictor, lines) -> None:
+    free = predictor.predict(lines[:20])
+    found = predictor.predict(lines[:20], [Constraints(forbidden=(answer[0],)) for answer in free])
+    assert not any(answer[0] in other for answer, other in zip(free, found, strict=True))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_number_of_constraints_than_of_texts_is_refused(number: int, predictor: Predictor) -> None:
+    with pytest.raises(TransduceError, match="one for each"):
+        predictor.predict(["abc", "de"], [Constraints()] * number)
+
+
+@pytest.mark.parametrize("asked", [{"prefix": "ab"}, {"required": ("xx", "abc")}])
+def test_a_text_that_is_asked_for_cannot_be_forbidden(asked: dict[str, object]) -> None:
+    with pytest.raises(TransduceError, match="choose one"):
+        Constraints(forbidden=("b",), **asked)
+
+
+# Drawing
+
+
+def test_the_same_seed_draws_the_same_answers_and_another_one_others(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    texts = ["abcdef", "ghijkl", "mnopqr"]
+    drawn = predictor.predict(texts)
+    assert predictor.predict(texts) == drawn
+    predictor.decoding = replace(DRAWING, seed=6)
+    assert predictor.predict(texts) != drawn
+
+
+def test_drawn_answers_do_not_depend_on_the_lines_before(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    expected = [[answer.text for answer in answers] for answers in predictor.predict_n_best(LINES, 3)]
+    last = predictor.predict_n_best(LINES[-1:], 3, first_row=len(LINES) - 1)
+    assert [answer.text for answer in last[0]] == expected[-1]
+
+
+def test_several_draws_for_one_line_differ(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    answers = predictor.predict_n_best(["abcdefgh"], 8)[0]
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_drawing_leaves_the_callers_random_numbers_alone(predictor: Predictor) -> None:
+    predictor.decoding = DRAWING
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    predictor.predict(["abc"])
+    assert torch.equal(torch.rand(3), expected)
+
+
+# Loading
+
+
+def test_a_moved_run_answers_as_before(run: Path, predictor: Predictor, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "a b" / "moved")
+    shutil.rmtree(moved / "checkpoints")  # for resuming only
+    assert load(moved, device="cpu").predict(LINES) == predictor.predict(LINES)
+
+
+def test_loading_takes_no_random_number_of_the_caller(run: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    Predictor.load(run, device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.toml", "run.json"])
+def test_a_damaged_file_is_not_loaded(name: str, run: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(run, tmp_path / "run")
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(DamagedFileError, match=name):
+        Predictor.load(damaged, device="cpu")
+
+
+def test_a_run_without_a_model_or_no_run_is_missing(run: Path, tmp_path: Path) -> None:
+    unfinished = shutil.copytree(run, tmp_path / "run")
+    (unfinished / "model.safetensors").unlink()
+    for folder in (unfinished, tmp_path / "none"):
+        with pytest.raises(MissingInputError):
+            Predictor.load(folder, device="cpu")
+
+
+def test_loading_is_silent_on_a_machine_with_several_gpus(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    Predictor.load(run, device="cpu")
+
+
+def test_a_device_that_may_lack_float64_is_refused_even_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
+    with pytest.raises(TransduceError, match="no device 'mps' to compute on here, which must be a CPU or an NVIDIA"):
+        find_device("mps")
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "meta", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(TransduceError, match=f"no device '{name}'"):
+        find_device(name)
+
+
+def test_auto_and_cpu_are_devices() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_log_probabilities_are_at_most_zero(predictor: Predictor) -> None:
+    for answers in predictor.predict_n_best(["abc", "z"], 3):
+        assert all(-math.inf < answer.log_prob <= 0 for answer in answers)

@@ -1,0 +1,387 @@
+import json
+import random
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calling import Outcome, command
+from transduce.cli import commands
+from transduce.cli.console import surroundings_of
+from transduce.config.settings import ExperimentConfig
+from transduce.data.datasets import load_split
+from transduce.data.pairs import Pairs
+from transduce.errors import DataError, RunFolderError
+from transduce.evaluation.metrics import METRICS
+from transduce.inference.predictor import Predictor
+from transduce.model import PRESETS
+from transduce.runs.corpus import Surroundings
+from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
+from transduce.runs.folder import RunFolder
+from transduce.runs.tasks import TASKS, recognise
+from transduce.training.signals import Stopped
+from transduce.training.step import TrainStep
+
+GREEK = dict(zip("abgdezklmnoprstuf", "αβγδεζκλμνοπρστυφ", strict=True))
+MINUTES = 0.05
+
+
+class StepClock:
+    """Stands still but for the steps of training, each of which takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def __call__(self) -> float:
+        return self.num_steps / 10
+
+    def count(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **more: Any) -> Any:
+            self.num_steps += 1
+            return step(*arguments, **more)
+
+        return counted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[StepClock]:
+    """The clock of the command, and of `surroundings`; and a model so small that its steps take no time."""
+    clock = StepClock()
+    small = replace(PRESETS["tiny"], d_model=32, d_ff=48, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", small)
+        patch.setattr(TrainStep, "__call__", clock.count(TrainStep.__call__))
+        patch.setattr(commands, "surroundings_of", lambda words: replace(surroundings_of(words), clock=clock))
+        yield clock
+
+
+@pytest.fixture
+def surroundings(clock: StepClock) -> Surroundings:
+    return Surroundings(device="cpu", clock=clock)
+
+
+def transliterations(num_pairs: int) -> list[tuple[str, str]]:
+    """Distinct random words and what they are in Greek letters."""
+    draw = random.Random(11)
+    words: dict[str, None] = {}
+    while len(words) < num_pairs:
+        words["".join(draw.choices(list(GREEK), k=draw.randint(3, 9)))] = None
+    return [(word, "".join(GREEK[letter] for letter in word)) for word in words]
+
+
+def settings_for(src: list[str], tgt: list[str], minutes: float = 10.0) -> ExperimentConfig:
+    pairs = Pairs(src, tgt, {}, [], {})
+    return choose_settings(recognise(pairs), pairs, ["pairs.tsv"], minutes=minutes, seed=1)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fit") / "greek.tsv"
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in transliterations(800)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(pairs: Path) -> tuple[Path, Outcome]:
+    """A run folder made by `fit`, and what the command said."""
+    run_dir = pairs.parent / "run"
+    return run_dir, command("fit", pairs, "--run-dir", run_dir, "--minutes", MINUTES, "--json")
+
+
+def test_fit_gives_a_model_and_scores_with_intervals(fitted: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = fitted
+    assert outcome.status == 0, outcome.err
+    assert len(outcome.lines) == 1
+    found = json.loads(outcome.out)
+    assert found == json.loads((run_dir / "score.json").read_text())
+    assert set(found["scores"]) == {"exact_match", "cer"}
+    for score in found["scores"].values():
+        assert score["low"] <= score["value"] <= score["high"]
+        assert score["num_segments"] == found["num_test"]
+    assert found["num_train"] + found["num_valid"] + found["num_test"] == 800
+    assert len(Predictor.load(run_dir, device="cpu").predict(["abgd", "zeta"])) == 2
+    assert command("verify", run_dir).status == 0
+
+
+def test_the_last_word_of_fit_is_a_command_that_works(fitted: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = fitted
+    example = json.loads(outcome.out)["example"]
+    assert outcome.err.endswith(f"try: echo {example} | transduce predict {run_dir}\n")
+
+
+def test_fit_on_a_used_folder_is_refused_before_any_work(fitted: tuple[Path, Outcome], pairs: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds a run already"):
+        fit([pairs], fitted[0])
+
+
+def test_going_on_with_a_finished_fit_scores_it_as_before(fitted: tuple[Path, Outcome], pairs: Path) -> None:
+    run_dir, outcome = fitted
+    again = command("fit", pairs, "--run-dir", run_dir, "--minutes", MINUTES, "--json", "--resume")
+    assert again.status == 0, again.err
+    assert json.loads(again.out)["scores"] == json.loads(outcome.out)["scores"]
+
+
+def test_fit_takes_the_name_of_a_folder_for_the_folder(
+    fitted: tuple[Path, Outcome], pairs: Path, surroundings: Surroundings
+) -> None:
+    result = fit([str(pairs)], str(fitted[0]), minutes=MINUTES, resume=True, surroundings=surroundings)
+    assert result.run_dir == fitted[0]
+
+
+def test_an_interrupted_fit_goes_on_even_with_other_minutes(
+    pairs: Path, tmp_path: Path, surroundings: Surroundings
+) -> None:
+    def stop(_row: dict[str, Any]) -> None:
+        raise Stopped(signal.SIGINT)
+
+    with pytest.raises(Stopped, match="all is saved"):
+        fit([pairs], tmp_path / "run", minutes=2.4, surroundings=replace(surroundings, observers=(stop,)))
+    stopped_at = RunFolder.open(tmp_path / "run").checkpoints()[-1]
+    # So much less time calls for another dropout in a new run.
+    result = fit([pairs], tmp_path / "run", minutes=0.1, resume=True, surroundings=surroundings)
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.facts["resumed"][0]["step"] == stopped_at
+    assert folder.checkpoints()[-1] >= stopped_at
+    assert result.scores
+
+
+def test_too_few_pairs_are_refused_with_the_number_needed(tmp_path: Path) -> None:
+    path = tmp_path / "few.tsv"
+    path.write_text("".join(f"{s}\t{t}\n" for s, t in transliterations(MINIMUM_PAIRS - 1)))
+    with pytest.raises(DataError, match=rf"few\.tsv: 499 pairs are too few .* at least {MINIMUM_PAIRS}"):
+        fit([path], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_that_train_would_not_hold_in_memory_is_refused_before_it_is_read(pairs: Path, tmp_path: Path) -> None:
+    num_bytes = pairs.stat().st_size
+    with pytest.raises(DataError, match=r"greek\.tsv: more than 0 MB of text.* `transduce train`"):
+        fit([pairs], tmp_path / "run", surroundings=Surroundings(large_bytes=num_bytes - 1))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="too few"):  # of as many bytes it is read
+        few = tmp_path / "few.tsv"
+        few.write_bytes(b"a\tb\n")
+        fit([few], tmp_path / "run", surroundings=Surroundings(large_bytes=4))
+
+
+def test_pairs_that_all_hang_together_are_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "same.tsv"
+    path.write_text("".join(f"{source}\tthe same\n" for source, _ in transliterations(600)))
+    with pytest.raises(DataError, match=r"same\.tsv: the pairs share .* `transduce train`"):
+        fit([path], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_parts_share_no_source_and_no_target_with_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some sources have several targets, and some targets several sources.
+    rows = transliterations(700)
+    rows += [(source, "Ω" + target) for source, target in rows[:150]]
+    rows += [("x" + source, target) for source, target in rows[100:250]]
+    path = tmp_path / "linked.tsv"
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    seen: dict[str, Any] = {}
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def train(_config: ExperimentConfig, _run_dir: Path, **more: Any) -> None:
+        seen.update(more)
+        raise Enough
+
+    monkeypatch.setattr("transduce.runs.fit.train", train)
+    with pytest.raises(Enough):
+        fit([path], tmp_path / "run")
+    train_pairs, valid = seen["corpus"].train, seen["corpus"].valid
+    held_out = set(rows) - set(zip(train_pairs.src, train_pairs.tgt, strict=True))
+    test = held_out - set(zip(valid.src, valid.tgt, strict=True))
+    assert len(valid) > 20
+    assert len(test) > 20
+    assert len(train_pairs) + len(valid) + len(test) == len(rows)
+    for part in (held_out, test):
+        rest = set(rows) - part
+        assert not {source for source, _ in part} & {source for source, _ in rest}
+        assert not {target for _, target in part} & {target for _, target in rest}
+
+
+# Which settings
+
+
+def random_words(num_words: int, seed: int, letters: str = "abcdefghij") -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices(letters, k=draw.randint(4, 9))) for _ in range(num_words)]
+
+
+def phrases(words: list[str], length: int, num_lines: int = 600) -> list[str]:
+    draw = random.Random(length)
+    return [" ".join(draw.choices(words, k=length)) for _ in range(num_lines)]
+
+
+PHONEMES = ["AH0", "B", "K", "IY1", "S", "T"]
+FEATURES = [f"{kind};{person};{number}" for kind in ("PRS", "PST") for person in "123" for number in ("SG", "PL")]
+LEMMAS = random_words(600, seed=5)
+INFLECTED = [(lemma, FEATURES[row % len(FEATURES)], lemma[:-1] + "est") for row, lemma in enumerate(LEMMAS)]
+VOCABULARY = random_words(900, seed=6)
+# What the pairs are -> their task, and what their sides are cut into.
+FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
+    "words to phonemes": (LEMMAS, phrases(PHONEMES, 6), "pronunciation", ("characters", "words")),
+    "letters with blanks to phonemes": (
+        [" ".join(word) for word in LEMMAS], phrases(PHONEMES, 6), "pronunciation", ("words", "words"),
+    ),
+    "lemmas with features": (
+        [f"{lemma} {features}" for lemma, features, _ in INFLECTED],
+        [form for _, _, form in INFLECTED],
+        "inflection",
+        ("characters", "characters"),
+    ),
+    "features and lemmas of several words": (
+        [f"{features} {lemma} {VOCABULARY[row]}" for row, (lemma, features, _) in enumerate(INFLECTED)],
+        [f"{form} {VOCABULARY[row]}" for row, (_, _, form) in enumerate(INFLECTED)],
+        "inflection",
+        ("characters", "characters"),
+    ),
+    "a word to the same word with other letters": (
+        *map(list, zip(*transliterations(600), strict=True)), "normalisation", ("characters", "characters"),
+    ),
+    "numbers to short phrases": (
+        [str(10**5 + row) for row in range(600)], phrases(VOCABULARY, 4), "normalisation", ("characters", "characters"),
+    ),
+    "sentences": (phrases(VOCABULARY, 8), phrases(VOCABULARY, 9), "translation", ("bpe", "bpe")),
+    "short phrases": (phrases(VOCABULARY, 2), phrases(VOCABULARY, 3), "translation", ("bpe", "bpe")),
+    "formulas with blanks": (
+        [f"{row % 7} * ( {row % 9} - {row} )" for row in range(600)],
+        [str(row % 7 * (row % 9 - row)) for row in range(600)],
+        "arithmetic",
+        ("characters", "characters"),
+    ),
+    "sentences that begin alike": (
+        [f"{VOCABULARY[row % 150]} {VOCABULARY[row % 211]} {VOCABULARY[row % 97]}" for row in range(600)],
+        [f"{VOCABULARY[row % 211]} {VOCABULARY[row % 150]}" for row in range(600)],
+        "translation",
+        ("bpe", "bpe"),
+    ),
+    "lemmas with rare sets of features": (
+        [f"{lemma} V;{row % 5};{row % 7};{row % 4}" for row, lemma in enumerate(LEMMAS)],
+        [lemma[:-1] + "est" for lemma in LEMMAS],
+        "inflection",
+        ("characters", "characters"),
+    ),
+    "names turned round": (
+        [f"{VOCABULARY[row % 9]} {word}" for row, word in enumerate(LEMMAS)],
+        [f"{word}, {VOCABULARY[row % 9]}" for row, word in enumerate(LEMMAS)],
+        "translation",
+        ("bpe", "bpe"),
+    ),
+    "sentences without blanks": (
+        phrases(VOCABULARY, 4), random_words(600, 8, "的一是不了人我在有他这中大来上"), "translation", ("bpe", "bpe"),
+    ),
+    "sentences without blanks on both sides": (
+        random_words(600, 9, "あいうえおかきくけこ"), random_words(600, 8, "的一是不了人我在有"),
+        "translation", ("bpe", "bpe"),
+    ),
+    "commands to actions": (
+        phrases(["walk", "run", "twice", "and", "left"], 5), phrases(["RUN", "WALK", "LEFT"], 6),
+        "translation", ("words", "words"),
+    ),
+    "symbols in order": (
+        phrases(["3", "1", "2", "5"], 5), phrases(["3", "1", "2", "5"], 5),
+        "normalisation", ("characters", "characters"),
+    ),
+    "letters in order": (
+        phrases(["a", "b", "c", "d"], 5), phrases(["a", "b", "c", "d"], 5), "translation", ("words", "words"),
+    ),
+    "dates to other dates": (
+        [f"20{row % 90 + 10}-0{row % 9 + 1}-1{row % 7}" for row in range(600)],
+        [f"1{row % 7}.0{row % 9 + 1}.20{row % 90 + 10}" for row in range(600)],
+        "normalisation",
+        ("characters", "characters"),
+    ),
+    "telephone numbers": (
+        [f"({row % 800 + 100}) {row % 7 + 951}-{row + 1000}" for row in range(600)],
+        [f"+1 {row % 800 + 100}{row % 7 + 951}{row + 1000}" for row in range(600)],
+        "normalisation",
+        ("characters", "characters"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_task_is_recognised_by_the_form_of_its_pairs(form: str) -> None:
+    src, tgt, name, pieces = FORMS[form]
+    assert recognise(Pairs(src, tgt, {}, [], {})).name == name
+    config = settings_for(src, tgt)
+    assert (config.tokenizer.source, config.tokenizer.target) == pieces
+    assert config.tokenizer.joint == (pieces[0] == pieces[1])
+    assert (config.validation.metrics, config.validation.group_sources) == SCORES[name]
+
+
+SCORES = {
+    "arithmetic": (("exact_match",), False),
+    "inflection": (("exact_match", "cer"), False),
+    "normalisation": (("exact_match", "cer"), False),
+    "pronunciation": (("word_error", "per"), True),
+    "translation": (("bleu", "chrf"), False),
+}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("addition", "arithmetic"),
+        ("dates", "normalisation"),
+        ("cmudict", "pronunciation"),
+        ("reverse", "normalisation"),
+    ],
+)
+def test_the_tasks_of_named_sets_are_recognised(dataset: str, name: str) -> None:
+    assert recognise(load_split(dataset, "valid")).name == name
+
+
+def test_odd_lines_do_not_hide_a_task() -> None:
+    pairs = load_split("addition", "valid")
+    assert recognise(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "arithmetic"
+
+
+def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], pairs: Path) -> None:
+    words = ["fit", pairs, "--run-dir", fitted[0], "--minutes", MINUTES, "--resume", "--task"]
+    assert command(*words, "normalisation").status == 0
+    refused = command(*words, "translation")
+    assert refused.status == 78
+    assert "was not begun as translation, which is scored by bleu, chrf" in refused.err
+
+
+def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "surroundings_of", surroundings_of)
+    words = ["fit", pairs, "--minutes", MINUTES, "--json", "--run-dir"]
+    told = command(*words, tmp_path / "run", "--task", "translation")
+    assert set(json.loads(told.out)["scores"]) == {"bleu", "chrf"}
+    assert json.loads(told.out)["training_seconds"] > 0
+    assert "taken for translation" in told.err
+    refused = command(*words, tmp_path / "other", "--task", "translating")
+    assert refused.status == 2
+    assert "no task 'translating'" in refused.err and "translation" in refused.err
+
+
+def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, surroundings: Surroundings) -> None:
+    path = tmp_path / "words.tsv"
+    rows = [(word, " ".join(letter.upper() for letter in word)) for word in dict.fromkeys(LEMMAS * 2)]
+    path.write_text("".join(f"{word}\t{sounds}\n{word}\t{sounds} X\n" for word, sounds in rows))
+    result = fit([path], tmp_path / "run", minutes=MINUTES, surroundings=surroundings)
+    assert [score.name for score in result.scores] == ["word_error", "per"]
+    assert {score.num_segments for score in result.scores} == {result.num_test // 2}
+
+
+def test_settings_are_a_function_of_the_text_and_the_time_alone() -> None:
+    src, tgt = map(list, zip(*transliterations(600), strict=True))
+    assert settings_for(src, tgt) == settings_for(list(src), list(tgt))
+    assert settings_for(src, tgt, minutes=0.1).model.dropout < settings_for(src, tgt, minutes=60).model.dropout
+
+
+def test_every_task_is_scored_by_metrics_that_there_are() -> None:
+    assert {metric for task in TASKS.values() for metric in task.metrics} <= set(METRICS)

@@ -1,0 +1,107 @@
+import io
+import struct
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from transduce.runs.monitoring import TensorBoardWriter, TerminalDisplay, attention_map, learning_curve, metrics_of
+
+TRAINING = {
+    "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,
+    "tokens_per_second": 1234.5,
+}  # fmt: skip
+VALIDATION = {"kind": "validation", "step": 100, "seconds": 6.1, "loss": 2.25, "bleu": 31.5}
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    """Width and height, from where the format has them."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert png[12:16] == b"IHDR"
+    return struct.unpack(">II", png[16:24])
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [TRAINING], [TRAINING, VALIDATION], [VALIDATION, {**VALIDATION, "step": 200, "chrf": 55.0}]]
+)
+def test_a_learning_curve_is_a_png_for_whatever_rows_there_are(rows: list) -> None:
+    width, height = size_of(learning_curve(rows, "a run"))
+    assert width > 500
+    assert height > 200
+
+
+def test_a_learning_curve_has_a_part_for_every_score() -> None:
+    alone = size_of(learning_curve([TRAINING], "a run"))
+    with_bleu = size_of(learning_curve([TRAINING, VALIDATION], "a run"))
+    assert with_bleu == (alone[0], 2 * alone[1])
+
+
+def test_an_attention_map_grows_with_the_sentence() -> None:
+    small = size_of(attention_map([[1.0]], source=["a"], target=["b"], title=""))
+    large = size_of(attention_map([[0.5, 0.5]] * 3, source=["a", "ß"], target=["x", "y", "z"], title=""))
+    assert large[0] > small[0]
+    assert large[1] > small[1]
+
+
+def shown(*rows: dict, is_terminal: bool, width: int = 40, num_steps: int = 1000) -> str:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=is_terminal, width=width, highlight=False)
+    with TerminalDisplay(num_steps, console=console) as display:
+        for row in rows:
+            display(row)
+    return output.getvalue()
+
+
+def test_where_there_is_no_terminal_each_row_is_one_plain_line() -> None:
+    assert shown(TRAINING, VALIDATION, is_terminal=False).splitlines() == [
+        "step 50/1,000  loss 2.500  1,234 tokens/s",
+        "step 100  validation: loss 2.25  bleu 31.5",
+    ]
+
+
+def test_on_a_terminal_of_eighty_columns_there_is_a_bar_with_nothing_cut_off() -> None:
+    text = shown({**TRAINING, "step": 50_000}, is_terminal=True, width=80, num_steps=100_000)
+    assert "\x1b[" in text
+    assert "step 50,000/100,000" in text
+    assert "loss 2.500  1,234 tokens/s" in text
+    assert "…" not in text
+
+
+def test_the_place_of_a_row_in_the_run_is_no_metric() -> None:
+    assert metrics_of(VALIDATION) == {"loss": 2.25, "bleu": 31.5}
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = accumulator.EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_the_rows_that_were_written(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path / "events")
+    writer(TRAINING)
+    writer({**TRAINING, "step": 100, "loss": 2.0})
+    writer(VALIDATION)
+    found = scalars(tmp_path / "events")
+    assert found["training/loss"] == [(50, 2.5), (100, 2.0)]
+    assert found["validation/bleu"] == [(100, 31.5)]
+    assert set(found) == {
+        "training/loss", "training/learning_rate", "training/grad_norm", "training/tokens_per_second",
+        "validation/loss", "validation/bleu",
+    }  # fmt: skip
+
+
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+    killed = TensorBoardWriter(tmp_path)
+    for step in (50, 100, 150):
+        killed({**TRAINING, "step": step, "loss": 9.0})
+    killed.close()
+    resumed = TensorBoardWriter(tmp_path)
+    resumed({**TRAINING, "step": 100, "loss": 2.0})
+    resumed.close()
+    assert scalars(tmp_path)["training/loss"] == [(50, 9.0), (100, 2.0)]
+
+
+def test_tensorboard_touches_no_folder_before_the_first_row(tmp_path: Path) -> None:
+    TensorBoardWriter(tmp_path / "events").close()
+    assert not (tmp_path / "events").exists()

@@ -1,0 +1,335 @@
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from smallest_model import SMALLEST_MODEL
+from transduce.cli import main as cli
+from transduce.runs import train as experiment
+from transduce.runs.folder import RunFolder
+from transduce.training import distributed, trainer
+from transduce.training import step as train_step
+
+NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
+
+SETTINGS = f"""
+[data]
+train = "train.tsv"
+valid = "valid.tsv"
+{SMALLEST_MODEL}
+dropout = 0.2
+[optim]
+schedule = "constant"
+learning_rate = 0.01
+warmup_steps = 4
+ema_decay = 0.8
+epsilon = 1e-5
+[training]
+steps = {NUM_STEPS}
+batch_tokens = 60
+micro_batches = {MICRO_BATCHES}
+validate_every = 4
+log_every = 1
+[validation]
+metrics = ["exact_match"]
+max_pairs = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw = random.Random(1)
+    for name, num_pairs in (("train", 70), ("valid", 9)):
+        words = ["".join(draw.choices("abcdefg", k=draw.randint(2, 9))) for _ in range(num_pairs)]
+        (tmp_path / f"{name}.tsv").write_text("".join(f"{word}\t{word[::-1]}\n" for word in words))
+    (tmp_path / "settings.toml").write_text(SETTINGS)
+    return tmp_path
+
+
+def record_and_strike(rank: str, strike_at: int | None) -> None:
+    """Lets this process write down which pairs it computes in which step, and send itself a signal in one of them."""
+    collate, make_step = train_step.collate, trainer.Trainer.train_step
+    current: list[list[int]] = []
+
+    def recording_collate(pairs: Any, rows: Any) -> Any:
+        current.append(sorted(rows.tolist()))
+        return collate(pairs, rows)
+
+    def recording_step(self: trainer.Trainer, micro_batches: Any, step: int) -> Any:
+        current.clear()
+        if step == strike_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        outcome = make_step(self, micro_batches, step)
+        with Path(f"steps-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps([step, current, outcome.read().loss]) + "\n")
+        return outcome
+
+    train_step.collate, trainer.Trainer.train_step = recording_collate, recording_step
+    experiment._draw_learning_curve = lambda *_: None
+
+
+def start(folder: Path, words: Sequence[str], strike_at: int | None = None, **environment: str) -> int:
+    """The pid of a process that trains: forked, as all that is slow to import is here already."""
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        os.chdir(folder)
+        os.environ.update(environment)
+        rank = environment.get("RANK", "0")
+        sys.stderr = Path(f"messages-{rank}").open("w")  # noqa: SIM115 - for the rest of this process
+        record_and_strike(rank, strike_at)
+        status = cli.main(["train", "settings.toml", "--threads", "1", *words])
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def outcome_of(folder: Path, pid: int, rank: str = "0") -> tuple[int, str]:
+    """Exit status and messages of a process, killed if it hangs."""
+    end = time.monotonic() + 90
+    while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(found[1]), (folder / f"messages-{rank}").read_text()
+
+
+def train_together(
+    folder: Path, run: str, *words: str, strike_at: dict[str, int] | None = None
+) -> list[tuple[int, str]]:
+    """Two processes with the environment of `torchrun`; returns the exit status and the messages of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    words = ("--run-dir", run, *words)
+    pids = {rank: start(folder, words, (strike_at or {}).get(rank), RANK=rank, **common) for rank in ("0", "1")}
+    return [outcome_of(folder, pid, rank) for rank, pid in pids.items()]
+
+
+def train_alone(folder: Path, run: str, *words: str) -> tuple[int, str]:
+    return outcome_of(folder, start(folder, ["--run-dir", run, *words]))
+
+
+def take_steps(folder: Path) -> dict[int, tuple[list[list[int]], float]]:
+    """Step -> the pairs of its micro-batches over all processes, and its loss; what is taken is forgotten."""
+    found: dict[int, tuple[list[list[int]], float]] = {}
+    for path in sorted(folder.glob("steps-*.jsonl")):
+        for step, micro_batches, loss in map(json.loads, path.read_text().splitlines()):
+            seen, first_loss = found.get(step, ([], loss))
+            assert loss == first_loss, "the processes disagree"
+            found[step] = (sorted(seen + micro_batches), loss)
+        path.unlink()
+    return found
+
+
+def test_two_processes_share_muon_and_end_with_the_weights_of_one(folder: Path) -> None:
+    words = ("--optim.method", "muon", "--training.steps", "4")
+    assert train_alone(folder, "alone", *words)[0] == 0
+    assert [status for status, _ in train_together(folder, "together", *words)] == [0, 0]
+    first, second = (RunFolder.open(folder / run).read_model()[0] for run in ("together", "alone"))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) -> None:
+    status, told = train_alone(folder, "alone")
+    assert status == 0, told
+    alone = take_steps(folder)
+    assert [len(alone[step][0]) for step in sorted(alone)].count(1) >= 2  # nothing there for the second process
+
+    (status, told), (other_status, silence) = train_together(folder, "together")
+    assert (status, other_status) == (0, 0), told + silence
+    together = take_steps(folder)
+    assert sorted(together) == list(range(1, NUM_STEPS + 1))
+    assert {step: rows for step, (rows, _) in together.items()} == {step: rows for step, (rows, _) in alone.items()}
+    losses = [[steps[step][1] for step in sorted(steps)] for steps in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    first, second = (RunFolder.open(folder / run) for run in ("together", "alone"))
+    torch.testing.assert_close(first.read_model()[0], second.read_model()[0], rtol=1e-4, atol=1e-4)
+
+    # Rank 0 alone writes and reports.
+    assert [(row["kind"], row["step"]) for row in first.metrics()] == [
+        (row["kind"], row["step"]) for row in second.metrics()
+    ]
+    assert "pairs" not in silence
+    assert [name for name, problem in first.verify() if problem] == []
+
+    # A signal to one process stops both, at the same step, with one checkpoint.
+    (status, told), (other_status, other_told) = train_together(folder, "stopped", strike_at={"1": 6})
+    assert (status, other_status) == (143, 143), told + other_told
+    assert "Stopped at step 6 of 12; all is saved. Go on with: transduce train" in told
+    assert "Traceback" not in told + other_told
+    assert RunFolder.open(folder / "stopped").checkpoints() == [0, 4, 6]
+    before = take_steps(folder)
+
+    # One process goes on in the same order.
+    status, told = train_alone(folder, "stopped", "--resume")
+    assert status == 0, told
+    joined = before | take_steps(folder)
+    assert {step: rows for step, (rows, _) in joined.items()} == {step: rows for step, (rows, _) in alone.items()}
+    assert [joined[step][1] for step in sorted(joined)] == pytest.approx(losses[1], rel=1e-5)
+    assert [(row["kind"], row["step"]) for row in RunFolder.open(folder / "stopped").metrics()] == [
+        (row["kind"], row["step"]) for row in second.metrics()
+    ]
+
+
+def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> None:
+    (status, told), (other_status, other_told) = train_together(folder, "run", strike_at={"0": 3, "1": 3})
+    assert (status, other_status) == (143, 143), told + other_told
+    assert RunFolder.open(folder / "run").checkpoints() == [0, 3]
+
+    # What rank 0 refuses, all refuse; rank 0 alone says so.
+    both = train_together(folder, "run", "--resume", "--model.d_model", "18")
+    assert [status for status, _ in both] == [78, 78]
+    assert ["model.d_model (16 -> 18)" in told for _, told in both] == [True, False]
+
+    both = train_together(folder, "run", "--resume", "--training.batch_tokens", "90", "--accept-changes")
+    assert [status for status, _ in both] == [0, 0], both
+    steps = take_steps(folder)
+    assert sorted(steps) == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        f"""
+        [data]
+        dataset = "copy"
+        {SMALLEST_MODEL}
+        [training]
+        steps = 100000
+        micro_batches = 2
+        batch_tokens = 128
+        log_every = 1
+        [validation]
+        metrics = []
+        """
+    )
+    words = ["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "2"]
+    command = [sys.executable, "-m", "transduce", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        before = []
+        for line in running.stderr:
+            before.append(line)
+            if line.startswith("step 3/"):
+                running.send_signal(signal.SIGTERM)
+                break
+        rest = running.stderr.read()
+    assert running.returncode == 143, before
+    told = [line for line in rest.split("\n") if "Go on with" in line]
+    assert len(told) == 1 and "--processes 2 --resume" in told[0]
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.facts["started"]["processes"] == 2
+    stopped_at = folder.checkpoints()[-1]
+    assert stopped_at >= 3
+    assert cli.main([*words, "--resume", "--training.steps", str(stopped_at + 2), "--quiet"]) == 0
+    assert folder.checkpoints()[-1] == stopped_at + 2
+
+
+def test_a_mistake_in_the_settings_of_two_processes_is_told_once_before_they_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(distributed.subprocess, "Popen")
+    assert cli.main(["train", str(tmp_path / "none.toml"), "--processes", "2"]) == 66
+    assert capfd.readouterr().err.count("none.toml") == 1
+
+
+def test_a_file_in_the_current_folder_is_not_imported_for_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "argparse.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert distributed.spawn(1, ["--version"]) == 0
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "3"), ("5", "5")])
+def test_processes_share_the_usable_cores_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
+) -> None:
+    environments = []
+
+    class Ended:
+        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
+            environments.append(env)
+
+        def poll(self) -> int:
+            return 0
+
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(distributed.machine, "usable_cores", lambda: 7)
+    monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
+    assert distributed.spawn(2, []) == 0
+    assert [each["OMP_NUM_THREADS"] for each in environments] == [expected] * 2
+
+
+@pytest.mark.parametrize(("ends_after", "killed_after"), [(0.3, None), (math.inf, 10.0)])
+def test_when_one_process_fails_the_others_have_a_while_to_end_and_are_not_waited_for_longer(
+    monkeypatch: pytest.MonkeyPatch, ends_after: float, killed_after: float | None
+) -> None:
+    now = 0.0
+    killed: list[float] = []
+
+    class Child:
+        num_made = 0
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.ends = [0.0, ends_after][Child.num_made]
+            Child.num_made += 1
+
+        def poll(self) -> int | None:
+            return 2 if now >= self.ends or killed else None
+
+        def send_signal(self, signum: int) -> None:
+            assert signum == signal.SIGKILL
+            killed.append(now)
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(distributed.subprocess, "Popen", Child)
+    monkeypatch.setattr(distributed, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    assert distributed.spawn(2, []) == 2
+    assert killed == ([] if killed_after is None else [pytest.approx(killed_after, abs=0.1)])
+    assert now == pytest.approx(killed_after or ends_after, abs=0.2)
+
+
+def test_processes_can_be_started_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.subprocess, "Popen", lambda *_, **__: SimpleNamespace(poll=lambda: 7))
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(distributed.spawn, 1, []).result() == 7
+
+
+def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def __init__(self, *_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def poll(self) -> int:
+            return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
+    assert distributed.spawn(1, []) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
