@@ -32,11 +32,12 @@ from transduce.cli.benchmark.matrix_products import synchronise
 from transduce.data.batches import EncodedPairs, bucket_batches, collate, plan_epoch
 from transduce.data.packed_batches import collate_packed, pack_batches
 from transduce.devices import machine
-from transduce.model import PRESETS, Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.packing import Segments
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.loss import cross_entropy_sum
-from transduce.training.optim import OptimConfig
-from transduce.training.step import TrainingConfig, TrainStep
+from transduce.training.step import TrainStep
 
 # Products of bfloat16 that the makers promise, without sparsity, in operations a second.
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}

@@ -16,7 +16,8 @@ from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
 from transduce.runs.corpus import folders_by_environment
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 BATCH_TOKENS, SEED, NUM_VALID = 4096, 1, 100
 FIRST_PIECE = Tokenizer.eos_id + 1

@@ -1142,7 +1142,8 @@ from transduce.data.batches import collate
 from transduce.data.datasets import load_split
 from transduce.evaluation.evaluate import score
 from transduce.inference.attention_maps import record_attention
-from transduce.inference.search import DecodingConfig, length_norm_of
+from transduce.inference.config import DecodingConfig
+from transduce.inference.search import length_norm_of
 from transduce.learn import FAST, Ledger, check, source_of
 from transduce.learn.experiments import batches, decoding, recipe
 from transduce.learn.pictures import decoding as decoding_pictures

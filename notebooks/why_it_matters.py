@@ -21,7 +21,7 @@ from transduce.learn.experiments.why import GRU, LSTM
 from transduce.learn.measuring import longest_chain
 from transduce.learn.pictures import why as pictures
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq
-from transduce.model import VocabularySizes
+from transduce.model.config import VocabularySizes
 
 speed_up_cpu()
 ledger = Ledger.load()

@@ -5,7 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 
 PAD = 0
 SMALL = TransformerConfig(

@@ -8,8 +8,8 @@ import torch
 
 import transduce
 from transduce.devices.cpu import speed_up_cpu
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 
 speed_up_cpu()
 is_int8 = sys.argv[3:] == ["int8"]

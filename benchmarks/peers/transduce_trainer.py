@@ -15,11 +15,12 @@ from transduce import __version__
 from transduce.cli.benchmark.training import MODELS
 from transduce.data.batches import EncodedPairs
 from transduce.devices.cpu import speed_up_cpu
-from transduce.model import Transformer, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import VocabularySizes
 from transduce.runs.folder import RunFolder
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process, joined
-from transduce.training.optim import OptimConfig
-from transduce.training.trainer import Trainer, TrainingConfig
+from transduce.training.trainer import Trainer
 
 
 def main(num_processes: int) -> None:

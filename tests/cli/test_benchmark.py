@@ -18,10 +18,11 @@ from transduce.cli.benchmark.matrix_products import RecordedProducts
 from transduce.cli.benchmark.training import PARTS, padding_shares, record_products, wmt_like_pairs
 from transduce.data.batches import EncodedPairs
 from transduce.devices import machine
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
-from transduce.training.optim import OptimConfig
-from transduce.training.trainer import Trainer, TrainingConfig
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.trainer import Trainer
 
 D_MODEL, D_FF, NUM_ENCODER_LAYERS, NUM_DECODER_LAYERS, VOCAB_SIZE = 8, 22, 3, 2, 41
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -5,8 +5,8 @@ import pytest
 
 from calling import command
 from transduce.cli.benchmark.decoding import measure_decoding
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 
 pytest_plugins = ["small_run"]
 

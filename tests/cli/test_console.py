@@ -27,9 +27,11 @@ from transduce.config.toml import build, parse_toml
 from transduce.data.pairs import read_lines
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.inference.predictor import vocabulary_sizes
-from transduce.model import Transformer, TransformerConfig
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 MOST_IDS = 40
 CONFIG = f"""

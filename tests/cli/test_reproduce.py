@@ -24,7 +24,7 @@ from transduce.data import synthetic as small_tasks
 from transduce.data.datasets import find_dataset, load_split
 from transduce.devices import machine
 from transduce.errors import TransduceError
-from transduce.evaluation.metrics import METRICS
+from transduce.evaluation.config import METRICS
 from transduce.runs.folder import RunFolder
 from transduce.training.signals import Stopped
 

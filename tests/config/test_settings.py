@@ -8,11 +8,12 @@ from typing import Literal
 
 import pytest
 
-from transduce.config.settings import ExperimentConfig, ValidationConfig, load_config, refuse_changes
+from transduce.config.settings import ExperimentConfig, load_config, refuse_changes
 from transduce.config.toml import build, differences, override, parse_toml, to_table, to_toml
 from transduce.errors import ConfigMismatchError, TransduceError
-from transduce.inference.search import DecodingConfig
-from transduce.model import PRESETS
+from transduce.evaluation.config import ValidationConfig
+from transduce.inference.config import DecodingConfig
+from transduce.model.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/transduce"

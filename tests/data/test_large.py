@@ -30,7 +30,8 @@ from transduce.data.large.scan import scan, text_bytes
 from transduce.data.large.workers import worker_processes
 from transduce.data.pairs import Pairs, count_overlap, iterate_blocks, read_pairs
 from transduce.errors import DamagedFileError, DataError, RunFolderError, TransduceError
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 CONFIG = TokenizerConfig(vocab_size=300)
 JOBS = {

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import transduce.devices.graphs
 from transduce.data.batches import EncodedPairs
 from transduce.devices.graphs import GraphedWork
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
-from transduce.training.optim import OptimConfig
-from transduce.training.step import TrainingConfig, TrainStep
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.step import TrainStep
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from sacrebleu.significance import PairedTest
 
 from transduce.errors import DataError, TransduceError
 from transduce.evaluation import metrics
+from transduce.evaluation.config import METRICS
 from transduce.evaluation.definitions import DEFINITIONS, edit_distance
-from transduce.evaluation.metrics import METRICS, compare, evaluate, evaluate_pronunciation, group_by_source
+from transduce.evaluation.metrics import compare, evaluate, evaluate_pronunciation, group_by_source
 
 SACREBLEU = {"bleu": BLEU, "tokenized_bleu": partial(BLEU, tokenize="none", force=True), "chrf": CHRF, "ter": TER}
 VOCABULARY = [f"w{number}" for number in range(53)]

@@ -7,11 +7,13 @@ import torch
 
 from calling import command
 from transduce.export import ctranslate2 as known
+from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
-from transduce.model import Transformer, TransformerConfig
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 pytest_plugins = ["small_run"]
 

@@ -17,12 +17,14 @@ from calling import command, content_of
 from transduce.errors import DataError
 from transduce.export import Certificate, Exported, Lines, certify
 from transduce.export.certificate import MOST_LINES, SEARCHES
+from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
-from transduce.model import Transformer, TransformerConfig
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 pytest_plugins = ["small_run"]
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from transduce.errors import TransduceError
 from transduce.export import huggingface
+from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
-from transduce.model import Transformer, TransformerConfig
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 os.environ["HF_HUB_OFFLINE"] = "1"

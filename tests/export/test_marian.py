@@ -22,8 +22,8 @@ from torch import Tensor
 from calling import command, content_of
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.export.marian import import_marian
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 from transduce.model.positional import sinusoidal_table
 from transduce.runs.folder import RunFolder
 from transduce.text.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from transduce.errors import TransduceError
 from transduce.export.tokenizer_files import Side, library_tokenizer, two_sided_tokenizer
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
-from transduce.text.vocabulary import Kind
+from transduce.text.config import Kind, TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 KINDS = get_args(Kind)
 SIDES = get_args(Side)

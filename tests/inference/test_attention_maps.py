@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from transduce.inference.attention_maps import record_attention
-from transduce.model import MultiHeadAttention, Transformer, TransformerConfig, VocabularySizes
+from transduce.model import MultiHeadAttention, Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 
 PAD = 0
 SRC = torch.tensor([[4, 7, 3, 9, 5], [8, 2, PAD, PAD, PAD]])

@@ -10,8 +10,9 @@ from test_search import BOS, EOS, PAD, SPECIAL, VOCAB_SIZE, Script, all_answers,
 
 from transduce.errors import TransduceError
 from transduce.inference.beam_search import beam_search
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import ForbiddenText, Rules
-from transduce.inference.search import DecodingConfig, Hypothesis, greedy_search, sample
+from transduce.inference.search import Hypothesis, greedy_search, sample
 
 A, B, AB = 3, 4, 5
 PIECES = [b"", b"", b"", b"a", b"b", b"ab"]

@@ -24,8 +24,10 @@ from transduce.inference.explain_page import MOST_BYTES, explanation_page
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor, vocabulary_sizes
 from transduce.learn.explained import explained
-from transduce.model import Transformer, TransformerConfig
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 pytest_plugins = ["small_run"]
 

@@ -13,13 +13,16 @@ import pytest
 import torch
 
 import transduce.inference.predictor
+from transduce.devices.device import find_device
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.engine import InferenceModel
-from transduce.inference.predictor import Predictor, find_device, load, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
-from transduce.model import Transformer, TransformerConfig
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.inference.predictor import Predictor, load, vocabulary_sizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 pytest_plugins = ["small_run"]
 

@@ -11,7 +11,8 @@ import transduce.inference.beam_search
 import transduce.inference.search
 from transduce.errors import TransduceError
 from transduce.inference.beam_search import beam_search
-from transduce.inference.search import DecodingConfig, Hypothesis, SpecialIds, greedy_search, sample
+from transduce.inference.config import DecodingConfig
+from transduce.inference.search import Hypothesis, SpecialIds, greedy_search, sample
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = SpecialIds(PAD, BOS, EOS)

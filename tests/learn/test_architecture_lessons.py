@@ -9,7 +9,7 @@ from transduce.learn.pictures import architecture as pictures
 from transduce.learn.pictures.masks import batch_masks
 from transduce.learn.tasks import BOS, EOS, PAD, reversal
 from transduce.learn.training import small_transformer
-from transduce.model import PRESETS
+from transduce.model.config import PRESETS
 
 PAIRS = [("b c", "x"), ("c a b d", "y z y x")]
 

@@ -28,8 +28,10 @@ from transduce.learn.tagging import UNASKED, Tagger, share_right
 from transduce.learn.tasks import reversal
 from transduce.learn.tracing import Trace, live_shapes, record_outputs, trace
 from transduce.learn.training import Training, small_transformer
-from transduce.model import MultiHeadAttention, VocabularySizes
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.model import MultiHeadAttention
+from transduce.model.config import VocabularySizes
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 SMALL = {"d_model": 12, "d_ff": 20, "num_heads": 3}
 

@@ -12,7 +12,8 @@ from transduce.learn.experiments.recipe import Words
 from transduce.learn.pictures import inside as pictures
 from transduce.learn.training import Training, small_transformer
 from transduce.model import MultiHeadAttention, attention
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 WORDS, SOUNDS = ["cab", "bad", "deed", "a"], ["K AE B", "B AE D", "D IY D", "AH"]
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from transduce.inference.beam_search import beam_search
-from transduce.inference.search import DecodingConfig, SpecialIds
+from transduce.inference.config import DecodingConfig
+from transduce.inference.search import SpecialIds
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, batch_of, copying
 from transduce.learn.training import exact_match, train, written
-from transduce.model import VocabularySizes
+from transduce.model.config import VocabularySizes
 
 VOCABULARY = VocabularySizes(source=13, target=11, num_target_ids=11, is_joint=False)
 SHAPES = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 
 PAD = 0
 NAMES = {

@@ -7,16 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_model import JOINT, PAD, SEPARATE, SOURCES, random_ids, random_tensor, small_model
-from transduce.model import (
-    PRESETS,
-    MultiHeadAttention,
-    Transformer,
-    TransformerConfig,
-    VocabularySizes,
-    attention,
-    causal_mask,
-    padding_mask,
-)
+from transduce.model import MultiHeadAttention, Transformer, attention, causal_mask, padding_mask
+from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.feed_forward import FeedForward, GatedFeedForward
 from transduce.model.positional import RotaryPositions, sinusoidal_table
 from transduce.model.residual import AddAndNorm

@@ -14,7 +14,8 @@ from covering import covered
 from transduce.data.batches import EncodedPairs
 from transduce.data.packed_batches import PackedBatch, collate_packed, pack_batches
 from transduce.errors import TransduceError
-from transduce.model import Packing, Transformer, TransformerConfig, VocabularySizes, attention
+from transduce.model import Packing, Transformer, attention
+from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.model.packing import Segments
 
 PAD, BOS, EOS = 0, 1, 2

@@ -15,9 +15,9 @@ from transduce.config.settings import ExperimentConfig
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
 from transduce.errors import DataError, RunFolderError
-from transduce.evaluation.metrics import METRICS
+from transduce.evaluation.config import METRICS
 from transduce.inference.predictor import Predictor
-from transduce.model import PRESETS
+from transduce.model.config import PRESETS
 from transduce.runs.corpus import Surroundings
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
 from transduce.runs.folder import RunFolder

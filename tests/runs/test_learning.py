@@ -11,14 +11,16 @@ import torch
 
 from transduce.data.batches import encode_pairs
 from transduce.data.pairs import Pairs
+from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import corpus_loss
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
-from transduce.model import Transformer, TransformerConfig
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
-from transduce.training.optim import OptimConfig
-from transduce.training.trainer import Trainer, TrainingConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.trainer import Trainer
 
 LETTERS = "abcde"
 MAX_LEN = 11

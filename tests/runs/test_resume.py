@@ -20,32 +20,27 @@ import torch
 
 from covering import rest_as_proofs
 from transduce.cli import main as cli
-from transduce.config.settings import (
-    ON_RESUME,
-    DataConfig,
-    ExperimentConfig,
-    ValidationConfig,
-    carry_over,
-    refuse_changes,
-    resume_class,
-)
+from transduce.config.settings import ON_RESUME, ExperimentConfig, carry_over, refuse_changes, resume_class
 from transduce.config.toml import to_table, to_toml
 from transduce.data.batches import encode_pairs
+from transduce.data.config import DataConfig
 from transduce.data.packed_batches import pack_batches
 from transduce.errors import ConfigMismatchError, RunFolderError, TransduceError
 from transduce.evaluation import evaluate as scoring
+from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.metrics import Score
 from transduce.files import atomic as files
-from transduce.model import TransformerConfig
+from transduce.model.config import TransformerConfig
 from transduce.runs import train as experiment
 from transduce.runs.corpus import Surroundings, read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.train import train
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
-from transduce.training.optim import OptimConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.signals import Stopped
 from transduce.training.state import TrainerState
-from transduce.training.trainer import Trainer, TrainingConfig
+from transduce.training.trainer import Trainer
 
 DRAW = experiment._draw_learning_curve  # which most tests here go without
 NUM_STEPS, STEPS_PER_EPOCH = 15, 6  # two and a half epochs

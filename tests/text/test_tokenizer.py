@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.text.tokenizer import Kind, Tokenizer, TokenizerConfig
+from transduce.text.config import Kind, TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 KINDS = get_args(Kind)
 SUBWORDS = ("bpe", "unigram")

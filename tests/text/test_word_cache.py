@@ -2,7 +2,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transduce.text import word_cache as word_table
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 from transduce.text.word_cache import WordTable
 
 LINES = ["the old man sees the dog.", "two men and 17 dogs  run", "der Mann läuft, und läuft"]

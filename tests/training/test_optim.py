@@ -5,16 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from transduce.training.config import OptimConfig
 from transduce.training.distributed import Process
 from transduce.training.muon import orthogonalised
-from transduce.training.optim import (
-    OptimConfig,
-    build_optimizers,
-    clip_gradients,
-    inverse_sqrt_rate,
-    learning_rate,
-    update_average,
-)
+from transduce.training.optim import build_optimizers, clip_gradients, inverse_sqrt_rate, learning_rate, update_average
 
 NUM_STEPS, WARMUP_STEPS = 211, 17
 SCHEDULES = ["inverse_sqrt", "linear", "cosine", "constant"]

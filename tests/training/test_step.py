@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from transduce.data.batches import EncodedPairs
 from transduce.errors import DivergedError, TransduceError
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
 from transduce.training import step as train_step
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
-from transduce.training.optim import OptimConfig
 from transduce.training.signals import Stopped
 from transduce.training.state import StepResult, Validation
-from transduce.training.step import StepOutcome, TrainingConfig, TrainStep, split_for_cpu
+from transduce.training.step import StepOutcome, TrainStep, split_for_cpu
 from transduce.training.trainer import Trainer
 
 VOCAB, PAD, BOS, EOS = 29, 0, 1, 2

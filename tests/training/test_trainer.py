@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from transduce.data.batches import EncodedPairs, plan_epoch
 from transduce.errors import DivergedError, TransduceError
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
-from transduce.training.optim import OptimConfig
-from transduce.training.trainer import Trainer, TrainingConfig, Validation
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.trainer import Trainer, Validation
 
 VOCAB, PAD, BOS, EOS = 29, 0, 1, 2
 MODEL = TransformerConfig(d_model=16, d_ff=23, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, dropout=0.1)

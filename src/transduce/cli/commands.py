@@ -29,16 +29,17 @@ from transduce.cli.console import (
     write_now,
 )
 from transduce.cli.reproduce import reproduce
-from transduce.config.settings import GROUPED_METRICS, ExperimentConfig, load_config, refuse_unknown_metrics
+from transduce.config.settings import ExperimentConfig, load_config
 from transduce.devices.cpu import speed_up_cpu
 from transduce.errors import TransduceError
+from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import compare
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.explain import explain
 from transduce.inference.explain_page import explanation_page
 from transduce.inference.predictor import Prediction, Predictor
-from transduce.inference.search import DecodingConfig
 from transduce.runs.corpus import Surroundings, count_training_overlap, prepare
 from transduce.runs.fit import fit
 from transduce.runs.folder import RunFolder

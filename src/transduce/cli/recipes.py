@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from transduce.config.settings import GROUPED_METRICS, ExperimentConfig, load_config, scores_by_name
+from transduce.config.settings import ExperimentConfig, load_config
 from transduce.config.toml import differences
 from transduce.data.datasets import load_split
 from transduce.devices import machine
 from transduce.errors import TransduceError, nearest
+from transduce.evaluation.config import GROUPED_METRICS, scores_by_name
 from transduce.evaluation.evaluate import score
 from transduce.inference.predictor import Predictor
 from transduce.runs.corpus import Surroundings

@@ -15,8 +15,8 @@ from rich.table import Table
 from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
 from transduce.cli.recipes import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of, sittings_of
 from transduce.devices import machine
+from transduce.devices.device import find_device
 from transduce.errors import ConfigMismatchError, TransduceError
-from transduce.inference.predictor import find_device
 from transduce.runs.folder import RunFolder
 from transduce.training.distributed import spawn
 from transduce.training.signals import Stopped

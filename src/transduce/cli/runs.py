@@ -22,12 +22,14 @@ from transduce.cli.console import (
     surroundings_of,
 )
 from transduce.cli.export import lines_of
-from transduce.config.settings import load_config, scores_by_name
+from transduce.config.settings import load_config
 from transduce.data import datasets
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
+from transduce.evaluation.config import scores_by_name
 from transduce.files.tensors import average_tensors
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.model import PRESETS, Transformer, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import PRESETS, VocabularySizes
 from transduce.runs.folder import RunFolder
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import num_processes, spawn

@@ -2,73 +2,19 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transduce.config.toml import build, override, parse_toml
-from transduce.errors import ConfigMismatchError, TransduceError, nearest
-from transduce.evaluation.metrics import METRICS
-from transduce.inference.search import DecodingConfig
-from transduce.model import PRESETS, TransformerConfig
-from transduce.text.tokenizer import TokenizerConfig
-from transduce.training.optim import OptimConfig
-from transduce.training.step import TrainingConfig
-
-T = TypeVar("T")
-
-GROUPED_METRICS = ("word_error", "per")  # the pronunciation scores: rows of one source are its alternatives
-_FORMER_NAMES = {
-    "wer": "word_error"
-}  # of grouped scores, in files that are still read: elsewhere `wer` is edits / words
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the pairs are: a named data set, or files (one with both sides, or one for each)."""
-
-    dataset: str = ""  # see `transduce data`; gives train and valid
-    train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learnt from a sample
-    valid: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()  # one or two files of further training pairs, such as a model's own answers
-    max_len: int = 256  # training pairs with a longer side, in ids, are left out
-
-    def __post_init__(self) -> None:
-        if bool(self.dataset) == bool(self.train):
-            raise TransduceError("which data? Set either data.dataset (a name) or data.train (one or two files).")
-        if self.dataset and self.valid:
-            raise TransduceError("data.valid goes with data.train: a named data set brings its own.")
-        if len(self.more) > 2:
-            raise TransduceError(f"data.more has {len(self.more)} files: give one with both sides, or one for each.")
-        if self.max_len < 2:
-            raise TransduceError(f"data.max_len is {self.max_len}: it must be at least 2, a token and its end.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """How good a model is found to be during training."""
-
-    metrics: tuple[str, ...] = ("bleu",)  # of decoded answers; none: the loss alone
-    best: str = "loss"  # the weights with the best of this are kept: "loss" or one of `metrics`
-    max_pairs: int = 500  # decoded at each validation, spread evenly; the loss is of all
-    beam_size: int = 1
-    group_sources: bool = False  # rows of one source are its alternatives: see GROUPED_METRICS
-
-    def __post_init__(self) -> None:
-        refuse_unknown_metrics(self.metrics, "validation.metrics")
-        if self.best != "loss" and self.best not in self.metrics:
-            raise TransduceError(
-                f"validation.best is '{self.best}': it must be 'loss' or one of validation.metrics "
-                f"({', '.join(self.metrics) or 'none'})."
-            )
-        if self.group_sources and not set(self.metrics) <= set(GROUPED_METRICS):
-            raise TransduceError(
-                f"with validation.group_sources, validation.metrics may hold {' and '.join(GROUPED_METRICS)} alone."
-            )
-        for name in ("max_pairs", "beam_size"):
-            if getattr(self, name) < 1:
-                raise TransduceError(f"validation.{name} is {getattr(self, name)}: it must be at least 1.")
+from transduce.data.config import DataConfig
+from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.evaluation.config import ValidationConfig, name_of_score
+from transduce.inference.config import DecodingConfig
+from transduce.model.config import PRESETS, TransformerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.training.config import OptimConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,23 +54,6 @@ ON_RESUME = {
         "model.tie_embeddings", "model.output_bias", "model.max_len",
     ],
 }  # fmt: skip
-
-
-def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
-    """Raises TransduceError, naming the setting `where`, before the long work and not after it."""
-    for name in names:
-        if name not in METRICS:
-            raise TransduceError(f"{where} has '{name}', which is unknown.{nearest(name, METRICS)}")
-
-
-def name_of_score(name: str, *, group_sources: bool) -> str:
-    """What a score in a file is called: by its name now, if the file is older."""
-    return _FORMER_NAMES.get(name, name) if group_sources else name
-
-
-def scores_by_name(scores: Mapping[str, T], *, group_sources: bool) -> dict[str, T]:
-    """`scores` as they are called now; other things than scores may stand among them."""
-    return {name_of_score(name, group_sources=group_sources): value for name, value in scores.items()}
 
 
 def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from transduce.config.settings import GROUPED_METRICS, ExperimentConfig
+from transduce.config.settings import ExperimentConfig
 from transduce.data.pairs import Pairs
 from transduce.errors import TransduceError
+from transduce.evaluation.config import GROUPED_METRICS
 from transduce.evaluation.metrics import Score, evaluate, evaluate_pronunciation
 from transduce.inference.forced_decoding import corpus_loss
 from transduce.inference.predictor import Predictor

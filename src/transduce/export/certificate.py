@@ -10,9 +10,10 @@ import torch
 
 from transduce.errors import DataError
 from transduce.evaluation.metrics import evaluate
+from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig, length_norm_of
+from transduce.inference.search import length_norm_of
 
 MOST_LINES = 1_000
 TIE = 1e-4  # two answers whose scores differ by no more are equally good: rounding decides between them

@@ -15,10 +15,11 @@ from transduce.errors import TransduceError
 from transduce.export.certificate import SEARCHES
 from transduce.export.tokenizer_files import library_tokenizer
 from transduce.files.atomic import write_atomically
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
-from transduce.model import Transformer, TransformerConfig
+from transduce.model import Transformer
 from transduce.model.attention import MultiHeadAttention
+from transduce.model.config import TransformerConfig
 from transduce.model.feed_forward import GatedFeedForward
 from transduce.model.positional import LearnedPositions, sinusoidal_table
 from transduce.text.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from transduce.devices import machine
 from transduce.errors import RunFolderError
 from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
 from transduce.files import atomic as files
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 
 # The packages that each format is written and run by; its module has the format's name.
 _PACKAGES = {

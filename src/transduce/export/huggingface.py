@@ -25,8 +25,8 @@ from transduce.export.certificate import SEARCHES
 from transduce.export.tokenizer_files import library_tokenizer, two_sided_tokenizer
 from transduce.files.atomic import write_atomically
 from transduce.files.tensors import write_tensors
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 from transduce.model import Transformer
 from transduce.model.positional import sinusoidal_table
 from transduce.text.tokenizer import Tokenizer

@@ -18,19 +18,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from transduce.config.settings import DataConfig, ExperimentConfig
+from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import build, to_toml
+from transduce.data.config import DataConfig
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files import atomic as files
 from transduce.files.certified import damaged
-from transduce.inference.search import DecodingConfig
-from transduce.model import TransformerConfig
+from transduce.inference.config import DecodingConfig
+from transduce.model.config import TransformerConfig
 from transduce.model.positional import sinusoidal_table
 from transduce.runs.folder import RunFolder
+from transduce.text.config import CONTROL_NAMES, TokenizerConfig
 from transduce.text.sentencepiece import UNKNOWN, SentencePieces
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
-from transduce.text.vocabulary import CONTROL_NAMES
-from transduce.training.step import TrainingConfig
+from transduce.text.tokenizer import Tokenizer
+from transduce.training.config import TrainingConfig
 
 _FILE_NAMES = ("config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm", "vocab.json")
 _PAD, _EOS = "<pad>", "</s>"

@@ -10,8 +10,8 @@ import numpy as np
 from transduce.errors import TransduceError
 from transduce.export.tokenizer_files import library_tokenizer
 from transduce.files.atomic import write_atomically
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 
 if TYPE_CHECKING:
     from transduce.export.greedy_onnx import Greedy

@@ -15,8 +15,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transduce.errors import TransduceError
+from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS, Kind
 from transduce.text.tokenizer import Tokenizer
-from transduce.text.vocabulary import _SUBWORD_BORDERS, CONTROL_NAMES, NUM_FIXED_IDS, Kind, Vocabulary
+from transduce.text.vocabulary import _SUBWORD_BORDERS, Vocabulary
 
 Side = Literal["source", "target"]
 

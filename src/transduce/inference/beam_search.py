@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Rules
 from transduce.inference.search import (
     COMPACT_WHEN_IDLE,
-    DecodingConfig,
     Hypothesis,
     S,
     SpecialIds,

@@ -18,7 +18,7 @@ from transduce.inference.attention_maps import AttentionMaps, record_attention
 from transduce.inference.constraints import Constraints
 from transduce.inference.predictor import Prediction, Predictor
 from transduce.inference.search import Hypothesis, Step
-from transduce.text.vocabulary import CONTROL_NAMES, NUM_FIXED_IDS
+from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
 
 MOST_TOKENS = 256  # of a text: the weights of one head are their square
 

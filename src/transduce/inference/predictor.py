@@ -13,14 +13,17 @@ from torch import Tensor
 from transduce.config.toml import build, parse_toml
 from transduce.data.batches import bucket_batches, pad_sources
 from transduce.devices.cpu import workers
+from transduce.devices.device import find_device
 from transduce.errors import TransduceError
 from transduce.files.tensors import load_parameters
 from transduce.inference.beam_search import beam_search
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints, ForbiddenText, Rules
 from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import Annotation, annotate
-from transduce.inference.search import DecodingConfig, Hypothesis, SpecialIds, Step, greedy_search, sample
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_search, sample
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
 from transduce.text.tokenizer import Tokenizer
 
@@ -319,24 +322,6 @@ def vocabulary_sizes(tokenizer: Tokenizer) -> VocabularySizes:
         is_joint=tokenizer.is_joint,
         pad_id=tokenizer.pad_id,
     )
-
-
-def find_device(name: str) -> torch.device:
-    """The device called `name`, a CPU or CUDA one; "auto" is the first GPU if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):  # others, such as mps, lack float64
-            raise RuntimeError
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError):
-        has_gpu = torch.cuda.is_available()
-        raise TransduceError(
-            f"there is no device '{name}' to compute on here, which must be a CPU or an NVIDIA GPU: take "
-            f"{'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."
-        ) from None
-    return device
 
 
 def _uniforms(rows: list[int], draw: int, seed: int, length: int) -> Tensor:

@@ -9,55 +9,15 @@ symbol are never chosen. Letters: B sentences, V vocabulary, T tokens so far.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from transduce.errors import TransduceError
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Rules
-
-_WIDEST_BEAM = 1_000  # a wider one is asked for by mistake
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingConfig:
-    """How an answer is looked for."""
-
-    beam_size: int = 5  # hypotheses kept at each step; 1 is greedy search
-    length_penalty: float = 0.6  # alpha: 0 scores by probability alone, larger values favour longer answers
-    length_norm: Literal["wu", "power"] = "wu"  # ((5 + length) / 6)^alpha (Wu et al. 2016), or length^alpha
-    max_len_ratio: float = 2.0  # an answer has at most ratio * source tokens + extra tokens
-    max_len_extra: int = 20
-    min_len: int = 0  # tokens that an answer has at least, its end symbol not counted, where it has room for them
-    no_repeat_ngram_size: int = 0  # no stretch of so many tokens comes twice in an answer; 0: any may
-    temperature: float = 0.0  # above 0: draw each token instead of searching; 1 draws from the model's distribution
-    top_k: int = 0  # draw from the k likeliest tokens alone; 0: from all
-    top_p: float = 1.0  # draw from the smallest set of tokens with at least this probability
-    seed: int = 1  # of the draws
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.beam_size <= _WIDEST_BEAM:
-            raise TransduceError(
-                f"the beam size is {self.beam_size:,}: it must be from 1 (greedy search) to {_WIDEST_BEAM:,}; time and "
-                "memory grow with it, and answers seldom get better beyond 10."
-            )
-        if not math.isfinite(self.length_penalty) or self.length_penalty < 0:
-            raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) or more.")
-        if self.max_len_ratio < 0 or self.max_len_extra < 1:
-            raise TransduceError("max_len_ratio must be at least 0 and max_len_extra at least 1: answers need room.")
-        if self.min_len < 0 or self.no_repeat_ngram_size < 0:
-            raise TransduceError("min_len and no_repeat_ngram_size must be 0 (off) or more.")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise TransduceError(f"the temperature is {self.temperature}: it must be 0 (search) or more.")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise TransduceError("top_k must be 0 (all) or more, top_p above 0 and at most 1.")
-
-    def max_len(self, src_len: int) -> int:
-        """Tokens an answer to `src_len` source tokens may have, its end symbol included."""
-        return int(self.max_len_ratio * src_len) + self.max_len_extra
 
 
 class SpecialIds(NamedTuple):

@@ -15,7 +15,8 @@ from transduce.data.batches import Batch
 from transduce.learn.surgery import NormWithoutAdd, TransformerWithoutPaddingMask, UnscaledEmbedding, forget_shift
 from transduce.learn.tasks import PAD, SymbolTask, reversal
 from transduce.learn.training import small_transformer
-from transduce.model import MultiHeadAttention, Transformer, VocabularySizes
+from transduce.model import MultiHeadAttention, Transformer
+from transduce.model.config import VocabularySizes
 from transduce.model.positional import SinusoidalPositions
 
 TASK: SymbolTask = reversal(8, 2, 7)

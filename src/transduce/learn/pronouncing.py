@@ -13,7 +13,7 @@ from transduce.data.datasets import load_split
 from transduce.evaluation.metrics import Score, evaluate
 from transduce.learn.tasks import FIRST_SYMBOL, batch_of
 from transduce.learn.training import written
-from transduce.model import VocabularySizes
+from transduce.model.config import VocabularySizes
 
 _SHORTEST, _LONGEST = 3, 10  # letters
 _MOST_PHONEMES = 25  # in an answer; no word of these has as many

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from transduce.model import VocabularySizes
 from transduce.model.attention import attention
+from transduce.model.config import VocabularySizes
 from transduce.model.dropout import Dropout
 
 _CELLS = {"gru": (nn.GRU, 1), "lstm": (nn.LSTM, 2)}  # and how many vectors its state has

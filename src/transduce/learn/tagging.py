@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transduce.learn.tasks import FIRST_SYMBOL
 from transduce.learn.training import Training, optimise, small_transformer
-from transduce.model import VocabularySizes
+from transduce.model.config import VocabularySizes
 
 Answers = Int[Tensor, "batch len questions"]
 Ask = Callable[[Int[Tensor, "batch len"]], Answers]  # symbols from 0 -> right answers, UNASKED where there is none

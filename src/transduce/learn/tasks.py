@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from transduce.data.batches import Batch
-from transduce.model import VocabularySizes
+from transduce.model.config import VocabularySizes
 
 PAD, BOS, EOS, FIRST_SYMBOL = 0, 1, 2, 3
 

@@ -18,7 +18,8 @@ from transduce.learn.ledger import FAST
 from transduce.learn.tasks import BOS
 from transduce.learn.training import Training, small_transformer, train, written
 from transduce.model import Transformer
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 SENTENCE = "the small gardener likes a birdhouse"  # one that is in no training data: see `sentence_reverser`
 _NOUNS = ("dog", "cat", "bird", "horse", "teacher", "gardener", "child", "fox")

@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transduce.data.batches import Batch
-from transduce.inference.search import DecodingConfig, SpecialIds, greedy_search
+from transduce.inference.config import DecodingConfig
+from transduce.inference.search import SpecialIds, greedy_search
 from transduce.learn.tasks import BOS, EOS, PAD
-from transduce.model import Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.training.loss import cross_entropy_sum
 
 Draw = Callable[[int, torch.Generator], Batch]  # (rows, random) -> a fresh batch

@@ -2,8 +2,9 @@
 
 from transduce.model.attention import MultiHeadAttention, attention, causal_mask, padding_mask
 from transduce.model.cache import DecoderState
+from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.packing import Packing, Segments
-from transduce.model.transformer import PRESETS, Transformer, TransformerConfig, VocabularySizes
+from transduce.model.transformer import Transformer
 
 __all__ = [
     "PRESETS",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from transduce.config.settings import DataConfig, ExperimentConfig
+from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, ShardedPairs, TrainingPairs, encode_pairs
+from transduce.data.config import DataConfig
 from transduce.data.datasets import DEFAULT_CACHE, load_split
 from transduce.data.download import open_url
 from transduce.data.large.folder import PreparedFolder

@@ -7,21 +7,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transduce.config.settings import DataConfig, ExperimentConfig, ValidationConfig, load_config
+from transduce.config.settings import ExperimentConfig, load_config
+from transduce.data.config import DataConfig
 from transduce.data.pairs import Pairs, read_pairs, split_pairs
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
+from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import Score
 from transduce.inference.predictor import Predictor
-from transduce.model import PRESETS, TransformerConfig
+from transduce.model.config import PRESETS, TransformerConfig
 from transduce.runs.corpus import Corpus, Surroundings, is_large
 from transduce.runs.folder import RunFolder
 from transduce.runs.tasks import Task, find_task, recognise
 from transduce.runs.train import train
-from transduce.text.tokenizer import TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import num_processes
-from transduce.training.optim import OptimConfig
-from transduce.training.step import TrainingConfig
 
 MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000

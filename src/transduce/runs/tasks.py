@@ -9,7 +9,7 @@ import numpy as np
 
 from transduce.data.pairs import Pairs
 from transduce.errors import TransduceError, nearest
-from transduce.text.tokenizer import Kind
+from transduce.text.config import Kind
 
 _ENOUGH_PAIRS = 10_000  # spread evenly over the corpus: what is looked at
 _FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes

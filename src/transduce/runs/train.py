@@ -17,26 +17,26 @@ from transduce.config.settings import (
     ExperimentConfig,
     carry_over,
     load_config,
-    name_of_score,
     refuse_changes,
     refuse_other_data,
-    scores_by_name,
     with_shape_of,
     with_steps,
 )
 from transduce.config.toml import differences, to_toml
 from transduce.data.batches import TrainingPairs
 from transduce.devices import machine
+from transduce.devices.device import find_device, own_device
 from transduce.errors import RunFolderError, TransduceError
+from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.evaluation.evaluate import build_validation
 from transduce.files.tensors import load_parameters
-from transduce.inference.predictor import find_device, vocabulary_sizes
+from transduce.inference.predictor import vocabulary_sizes
 from transduce.model import Transformer
 from transduce.runs.corpus import Corpus, Surroundings, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import TerminalDisplay, learning_curve
 from transduce.text.tokenizer import Tokenizer
-from transduce.training.distributed import Process, joined, num_processes, own_device
+from transduce.training.distributed import Process, joined, num_processes
 from transduce.training.trainer import Trainer, TrainerState, seconds_per_step, step_order
 
 # How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.text.vocabulary import CONTROL_NAMES
+from transduce.text.config import CONTROL_NAMES
 
 UNKNOWN = "<unk>"
 

@@ -7,53 +7,27 @@ model keeps text as far as that model does: see `sentencepieces`.
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, takewhile
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.atomic import sha256_of
+from transduce.text.config import Kind, TokenizerConfig
 from transduce.text.sentencepiece import SentencePieces
-from transduce.text.vocabulary import NUM_FIXED_IDS, Kind, Vocabulary, learn_vocabulary
+from transduce.text.vocabulary import Vocabulary, learn_vocabulary
 from transduce.text.word_cache import WordTable
 
-_MIN_VOCAB_SIZE = 300  # the fixed ids and some room for text
 _NOT_A_LINE_OF_TEXT = re.compile("[\ud800-\udfff\n]")
 _LINES_PER_CHECK = 10_000
 _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
 
-AnyKind = Literal[Kind, "sentencepiece"]
 AnyVocabulary = Vocabulary | SentencePieces
 LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]  # all ids end to end; how many
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """What the pieces are on each side; `vocab_size` counts control ids and bytes too."""
-
-    source: AnyKind = "bpe"  # "sentencepiece": not learnt, of an imported model
-    target: AnyKind = "bpe"
-    joint: bool = True  # one vocabulary for both sides, which must then be of one kind; else one each
-    vocab_size: int = 8000  # at most, for bpe and unigram, per vocabulary; characters and words take all they see
-
-    def __post_init__(self) -> None:
-        for side, kind in (("source", self.source), ("target", self.target)):
-            if kind not in get_args(AnyKind):
-                raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(AnyKind))}.")
-        if self.joint and self.source != self.target:
-            raise TransduceError(
-                f"tokenizer joint (true) needs one kind for both sides, but source is {self.source!r} and target is "
-                f"{self.target!r}: set joint to false, or both sides to the same kind."
-            )
-        if {self.source, self.target} & {"bpe", "unigram"} and self.vocab_size < _MIN_VOCAB_SIZE:
-            raise TransduceError(
-                f"tokenizer vocab_size ({self.vocab_size}) must be at least {_MIN_VOCAB_SIZE}: "
-                f"{NUM_FIXED_IDS} ids are the controls and the bytes."
-            )
 
 
 class Tokenizer:

@@ -16,19 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS, Kind
 from transduce.text.unigram import learn_unigram_scores
 from transduce.text.word_cache import WordTable
 
-Kind = Literal["characters", "words", "bpe", "unigram"]
-
-CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
-_NUM_CONTROL_IDS = len(CONTROL_NAMES)
-NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
 _FIXED_BASE = 0x10F000
 _FIXED_PIECES = tuple(chr(_FIXED_BASE + i) for i in range(NUM_FIXED_IDS))
 _FIXED = f"{_FIXED_PIECES[0]}-{_FIXED_PIECES[-1]}"  # inside the brackets of a regular expression
@@ -70,23 +66,23 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; control ids are skipped."""
-        text = "".join(self.pieces[i] for i in ids if i >= _NUM_CONTROL_IDS)
+        text = "".join(self.pieces[i] for i in ids if i >= len(CONTROL_NAMES))
         text = _FIXED_RUN.sub(_read_bytes, text)
         return text if self.kind == "characters" else text.removeprefix(" ")
 
     def name(self, i: int) -> str:
         """What pictures and tables show for one id: a word without its blank, in other pieces a blank as ▁."""
-        if i < _NUM_CONTROL_IDS:
+        if i < len(CONTROL_NAMES):
             return CONTROL_NAMES[i]
         if i < NUM_FIXED_IDS:
-            return f"<0x{i - _NUM_CONTROL_IDS:02X}>"
+            return f"<0x{i - len(CONTROL_NAMES):02X}>"
         piece = self.pieces[i]
         return piece[1:] if self.kind == "words" and piece != " " else piece.replace(" ", "▁")
 
     def bytes_of(self, i: int) -> bytes:
         """What one id adds to a text, in UTF-8: a piece may be a part of a character."""
         if i < NUM_FIXED_IDS:
-            return bytes([i - _NUM_CONTROL_IDS]) if i >= _NUM_CONTROL_IDS else b""
+            return bytes([i - len(CONTROL_NAMES)]) if i >= len(CONTROL_NAMES) else b""
         return self.pieces[i].encode()
 
     def with_target_pieces_first(self, tgt_lines: Sequence[str]) -> tuple["Vocabulary", int]:
@@ -212,9 +208,9 @@ def _words(line: str) -> list[str]:
 
 
 def _byte_ids(text: str) -> list[int]:
-    return [_NUM_CONTROL_IDS + byte for byte in text.encode()]
+    return [len(CONTROL_NAMES) + byte for byte in text.encode()]
 
 
 def _read_bytes(run: re.Match[str]) -> str:
-    spelled = bytes(ord(piece) - _FIXED_BASE - _NUM_CONTROL_IDS for piece in run[0])
+    spelled = bytes(ord(piece) - _FIXED_BASE - len(CONTROL_NAMES) for piece in run[0])
     return spelled.decode(errors="replace").replace("\n", "\N{REPLACEMENT CHARACTER}")

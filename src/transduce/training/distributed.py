@@ -70,13 +70,6 @@ class Process:
         return found
 
 
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs the one with its number on this machine, as `torchrun` counts."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
-
-
 def num_processes() -> int:
     """How many processes `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

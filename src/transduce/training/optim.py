@@ -2,45 +2,15 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from transduce.training.config import OptimConfig
 from transduce.training.distributed import Process
 from transduce.training.muon import Muon
 
 _NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # that lie one below the other in one matrix
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimizer and its schedule; the defaults are the paper's (section 5.3).
-
-    Differs from the paper: with `method` "muon" the matrices within layers go by Muon, all else by Adam.
-    """
-
-    method: Literal["adam", "muon"] = "adam"
-    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
-    learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
-    warmup_steps: int = 4000
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-9
-    weight_decay: float = 0.0  # decoupled (AdamW), on matrices alone
-    max_grad_norm: float = 0.0  # gradients longer than this are shortened to it; 0: left as they are
-    ema_decay: float = 0.0  # the weights used are an average over about 1 / (1 - decay) steps; 0: the last ones
-
-    def __post_init__(self) -> None:
-        if self.warmup_steps < 0 or self.learning_rate < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
-            raise ValueError("optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative.")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
-            raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
-        if not self.epsilon > 0:
-            raise ValueError(f"optim.epsilon is {self.epsilon}: it must be above 0, as it keeps from dividing by zero.")
-        if self.learning_rate == 0 and self.warmup_steps == 0:
-            raise ValueError("equation 3 needs a warm-up: set optim.warmup_steps, or a peak with optim.learning_rate.")
 
 
 def inverse_sqrt_rate(step: int, d_model: int, warmup_steps: int) -> float:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,53 +16,16 @@ from torch.profiler import record_function
 from transduce.data.batches import Batch, EncodedPairs, collate
 from transduce.data.packed_batches import PackedBatch, collate_packed
 from transduce.devices.graphs import GraphedWork
-from transduce.errors import DivergedError, TransduceError
+from transduce.errors import DivergedError
 from transduce.model import Transformer
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
 from transduce.training.loss import cross_entropy_sum
-from transduce.training.optim import OptimConfig, build_optimizers, clip_gradients, learning_rate, update_average
+from transduce.training.optim import build_optimizers, clip_gradients, learning_rate, update_average
 from transduce.training.state import StepResult
 
 # A CPU computes a batch in parts of about so many padded tokens: what a layer hands to the next stays in its caches.
 _PART_TOKENS_ON_CPU = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, on what batches, how often checked and saved."""
-
-    steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
-    epochs: float = 0.0  # passes over the training pairs
-    minutes: float = 0.0  # turned into a number of steps by measuring a few before training
-    batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
-    micro_batches: int = 1  # per optimizer step, over all processes
-    batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of like length, padded; or end to end, for a GPU
-    label_smoothing: float = 0.1
-    validate_every: int = 0  # steps; 0: ten times in the run
-    save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
-    keep_checkpoints: int = 5  # the newest so many stay
-    log_every: int = 50  # steps between two rows of metrics.jsonl
-    patience: int = 0  # stop after this many validations without a better one; 0: never
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
-    cuda_graph: bool = False  # on a GPU, with packed batches: a step is recorded once and replayed
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
-            if getattr(self, name) < 0:
-                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
-        if self.seed >= 2**63:
-            raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
-        for name in ("batch_tokens", "micro_batches", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
-        if not 0 <= self.label_smoothing < 1:
-            raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
-        if not (self.steps or self.epochs or self.minutes):
-            raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
-        if self.cuda_graph and self.batching != "packed":
-            raise TransduceError('training.cuda_graph needs constant shapes: set training.batching = "packed" as well.')
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from transduce.errors import DivergedError
 from transduce.files.tensors import load_parameters
 from transduce.model import Transformer
 from transduce.runs.folder import RunFolder
+from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
-from transduce.training.optim import OptimConfig, slot_names
+from transduce.training.optim import slot_names
 from transduce.training.signals import Stopped, StopSignals
 from transduce.training.state import StepResult, TrainerState, Validation
-from transduce.training.step import StepOutcome, TrainingConfig, TrainStep
+from transduce.training.step import StepOutcome, TrainStep
 
 Observe = Callable[[dict[str, Any]], object]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from transduce.devices import machine
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.inference.search import DecodingConfig
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1},

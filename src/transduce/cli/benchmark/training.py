@@ -18,14 +18,17 @@ from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronis
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.devices import machine
-from transduce.inference.predictor import find_device, vocabulary_sizes
-from transduce.model import PRESETS, Transformer, TransformerConfig, VocabularySizes
+from transduce.devices.device import find_device, own_device
+from transduce.inference.predictor import vocabulary_sizes
+from transduce.model import Transformer
+from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.runs.corpus import Surroundings
 from transduce.runs.folder import RunFolder
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
-from transduce.training.distributed import Process, joined, own_device
-from transduce.training.optim import OptimConfig
-from transduce.training.trainer import Trainer, TrainingConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.distributed import Process, joined
+from transduce.training.trainer import Trainer
 
 # Transformer-Tiny as it is trained on Multi30k; the other models are the presets as they are.
 MODELS = PRESETS | {"tiny": replace(PRESETS["tiny"], dropout=0.3)}

@@ -15,7 +15,8 @@ from transduce.data.large.shards import Rows, dtype_for, read_group, write_block
 from transduce.data.large.workers import serve
 from transduce.data.parsing import normalised, without_empty
 from transduce.files.atomic import read_bytes
-from transduce.text.tokenizer import LineEncoder, Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import LineEncoder, Tokenizer
 
 _MOST_LINES_AT_ONCE = 10_000  # encoded: what fits the processor's caches is faster
 

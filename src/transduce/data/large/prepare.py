@@ -35,7 +35,8 @@ from transduce.data.parsing import (
 )
 from transduce.devices.machine import usable_cores
 from transduce.files import atomic as files
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
 LARGE_BYTES = 256_000_000  # training files with more text than this are prepared on disk, not held in memory
 SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learnt from

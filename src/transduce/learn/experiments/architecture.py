@@ -16,7 +16,8 @@ from transduce.inference.attention_maps import AttentionMaps, record_attention
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import EOS, FIRST_SYMBOL, PAD, batch_of, reversal
 from transduce.learn.training import Training, small_transformer, train, written
-from transduce.model import PRESETS, Transformer, TransformerConfig, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.positional import sinusoidal_table
 
 TORCH_NAMES = {  # a part of our network: the same part of torch.nn.Transformer

@@ -8,7 +8,8 @@ from transduce.data.batches import Batch
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import PAD, reversal
 from transduce.learn.training import Draw, Training, exact_match, mean_loss, small_transformer, train
-from transduce.model import Transformer, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import VocabularySizes
 
 # Letter -> what was done. The reader is to find it out from the curves.
 DIAGNOSES = {

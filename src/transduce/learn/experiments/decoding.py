@@ -13,14 +13,16 @@ import torch
 
 from transduce.data.batches import Batch
 from transduce.inference.beam_search import beam_search
+from transduce.inference.config import DecodingConfig
 from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.search import DecodingConfig, Hypothesis, SpecialIds, sample
+from transduce.inference.search import Hypothesis, SpecialIds, sample
 from transduce.learn.ledger import FAST
 from transduce.learn.surgery import forget_shift
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, copying
 from transduce.learn.training import Draw, Training, exact_match, small_transformer, token_accuracy, train, written
-from transduce.model import Transformer, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import VocabularySizes
 
 SPECIAL = SpecialIds(pad=PAD, bos=BOS, eos=EOS)
 _SMALL = {"d_model": 32, "d_ff": 64, "num_encoder_layers": 1, "num_decoder_layers": 1}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from transduce.data.batches import Batch, collate
 from transduce.inference.attention_maps import record_attention
+from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
 from transduce.learn.experiments.recipe import Words, words
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import PAD

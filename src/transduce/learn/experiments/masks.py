@@ -13,7 +13,8 @@ from transduce.learn.ledger import FAST
 from transduce.learn.surgery import AttentionWithoutCausalMask, TransformerWithoutPaddingMask
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, reversal
 from transduce.learn.training import Draw, Training, exact_match, small_transformer, token_accuracy, train, written
-from transduce.model import Transformer, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import VocabularySizes
 
 
 def without_causal_mask(model: Transformer) -> Transformer:

@@ -16,16 +16,18 @@ from torch import nn
 from transduce.data.batches import EncodedPairs, StepOrder
 from transduce.data.datasets import load_split
 from transduce.evaluation.evaluate import score
+from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import corpus_loss
 from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.inference.search import DecodingConfig
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import reversal
 from transduce.learn.training import Training, small_transformer, train
-from transduce.model import Transformer, TransformerConfig
-from transduce.text.tokenizer import Tokenizer, TokenizerConfig
-from transduce.training.optim import OptimConfig
-from transduce.training.step import TrainingConfig, TrainStep
+from transduce.model import Transformer
+from transduce.model.config import TransformerConfig
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.step import TrainStep
 
 SEEDS = (1, 2, 3)
 _LONGEST_WORD = 7  # letters

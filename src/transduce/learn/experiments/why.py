@@ -17,7 +17,8 @@ from transduce.learn.measuring import interleaved, longest_chain, num_calls, one
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask
 from transduce.learn.training import Draw, small_transformer, train, written
-from transduce.model import Transformer, VocabularySizes
+from transduce.model import Transformer
+from transduce.model.config import VocabularySizes
 from transduce.training.loss import cross_entropy_sum
 
 TRANSFORMER, GRU, LSTM, LOOKING = "Transformer", "GRU", "LSTM", "GRU with attention"

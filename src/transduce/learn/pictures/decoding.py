@@ -17,7 +17,8 @@ from transduce.learn.pictures.canvas import (
     canvas,
     name_ticks,
 )
-from transduce.training.optim import OptimConfig, learning_rate
+from transduce.training.config import OptimConfig
+from transduce.training.optim import learning_rate
 
 
 def smoothed_target(right: int, label_smoothing: float, num_ids: int) -> Picture:

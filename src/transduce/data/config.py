@@ -1,0 +1,26 @@
+"""The settings that say where a run's pairs are."""
+
+from dataclasses import dataclass
+
+from transduce.errors import TransduceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the pairs are: a named data set, or files (one with both sides, or one for each)."""
+
+    dataset: str = ""  # see `transduce data`; gives train and valid
+    train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learnt from a sample
+    valid: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # one or two files of further training pairs, such as a model's own answers
+    max_len: int = 256  # training pairs with a longer side, in ids, are left out
+
+    def __post_init__(self) -> None:
+        if bool(self.dataset) == bool(self.train):
+            raise TransduceError("which data? Set either data.dataset (a name) or data.train (one or two files).")
+        if self.dataset and self.valid:
+            raise TransduceError("data.valid goes with data.train: a named data set brings its own.")
+        if len(self.more) > 2:
+            raise TransduceError(f"data.more has {len(self.more)} files: give one with both sides, or one for each.")
+        if self.max_len < 2:
+            raise TransduceError(f"data.max_len is {self.max_len}: it must be at least 2, a token and its end.")

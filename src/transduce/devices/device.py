@@ -1,0 +1,32 @@
+"""Which device a process computes on."""
+
+import os
+
+import torch
+
+from transduce.errors import TransduceError
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`, a CPU or CUDA one; "auto" is the first GPU if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):  # others, such as mps, lack float64
+            raise RuntimeError
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):
+        has_gpu = torch.cuda.is_available()
+        raise TransduceError(
+            f"there is no device '{name}' to compute on here, which must be a CPU or an NVIDIA GPU: take "
+            f"{'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."
+        ) from None
+    return device
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: of several GPUs the one with its number on this machine, as `torchrun` counts."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device

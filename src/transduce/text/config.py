@@ -1,0 +1,39 @@
+"""The settings of a tokenizer, and the ids that every vocabulary begins with."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from transduce.errors import TransduceError
+
+Kind = Literal["characters", "words", "bpe", "unigram"]
+AnyKind = Literal[Kind, "sentencepiece"]
+
+CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
+_NUM_CONTROL_IDS = len(CONTROL_NAMES)
+NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
+_MIN_VOCAB_SIZE = 300  # the fixed ids and some room for text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What the pieces are on each side; `vocab_size` counts control ids and bytes too."""
+
+    source: AnyKind = "bpe"  # "sentencepiece": not learnt, of an imported model
+    target: AnyKind = "bpe"
+    joint: bool = True  # one vocabulary for both sides, which must then be of one kind; else one each
+    vocab_size: int = 8000  # at most, for bpe and unigram, per vocabulary; characters and words take all they see
+
+    def __post_init__(self) -> None:
+        for side, kind in (("source", self.source), ("target", self.target)):
+            if kind not in get_args(AnyKind):
+                raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(AnyKind))}.")
+        if self.joint and self.source != self.target:
+            raise TransduceError(
+                f"tokenizer joint (true) needs one kind for both sides, but source is {self.source!r} and target is "
+                f"{self.target!r}: set joint to false, or both sides to the same kind."
+            )
+        if {self.source, self.target} & {"bpe", "unigram"} and self.vocab_size < _MIN_VOCAB_SIZE:
+            raise TransduceError(
+                f"tokenizer vocab_size ({self.vocab_size}) must be at least {_MIN_VOCAB_SIZE}: "
+                f"{NUM_FIXED_IDS} ids are the controls and the bytes."
+            )

@@ -1,0 +1,73 @@
+"""The settings of training: how long, on what batches, by which optimizer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transduce.errors import TransduceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, on what batches, how often checked and saved."""
+
+    steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
+    epochs: float = 0.0  # passes over the training pairs
+    minutes: float = 0.0  # turned into a number of steps by measuring a few before training
+    batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
+    micro_batches: int = 1  # per optimizer step, over all processes
+    batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of like length, padded; or end to end, for a GPU
+    label_smoothing: float = 0.1
+    validate_every: int = 0  # steps; 0: ten times in the run
+    save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
+    keep_checkpoints: int = 5  # the newest so many stay
+    log_every: int = 50  # steps between two rows of metrics.jsonl
+    patience: int = 0  # stop after this many validations without a better one; 0: never
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
+    cuda_graph: bool = False  # on a GPU, with packed batches: a step is recorded once and replayed
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
+            if getattr(self, name) < 0:
+                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
+        if self.seed >= 2**63:
+            raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
+        for name in ("batch_tokens", "micro_batches", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
+        if not 0 <= self.label_smoothing < 1:
+            raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
+        if not (self.steps or self.epochs or self.minutes):
+            raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
+        if self.cuda_graph and self.batching != "packed":
+            raise TransduceError('training.cuda_graph needs constant shapes: set training.batching = "packed" as well.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its schedule; the defaults are the paper's (section 5.3).
+
+    Differs from the paper: with `method` "muon" the matrices within layers go by Muon, all else by Adam.
+    """
+
+    method: Literal["adam", "muon"] = "adam"
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
+    learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
+    warmup_steps: int = 4000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.0  # decoupled (AdamW), on matrices alone
+    max_grad_norm: float = 0.0  # gradients longer than this are shortened to it; 0: left as they are
+    ema_decay: float = 0.0  # the weights used are an average over about 1 / (1 - decay) steps; 0: the last ones
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.learning_rate < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
+            raise ValueError("optim.warmup_steps, learning_rate, weight_decay and max_grad_norm must not be negative.")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
+            raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
+        if not self.epsilon > 0:
+            raise ValueError(f"optim.epsilon is {self.epsilon}: it must be above 0, as it keeps from dividing by zero.")
+        if self.learning_rate == 0 and self.warmup_steps == 0:
+            raise ValueError("equation 3 needs a warm-up: set optim.warmup_steps, or a peak with optim.learning_rate.")
