@@ -21,14 +21,14 @@ from statistics import median
 from typing import Any
 
 import sacrebleu
-from prepare_work import load
+from prepare_work import read_split
 from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
 
 from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.export import Lines, export_run
-from transduce.inference.predictor import Predictor
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 
 HERE = Path(__file__).parent
 OURS = "transduce"
@@ -116,7 +116,7 @@ def main() -> None:
     if unknown := {*arguments.names} - {*PEERS} | {*arguments.modes.split(",")} - {*MODES}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     folder, run, modes = arguments.folder.resolve(), arguments.run.resolve(), arguments.modes.split(",")
-    pairs = load("multi30k-en-de", "test2016")
+    pairs = read_split("multi30k-en-de", "test2016")
     model = prepare(folder / "decode", run, pairs)
     workers, failed = start(arguments.names or list(PEERS), folder, run)
     if not workers:
@@ -143,7 +143,7 @@ def prepare(folder: Path, run: Path, pairs: Pairs) -> dict[str, Any]:
     """Lines to answer and the model in each format, made again if they are of other weights; what the model is."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lines.txt").write_text("".join(f"{line}\n" for line in pairs.src))
-    predictor = Predictor.load(run, device="cpu")
+    predictor = load(run, device="cpu")
     digest = RunFolder.open(run).model_sha256
     for name, (format, int8) in EXPORTS.items():
         output = folder / name

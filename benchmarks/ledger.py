@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prepare_work import load
+from prepare_work import read_split
 
 from transduce import __version__
 from transduce.cli.console import refuse_missing_folder
@@ -34,8 +34,8 @@ from transduce.devices import machine
 from transduce.errors import DivergedError
 from transduce.evaluation.metrics import compare, evaluate
 from transduce.files.atomic import write_atomically
-from transduce.inference.predictor import Predictor
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 
 HERE = Path(__file__).parent
 RECIPE, RAW_RECIPE = "multi30k-tok", "multi30k"
@@ -175,18 +175,18 @@ def refuse_other_run(run: Path, name: str) -> None:
 
 
 def config_of(run: Path, *changes: str) -> ExperimentConfig:
-    return load_config(RunFolder.open(run).config, str(run), changes)
+    return load_config(RunFolder.open(run).config_text, str(run), changes)
 
 
 @cache
 def answers_of(run: Path, change: str = "") -> list[str]:
     """Its answers to the validation part of its own data, searched as the recipe says but for `change`."""
     decoding = config_of(run, *change.split()).decoding
-    return Predictor.load(run, device="cpu", decoding=decoding).predict(validation_of(run).src)
+    return load(run, device="cpu", decoding=decoding).predict(validation_of(run).src)
 
 
 def validation_of(run: Path) -> Pairs:
-    return load(config_of(run).data.dataset, "valid")
+    return read_split(config_of(run).data.dataset, "valid")
 
 
 def beside_baseline(given: dict[str, tuple[Sequence[str], str]], validation: Pairs) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
-from transduce.runs.corpus import folders_by_environment
+from transduce.runs.corpus import places_of_environment
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -24,16 +24,15 @@ FIRST_PIECE = Tokenizer.eos_id + 1
 
 
 def main(folder: Path) -> None:
-    text = load("multi30k-en-de", "train")
+    text = read_split("multi30k-en-de", "train")
     tokenizer = Tokenizer.learn(TokenizerConfig(), text.src, text.tgt)
     pairs, _ = encode_pairs(tokenizer, text, max_len=256)
     print(write_work(folder, "multi30k-en-de", tokenizer, pairs))
 
 
-def load(dataset: str, split: str) -> Pairs:
+def read_split(dataset: str, split: str) -> Pairs:
     """A split of a named set, from where TRANSDUCE_DATA and TRANSDUCE_CACHE say."""
-    root, cache = folders_by_environment()
-    return load_split(dataset, split, root=root, cache=cache)
+    return load_split(dataset, split, places_of_environment())
 
 
 def write_work(folder: Path, data: str, tokenizer: Tokenizer, pairs: EncodedPairs) -> dict[str, Any]:

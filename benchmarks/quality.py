@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prepare_work import as_words, load, write_work
+from prepare_work import as_words, read_split, write_work
 from workers import in_lines
 
 from transduce.cli.recipes import find_recipe
@@ -30,7 +30,7 @@ from transduce.data.batches import encode_pairs
 from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.evaluation.metrics import compare, evaluate
-from transduce.inference.predictor import Predictor
+from transduce.runs.load import load
 from transduce.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def ours(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     found = json.loads(record.read_text())
     if found["settings"] != find_recipe(RECIPE).settings:
         sys.exit(f"{record} is of other settings than the recipe has now: take another folder.")
-    answers = Predictor.load(run).predict(text("test").src)
+    answers = load(run).predict(text("test").src)
     return {
         "minutes": found["wall_seconds"] / 60,
         "threads": found["processes"] * found["threads"],
@@ -145,7 +145,7 @@ def refuse_other(path: Path, content: str) -> None:
 
 @cache
 def text(split: str) -> Pairs:
-    return load(find_recipe(RECIPE).config(seed=1).data.dataset, split)
+    return read_split(find_recipe(RECIPE).config(seed=1).data.dataset, split)
 
 
 def answered(name: str, folder: Path, *, tokenizer: Tokenizer, split: str, snapshot: str, threads: int) -> list[str]:

@@ -1149,7 +1149,7 @@ from transduce.learn.experiments import batches, decoding, recipe
 from transduce.learn.pictures import decoding as decoding_pictures
 from transduce.learn.showing import Shown
 from transduce.learn.tasks import BOS, EOS, PAD
-from transduce.runs.corpus import Corpus, Surroundings
+from transduce.runs.corpus import Corpus
 from transduce.training.loss import cross_entropy_sum
 from transduce.training.optim import inverse_sqrt_rate
 from transduce.training.step import TrainStep
@@ -1592,9 +1592,7 @@ def tell(row):
 
 with tempfile.TemporaryDirectory() as folder:
     run = Path(folder) / "run"
-    transduce.train(
-        settings, run, corpus=Corpus(some["train"], some["valid"]), surroundings=Surroundings(observers=(tell,))
-    )
+    transduce.train(settings, run, corpus=Corpus(some["train"], some["valid"]), observers=[tell])
     predictor = transduce.load(run)
     print("the run folder:", ", ".join(sorted(path.name for path in run.iterdir())))
 

@@ -9,11 +9,11 @@ import torch
 import transduce
 from transduce.devices.cpu import speed_up_cpu
 from transduce.inference.config import DecodingConfig
-from transduce.inference.predictor import Predictor
+from transduce.runs.load import load
 
 speed_up_cpu()
 is_int8 = sys.argv[3:] == ["int8"]
-predictor = Predictor.load(Path(sys.argv[2]), device="cpu", int8=is_int8)
+predictor = load(Path(sys.argv[2]), device="cpu", int8=is_int8)
 
 
 def answer(texts: list[str], beam_size: int, at_once: int) -> tuple[list[str], int]:

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gate as peers
@@ -17,10 +16,9 @@ from transduce.data.batches import EncodedPairs
 from transduce.devices.cpu import speed_up_cpu
 from transduce.model import Transformer
 from transduce.model.config import VocabularySizes
-from transduce.runs.folder import RunFolder
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process, joined
-from transduce.training.trainer import Trainer
+from transduce.training.step import TrainStep
 
 
 def main(num_processes: int) -> None:
@@ -28,14 +26,14 @@ def main(num_processes: int) -> None:
     with joined(torch.device("cpu")) as process:
         gate, work = peers.begin(f"transduce {__version__}") if process.is_main else (Silent(), peers.work())
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
-        trainer = build_trainer(work, process)
-        gate.facts = {"version": __version__, "parameters": peers.count_parameters(trainer.model)}
+        update, pairs = build_update(work, process), EncodedPairs(work.src, work.tgt)
+        gate.facts = {"version": __version__, "parameters": peers.count_parameters(update.model)}
         for step in itertools.count(1):
             # The first process hears the driver; the others hear from it which batch is next.
             position, threads = process.from_main((gate.position, torch.get_num_threads()))
             torch.set_num_threads(threads)
             rows = work.plan[position % len(work.plan)]
-            trainer.train_step([rows], step)
+            update(pairs, [rows], step)
             gate.tick(sum(len(work.tgt[row]) for row in rows))
 
 
@@ -49,17 +47,11 @@ class Silent:
         return
 
 
-def build_trainer(work: peers.Work, process: Process) -> Trainer:
+def build_update(work: peers.Work, process: Process) -> TrainStep:
     size, num_target_ids = work.facts["vocabulary"], work.facts["target_ids"]
     vocabulary = VocabularySizes(source=size, target=size, num_target_ids=num_target_ids, is_joint=True)
-    return Trainer(
-        Transformer(MODELS["tiny"], vocabulary),
-        EncodedPairs(work.src, work.tgt),
-        config=TrainingConfig(steps=100_000),
-        optim=OptimConfig(),
-        folder=RunFolder(Path("unused")),
-        process=process,
-    )
+    model = Transformer(MODELS["tiny"], vocabulary)
+    return TrainStep(model, config=TrainingConfig(steps=100_000), optim=OptimConfig(), process=process)
 
 
 def spawn(num_processes: int) -> int:

@@ -20,9 +20,8 @@ from transduce.data.batches import EncodedPairs
 from transduce.devices import machine
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
-from transduce.runs.folder import RunFolder
 from transduce.training.config import OptimConfig, TrainingConfig
-from transduce.training.trainer import Trainer
+from transduce.training.step import TrainStep
 
 D_MODEL, D_FF, NUM_ENCODER_LAYERS, NUM_DECODER_LAYERS, VOCAB_SIZE = 8, 22, 3, 2, 41
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -54,14 +53,10 @@ def test_the_products_of_a_step_are_those_of_the_paper() -> None:
         d_model=D_MODEL, d_ff=D_FF, num_heads=2, num_encoder_layers=NUM_ENCODER_LAYERS,
         num_decoder_layers=NUM_DECODER_LAYERS,
     )  # fmt: skip
-    trainer = Trainer(
-        Transformer(config, VocabularySizes.joint(VOCAB_SIZE)),
-        pairs_of([src_len] * num_pairs, [tgt_len] * num_pairs),
-        config=TrainingConfig(steps=9),
-        optim=OptimConfig(),
-        folder=RunFolder(Path("unused")),
-    )
-    found = record_products(trainer, [[np.arange(num_pairs)]])
+    model = Transformer(config, VocabularySizes.joint(VOCAB_SIZE))
+    update = TrainStep(model, config=TrainingConfig(steps=9), optim=OptimConfig())
+    pairs = pairs_of([src_len] * num_pairs, [tgt_len] * num_pairs)
+    found = record_products(update, pairs, [[np.arange(num_pairs)]])
     # Weights that a token meets: W^Q, W^K, W^V and W^O (3.2.2), W_1 and W_2 (3.3), the output's (3.4).
     attention, feed_forward = 4 * D_MODEL**2, 2 * D_MODEL * D_FF
     per_src = NUM_ENCODER_LAYERS * (attention + feed_forward) + NUM_DECODER_LAYERS * 2 * D_MODEL**2

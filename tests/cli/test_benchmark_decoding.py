@@ -6,7 +6,7 @@ import pytest
 from calling import command
 from transduce.cli.benchmark.decoding import measure_decoding
 from transduce.inference.config import DecodingConfig
-from transduce.inference.predictor import Predictor
+from transduce.runs.load import load
 
 pytest_plugins = ["small_run"]
 
@@ -28,7 +28,7 @@ def test_all_lines_are_answered_however_many_at_a_time(run: Path, source: Path, 
     assert list(result["modes"]) == [
         f"{search}/{batch}" for search in ("greedy", "beam5") for batch in ("all", "64", "1")
     ]
-    predictor = Predictor.load(run, device="cpu")
+    predictor = load(run, device="cpu")
     for search, beam_size in (("greedy", 1), ("beam5", 5)):
         decoding = DecodingConfig(beam_size=beam_size, length_penalty=1.0, length_norm="power")
         answers = predictor.predict_n_best(LINES, 1, decoding=decoding)
@@ -50,21 +50,21 @@ def test_the_table_names_what_was_measured(run: Path, tmp_path: Path) -> None:
 
 def test_blank_lines_which_the_model_never_sees_are_not_counted(run: Path) -> None:
     texts = ["abc", "zyxwv"]
-    found = measure_decoding(Predictor.load(run, device="cpu"), ["", *texts, " "], lambda _line: None)
+    found = measure_decoding(load(run, device="cpu"), ["", *texts, " "], lambda _line: None)
     counts = {mode: (block["lines"], block["tokens"]) for block in found["blocks"] for mode in [block["mode"]]}
-    expected = measure_decoding(Predictor.load(run, device="cpu"), texts, lambda _line: None)
+    expected = measure_decoding(load(run, device="cpu"), texts, lambda _line: None)
     assert counts == {block["mode"]: (len(texts), block["tokens"]) for block in expected["blocks"]}
 
 
 def test_a_measured_predictor_searches_as_before(run: Path) -> None:
-    predictor = Predictor.load(run, device="cpu")
+    predictor = load(run, device="cpu")
     own = predictor.decoding
     measure_decoding(predictor, ["abc"], lambda _line: None)
     assert predictor.decoding == own
 
 
 def test_a_percentile_is_a_latency_that_so_many_lines_stay_within(run: Path) -> None:
-    found = measure_decoding(Predictor.load(run, device="cpu"), ["abc", "zyxwv", "qrs"], lambda _line: None)
+    found = measure_decoding(load(run, device="cpu"), ["abc", "zyxwv", "qrs"], lambda _line: None)
     for search in ("greedy", "beam5"):
         blocks = [block for block in found["blocks"] if block["mode"] == f"{search}/1"]
         latencies = [value for block in blocks for value in block["latencies_ms"]]

@@ -19,7 +19,6 @@ from calling import Outcome, command, content_of
 from transduce.cli import commands
 from transduce.cli import main as cli
 from transduce.errors import TransduceError
-from transduce.runs.corpus import Surroundings
 from transduce.runs.folder import RunFolder
 from transduce.training import trainer
 
@@ -388,8 +387,8 @@ def test_the_tensorboard_file_is_closed_when_training_fails(
         def close(self) -> None:
             self.is_closed = True
 
-    def fail(*_: object, surroundings: Surroundings, **__: object) -> None:
-        assert surroundings.observers == (writer,)
+    def fail(*_: object, observers: list[object], **__: object) -> None:
+        assert observers == [writer]
         raise TransduceError("no")
 
     writer = Writer()

@@ -26,7 +26,6 @@ from transduce.cli.console import answers_to, groups_of_lines, refuse_output, wr
 from transduce.config.toml import build, parse_toml
 from transduce.data.pairs import read_lines
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
-from transduce.inference.predictor import vocabulary_sizes
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
@@ -35,6 +34,11 @@ from transduce.text.tokenizer import Tokenizer
 
 MOST_IDS = 40
 CONFIG = f"""
+[data]
+train = ["pairs.tsv"]
+max_len = {MOST_IDS}
+[training]
+steps = 1
 [model]
 d_model = 16
 d_ff = 24
@@ -67,7 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "tiny"
     folder = RunFolder.create(path, config=CONFIG, tokenizer=tokenizer.to_json(), facts={})
     torch.manual_seed(5)
-    model = Transformer(build(TransformerConfig, parse_toml(CONFIG, "")["model"]), vocabulary_sizes(tokenizer))
+    model = Transformer(build(TransformerConfig, parse_toml(CONFIG, "")["model"]), tokenizer.vocabulary_sizes)
     folder.write_model(dict(model.named_parameters()), {"step": 0, "validation": {}})
     return path
 

@@ -18,7 +18,6 @@ from transduce.cli import main as cli
 from transduce.cli import recipes as reproducing
 from transduce.cli import reproduce as reproduction
 from transduce.cli.recipes import Published, Recipe, find_recipe, judged, list_recipes, rows_of
-from transduce.config.settings import load_config
 from transduce.data import datasets
 from transduce.data import synthetic as small_tasks
 from transduce.data.datasets import find_dataset, load_split
@@ -303,7 +302,7 @@ def test_the_ledger_trains_with_one_thing_changed_and_tells_what_diverged(ledger
     assert "difference" not in baseline
     assert seed["difference"] == pytest.approx(seed["score"] - baseline["score"], abs=0.02)
     assert seed["difference"] != 0
-    assert load_config(RunFolder.open(letters / "runs/seed-2").config, "").training.seed == 2
+    assert RunFolder.open(letters / "runs/seed-2").settings.training.seed == 2
     assert diverged == {"changed": "too fast", "how": "--optim.learning_rate 1e30", "score": None}
 
 

@@ -149,7 +149,9 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path):
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("served", [b"<html>not found</html>", gzip.compress(CONTENT)[:-4], b"", CONTENT + CONTENT])
+@pytest.mark.parametrize(
+    "served", [b"<html>not found</html>", gzip.compress(CONTENT, mtime=0)[:-4], b"", CONTENT + CONTENT]
+)
 def test_other_bytes_than_the_table_names_never_reach_the_cache(tmp_path, served):
     with pytest.raises(DamagedFileError) as caught:
         locate(data_file(), Places(None, tmp_path / "cache", serving(served)))
@@ -190,7 +192,7 @@ def test_a_cache_that_cannot_be_made_is_a_one_line_error(tmp_path):
 @pytest.mark.parametrize("name", ["tatoeba-de-en", "cmudict-g2p"])
 def test_sets_that_only_a_folder_can_give_say_which_files_they_expect(tmp_path, name):
     with pytest.raises(MissingInputError, match="TRANSDUCE_DATA") as caught:
-        load_split(name, "valid", root=str(tmp_path), cache=tmp_path, open_url=no_network)
+        load_split(name, "valid", Places(str(tmp_path), tmp_path, no_network))
     assert "one sentence a line" in one_line(caught) or "one entry a line" in one_line(caught)
 
 
@@ -205,7 +207,7 @@ def test_multi30k_is_fetched_from_its_home_source_side_first(tmp_path):
     for split, file in {"valid": "val", "test": "test_2016_flickr", "testcoco": "test_2017_mscoco"}.items():
         for name, path in {"multi30k": f"raw/{file}.de.gz", "multi30k-tok": f"tok/{file}.lc.norm.tok.de"}.items():
             with pytest.raises(MissingInputError, match="404"):
-                load_split(f"{name}-de-en", split, root=None, cache=tmp_path, open_url=record)
+                load_split(f"{name}-de-en", split, Places(None, tmp_path, record))
             assert opened.pop() == f"{home}/{path}"
 
 
@@ -213,7 +215,7 @@ def test_multi30k_is_fetched_from_its_home_source_side_first(tmp_path):
 
 
 def test_an_exported_set_reads_back_as_it_was_and_its_readme_names_every_hash(small_set, tmp_path):
-    written = export("small", str(tmp_path / "new/out"), cache=str(tmp_path / "cache"))
+    written = export("small", str(tmp_path / "new/out"), Places(cache=str(tmp_path / "cache")))
     assert sorted(path.name for path in written) == ["README.md", "train.de", "train.en"]
     back = read_pairs([tmp_path / "new/out/train.en", tmp_path / "new/out/train.de"])
     assert (back.src, back.tgt) == (["a dog", "two dogs"], ["ein Hund", "zwei Hunde"])
@@ -243,7 +245,7 @@ def test_an_export_replaces_no_file_that_is_not_of_its_set(tmp_path, name):
     out.mkdir()
     (out / name).write_text("# my notes\n")
     with pytest.raises(RunFolderError, match=name) as caught:
-        export("small", out, cache=tmp_path / "cache")
+        export("small", out, Places(cache=tmp_path / "cache"))
     one_line(caught)
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "# my notes\n")]
     assert not (tmp_path / "cache").exists()
@@ -251,10 +253,12 @@ def test_an_export_replaces_no_file_that_is_not_of_its_set(tmp_path, name):
 
 @pytest.mark.usefixtures("small_set")
 def test_an_export_replaces_an_earlier_one_even_if_that_was_stopped_half_way(tmp_path):
-    first = {path: path.read_bytes() for path in export("small", tmp_path / "out", cache=tmp_path / "cache")}
+    first = {path: path.read_bytes() for path in export("small", tmp_path / "out", Places(cache=tmp_path / "cache"))}
     (tmp_path / "out/train.de").unlink()
     (tmp_path / "out/train.en").write_text("old")
-    assert {path: path.read_bytes() for path in export("small", tmp_path / "out", cache=tmp_path / "cache")} == first
+    assert {
+        path: path.read_bytes() for path in export("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
+    } == first
 
 
 def test_an_export_that_cannot_have_all_its_splits_writes_none(small_set, tmp_path, monkeypatch):
@@ -266,7 +270,7 @@ def test_an_export_that_cannot_have_all_its_splits_writes_none(small_set, tmp_pa
     broken = replace(small_set, splits={"train": 2, "valid": 2}, load=load)
     monkeypatch.setattr(datasets, "list_datasets", lambda: [broken])
     with pytest.raises(MissingInputError, match="valid is not there"):
-        export("small", tmp_path / "out", cache=tmp_path / "cache")
+        export("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -9,9 +9,10 @@ from calling import command
 from transduce.export import ctranslate2 as known
 from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
+from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ def predictor_of(
     """Seeded random weights, those that begin as ones and zeros too."""
     tokenizer = Tokenizer.learn(tokens, SRC, TGT)
     torch.manual_seed(5)
-    model = Transformer(shape, vocabulary_sizes(tokenizer))
+    model = Transformer(shape, tokenizer.vocabulary_sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -111,7 +112,7 @@ def test_a_trained_run_gives_the_same_answers_unless_they_have_no_end(run: Path,
 
 
 def test_bytes_are_smaller_and_leave_the_run_as_it_is(run: Path, tmp_path: Path) -> None:
-    predictor = Predictor.load(run, device="cpu")
+    predictor = load(run, device="cpu")
     before = {name: tensor.clone() for name, tensor in predictor.model.state_dict().items()}
     for name, int8 in (("float32", False), ("int8", True)):
         (tmp_path / name).mkdir()
@@ -139,7 +140,7 @@ def test_the_readme_turns_text_into_the_text_that_the_run_answers(
     monkeypatch.chdir(tmp_path / "out")
     names: dict[str, object] = {}
     exec(snippet.replace("beam_size=3", "beam_size=1"), names)
-    greedy = Predictor.load(run, device="cpu", decoding=DecodingConfig(beam_size=1))
+    greedy = load(run, device="cpu", decoding=DecodingConfig(beam_size=1))
     assert capsys.readouterr().out == f"{greedy.predict(['a line of text'])[0]}\n"
     texts = ["abcde", "a b", "ba", "é"]
     assert [names["answer"](text) for text in texts] == greedy.predict(texts)

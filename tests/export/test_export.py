@@ -19,7 +19,7 @@ from transduce.export import Certificate, Exported, Lines, certify
 from transduce.export.certificate import MOST_LINES, SEARCHES
 from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
@@ -43,7 +43,7 @@ def predictor() -> Predictor:
         d_model=12, d_ff=20, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, max_len=MAX_LEN
     )
     torch.manual_seed(3)
-    model = Transformer(shape, vocabulary_sizes(tokenizer))
+    model = Transformer(shape, tokenizer.vocabulary_sizes)
     return Predictor(model, tokenizer, DecodingConfig(max_len_ratio=0.5, max_len_extra=2))
 
 
@@ -170,7 +170,7 @@ def test_an_engine_is_asked_the_ids_that_the_run_reads_of_a_line_that_is_far_too
     shape = TransformerConfig(
         d_model=12, d_ff=20, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, max_len=MAX_LEN
     )
-    predictor = Predictor(Transformer(shape, vocabulary_sizes(tokenizer)), tokenizer)
+    predictor = Predictor(Transformer(shape, tokenizer.vocabulary_sizes), tokenizer)
     line = "w" * 700  # one word that is known, of which a run reads 64 * 9 letters: they are another word
     engine = Honest(predictor)
     certificate_of(engine, Lines(sources=[line], origin="here"))
@@ -406,7 +406,7 @@ def test_the_part_that_fit_held_out_is_compared(own_run: Path, room: Path) -> No
 def test_without_the_validation_pairs_lines_are_asked_for(name: str, own_run: Path, room: Path) -> None:
     folder = RunFolder.open(own_run)
     with folder.lock():
-        folder.rewrite_config(folder.config.replace("valid.", name))
+        folder.rewrite_config(folder.config_text.replace("valid.", name))
     found = command("export", own_run, "--format", "ctranslate2", "-o", room / "out")
     assert found.status == 66
     assert "give lines by --source FILE" in found.err

@@ -15,9 +15,10 @@ from transduce.errors import TransduceError
 from transduce.export import huggingface
 from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
+from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ def random_predictor(*, joint: bool = True, seed: int = 7, decoding: DecodingCon
     tokenizer = Tokenizer.learn(TokenizerConfig(joint=joint, vocab_size=320), SRC, TGT)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Transformer(TransformerConfig(**{**SHAPE, **model}), vocabulary_sizes(tokenizer))
+        network = Transformer(TransformerConfig(**{**SHAPE, **model}), tokenizer.vocabulary_sizes)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -157,7 +158,7 @@ def test_pad_and_begin_are_never_written_but_keep_their_share(norm_first: bool, 
 )
 def test_text_in_and_text_out_by_transformers_alone(decoding: DecodingConfig, run: Path, tmp_path: Path) -> None:
     decoding = replace(decoding, max_len_ratio=0.0, max_len_extra=30)
-    predictor = Predictor.load(run, device="cpu", decoding=decoding)
+    predictor = load(run, device="cpu", decoding=decoding)
     export(predictor, tmp_path / "out")
     lines = ["abc", "b c a d e", "f", "gh ij kl </s>"]
     answers = answered_by_transformers(tmp_path / "out", lines)
@@ -172,7 +173,7 @@ def answered_by_transformers(folder: Path, lines: list[str]) -> list[str]:
 
 
 def test_the_snippet_of_the_readme_answers(run: Path, tmp_path: Path) -> None:
-    predictor = Predictor.load(run, device="cpu", decoding=BEAM)
+    predictor = load(run, device="cpu", decoding=BEAM)
     export(predictor, tmp_path / "out")
     with chdir(tmp_path / "out"), redirect_stdout(io.StringIO()) as printed:
         exec(huggingface.usage(predictor), names := {})

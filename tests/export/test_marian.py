@@ -26,6 +26,7 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 from transduce.model.positional import sinusoidal_table
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 from transduce.text.tokenizer import Tokenizer
 
 # The library recommends a package that normalises punctuation, and that this code does without.
@@ -131,7 +132,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(run: Path) -> Predictor:
-    return Predictor.load(run, device="cpu")
+    return load(run, device="cpu")
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -187,7 +188,7 @@ def test_probabilities_are_those_the_library_searches_by(
 ) -> None:
     changed = copied(folder, tmp_path)
     change_json(changed / "generation_config.json", renormalize_logits=renormalize)
-    ours = Predictor.load(import_marian(changed, tmp_path / "run").path, device="cpu")
+    ours = load(import_marian(changed, tmp_path / "run").path, device="cpu")
     expected, found = both_logits(theirs, ours, their_tokenizer)
     expected[..., 1] = -torch.inf  # our begin symbol is no piece of theirs
     if renormalize:
@@ -234,7 +235,7 @@ def test_the_search_is_set_as_the_model_says(ours: Predictor, folder: Path, tmp_
     older = copied(folder, tmp_path)
     (older / "generation_config.json").unlink()
     change_json(older / "config.json", num_beams=6, max_length=20)
-    found = Predictor.load(import_marian(str(older), str(tmp_path / "run")).path, device="cpu").decoding
+    found = load(import_marian(str(older), str(tmp_path / "run")).path, device="cpu").decoding
     assert (found.beam_size, found.length_penalty, found.max_len(7)) == (6, 1.0, 19)
 
 
@@ -390,7 +391,7 @@ def test_models_of_other_shapes_have_the_librarys_logits(
     ).eval()
     model.half().save_pretrained(changed)  # as the larger ones are published
     tokenizer = transformers.MarianTokenizer.from_pretrained(changed)
-    ours = Predictor.load(import_marian(changed, tmp_path / "run").path, device="cpu")
+    ours = load(import_marian(changed, tmp_path / "run").path, device="cpu")
     expected, found = both_logits(model.float(), ours, tokenizer)
     torch.testing.assert_close(found[..., 2:], expected[..., 2:], rtol=0, atol=1e-3)  # sinusoids of 16 bits
 

@@ -13,9 +13,10 @@ from transduce.errors import TransduceError
 from transduce.export import onnx as onnx_export
 from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
+from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -53,7 +54,7 @@ def random_predictor(*, joint: bool = True, **settings: object) -> Predictor:
     torch.manual_seed(3)
     kinds = {"source": "characters", "target": "characters" if joint else "words"}
     tokenizer = Tokenizer.learn(TokenizerConfig(**kinds, joint=joint), SOURCES, TARGETS)
-    model = Transformer(TransformerConfig(**SMALL | settings), vocabulary_sizes(tokenizer))
+    model = Transformer(TransformerConfig(**SMALL | settings), tokenizer.vocabulary_sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -84,7 +85,7 @@ def answers_alone(folder: Path, lines: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def trained(run: Path) -> Predictor:
-    return Predictor.load(run, device="cpu", decoding=GREEDY)
+    return load(run, device="cpu", decoding=GREEDY)
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from transduce.inference.constraints import Constraints
 from transduce.inference.explain import MOST_TOKENS, Explanation, explain, visible
 from transduce.inference.explain_page import MOST_BYTES, explanation_page
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.learn.explained import explained
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
+from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ TEXTS = ["abc", "zyxwvu", "q", "abcdefghijkl", "é"]
 
 @pytest.fixture(scope="module")
 def predictor(run: Path) -> Predictor:
-    return Predictor.load(run, device="cpu")
+    return load(run, device="cpu")
 
 
 def with_decoding(predictor: Predictor, **settings: Any) -> Predictor:
@@ -51,7 +52,7 @@ def random_predictor(*, num_layers: int = 2, num_heads: int = 3, max_len: int = 
         num_decoder_layers=num_layers, max_len=max_len,
     )  # fmt: skip
     torch.manual_seed(1)
-    found = Predictor(Transformer(config, vocabulary_sizes(tokenizer)), tokenizer)
+    found = Predictor(Transformer(config, tokenizer.vocabulary_sizes), tokenizer)
     return with_decoding(found, **decoding)
 
 
@@ -230,7 +231,7 @@ def test_what_cannot_be_seen_has_a_sign(name: str, expected: str) -> None:
 
 def test_kinds_of_tokens_tell_a_control_id_from_its_name_as_text() -> None:
     tokenizer = Tokenizer.learn(TokenizerConfig(source="words", target="words"), ["</s> a"], ["a </s>"])
-    model = Transformer(TransformerConfig(d_model=6, d_ff=5, num_heads=2), vocabulary_sizes(tokenizer))
+    model = Transformer(TransformerConfig(d_model=6, d_ff=5, num_heads=2), tokenizer.vocabulary_sizes)
     found = explain(Predictor(model, tokenizer), "</s> é")
     kinds = [(token.name, token.kind) for token in found.source]
     assert kinds == [

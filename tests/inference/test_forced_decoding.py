@@ -8,6 +8,7 @@ import transduce.inference.forced_decoding
 from transduce.inference.attention_maps import record_attention
 from transduce.inference.forced_decoding import annotate, token_log_probs
 from transduce.inference.predictor import Predictor
+from transduce.runs.load import load
 
 pytest_plugins = ["small_run"]
 
@@ -16,7 +17,7 @@ TEXTS = ["abc", "zyxwvu", "q", "abcdefghijkl"]
 
 @pytest.fixture(scope="module")
 def predictor(run: Path) -> Predictor:
-    return Predictor.load(run, device="cpu")
+    return load(run, device="cpu")
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from transduce.errors import DamagedFileError, MissingInputError, TransduceError
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.engine import InferenceModel
-from transduce.inference.predictor import Predictor, load, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
+from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -32,7 +33,7 @@ DRAWING = DecodingConfig(temperature=1.3, seed=5)
 
 @pytest.fixture
 def predictor(run: Path) -> Predictor:
-    return Predictor.load(run, device="cpu")
+    return load(run, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def untrained(max_len: int, **settings: object) -> Predictor:
     )
     torch.manual_seed(3)
     return Predictor(
-        Transformer(config, vocabulary_sizes(tokenizer)), tokenizer, DecodingConfig(**settings), report=lambda _: None
+        Transformer(config, tokenizer.vocabulary_sizes), tokenizer, DecodingConfig(**settings), report=lambda _: None
     )
 
 
@@ -177,7 +178,7 @@ def test_half_a_surrogate_pair_is_refused(predictor: Predictor) -> None:
 )
 def test_settings_for_one_call_are_those_of_a_predictor_made_with_them(other, predictor, run) -> None:
     own = predictor.predict_n_best(LINES, 1)
-    made = Predictor.load(run, device="cpu", decoding=other)
+    made = load(run, device="cpu", decoding=other)
     assert predictor.predict_n_best(LINES, 2 if other.beam_size > 1 else 1, decoding=other) == made.predict_n_best(
         LINES, 2 if other.beam_size > 1 else 1
     )
@@ -253,8 +254,8 @@ def test_what_goes_wrong_in_a_worker_is_told(predictor, lines, monkeypatch) -> N
 
 
 def test_threads_that_ask_at_once_share_one_prepared_model(run, monkeypatch) -> None:
-    predictor = Predictor.load(run, device="cpu")
-    expected = Predictor.load(run, device="cpu").predict(LINES)
+    predictor = load(run, device="cpu")
+    expected = load(run, device="cpu").predict(LINES)
     made = []
     prepare = InferenceModel.__init__
 
@@ -283,7 +284,8 @@ def test_no_worker_prepares_the_model_where_asserts_are_left_out(run, lines, mon
 
     monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 100)  # many batches
     monkeypatch.setattr(InferenceModel, "__init__", recording)
-    module.Predictor.load(run, device="cpu").predict(lines[:50])
+    predictor = load(run, device="cpu")
+    module.Predictor(predictor.model, predictor.tokenizer, predictor.decoding).predict(lines[:50])
     assert preparing == [threading.current_thread()]
 
 
@@ -368,7 +370,7 @@ def test_loading_takes_no_random_number_of_the_caller(run: Path) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    Predictor.load(run, device="cpu")
+    load(run, device="cpu")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -378,7 +380,7 @@ def test_a_damaged_file_is_not_loaded(name: str, run: Path, tmp_path: Path) -> N
     content = (damaged / name).read_bytes()
     (damaged / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     with pytest.raises(DamagedFileError, match=name):
-        Predictor.load(damaged, device="cpu")
+        load(damaged, device="cpu")
 
 
 def test_a_run_without_a_model_or_no_run_is_missing(run: Path, tmp_path: Path) -> None:
@@ -386,12 +388,12 @@ def test_a_run_without_a_model_or_no_run_is_missing(run: Path, tmp_path: Path) -
     (unfinished / "model.safetensors").unlink()
     for folder in (unfinished, tmp_path / "none"):
         with pytest.raises(MissingInputError):
-            Predictor.load(folder, device="cpu")
+            load(folder, device="cpu")
 
 
 def test_loading_is_silent_on_a_machine_with_several_gpus(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    Predictor.load(run, device="cpu")
+    load(run, device="cpu")
 
 
 def test_a_device_that_may_lack_float64_is_refused_even_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from hostile import HOSTILE
-from transduce.inference.predictor import vocabulary_sizes
 from transduce.learn.experiments import attention as experiments
 from transduce.learn.experiments.feed_forward import (
     ONE_WITH,
@@ -136,7 +135,7 @@ def test_a_delay_is_a_ratio_of_first_arrivals():
 def small():
     lines = ["a dog sees the cat", "the cat hears a dog", "a bird sees the dog"] * 5
     tokenizer = Tokenizer.learn(TokenizerConfig(vocab_size=300), lines, lines)
-    return small_transformer(vocabulary_sizes(tokenizer), **SMALL).eval(), tokenizer
+    return small_transformer(tokenizer.vocabulary_sizes, **SMALL).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from transduce.data.batches import EncodedPairs
-from transduce.inference.predictor import vocabulary_sizes
 from transduce.learn.experiments import inside
 from transduce.learn.experiments.inside import Lens, Pronouncer, Pruning, Roles, flattened, silenced
 from transduce.learn.experiments.recipe import Words
@@ -23,7 +22,7 @@ def untrained(monkeypatch):
     config = TokenizerConfig(source="characters", target="words", joint=False)
     tokenizer = Tokenizer.learn(config, WORDS, SOUNDS)
     pairs = EncodedPairs(tokenizer.encode_source(WORDS), tokenizer.encode_target(SOUNDS))
-    model = small_transformer(vocabulary_sizes(tokenizer), d_model=16, d_ff=16, num_heads=2).eval()
+    model = small_transformer(tokenizer.vocabulary_sizes, d_model=16, d_ff=16, num_heads=2).eval()
     found = Pronouncer(Words(tokenizer, pairs, pairs, WORDS, SOUNDS), model, Training())
     monkeypatch.setattr(inside, "pronouncer", lambda **_: found)
     return found

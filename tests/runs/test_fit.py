@@ -3,6 +3,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,15 @@ import pytest
 
 from calling import Outcome, command
 from transduce.cli import commands
-from transduce.cli.console import surroundings_of
 from transduce.config.settings import ExperimentConfig
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
 from transduce.errors import DataError, RunFolderError
 from transduce.evaluation.config import METRICS
-from transduce.inference.predictor import Predictor
 from transduce.model.config import PRESETS
-from transduce.runs.corpus import Surroundings
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 from transduce.runs.tasks import TASKS, recognise
 from transduce.training.signals import Stopped
 from transduce.training.step import TrainStep
@@ -48,19 +47,14 @@ class StepClock:
 
 @pytest.fixture(scope="module", autouse=True)
 def clock() -> Iterator[StepClock]:
-    """The clock of the command, and of `surroundings`; and a model so small that its steps take no time."""
+    """The clock of the command and of `fit` here; and a model so small that its steps take no time."""
     clock = StepClock()
     small = replace(PRESETS["tiny"], d_model=32, d_ff=48, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny", small)
         patch.setattr(TrainStep, "__call__", clock.count(TrainStep.__call__))
-        patch.setattr(commands, "surroundings_of", lambda words: replace(surroundings_of(words), clock=clock))
+        patch.setattr(commands, "fit", partial(fit, clock=clock))
         yield clock
-
-
-@pytest.fixture
-def surroundings(clock: StepClock) -> Surroundings:
-    return Surroundings(device="cpu", clock=clock)
 
 
 def transliterations(num_pairs: int) -> list[tuple[str, str]]:
@@ -102,7 +96,7 @@ def test_fit_gives_a_model_and_scores_with_intervals(fitted: tuple[Path, Outcome
         assert score["low"] <= score["value"] <= score["high"]
         assert score["num_segments"] == found["num_test"]
     assert found["num_train"] + found["num_valid"] + found["num_test"] == 800
-    assert len(Predictor.load(run_dir, device="cpu").predict(["abgd", "zeta"])) == 2
+    assert len(load(run_dir, device="cpu").predict(["abgd", "zeta"])) == 2
     assert command("verify", run_dir).status == 0
 
 
@@ -125,23 +119,21 @@ def test_going_on_with_a_finished_fit_scores_it_as_before(fitted: tuple[Path, Ou
 
 
 def test_fit_takes_the_name_of_a_folder_for_the_folder(
-    fitted: tuple[Path, Outcome], pairs: Path, surroundings: Surroundings
+    fitted: tuple[Path, Outcome], pairs: Path, clock: StepClock
 ) -> None:
-    result = fit([str(pairs)], str(fitted[0]), minutes=MINUTES, resume=True, surroundings=surroundings)
+    result = fit([str(pairs)], str(fitted[0]), minutes=MINUTES, resume=True, device="cpu", clock=clock)
     assert result.run_dir == fitted[0]
 
 
-def test_an_interrupted_fit_goes_on_even_with_other_minutes(
-    pairs: Path, tmp_path: Path, surroundings: Surroundings
-) -> None:
+def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_path: Path, clock: StepClock) -> None:
     def stop(_row: dict[str, Any]) -> None:
         raise Stopped(signal.SIGINT)
 
     with pytest.raises(Stopped, match="all is saved"):
-        fit([pairs], tmp_path / "run", minutes=2.4, surroundings=replace(surroundings, observers=(stop,)))
+        fit([pairs], tmp_path / "run", minutes=2.4, device="cpu", clock=clock, observers=[stop])
     stopped_at = RunFolder.open(tmp_path / "run").checkpoints()[-1]
     # So much less time calls for another dropout in a new run.
-    result = fit([pairs], tmp_path / "run", minutes=0.1, resume=True, surroundings=surroundings)
+    result = fit([pairs], tmp_path / "run", minutes=0.1, resume=True, device="cpu", clock=clock)
     folder = RunFolder.open(tmp_path / "run")
     assert folder.facts["resumed"][0]["step"] == stopped_at
     assert folder.checkpoints()[-1] >= stopped_at
@@ -156,15 +148,22 @@ def test_too_few_pairs_are_refused_with_the_number_needed(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_a_corpus_that_train_would_not_hold_in_memory_is_refused_before_it_is_read(pairs: Path, tmp_path: Path) -> None:
-    num_bytes = pairs.stat().st_size
+def test_a_corpus_that_train_would_not_hold_in_memory_is_refused_before_it_is_read(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hold_at_most(num_bytes: int) -> None:
+        for module in ("corpus", "fit"):
+            monkeypatch.setattr(f"transduce.runs.{module}.LARGE_BYTES", num_bytes)
+
+    hold_at_most(pairs.stat().st_size - 1)
     with pytest.raises(DataError, match=r"greek\.tsv: more than 0 MB of text.* `transduce train`"):
-        fit([pairs], tmp_path / "run", surroundings=Surroundings(large_bytes=num_bytes - 1))
+        fit([pairs], tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(DataError, match="too few"):  # of as many bytes it is read
         few = tmp_path / "few.tsv"
         few.write_bytes(b"a\tb\n")
-        fit([few], tmp_path / "run", surroundings=Surroundings(large_bytes=4))
+        hold_at_most(4)
+        fit([few], tmp_path / "run")
 
 
 def test_pairs_that_all_hang_together_are_refused_with_advice(tmp_path: Path) -> None:
@@ -357,7 +356,7 @@ def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], p
 def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "surroundings_of", surroundings_of)
+    monkeypatch.setattr(commands, "fit", fit)
     words = ["fit", pairs, "--minutes", MINUTES, "--json", "--run-dir"]
     told = command(*words, tmp_path / "run", "--task", "translation")
     assert set(json.loads(told.out)["scores"]) == {"bleu", "chrf"}
@@ -368,11 +367,11 @@ def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
     assert "no task 'translating'" in refused.err and "translation" in refused.err
 
 
-def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, surroundings: Surroundings) -> None:
+def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, clock: StepClock) -> None:
     path = tmp_path / "words.tsv"
     rows = [(word, " ".join(letter.upper() for letter in word)) for word in dict.fromkeys(LEMMAS * 2)]
     path.write_text("".join(f"{word}\t{sounds}\n{word}\t{sounds} X\n" for word, sounds in rows))
-    result = fit([path], tmp_path / "run", minutes=MINUTES, surroundings=surroundings)
+    result = fit([path], tmp_path / "run", minutes=MINUTES, device="cpu", clock=clock)
     assert [score.name for score in result.scores] == ["word_error", "per"]
     assert {score.num_segments for score in result.scores} == {result.num_test // 2}
 

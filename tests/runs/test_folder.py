@@ -189,8 +189,8 @@ def readers(run: RunFolder) -> dict[str, Callable[[], object]]:
         "model.safetensors": run.read_model,
         "checkpoints/step-00000030.safetensors": lambda: run.read_checkpoint(30),
         "run.json": lambda: RunFolder.open(run.path),
-        "config.toml": lambda: run.config,
-        "tokenizer.json": lambda: run.tokenizer,
+        "config.toml": lambda: run.config_text,
+        "tokenizer.json": lambda: run.tokenizer_text,
     }
 
 
@@ -481,7 +481,7 @@ def content_of(path: Path) -> object:
     step, tensors, state = run.newest_checkpoint(pytest.fail) or (None, {}, {})
     weights = [{name: tensor.tolist() for name, tensor in group.items()} for group in (model, tensors)]
     picture = (path / "curve.png").read_bytes() if (path / "curve.png").exists() else b""
-    return (run.config, run.tokenizer, run.facts, metadata, step, state, weights, run.metrics(), picture)
+    return (run.config_text, run.tokenizer_text, run.facts, metadata, step, state, weights, run.metrics(), picture)
 
 
 def temporaries(path: Path) -> list[Path]:
@@ -661,7 +661,7 @@ def test_kill_9_at_any_operation_of_a_checkpoint_leaves_the_old_or_the_new(run, 
 
 def test_a_run_gives_back_what_it_was_given(run):
     opened = RunFolder.open(run.path)
-    assert (opened.config, opened.tokenizer, opened.facts) == (CONFIG, TOKENIZER, {"machine": "abacus"})
+    assert (opened.config_text, opened.tokenizer_text, opened.facts) == (CONFIG, TOKENIZER, {"machine": "abacus"})
     tensors, metadata = opened.read_model()
     assert metadata == {"bleu": 5.5} and torch.equal(tensors["model.weight"], torch.full((2, 3), 5.0))
     opened.update_facts({"threads": 2})
@@ -675,10 +675,10 @@ def test_a_run_can_be_copied_anywhere_and_still_works(run, tmp_path):
 
 def test_a_rewritten_config_replaces_the_old_one(run):
     run.rewrite_config("new = 1\n")
-    assert RunFolder.open(run.path).config == "new = 1\n"
+    assert RunFolder.open(run.path).config_text == "new = 1\n"
     (run.path / "config.toml").write_text(CONFIG)
     with pytest.raises(DamagedFileError, match=r"config\.toml"):
-        _ = run.config
+        _ = run.config_text
 
 
 def test_only_the_newest_checkpoints_are_kept(run):
@@ -706,7 +706,7 @@ def test_steps_sort_as_numbers_and_other_files_are_no_checkpoints(run):
 def test_create_refuses_a_folder_that_holds_a_run(run):
     with pytest.raises(RunFolderError, match=r"another folder, or --resume to go on\.$"):
         RunFolder.create(run.path, config="other", tokenizer="{}", facts={})
-    assert run.config == CONFIG
+    assert run.config_text == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -723,7 +723,7 @@ def test_create_refuses_a_folder_with_other_things_and_leaves_it_alone(tmp_path,
 
 def test_create_accepts_an_empty_folder_and_hidden_files(tmp_path):
     (tmp_path / ".gitignore").write_text("*")
-    assert RunFolder.create(tmp_path, config=CONFIG, tokenizer=TOKENIZER, facts={}).config == CONFIG
+    assert RunFolder.create(tmp_path, config=CONFIG, tokenizer=TOKENIZER, facts={}).config_text == CONFIG
 
 
 def test_create_says_in_one_line_where_it_cannot_write(tmp_path):

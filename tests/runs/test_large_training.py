@@ -13,10 +13,10 @@ import pytest
 
 from calling import command
 from smallest_model import SMALLEST_MODEL
-from transduce.config.settings import load_config
+from transduce.data.download import Places
 from transduce.data.large import prepare as preparation
 from transduce.runs import corpus
-from transduce.runs.corpus import Surroundings, count_training_overlap
+from transduce.runs.corpus import count_training_overlap
 from transduce.runs.folder import RunFolder
 from transduce.training import trainer
 
@@ -211,8 +211,8 @@ def test_epochs_of_shards_are_counted_and_overlap_is_left_out(large: Path, monke
     steps = folder.checkpoints()[-1]
     assert f"1 epochs are {steps} steps" in trained.err
     assert folder.read_checkpoint(steps)[1]["shard"] == round(NUM_PAIRS / 20) - 1  # at the end of the last one
-    config = load_config(folder.config, "x")
-    assert count_training_overlap(config, folder, ["a"], ["b"], Surroundings()) is None
+    config = folder.settings
+    assert count_training_overlap(config, folder, ["a"], ["b"], Places()) is None
 
 
 def test_a_corpus_that_fits_into_memory_needs_no_preparation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from transduce.data.batches import encode_pairs
 from transduce.data.pairs import Pairs
+from transduce.evaluation.loss import corpus_loss
 from transduce.inference.config import DecodingConfig
-from transduce.inference.forced_decoding import corpus_loss
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
@@ -40,13 +40,13 @@ def trained(src: list[str], tgt: list[str], steps: int, folder: Path) -> tuple[T
     tokenizer = Tokenizer.learn(TokenizerConfig(source="characters", target="characters"), src, tgt)
     pairs, _ = encode_pairs(tokenizer, Pairs(src, tgt, {}, [], {}), max_len=MAX_LEN)
     torch.manual_seed(1)
-    model = Transformer(MODEL, vocabulary_sizes(tokenizer))
+    model = Transformer(MODEL, tokenizer.vocabulary_sizes)
     Trainer(
         model,
         pairs,
         config=TrainingConfig(steps=steps, batch_tokens=512, label_smoothing=0.0),
         optim=OptimConfig(schedule="cosine", learning_rate=4e-3, warmup_steps=50, max_grad_norm=1.0),
-        folder=RunFolder.create(folder / "run", config="", tokenizer=tokenizer.to_json(), facts={}),
+        store=RunFolder.create(folder / "run", config="", tokenizer=tokenizer.to_json(), facts={}),
     ).run()
     return model, tokenizer
 

@@ -24,19 +24,19 @@ from transduce.config.settings import ON_RESUME, ExperimentConfig, carry_over, r
 from transduce.config.toml import to_table, to_toml
 from transduce.data.batches import encode_pairs
 from transduce.data.config import DataConfig
+from transduce.data.download import Places
 from transduce.data.packed_batches import pack_batches
 from transduce.errors import ConfigMismatchError, RunFolderError, TransduceError
-from transduce.evaluation import evaluate as scoring
 from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.metrics import Score
 from transduce.files import atomic as files
 from transduce.model.config import TransformerConfig
 from transduce.runs import train as experiment
-from transduce.runs.corpus import Surroundings, read_corpus
+from transduce.runs import validation as scoring
+from transduce.runs.corpus import read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.train import train
 from transduce.text.config import TokenizerConfig
-from transduce.text.tokenizer import Tokenizer
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.signals import Stopped
 from transduce.training.state import TrainerState
@@ -159,7 +159,7 @@ def signalling(signum: int, times: int = 1) -> Callable[[], None]:
 def strike_at(monkeypatch: pytest.MonkeyPatch, where: str, call: int, strike: Callable[[], None]) -> pytest.MonkeyPatch:
     names = {
         "micro_batch": "transduce.training.step.collate",
-        "validation": "transduce.evaluation.evaluate.corpus_loss",
+        "validation": "transduce.runs.validation.corpus_loss",
     }
     module, _, name = names[where].rpartition(".")
     monkeypatch.setattr(names[where], Striking(getattr(sys.modules[module], name), call, strike))
@@ -187,7 +187,7 @@ def test_an_older_run_that_calls_wrong_words_wer_goes_on_as_one_that_does_not(
     state = {**state, "best_measure": "wer of 12 pairs, beam 1"}
     with older.lock():
         older.write_checkpoint(6, tensors, state, keep=1)
-        older.rewrite_config(older.config.replace("word_error", "wer"))
+        older.rewrite_config(older.config_text.replace("word_error", "wer"))
         rows = tmp_path / "run/metrics.jsonl"
         rows.write_text(rows.read_text().replace("word_error", "wer"))
     curves = []
@@ -310,7 +310,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_report(
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    train(config, path, resume=True, surroundings=Surroundings(report=lines.append))
+    train(config, path, resume=True, report=lines.append)
     assert any("step-00000008" in line and "damaged" in line for line in lines)
     assert any(line.startswith("going on from step 7 of 15") for line in lines)
     assert_same_outcome(path, finished)
@@ -377,8 +377,8 @@ def test_epochs_become_steps_that_a_resumed_run_keeps(config: ExperimentConfig, 
 def test_epochs_of_packed_batches_are_counted_in_packed_batches(config: ExperimentConfig, tmp_path: Path) -> None:
     packed = replace(config.training, steps=0, epochs=2.0, batching="packed", validate_every=0)
     state = train(replace(config, training=packed), tmp_path / "run")
-    corpus = read_corpus(config.data, Surroundings())
-    tokenizer = Tokenizer.from_json(RunFolder.open(tmp_path / "run").tokenizer)
+    corpus = read_corpus(config.data, Places(), lambda _line: None)
+    tokenizer = RunFolder.open(tmp_path / "run").tokenizer
     pairs, _ = encode_pairs(tokenizer, corpus.train, max_len=config.data.max_len)
     order = np.random.default_rng([packed.seed, 0]).permutation(len(pairs))
     batches = pack_batches(pairs.src_lens, pairs.tgt_lens, batch_tokens=packed.batch_tokens, order=order)
@@ -646,7 +646,7 @@ def test_other_batches_begin_with_the_next_epoch_even_if_the_first_sitting_with_
     with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(Trainer, "run", lambda _self: (_ for _ in ()).throw(MemoryError))
         train(other, path, resume=True, accept_changes=True)
-    train(other, path, resume=True, surroundings=Surroundings(report=lines.append))
+    train(other, path, resume=True, report=lines.append)
     assert "the batches are others now: going on with the next epoch" in lines
     _, state = RunFolder.open(path).read_checkpoint(9)
     assert (state["epoch"], state["position"]) == (2, 1)
@@ -738,7 +738,7 @@ def test_a_run_can_begin_from_another_with_more_pairs_and_be_resumed_with_the_sa
         train(other, tmp_path / "run", init_from=finished)
     torch.testing.assert_close(begun_with, ancestor, rtol=0, atol=0)
     folder = RunFolder.open(tmp_path / "run")
-    assert folder.tokenizer == RunFolder.open(finished).tokenizer
+    assert folder.tokenizer_text == RunFolder.open(finished).tokenizer_text
     assert folder.facts["initialised_from"] == str(finished)
     assert folder.facts["num_train_pairs"] == 52
     assert train(other, tmp_path / "run", init_from=finished, resume=True).step == NUM_STEPS

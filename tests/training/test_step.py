@@ -332,7 +332,7 @@ def run_trainer(path: Path, *, batching: Any = "bucketed", validate_every: int =
     update = new_step(training, model=replace(MODEL, dropout=0.1))
     folder = RunFolder.create(path, config="", tokenizer="{}", facts={})
     optim = replace(OPTIM, ema_decay=0.8)
-    return Trainer(update.model, pairs_of(), config=training, optim=optim, folder=folder, **more)
+    return Trainer(update.model, pairs_of(), config=training, optim=optim, store=folder, **more)
 
 
 def run_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -372,10 +372,10 @@ def test_a_trainer_that_runs_ahead_leaves_the_same_behind(
         trainer = run_trainer(tmp_path / name, batching=batching, validate=lambda _model: Validation({}, 0.0))
         trainer.run()
         timing = ("seconds", "logged_seconds", "validation_seconds", "tokens_per_second", "state_seconds")
-        rows = [{key: row[key] for key in row if key not in timing} for row in trainer.folder.metrics()]
-        step, tensors, state = trainer.folder.newest_checkpoint() or pytest.fail("no checkpoint")
+        rows = [{key: row[key] for key in row if key not in timing} for row in trainer.store.metrics()]
+        step, tensors, state = trainer.store.newest_checkpoint() or pytest.fail("no checkpoint")
         state = {key: value for key, value in state.items() if key not in timing}
-        found.append((rows, step, state, trainer.folder.checkpoints(), tensors, weights_of(trainer.model)))
+        found.append((rows, step, state, trainer.store.checkpoints(), tensors, weights_of(trainer.model)))
     assert ahead == [1, 2, 7]
     assert found[0][:4] == found[1][:4]
     assert found[0][2]["target_tokens"] > 0
@@ -407,9 +407,9 @@ def test_a_trainer_that_runs_ahead_tells_at_the_next_row_that_it_diverged_and_sa
     with pytest.raises(DivergedError, match="step 7:"):
         trainer.run()
     assert begun == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert trainer.folder.checkpoints() == [0, 5]
-    assert [row["step"] for row in trainer.folder.metrics()] == [3, 6]
-    assert all(tensor.isfinite().all() for tensor in trainer.folder.read_checkpoint(5)[0].values())
+    assert trainer.store.checkpoints() == [0, 5]
+    assert [row["step"] for row in trainer.store.metrics()] == [3, 6]
+    assert all(tensor.isfinite().all() for tensor in trainer.store.read_checkpoint(5)[0].values())
 
 
 def test_a_trainer_that_is_stopped_while_it_runs_ahead_saves_what_one_that_waits_does(
@@ -423,9 +423,9 @@ def test_a_trainer_that_is_stopped_while_it_runs_ahead_saves_what_one_that_waits
         before_step(trainer, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped, match="Stopped at step 8"):
             trainer.run()
-        tensors, state = trainer.folder.read_checkpoint(8)
+        tensors, state = trainer.store.read_checkpoint(8)
         state = {key: value for key, value in state.items() if key not in ("seconds", "logged_seconds")}
-        found.append((state, trainer.folder.checkpoints(), tensors))
+        found.append((state, trainer.store.checkpoints(), tensors))
     assert ahead == [1, 2, 4, 7, 8]
     assert found[0][:2] == found[1][:2]
     torch.testing.assert_close(found[0][2], found[1][2], rtol=0, atol=0)
@@ -441,7 +441,7 @@ def test_a_trainer_that_is_stopped_after_it_diverged_unseen_saves_nothing(
     before_step(trainer, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(DivergedError, match="step 7:"):
         trainer.run()
-    assert trainer.folder.checkpoints() == [0, 5]
+    assert trainer.store.checkpoints() == [0, 5]
 
 
 # --- the benchmark of a GPU ------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def new_trainer(tmp_path: Path) -> NewTrainer:
         path = tmp_path / f"run{next(numbers)}"
         folder = RunFolder.create(path, config="", tokenizer="{}", facts={})
         model = new_model(more.pop("model", MODEL))
-        return Trainer(model, more.pop("pairs", pairs_of()), config=training, optim=optim, folder=folder, **more)
+        return Trainer(model, more.pop("pairs", pairs_of()), config=training, optim=optim, store=folder, **more)
 
     return make
 
@@ -160,7 +160,7 @@ def test_training_equals_a_loop_written_by_hand_with_adamw_and_cross_entropy(new
         losses.append(loss.item())
     rows = []
     trainer.config = replace(trainer.config, log_every=1)
-    trainer.observe = rows.append
+    trainer.observers = [rows.append]
     trainer.run()
     assert [row["loss"] for row in rows if row["kind"] == "training"] == pytest.approx(losses, rel=1e-5)
     assert [row["learning_rate"] for row in rows if row["kind"] == "training"] == pytest.approx(rates)
@@ -172,7 +172,7 @@ def test_the_schedule_counts_optimizer_steps_whatever_the_number_of_micro_batche
     for micro_batches in (1, 3):
         rows: list[dict] = []
         training = replace(TRAINING, micro_batches=micro_batches, log_every=1)
-        new_trainer(training, optim, observe=rows.append).run()
+        new_trainer(training, optim, observers=[rows.append]).run()
         expected = [16**-0.5 * min(step**-0.5, step * 4**-1.5) for step in range(1, 8)]
         assert [row["learning_rate"] for row in rows] == pytest.approx(expected)
 
@@ -188,7 +188,7 @@ def test_the_average_in_a_run_is_the_one_computed_by_hand(new_trainer: NewTraine
         decay = min(0.35, (1 + step) / (10 + step))
         average = {name: decay * average[name] + (1 - decay) * current[name] for name in average}
         assert_close(shown[step - 1], average, 1e-6)
-    kept, facts = trainer.folder.read_model()
+    kept, facts = trainer.store.read_model()
     assert_same(kept, shown[0])  # the first of equally good ones
     assert facts["averaged"] is True
 
@@ -229,9 +229,9 @@ def test_a_number_that_is_not_finite_stops_the_run_before_any_weight_changes(
         trainer.run()
     assert_same(weights_of(trainer.model), before["model"])
     assert_same(weights_of(trainer.update.average), before["average"])
-    assert trainer.folder.checkpoints() == list(range(step))
-    for saved in trainer.folder.checkpoints():
-        assert all(tensor.isfinite().all() for tensor in trainer.folder.read_checkpoint(saved)[0].values())
+    assert trainer.store.checkpoints() == list(range(step))
+    for saved in trainer.store.checkpoints():
+        assert all(tensor.isfinite().all() for tensor in trainer.store.read_checkpoint(saved)[0].values())
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_the_weights_kept_are_those_of_the_best_validation(new_trainer: NewTrain
     shown: list[Weights] = []
     trainer = new_trainer(replace(TRAINING, steps=9), validate=scripted([1.0, 3.0, 2.0, 3.0, -1.0], shown))
     state = trainer.run()
-    kept, facts = trainer.folder.read_model()
+    kept, facts = trainer.store.read_model()
     assert_same(kept, shown[1])
     assert (facts["step"], facts["validation"]) == (4, {"loss": -3.0})
     assert (state.best_step, state.best_goodness) == (4, 3.0)
@@ -266,7 +266,7 @@ def test_the_weights_kept_are_those_of_the_best_validation(new_trainer: NewTrain
 def test_without_a_validation_the_last_weights_are_kept(new_trainer: NewTrainer) -> None:
     trainer = new_trainer()
     trainer.run()
-    kept, facts = trainer.folder.read_model()
+    kept, facts = trainer.store.read_model()
     assert_same(kept, weights_of(trainer.model))
     assert facts["step"] == 7
 
@@ -295,15 +295,15 @@ def test_a_deadline_ends_a_run_that_is_then_validated_and_saved(new_trainer: New
     assert time.perf_counter() - started < 10
     assert 0.05 < state.seconds < 5
     assert 0 < state.step < 10_000
-    assert trainer.folder.checkpoints() == [0, state.step]
-    assert [row["step"] for row in trainer.folder.metrics() if row["kind"] == "validation"] == [state.step]
+    assert trainer.store.checkpoints() == [0, state.step]
+    assert [row["step"] for row in trainer.store.metrics() if row["kind"] == "validation"] == [state.step]
 
 
 def test_every_row_is_logged_once_and_the_last_step_too(new_trainer: NewTrainer) -> None:
     observed: list[dict] = []
-    trainer = new_trainer(validate=scripted([0.0] * 4, []), observe=observed.append)
+    trainer = new_trainer(validate=scripted([0.0] * 4, []), observers=[observed.append])
     trainer.run()
-    rows = trainer.folder.metrics()
+    rows = trainer.store.metrics()
     assert rows == observed
     assert [(row["kind"], row["step"]) for row in rows] == [
         ("validation", 2),
@@ -318,14 +318,14 @@ def test_every_row_is_logged_once_and_the_last_step_too(new_trainer: NewTrainer)
 
 def test_a_logged_loss_is_the_mean_over_the_target_tokens_since_the_row_before(new_trainer: NewTrainer) -> None:
     by_step: list[dict] = []
-    new_trainer(replace(TRAINING, log_every=1), observe=by_step.append).run()
+    new_trainer(replace(TRAINING, log_every=1), observers=[by_step.append]).run()
     trainer = new_trainer(replace(TRAINING, log_every=3))
     trainer.run()
     steps = planned_steps(trainer, 7)
     tokens = [sum(trainer.pairs.tgt_lens[rows].sum() for rows in micro_batches) for micro_batches in steps]
     sums = [row["loss"] * num for row, num in zip(by_step, tokens, strict=True)]
     expected = [sum(sums[a:b]) / sum(tokens[a:b]) for a, b in ((0, 3), (3, 6), (6, 7))]
-    assert [row["loss"] for row in trainer.folder.metrics()] == pytest.approx(expected, rel=1e-6)
+    assert [row["loss"] for row in trainer.store.metrics()] == pytest.approx(expected, rel=1e-6)
 
 
 # Randomness
@@ -384,7 +384,7 @@ def test_training_leaves_the_random_state_of_the_caller_alone(new_trainer: NewTr
 def test_a_trainer_keeps_no_reference_to_the_weights_that_it_saved(new_trainer: NewTrainer) -> None:
     trainer = new_trainer(replace(TRAINING, steps=2), validate=scripted([0.0] * 2, []))
     trainer.run()
-    tensors, state = trainer.folder.read_checkpoint(2)
+    tensors, state = trainer.store.read_checkpoint(2)
     other = new_trainer()
     other.restore(tensors, state)
     kept = copy.deepcopy(tensors)

@@ -5,7 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from transduce.cli.console import (
     read_references,
     read_utf8,
     refuse_output,
-    surroundings_of,
+    report_of,
     text_line,
     write_now,
 )
@@ -40,9 +40,10 @@ from transduce.inference.constraints import Constraints
 from transduce.inference.explain import explain
 from transduce.inference.explain_page import explanation_page
 from transduce.inference.predictor import Prediction, Predictor
-from transduce.runs.corpus import Surroundings, count_training_overlap, prepare
+from transduce.runs.corpus import count_training_overlap, places_of_environment, prepare
 from transduce.runs.fit import fit
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 from transduce.runs.monitoring import TensorBoardWriter
 from transduce.runs.train import train
 from transduce.training.distributed import num_processes, spawn
@@ -70,20 +71,21 @@ def _train(arguments: Arguments) -> int:
     if arguments.processes > 1 and num_processes() == 1:  # after the settings: a mistake in them is told at once
         return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
-    surroundings = surroundings_of(arguments)
-    with ExitStack() as stack:
-        stack.enter_context(_telling_how_to_go_on(arguments))
-        if arguments.tensorboard:
-            surroundings = stack.enter_context(_with_tensorboard(surroundings, run_dir))
+    report = report_of(arguments)
+    with _telling_how_to_go_on(arguments), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
             config,
             run_dir,
-            surroundings=surroundings,
             resume=arguments.resume,
             accept_changes=arguments.accept_changes,
-            init_from=Path(arguments.init_from) if arguments.init_from else None,
+            init_from=arguments.init_from,
+            device=arguments.device,
+            places=places_of_environment(),
+            report=report,
+            observers=observers,
+            show_progress=not arguments.quiet,
         )
-    surroundings.report(
+    report(
         f"finished at step {state.step:,} after {state.seconds / 60:.1f} minutes of training; the best weights are of "
         f"step {state.best_step:,}. Try: transduce predict {run_dir}"
     )
@@ -93,11 +95,11 @@ def _train(arguments: Arguments) -> int:
 def _prepare(arguments: Arguments) -> int:
     path = Path(arguments.config)
     config = load_config(read_utf8(path), str(path), arguments.overrides)
-    surroundings = surroundings_of(arguments)
+    report = report_of(arguments)
     tokenizer = RunFolder.open(Path(arguments.init_from)).tokenizer if arguments.init_from else None
-    found = prepare(config, tokenizer, surroundings)
+    found = prepare(config, tokenizer, places_of_environment(), report=report, show_progress=not arguments.quiet)
     if found is None:
-        surroundings.report("these pairs fit into memory: `train` reads them in a moment, nothing needs preparing")
+        report("these pairs fit into memory: `train` reads them in a moment, nothing needs preparing")
     if arguments.json:
         folder = {"path": str(found.path), "bytes": found.num_bytes} | vars(found.manifest) if found else {"path": None}
         print_json(folder)
@@ -107,7 +109,7 @@ def _prepare(arguments: Arguments) -> int:
 def _fit(arguments: Arguments) -> int:
     paths = arguments.pairs
     run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.split(".")[0])
-    surroundings = surroundings_of(arguments)
+    report = report_of(arguments)
     with _telling_how_to_go_on(arguments):
         result = fit(
             paths,
@@ -116,14 +118,16 @@ def _fit(arguments: Arguments) -> int:
             minutes=arguments.minutes,
             seed=arguments.seed,
             resume=arguments.resume,
-            surroundings=surroundings,
+            device=arguments.device,
+            report=report,
+            show_progress=not arguments.quiet,
         )
     if arguments.json:
         print_json(result.as_dict())
     else:
         print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
     example = f"echo {shlex.quote(result.example)} | transduce predict {shlex.quote(str(run_dir))}"
-    surroundings.report(f"the model is in {run_dir}; try: {example}")
+    report(f"the model is in {run_dir}; try: {example}")
     return 0
 
 
@@ -175,10 +179,10 @@ def _evaluate(arguments: Arguments) -> int:
     predictor = _load(arguments, arguments.run)
     sources, references = read_references(arguments.source, arguments.target)
     folder = RunFolder.open(Path(arguments.run))
-    config = load_config(folder.config, "config.toml")
+    config = folder.settings
     metrics = _metrics_to_score(arguments, config)
     scores = score(predictor, sources, references, metrics, group_sources=arguments.group_sources)
-    overlap = count_training_overlap(config, folder, sources, references[0], surroundings_of(arguments))
+    overlap = count_training_overlap(config, folder, sources, references[0], places_of_environment())
     if arguments.json:
         print_json(
             {
@@ -253,16 +257,21 @@ _VERBS: dict[str, Callable[[Arguments], int]] = {
 
 
 @contextmanager
-def _with_tensorboard(surroundings: Surroundings, run_dir: Path) -> Iterator[Surroundings]:
-    """`surroundings` in which TensorBoard is told of every row; its file is closed however training ends."""
+def _tensorboard(
+    arguments: Arguments, run_dir: Path, report: Callable[[str], None]
+) -> Iterator[list[TensorBoardWriter]]:
+    """TensorBoard's writer among the observers, if asked for; its file is closed however training ends."""
+    if not arguments.tensorboard:
+        yield []
+        return
     try:
         writer = TensorBoardWriter(run_dir / "tensorboard")
     except ImportError:
-        surroundings.report("no TensorBoard events: that needs pip install 'transduce[tensorboard]'")
-        yield surroundings
+        report("no TensorBoard events: that needs pip install 'transduce[tensorboard]'")
+        yield []
         return
     with closing(writer):
-        yield replace(surroundings, observers=(writer,))
+        yield [writer]
 
 
 @contextmanager
@@ -281,8 +290,8 @@ def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
 
 def _load(arguments: Arguments, name: str) -> Predictor:
     """A run's predictor, searching and constrained as the options say."""
-    report = surroundings_of(arguments).report
-    own = Predictor.load(name, device=arguments.device, int8=arguments.int8, report=report)
+    report = report_of(arguments)
+    own = load(name, device=arguments.device, int8=arguments.int8, report=report)
     return Predictor(
         own.model,
         own.tokenizer,

@@ -6,7 +6,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -20,24 +20,16 @@ from transduce.evaluation.metrics import Score
 from transduce.files.atomic import explained_read_errors, explained_write_errors, read_bytes, replacing
 from transduce.inference.forced_decoding import Annotation
 from transduce.inference.predictor import Prediction
-from transduce.runs.corpus import Surroundings, folders_by_environment
 
 # Lines answered together, sorted among themselves so that little is padded, and what bounds the memory they take.
 _MOST_LINES, _MOST_CHARACTERS = 2_000, 1 << 17
 _CHUNK_BYTES = 1 << 12  # read at a time: unpacked, they can be a thousand times as many
 
 
-def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
-    """What the options on every verb and the environment say of where a run is."""
-    root, cache = folders_by_environment()
-    is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
-    return Surroundings(
-        device=arguments.device,
-        data_root=root,
-        data_cache=cache,
-        report=(lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
-        show_progress=not arguments.quiet,
-    )
+def report_of(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Where a line on what happens goes: to standard error, unless quiet; of several processes the first one speaks."""
+    is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"
+    return (lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def refuse_missing_folder(output: str | None) -> None:

@@ -3,53 +3,51 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.table import Table
 
-from transduce.cli.console import print_json, print_table, read_references, surroundings_of
-from transduce.config.settings import load_config
+from transduce.cli.console import print_json, print_table, read_references, report_of
 from transduce.data.datasets import load_split
+from transduce.data.download import Places
 from transduce.data.pairs import Pairs, read_lines, read_pairs
 from transduce.errors import MissingInputError, TransduceError
-from transduce.export import Certificate, Lines, export_run
+from transduce.export.certificate import Certificate, Lines
+from transduce.export.folder import export_run
 from transduce.export.marian import import_marian
-from transduce.inference.predictor import Predictor
-from transduce.runs.corpus import Surroundings
+from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 
 
 def export(arguments: argparse.Namespace) -> int:
-    surroundings = surroundings_of(arguments)
+    report = report_of(arguments)
     folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
-    predictor = Predictor.load(arguments.run, device=arguments.device, report=surroundings.report)
+    predictor = load(arguments.run, device=arguments.device, report=report)
     certificate = export_run(
         predictor,
         output,
         format=arguments.format,
         int8=arguments.int8,
-        lines=lines_of(folder, surroundings, arguments.source, arguments.target),
+        lines=lines_of(folder, places_of_environment(), arguments.source, arguments.target),
         model_sha256=folder.model_sha256,
-        report=surroundings.report,
+        report=report,
     )
     if arguments.json:
         print_json(certificate.as_dict())
     else:
         _print_certificate(certificate)
-    surroundings.report(f"wrote {output}: README.md says how to use it, certificate.json how far it is the run")
+    report(f"wrote {output}: README.md says how to use it, certificate.json how far it is the run")
     return 0
 
 
 def import_(arguments: argparse.Namespace) -> int:
-    report = surroundings_of(arguments).report
+    report = report_of(arguments)
     import_marian(Path(arguments.folder), Path(arguments.output), report)
     report(f"{arguments.output}: the model of {arguments.folder}. Try: transduce predict {arguments.output}")
     return 0
 
 
-def lines_of(
-    folder: RunFolder, surroundings: Surroundings, source: str | None, targets: Sequence[str] | None = None
-) -> Lines:
+def lines_of(folder: RunFolder, places: Places, source: str | None, targets: Sequence[str] | None = None) -> Lines:
     """Those of `source`, with the right answers in `targets`; else pairs that were held out of training, if at hand."""
     if targets and not source:
         raise TransduceError("--target has the right answers to the lines of --source: add --source FILE.")
@@ -61,7 +59,7 @@ def lines_of(
     if (folder.path / "test.source").exists():  # by `fit`
         held_out = read_pairs([folder.path / "test.source", folder.path / "test.target"])
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
-    pairs = _validation_pairs(folder, surroundings)
+    pairs = _validation_pairs(folder, places)
     if pairs is None:
         raise MissingInputError(
             f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
@@ -70,19 +68,11 @@ def lines_of(
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 
 
-def _validation_pairs(folder: RunFolder, surroundings: Surroundings) -> Pairs | None:
+def _validation_pairs(folder: RunFolder, places: Places) -> Pairs | None:
     """Those that the run was validated on, if they are at hand: nothing is fetched."""
-    data = load_config(folder.config, "config.toml").data
-
-    def refuse(url: str) -> BinaryIO:
-        raise MissingInputError(f"{url} is not here.")
-
+    data = folder.settings.data
     try:
-        if data.dataset:
-            root, cache = surroundings.data_root, surroundings.data_cache
-            pairs = load_split(data.dataset, "valid", root=root, cache=cache, open_url=refuse)
-        else:
-            pairs = read_pairs(data.valid)
+        pairs = load_split(data.dataset, "valid", places.offline()) if data.dataset else read_pairs(data.valid)
     except TransduceError:
         return None
     return pairs if list(pairs.sha256.values()) == folder.facts["data"].get("valid") else None

@@ -22,13 +22,13 @@ import torch
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.config.toml import differences
 from transduce.data.datasets import load_split
+from transduce.data.download import Places
 from transduce.devices import machine
 from transduce.errors import TransduceError, nearest
 from transduce.evaluation.config import GROUPED_METRICS, scores_by_name
 from transduce.evaluation.evaluate import score
-from transduce.inference.predictor import Predictor
-from transduce.runs.corpus import Surroundings
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 from transduce.training.state import TrainerState
 
 _PACKAGE = Path(__file__).parents[1]
@@ -118,24 +118,24 @@ def find_recipe(name: str) -> Recipe:
 
 def departures(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
     """In what a run is not this recipe's with `seed`, from its first step on: settings, and weights it began with."""
-    changes = differences(load_config(run.config, str(run.path)), recipe.config(seed))
+    changes = differences(run.settings, recipe.config(seed))
     names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])} - _WITHOUT_EFFECT
     ancestor = run.facts.get("initialised_from")
     return sorted(names) + ([f"it began with the weights of {ancestor}"] if ancestor else [])
 
 
-def measure(recipe: Recipe, run: RunFolder, surroundings: Surroundings, *, cpu_seconds: float) -> dict[str, Any]:
+def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_seconds: float) -> dict[str, Any]:
     """Scores a finished run on the recipe's test sets: what its JSON has of a seed.
 
     `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all.
     """
-    config = load_config(run.config, str(run.path))
-    predictor = Predictor.load(run.path, device=surroundings.device)
+    config = run.settings
+    predictor = load(run.path, device=device)
     state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
     found: dict[str, dict[str, Any]] = {}
     groups = config.validation.group_sources
     for split in recipe.tests:
-        pairs = load_split(config.data.dataset, split, root=surroundings.data_root, cache=surroundings.data_cache)
+        pairs = load_split(config.data.dataset, split, places)
         scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=groups)
         found[split] = {result.name: result.as_dict() for result in scores}
     seed, started = config.training.seed, run.facts["started"]

@@ -12,11 +12,12 @@ from typing import Any
 
 from rich.table import Table
 
-from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, surroundings_of
+from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, report_of
 from transduce.cli.recipes import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of, sittings_of
 from transduce.devices import machine
 from transduce.devices.device import find_device
 from transduce.errors import ConfigMismatchError, TransduceError
+from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.training.distributed import spawn
 from transduce.training.signals import Stopped
@@ -88,12 +89,13 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
 
 
 def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    spent, surroundings = os.times(), surroundings_of(arguments)
-    surroundings.report(f"scoring on {', '.join(recipe.tests)}")
+    spent = os.times()
+    report_of(arguments)(f"scoring on {', '.join(recipe.tests)}")
     return measure(
         recipe,
         RunFolder.open(run_dir),
-        surroundings,
+        arguments.device,
+        places_of_environment(),
         cpu_seconds=spent.user + spent.system + spent.children_user + spent.children_system,
     )
 

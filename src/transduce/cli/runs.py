@@ -19,19 +19,18 @@ from transduce.cli.console import (
     print_json,
     print_table,
     refuse_missing_folder,
-    surroundings_of,
+    report_of,
 )
 from transduce.cli.export import lines_of
-from transduce.config.settings import load_config
 from transduce.data import datasets
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
 from transduce.files.tensors import average_tensors
-from transduce.inference.predictor import Predictor, vocabulary_sizes
-from transduce.model import Transformer
 from transduce.model.config import PRESETS, VocabularySizes
+from transduce.model.transformer import Transformer
+from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
-from transduce.text.tokenizer import Tokenizer
+from transduce.runs.load import load
 from transduce.training.distributed import num_processes, spawn
 
 
@@ -52,9 +51,9 @@ def average(arguments: argparse.Namespace) -> int:
         for tensors, _ in map(folder.read_checkpoint, steps)
     )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}}
-    result = RunFolder.create(output, config=folder.config, tokenizer=folder.tokenizer, facts=facts)
+    result = RunFolder.create(output, config=folder.config_text, tokenizer=folder.tokenizer_text, facts=facts)
     result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
-    surroundings_of(arguments).report(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
+    report_of(arguments)(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
     return 0
 
 
@@ -67,9 +66,9 @@ def describe(arguments: argparse.Namespace) -> int:
             hint = nearest(arguments.what, PRESETS)
             raise MissingInputError(f"'{arguments.what}' is neither a run folder nor a preset.{hint}")
         folder = RunFolder.open(Path(arguments.what))
-        settings = load_config(folder.config, "config.toml")
+        settings = folder.settings
         config, group_sources = settings.model, settings.validation.group_sources
-        vocabulary = vocabulary_sizes(Tokenizer.from_json(folder.tokenizer))
+        vocabulary = folder.tokenizer.vocabulary_sizes
         metadata = folder.read_model_metadata() if folder.has_model else None
         if metadata is not None:
             metadata["validation"] = scores_by_name(metadata["validation"], group_sources=group_sources)
@@ -82,7 +81,7 @@ def describe(arguments: argparse.Namespace) -> int:
 
 
 def data(arguments: argparse.Namespace) -> int:
-    surroundings = surroundings_of(arguments)
+    report = report_of(arguments)
     if arguments.name is None:
         if arguments.output is not None:
             raise TransduceError("-o needs the name of a data set: transduce data NAME -o DIR.")
@@ -99,13 +98,11 @@ def data(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.output is None:
         raise TransduceError(f"where to? Add -o DIR: transduce data {arguments.name} -o {arguments.name}")
-    written = datasets.export(
-        arguments.name, Path(arguments.output), root=surroundings.data_root, cache=surroundings.data_cache
-    )
+    written = datasets.export(arguments.name, Path(arguments.output), places_of_environment())
     if arguments.json:
         print_json({"name": arguments.name, "files": [str(path) for path in written]})
     for path in written:
-        surroundings.report(f"wrote {path}")
+        report(f"wrote {path}")
     return 0
 
 
@@ -122,7 +119,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
             steps=arguments.steps or 0,
             batch_tokens=arguments.batch_tokens,
         )
-        found = measure_training(work, surroundings_of(arguments))
+        found = measure_training(work, arguments.device, places_of_environment(), report_of(arguments))
     if found is None:  # another process tells
         return 0
     if arguments.output:
@@ -134,12 +131,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _measure_answers(arguments: argparse.Namespace) -> dict[str, Any]:
-    surroundings = surroundings_of(arguments)
-    lines = lines_of(RunFolder.open(Path(arguments.run)), surroundings, arguments.source)
-    predictor = Predictor.load(arguments.run, device=arguments.device, int8=arguments.int8, report=surroundings.report)
-    return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(
-        predictor, lines.sources, surroundings.report
-    )
+    report = report_of(arguments)
+    lines = lines_of(RunFolder.open(Path(arguments.run)), places_of_environment(), arguments.source)
+    predictor = load(arguments.run, device=arguments.device, int8=arguments.int8, report=report)
+    return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(predictor, lines.sources, report)
 
 
 def verify(arguments: argparse.Namespace) -> int:

@@ -1,1 +1,5 @@
 """Files, tables and named data sets, read as pairs and turned into batches."""
+
+from transduce import import_when_used
+
+import_when_used(__name__, {})

@@ -1,11 +1,9 @@
 """Named data sets by name: one split of them, or all written out."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from transduce.data.catalogue import Dataset, as_text, list_datasets
-from transduce.data.download import DEFAULT_CACHE, Places, open_url
+from transduce.data.download import Places
 from transduce.data.pairs import Pairs
 from transduce.errors import RunFolderError, TransduceError, nearest
 from transduce.files.atomic import explained_write_errors, read_bytes, sha256_of, write_atomically
@@ -24,32 +22,25 @@ def find_dataset(name: str) -> Dataset:
 def load_split(
     name: str,
     split: str,
-    *,
-    root: str | Path | None = None,
-    cache: str | Path = DEFAULT_CACHE,
-    open_url: Callable[[str], BinaryIO] = open_url,
+    places: Places = Places(),  # noqa: B008 - frozen
 ) -> Pairs:
     """The pairs of one split: "train", "valid", "test", or a named test set such as "test2016".
 
-    `root` is the folder that holds `multi30k/train.en` and the like. Where a set has only named test sets, "test" is
-    the first of them. Raises MissingInputError where a file is not there and cannot be fetched, DamagedFileError where
-    its bytes are not the ones of the set.
+    Where a set has only named test sets, "test" is the first of them. Raises MissingInputError where a file is not
+    there and cannot be fetched, DamagedFileError where its bytes are not the ones of the set.
     """
     dataset = find_dataset(name)
     if split == "test" and split not in dataset.splits:
         split = next(other for other in dataset.splits if other.startswith("test"))
     if split not in dataset.splits:
         raise TransduceError(f"The data set {name} has no split {split!r}.{nearest(split, list(dataset.splits))}")
-    return dataset.load(split, _places(root, cache, open_url))
+    return dataset.load(split, places)
 
 
 def export(
     name: str,
     folder: str | Path,
-    *,
-    root: str | Path | None = None,
-    cache: str | Path = DEFAULT_CACHE,
-    open_url: Callable[[str], BinaryIO] = open_url,
+    places: Places = Places(),  # noqa: B008 - frozen
 ) -> list[Path]:
     """Writes every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
 
@@ -62,7 +53,7 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
     contents, rows = {}, []
     for split in dataset.splits:
-        pairs = dataset.load(split, _places(root, cache, open_url))
+        pairs = dataset.load(split, places)
         for suffix, lines in ((dataset.source_suffix, pairs.src), (dataset.target_suffix, pairs.tgt)):
             content = as_text(lines)
             contents[folder / f"{split}.{suffix}"] = content
@@ -72,10 +63,6 @@ def export(
     for path, content in contents.items():
         write_atomically(path, content)
     return list(contents)
-
-
-def _places(root: str | Path | None, cache: str | Path, open_url: Callable[[str], BinaryIO]) -> Places:
-    return Places(None if root is None else Path(root), Path(cache), open_url)
 
 
 def _refuse_other_files(dataset: Dataset, folder: Path) -> None:

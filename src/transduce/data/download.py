@@ -6,7 +6,7 @@ Whatever the way, the bytes are the ones that were asked for, or there is an err
 import http.client
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,13 +23,24 @@ def open_url(url: str) -> BinaryIO:
     return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
 
 
+def _refuse_url(url: str) -> BinaryIO:
+    raise MissingInputError(f"{url} is not here.")
+
+
 @dataclass(frozen=True)
 class Places:
-    """Where files come from: a folder of the caller's, a cache, and the network."""
+    """Where the files of named data sets come from: a folder of the caller's, a cache, and the network.
 
-    root: Path | None = None
-    cache: Path = DEFAULT_CACHE
+    `root` holds `multi30k/train.en` and the like; without it they are fetched into `cache`.
+    """
+
+    root: str | Path | None = None
+    cache: str | Path = DEFAULT_CACHE
     open_url: Callable[[str], BinaryIO] = open_url
+
+    def offline(self) -> "Places":
+        """The same without the network: what is not here is not fetched."""
+        return replace(self, open_url=_refuse_url)
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,14 @@ class DataFile:
 
 def locate(file: DataFile, places: Places) -> Path:
     """A path where the content of `file` is, fetched into the cache if need be; its SHA-256 has been checked."""
-    if places.root is not None and (path := places.root / file.path).is_file():
+    if places.root is not None and (path := Path(places.root) / file.path).is_file():
         if (found := sha256_of_file(path)) != file.sha256:
             raise DamagedFileError(
                 f"{path}: its SHA-256 is {found}, and {file.sha256} is the one of this data set. "
                 "Get it again, or train on it as a file of your own."
             )
         return path
-    path = places.cache.expanduser() / file.path
+    path = Path(places.cache).expanduser() / file.path
     if path.is_file() and sha256_of_file(path) == file.sha256:
         return path
     content = _fetch(file, places)

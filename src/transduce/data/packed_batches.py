@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transduce.data.batches import EncodedPairs, to_device
 from transduce.errors import TransduceError
-from transduce.model import Packing
+from transduce.model.packing import Packing
 from transduce.text.tokenizer import Tokenizer
 
 # What is left of a row is filled with this many sentences of padding ids. They are computed and count for nothing.

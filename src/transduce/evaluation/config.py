@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 METRICS = ("bleu", "tokenized_bleu", "chrf", "ter", "wer", "cer", "per", "exact_match", "word_error")
 GROUPED_METRICS = ("word_error", "per")  # the pronunciation scores: rows of one source are its alternatives
-_FORMER_NAMES = {"wer": "word_error"}  # of grouped scores, in files that are still read; elsewhere `wer` is edits / words
+_FORMER_NAMES = {
+    "wer": "word_error"
+}  # of grouped scores, in files that are still read; elsewhere `wer` is edits / words
 
 
 def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:

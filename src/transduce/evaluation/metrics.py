@@ -19,7 +19,6 @@ from transduce.evaluation.definitions import DEFINITIONS, Array, References
 
 Option = TypeVar("Option")
 
-METRICS = tuple(DEFINITIONS)
 NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
 _METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
 _SIGNIFICANCE_LEVEL = 0.05

@@ -1,6 +1,20 @@
-"""A trained run as other programs read it, with a certificate of how far their answers are the run's."""
+"""A trained run as other programs read it, with a certificate of how far their outputs are the run's."""
 
-from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
-from transduce.export.folder import export_run
+from typing import TYPE_CHECKING
 
-__all__ = ["Certificate", "Engine", "Exported", "Lines", "certify", "export_run"]
+from transduce import import_when_used
+
+if TYPE_CHECKING:
+    from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
+    from transduce.export.folder import export_run
+
+_HOMES = {
+    "Certificate": "certificate",
+    "Engine": "certificate",
+    "Exported": "certificate",
+    "Lines": "certificate",
+    "certify": "certificate",
+    "export_run": "folder",
+}
+__all__ = [*_HOMES]
+import_when_used(__name__, _HOMES)

@@ -17,11 +17,11 @@ from transduce.export.tokenizer_files import library_tokenizer
 from transduce.files.atomic import write_atomically
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.model import Transformer
 from transduce.model.attention import MultiHeadAttention
 from transduce.model.config import TransformerConfig
 from transduce.model.feed_forward import GatedFeedForward
 from transduce.model.positional import LearnedPositions, sinusoidal_table
+from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
 
 TITLE = "CTranslate2"

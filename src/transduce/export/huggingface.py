@@ -27,8 +27,8 @@ from transduce.files.atomic import write_atomically
 from transduce.files.tensors import write_tensors
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
-from transduce.model import Transformer
 from transduce.model.positional import sinusoidal_table
+from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
 
 TITLE = "Hugging Face transformers"

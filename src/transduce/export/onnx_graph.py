@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from transduce.model import Transformer
 from transduce.model.positional import sinusoidal_table
 from transduce.model.residual import build_norm
+from transduce.model.transformer import Transformer
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022: the first with layer normalisation, known to every engine since
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from transduce.errors import TransduceError
 from transduce.files import atomic as files
@@ -82,21 +82,6 @@ def verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 yield opened, {key: metadata[key] for key in sorted(metadata) if key != "sha256"}
         except SafetensorError as error:  # a file made to look right: its hash holds, its content does not
             raise damaged(path, str(error), MEND_TENSORS) from None
-
-
-@torch.no_grad()
-def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies saved weights into `model`. Raises TransduceError unless names and shapes are just its own."""
-    own = dict(model.named_parameters())
-    wrong = sorted(own.keys() ^ tensors.keys()) or sorted(
-        name for name in own if own[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise TransduceError(
-            f"these weights are of another model: '{wrong[0]}' differs ({len(wrong)} do). Is config.toml their own?"
-        )
-    for name, parameter in own.items():
-        parameter.copy_(tensors[name])
 
 
 def average_tensors(many: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

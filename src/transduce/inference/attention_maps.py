@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transduce.model import MultiHeadAttention, attention, causal_mask
+from transduce.model.attention import MultiHeadAttention, attention, causal_mask
 
 AttentionMaps = dict[str, Float[Tensor, "batch heads queries keys"]]
 

@@ -22,12 +22,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transduce.inference.linear import MakeMap, Map, float_map, int8_map
-from transduce.model import Transformer
 from transduce.model.decoder import DecoderLayer
 from transduce.model.encoder import EncoderLayer
 from transduce.model.feed_forward import FeedForward, GatedFeedForward
 from transduce.model.positional import LearnedPositions, SinusoidalPositions
 from transduce.model.residual import AddAndNorm
+from transduce.model.transformer import Transformer
 
 _VECTOR_LEN = 16  # float32 numbers in the widest registers of a CPU (AVX-512)
 _BLOCK_LEN = 64  # ids that the output matrix is a multiple of: whole vectors, and whole blocks for ranking them

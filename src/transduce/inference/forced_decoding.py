@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transduce.data.batches import EncodedPairs, bucket_batches, collate, pad_sources
+from transduce.data.batches import bucket_batches, pad_sources
 from transduce.inference.attention_maps import AttentionMaps, record_attention
-from transduce.model import Transformer
+from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
-from transduce.training.loss import cross_entropy_sum
 
 _TOKENS_AT_ONCE = 2_048  # the logits of all of them are in memory together
 
@@ -69,22 +68,6 @@ def token_log_probs(
         for row, of_answer in zip(rows, log_probs, strict=True):
             found[row] = of_answer
     return found
-
-
-@torch.inference_mode()
-def corpus_loss(model: Transformer, pairs: EncodedPairs, *, batch_tokens: int = 16_384) -> float:
-    """Cross-entropy of the targets in nats per token, without smoothing or dropout."""
-    model.eval()
-    total, num_tokens = 0.0, 0
-    rows = range(len(pairs))
-    for batch_rows in bucket_batches(pairs.src_lens, pairs.tgt_lens, batch_tokens=batch_tokens, order=rows):
-        batch = collate(pairs, batch_rows).to(model.output_weight.device)
-        hidden = model(batch.src, batch.tgt_in)
-        loss, count = cross_entropy_sum(
-            hidden, model.output_weight, batch.tgt_out, pad_id=model.vocabulary.pad_id, bias=model.output_bias
-        )
-        total, num_tokens = total + loss.item(), num_tokens + int(count)
-    return total / num_tokens
 
 
 def _forced(

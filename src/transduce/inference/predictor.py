@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -10,21 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transduce.config.toml import build, parse_toml
 from transduce.data.batches import bucket_batches, pad_sources
 from transduce.devices.cpu import workers
-from transduce.devices.device import find_device
 from transduce.errors import TransduceError
-from transduce.files.tensors import load_parameters
 from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints, ForbiddenText, Rules
 from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import Annotation, annotate
 from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_search, sample
-from transduce.model import Transformer
-from transduce.model.config import TransformerConfig, VocabularySizes
-from transduce.runs.folder import RunFolder
+from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
 
 # Tokens held side by side, those of the sources and of all hypotheses: large products, but keys and values that the
@@ -80,30 +74,6 @@ class Predictor:
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         self._engine: InferenceModel | None = None
         self._engine_lock = Lock()
-
-    @classmethod
-    def load(
-        cls,
-        run: str | Path,
-        *,
-        device: str = "auto",
-        decoding: DecodingConfig | None = None,
-        int8: bool = False,
-        report: Callable[[str], None] = lambda _line: None,
-    ) -> "Predictor":
-        """The best model of a run folder, with the run's own decoding settings unless others are given.
-
-        Raises MissingInputError if there is no run or no model yet, DamagedFileError if a byte of it has changed.
-        """
-        folder = RunFolder.open(Path(run))
-        settings = parse_toml(folder.config, "config.toml")
-        tokenizer = Tokenizer.from_json(folder.tokenizer)
-        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: it must not cost the caller's draws
-            model = Transformer(build(TransformerConfig, settings["model"], "model."), vocabulary_sizes(tokenizer))
-        load_parameters(model, folder.read_model()[0])
-        model.to(find_device(device))
-        decoding = decoding or build(DecodingConfig, settings["decoding"], "decoding.")
-        return cls(model, tokenizer, decoding, int8=int8, report=report)
 
     def predict(
         self,
@@ -306,22 +276,6 @@ class Predictor:
 
 def _is_sampling(decoding: DecodingConfig) -> bool:
     return decoding.temperature > 0
-
-
-def load(run: str | Path, *, device: str = "auto", int8: bool = False) -> Predictor:
-    """The best model of a run folder, ready to answer: `transduce.load("runs/x").predict(["a text"])`."""
-    return Predictor.load(run, device=device, int8=int8)
-
-
-def vocabulary_sizes(tokenizer: Tokenizer) -> VocabularySizes:
-    """What the network has to know of the tokenizer."""
-    return VocabularySizes(
-        source=tokenizer.source_vocab_size,
-        target=tokenizer.target_vocab_size,
-        num_target_ids=tokenizer.num_target_ids,
-        is_joint=tokenizer.is_joint,
-        pad_id=tokenizer.pad_id,
-    )
 
 
 def _uniforms(rows: list[int], draw: int, seed: int, length: int) -> Tensor:

@@ -25,41 +25,48 @@ A claim is a table of `claims.toml`: a sentence, the experiment that settles it,
 if the number is something else.
 """
 
-from transduce.learn.exercising import (
-    Exercise,
-    Wrong,
-    check,
-    choices_of,
-    exercise,
-    hint,
-    is_close,
-    number_of,
-    returned,
-    solution,
-    tensor_of,
-)
-from transduce.learn.ledger import FAST, Claim, ClaimFailed, Ledger, Settled
-from transduce.learn.showing import Shown, guessed, page, source_of
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FAST",
-    "Claim",
-    "ClaimFailed",
-    "Exercise",
-    "Ledger",
-    "Settled",
-    "Shown",
-    "Wrong",
-    "check",
-    "choices_of",
-    "exercise",
-    "guessed",
-    "hint",
-    "is_close",
-    "number_of",
-    "page",
-    "returned",
-    "solution",
-    "source_of",
-    "tensor_of",
-]
+from transduce import import_when_used
+
+if TYPE_CHECKING:
+    from transduce.learn.exercising import (
+        Exercise,
+        Wrong,
+        check,
+        choices_of,
+        exercise,
+        hint,
+        is_close,
+        number_of,
+        returned,
+        solution,
+        tensor_of,
+    )
+    from transduce.learn.ledger import FAST, Claim, ClaimFailed, Ledger, Settled
+    from transduce.learn.showing import Shown, guessed, page, source_of
+
+_HOMES = {
+    "Claim": "ledger",
+    "ClaimFailed": "ledger",
+    "Exercise": "exercising",
+    "FAST": "ledger",
+    "Ledger": "ledger",
+    "Settled": "ledger",
+    "Shown": "showing",
+    "Wrong": "exercising",
+    "check": "exercising",
+    "choices_of": "exercising",
+    "exercise": "exercising",
+    "guessed": "showing",
+    "hint": "exercising",
+    "is_close": "exercising",
+    "number_of": "exercising",
+    "page": "showing",
+    "returned": "exercising",
+    "solution": "exercising",
+    "source_of": "showing",
+    "tensor_of": "exercising",
+}
+__all__ = [*_HOMES]
+import_when_used(__name__, _HOMES)

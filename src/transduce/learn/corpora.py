@@ -7,7 +7,7 @@ from typing import Any
 
 from transduce.data.datasets import load_split
 from transduce.errors import TransduceError
-from transduce.runs.corpus import folders_by_environment
+from transduce.runs.corpus import places_of_environment
 
 Rows = list[tuple[str, str]]  # (English, German)
 
@@ -31,11 +31,9 @@ class TranslationCorpus:
 
 def captions() -> TranslationCorpus | None:
     """Multi30k: 29,000 captions of photographs. None where they are neither at hand nor to be fetched."""
-    root, cache = folders_by_environment()
+    places = places_of_environment()
     try:
-        parts = [
-            load_split("multi30k-en-de", split, root=root, cache=cache) for split in ("train", "valid", "test2016")
-        ]
+        parts = [load_split("multi30k-en-de", split, places) for split in ("train", "valid", "test2016")]
     except TransduceError:
         return None
     train, valid, test = (list(zip(pairs.src, pairs.tgt, strict=True)) for pairs in parts)

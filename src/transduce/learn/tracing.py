@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from transduce.data.batches import EncodedPairs, collate, pad_sources
 from transduce.inference.attention_maps import AttentionMaps, record_attention
-from transduce.inference.predictor import vocabulary_sizes
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import BOS
 from transduce.learn.training import Training, small_transformer, train, written
@@ -67,7 +66,7 @@ def sentence_reverser(*, fast: bool = FAST) -> Reverser:
     def batch(num_rows: int, order: torch.Generator) -> Any:
         return collate(pairs, torch.randint(len(pairs), (num_rows,), generator=order).numpy())
 
-    model = small_transformer(vocabulary_sizes(tokenizer), max_len=_MOST_PIECES + 8, num_heads=4, d_ff=256)
+    model = small_transformer(tokenizer.vocabulary_sizes, max_len=_MOST_PIECES + 8, num_heads=4, d_ff=256)
     training = train(model, batch, steps=150 if fast else 350, batch_size=48, learning_rate=3e-3)
     return Reverser(tokenizer, model, training, len(known), tuple(test))
 

@@ -1,17 +1,16 @@
 """The text of a run: read as the settings say, reported, and turned into ids."""
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, ShardedPairs, TrainingPairs, encode_pairs
 from transduce.data.config import DataConfig
-from transduce.data.datasets import DEFAULT_CACHE, load_split
-from transduce.data.download import open_url
+from transduce.data.datasets import load_split
+from transduce.data.download import DEFAULT_CACHE, Places
 from transduce.data.large.folder import PreparedFolder
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
 from transduce.data.large.scan import text_bytes
@@ -21,27 +20,12 @@ from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process
-from transduce.training.trainer import Observe
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a run finds around it: machine, folders, and who listens."""
-
-    device: str = "auto"
-    data_root: str | Path | None = None  # holds multi30k/train.en and the like; None: fetched into `data_cache`
-    data_cache: str | Path = DEFAULT_CACHE
-    report: Callable[[str], None] = lambda _line: None
-    observers: tuple[Observe, ...] = ()  # of training rows, beside the terminal
-    show_progress: bool = False  # rows on standard error: a live bar on a terminal
-    large_bytes: int = LARGE_BYTES  # training files with more text than this are prepared on disk
-    clock: Callable[[], float] = time.perf_counter  # seconds, by which limits of time are kept
-
-
-def folders_by_environment() -> tuple[Path | None, Path]:
+def places_of_environment() -> Places:
     """The caller's folder of data sets and the cache, as TRANSDUCE_DATA and TRANSDUCE_CACHE say."""
     root, cache = os.environ.get("TRANSDUCE_DATA"), os.environ.get("TRANSDUCE_CACHE")
-    return Path(root) if root else None, Path(cache) if cache else DEFAULT_CACHE
+    return Places(Path(root) if root else None, Path(cache) if cache else DEFAULT_CACHE)
 
 
 @dataclass(frozen=True)
@@ -62,18 +46,18 @@ class Corpus:
 class LearntFrom:
     """What a model is trained on: ids, the tokenizer that made them, and how many pairs of text there were."""
 
-    tokenizer: str  # as JSON
+    tokenizer: Tokenizer
     pairs: TrainingPairs
     num_text_pairs: int
 
 
-def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
+def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None]) -> Corpus:
     """Reads validation and training pairs, and reports what was skipped and how much they overlap.
 
     Training files that are too large for memory are left where they are, and reported on when they are prepared.
     """
-    is_train_large = not config.dataset and is_large(config.train, surroundings)
-    if config.more and (is_train_large or is_large(config.more, surroundings)):
+    is_train_large = not config.dataset and is_large(config.train)
+    if config.more and (is_train_large or is_large(config.more)):
         raise TransduceError(
             f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
             "training pairs into one file, or one for each side, and give data.train and data.valid."
@@ -81,67 +65,81 @@ def read_corpus(config: DataConfig, surroundings: Surroundings) -> Corpus:
     if is_train_large:
         valid = read_pairs(config.valid) if config.valid else None
         if valid is not None:
-            _report_read("validation", len(valid), valid.skipped, valid.notes, surroundings.report)
-        return Corpus(LargePairs(config.train, Path(surroundings.data_cache) / "prepared", valid=valid), valid)
-    train = _read_side("train", config, surroundings)
+            _report_read("validation", len(valid), valid.skipped, valid.notes, report)
+        return Corpus(LargePairs(config.train, Path(places.cache) / "prepared", valid=valid), valid)
+    train = _read_side("train", config, places)
     has_valid = config.dataset or config.valid
-    corpus = Corpus(train, _read_side("valid", config, surroundings) if has_valid else None)
+    corpus = Corpus(train, _read_side("valid", config, places) if has_valid else None)
     for name, pairs in (("training", train), ("validation", corpus.valid)):
         if pairs is not None:
-            _report_read(name, len(pairs), pairs.skipped, pairs.notes, surroundings.report)
+            _report_read(name, len(pairs), pairs.skipped, pairs.notes, report)
     if corpus.valid is not None:
-        _report_overlap(count_overlap(train, corpus.valid), surroundings.report)
+        _report_overlap(count_overlap(train, corpus.valid), report)
     return corpus
 
 
 def learn_and_encode(
-    config: ExperimentConfig, corpus: Corpus, tokenizer: str | None, process: Process, surroundings: Surroundings
+    config: ExperimentConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer | None,
+    process: Process,
+    *,
+    report: Callable[[str], None],
+    show_progress: bool,
 ) -> LearntFrom:
     """The training pairs as ids; the tokenizer is learnt from them unless one is given."""
     if isinstance(corpus.train, Pairs):
         train = corpus.train
         if process.from_main(corpus.sha256) != corpus.sha256:
             raise _other_data("the training or validation pairs")
-        learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt).to_json())
-        pairs = encode_reporting(Tokenizer.from_json(learnt), train, config.data, surroundings.report)
-        return LearntFrom(learnt, pairs, len(train))
+        learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
+        return LearntFrom(learnt, encode_reporting(learnt, train, config.data, report), len(train))
     large, max_len = corpus.train, config.data.max_len
-    with preparation_display(surroundings.report, is_shown=surroundings.show_progress) as progress:
-        listener = Listener(surroundings.report, progress)
+    given = tokenizer.to_json() if tokenizer else None
+    with preparation_display(report, is_shown=show_progress) as progress:
+        listener = Listener(report, progress)
 
         def prepare() -> tuple[str, str]:
-            learnt, folder = large.prepared(config.tokenizer, tokenizer, max_len=max_len, listener=listener)
-            return learnt, folder.path.name
+            text, folder = large.prepared(config.tokenizer, given, max_len=max_len, listener=listener)
+            return text, folder.path.name
 
-        learnt, key = process.decide(prepare)
+        text, key = process.decide(prepare)
         # Another machine, whose cache is not that of the first process, prepares the same from its own files.
-        folder = large.find(key) or large.prepared(config.tokenizer, learnt, max_len=max_len, listener=listener)[1]
+        folder = large.find(key) or large.prepared(config.tokenizer, text, max_len=max_len, listener=listener)[1]
     if folder.path.name != key:
         raise _other_data(" and ".join(large.names))
-    _report_prepared(folder, corpus.valid, surroundings.report)
-    return LearntFrom(learnt, ShardedPairs(folder), folder.manifest.num_pairs)
+    _report_prepared(folder, corpus.valid, report)
+    return LearntFrom(Tokenizer.from_json(text), ShardedPairs(folder), folder.manifest.num_pairs)
 
 
 def _other_data(what: str) -> ConfigMismatchError:
     return ConfigMismatchError(f"{what} are not the same on all machines: copy them from the one with rank 0.")
 
 
-def prepare(config: ExperimentConfig, tokenizer: str | None, surroundings: Surroundings) -> PreparedFolder | None:
+def prepare(
+    config: ExperimentConfig,
+    tokenizer: Tokenizer | None,
+    places: Places,
+    *,
+    report: Callable[[str], None],
+    show_progress: bool,
+) -> PreparedFolder | None:
     """Does ahead what training pairs that are too large for memory need; None if they are not."""
-    train = read_corpus(config.data, surroundings).train
+    train = read_corpus(config.data, places, report).train
     if isinstance(train, Pairs):
         return None
-    with preparation_display(surroundings.report, is_shown=surroundings.show_progress) as progress:
-        listener = Listener(surroundings.report, progress)
-        folder = train.prepared(config.tokenizer, tokenizer, max_len=config.data.max_len, listener=listener)[1]
-    _report_prepared(folder, train.valid, surroundings.report)
+    given = tokenizer.to_json() if tokenizer else None
+    with preparation_display(report, is_shown=show_progress) as progress:
+        listener = Listener(report, progress)
+        folder = train.prepared(config.tokenizer, given, max_len=config.data.max_len, listener=listener)[1]
+    _report_prepared(folder, train.valid, report)
     return folder
 
 
-def is_large(paths: Sequence[str | Path], surroundings: Surroundings) -> bool:
+def is_large(paths: Sequence[str | Path]) -> bool:
     """Whether files have more text than is held in memory: a function of their sizes."""
     try:
-        return text_bytes([Path(path) for path in paths]) > surroundings.large_bytes
+        return text_bytes([Path(path) for path in paths]) > LARGE_BYTES
     except MissingInputError:
         return False  # told by whoever reads them
 
@@ -178,16 +176,9 @@ def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> 
         report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {max_len} tokens")
 
 
-def _read_side(
-    side: Literal["train", "valid"],
-    config: DataConfig,
-    surroundings: Surroundings,
-    *,
-    open_url: Callable[[str], BinaryIO] = open_url,
-) -> Pairs:
+def _read_side(side: Literal["train", "valid"], config: DataConfig, places: Places) -> Pairs:
     if config.dataset:
-        root, cache = surroundings.data_root, surroundings.data_cache
-        pairs = load_split(config.dataset, side, root=root, cache=cache, open_url=open_url)
+        pairs = load_split(config.dataset, side, places)
     else:
         pairs = read_pairs(config.train if side == "train" else config.valid)
     return with_more(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
@@ -207,20 +198,16 @@ def count_training_overlap(
     folder: RunFolder,
     sources: Sequence[str],
     targets: Sequence[str],
-    surroundings: Surroundings,
+    places: Places,
 ) -> dict[str, int] | None:
     """How many of these lines the run was trained on; None if its training data are not where they were.
 
     Nothing is fetched just to be counted, and nothing too large for memory is read: None for that as well.
     """
-    if not config.data.dataset and is_large(config.data.train, surroundings):
+    if not config.data.dataset and is_large(config.data.train):
         return None
-
-    def refuse(url: str) -> BinaryIO:
-        raise MissingInputError(f"{url} is not here.")
-
     try:
-        train = _read_side("train", config.data, surroundings, open_url=refuse)
+        train = _read_side("train", config.data, places.offline())
     except TransduceError:
         return None
     trained_on = folder.facts

@@ -2,27 +2,30 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transduce.config.settings import ExperimentConfig, load_config
+from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
+from transduce.data.large.prepare import LARGE_BYTES
 from transduce.data.pairs import Pairs, read_pairs, split_pairs
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import Score
-from transduce.inference.predictor import Predictor
 from transduce.model.config import PRESETS, TransformerConfig
-from transduce.runs.corpus import Corpus, Surroundings, is_large
+from transduce.runs.corpus import Corpus, is_large
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 from transduce.runs.tasks import Task, find_task, recognise
 from transduce.runs.train import train
 from transduce.text.config import TokenizerConfig
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import num_processes
+from transduce.training.trainer import Observer
 
 MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
@@ -54,7 +57,11 @@ def fit(
     minutes: float = 15.0,
     seed: int = 1,
     resume: bool = False,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008 - frozen
+    device: str = "auto",
+    report: Callable[[str], None] = lambda _line: None,
+    observers: Sequence[Observer] = (),
+    show_progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FitResult:
     """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
 
@@ -64,33 +71,37 @@ def fit(
     (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
-    started, run_dir = surroundings.clock(), Path(run_dir)
+    started, run_dir = clock(), Path(run_dir)
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
     saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None
     if saved is None:
         RunFolder(run_dir).refuse_other_use()
     asked = find_task(task) if task else None
-    _refuse_large(paths, surroundings)
-    pairs = _read(paths, surroundings.report)
+    _refuse_large(paths)
+    pairs = _read(paths, report)
     train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
-    surroundings.report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
+    report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
     if saved is None:
         kind = asked or recognise(pairs)
-        surroundings.report(f"{'taken for' if asked else 'this looks like'} {kind.name}: {kind.form}")
+        report(f"{'taken for' if asked else 'this looks like'} {kind.name}: {kind.form}")
         config = choose_settings(kind, train_pairs, paths, minutes=minutes, seed=seed)
     else:
         config = _going_on(saved, len(train_pairs), minutes, asked)
-    surroundings.report(_described(config))
+    report(_described(config))
     state = train(
         config,
         run_dir,
         corpus=Corpus(train_pairs, valid),
-        started=started,
         resume=resume,
-        surroundings=surroundings,
+        device=device,
+        report=report,
+        observers=observers,
+        show_progress=show_progress,
+        clock=clock,
+        started=started,
     )
-    predictor = Predictor.load(run_dir, device=surroundings.device)
+    predictor = load(run_dir, device=device)
     asked_for = config.validation
     scores = score(predictor, test.src, [test.tgt], asked_for.metrics, group_sources=asked_for.group_sources)
     result = FitResult(
@@ -103,11 +114,11 @@ def fit(
     return result
 
 
-def _refuse_large(paths: Sequence[str | Path], surroundings: Surroundings) -> None:
+def _refuse_large(paths: Sequence[str | Path]) -> None:
     """Raises DataError for files that `train` would prepare on disk: all that is done here is done in memory."""
-    if is_large(paths, surroundings):
+    if is_large(paths):
         raise DataError(
-            f"{' and '.join(map(str, paths))}: more than {surroundings.large_bytes / 1e6:,.0f} MB of text, which fit "
+            f"{' and '.join(map(str, paths))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
             "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
         )
 
@@ -167,7 +178,7 @@ def _going_on(folder: RunFolder, num_train: int, minutes: float, task: Task | No
             f"{folder.path} learns from {had:,} pairs and these would be {num_train:,}: give the same files, or begin "
             "another run in another --run-dir."
         )
-    config = load_config(folder.config, f"{folder.path}/config.toml")
+    config = folder.settings
     if task and config.validation.metrics != task.metrics:
         raise ConfigMismatchError(
             f"{folder.path} was not begun as {task.name}, which is scored by {', '.join(task.metrics)}: go on without "

@@ -10,12 +10,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from transduce.config.settings import ExperimentConfig, load_config
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files import atomic as files
 from transduce.files.certified import NO_DIGEST, check_digest, damaged
 from transduce.files.tensors import MEND_TENSORS, read_tensors, verified, write_tensors
+from transduce.model.transformer import Transformer
+from transduce.model.weights import load_weights
+from transduce.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 
@@ -91,14 +96,24 @@ class RunFolder:
     # What the run is
 
     @property
-    def config(self) -> str:
+    def config_text(self) -> str:
         """The text of `config.toml`, verified."""
         return self._text("config.toml")
 
     @property
-    def tokenizer(self) -> str:
+    def tokenizer_text(self) -> str:
         """The text of `tokenizer.json`, verified."""
         return self._text("tokenizer.json")
+
+    @property
+    def settings(self) -> ExperimentConfig:
+        """All settings of the run."""
+        return load_config(self.config_text, f"{self.path}/config.toml")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        return Tokenizer.from_json(self.tokenizer_text)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -112,7 +127,7 @@ class RunFolder:
 
     def rewrite_config(self, config: str) -> None:
         """Replaces `config.toml`. In between, `run.json` accepts the old text and the new: no crash parts them."""
-        record, old, new = self._record(), files.sha256_of(self.config.encode()), files.sha256_of(config.encode())
+        record, old, new = self._record(), files.sha256_of(self.config_text.encode()), files.sha256_of(config.encode())
         self._write_record(record["files"] | {"config.toml": [old, new]}, record["facts"])
         files.write_atomically(self.path / "config.toml", config.encode())
         self._write_record(record["files"] | {"config.toml": [new]}, record["facts"])
@@ -133,6 +148,20 @@ class RunFolder:
         """Replaces the weights everyone uses. `metadata` is anything JSON can hold."""
         own = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
         write_tensors(self.path / "model.safetensors", tensors, own)
+
+    def load_model(self) -> Transformer:
+        """The network with the weights everyone uses. Raises MissingInputError if there are none yet."""
+        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: it must not cost the caller's draws
+            model = Transformer(self.settings.model, self.tokenizer.vocabulary_sizes)
+        self.load_weights_into(model)
+        return model
+
+    def load_weights_into(self, model: Transformer) -> None:
+        """Copies the weights everyone uses into `model`. Raises TransduceError if it is of another shape."""
+        try:
+            load_weights(model, self.read_model()[0])
+        except ValueError as error:
+            raise error if isinstance(error, TransduceError) else TransduceError(str(error)) from None
 
     def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights everyone uses, and their metadata."""
@@ -234,8 +263,8 @@ class RunFolder:
         """
         checks: list[tuple[str, Callable[[], object]]] = [
             ("run.json", self._record),
-            ("config.toml", lambda: self.config),
-            ("tokenizer.json", lambda: self.tokenizer),
+            ("config.toml", lambda: self.config_text),
+            ("tokenizer.json", lambda: self.tokenizer_text),
         ]
         if self.has_model or self._had_model():
             checks.append(("model.safetensors", self.read_model_metadata))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.atomic import sha256_of
+from transduce.model.config import VocabularySizes
 from transduce.text.config import Kind, TokenizerConfig
 from transduce.text.sentencepiece import SentencePieces
 from transduce.text.vocabulary import Vocabulary, learn_vocabulary
@@ -68,16 +69,27 @@ class Tokenizer:
         return cls(config, source, target, len(target.pieces))
 
     @property
-    def is_joint(self) -> bool:
-        return self.config.joint
-
-    @property
     def source_vocab_size(self) -> int:
         return len(self._source.pieces)
 
     @property
     def target_vocab_size(self) -> int:
         return len(self._target.pieces)
+
+    @property
+    def is_joint(self) -> bool:
+        return self.config.joint
+
+    @property
+    def vocabulary_sizes(self) -> VocabularySizes:
+        """What the network has to know of the vocabularies."""
+        return VocabularySizes(
+            source=self.source_vocab_size,
+            target=self.target_vocab_size,
+            num_target_ids=self.num_target_ids,
+            is_joint=self.is_joint,
+            pad_id=self.pad_id,
+        )
 
     def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, ended by eos. Raises TransduceError at a newline or a lone surrogate."""
@@ -139,6 +151,9 @@ class Tokenizer:
         target = _vocabulary(content["target"])
         source = target if content["source"] is None else _vocabulary(content["source"])
         return cls(TokenizerConfig(**content["config"]), source, target, content["num_target_ids"])
+
+    def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
+        return Tokenizer.from_json, (self.to_json(),)  # between processes it travels as what its file says
 
     def _encode(self, vocabulary: AnyVocabulary, lines: Sequence[str]) -> list[list[int]]:
         _check_lines(lines)

@@ -17,7 +17,7 @@ from transduce.data.batches import Batch, EncodedPairs, collate
 from transduce.data.packed_batches import PackedBatch, collate_packed
 from transduce.devices.graphs import GraphedWork
 from transduce.errors import DivergedError
-from transduce.model import Transformer
+from transduce.model.transformer import Transformer
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
 from transduce.training.loss import cross_entropy_sum

@@ -3,22 +3,21 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transduce.data.batches import StepOrder, TrainingPairs, bucket_batches
+from transduce.data.batches import EncodedPairs, StepOrder, TrainingPairs, bucket_batches
 from transduce.data.packed_batches import pack_batches
 from transduce.devices.cpu import speed_up_cpu
 from transduce.errors import DivergedError
-from transduce.files.tensors import load_parameters
-from transduce.model import Transformer
-from transduce.runs.folder import RunFolder
+from transduce.model.transformer import Transformer
+from transduce.model.weights import load_weights
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
 from transduce.training.optim import slot_names
@@ -26,16 +25,34 @@ from transduce.training.signals import Stopped, StopSignals
 from transduce.training.state import StepResult, TrainerState, Validation
 from transduce.training.step import StepOutcome, TrainStep
 
-Observe = Callable[[dict[str, Any]], object]
+Observer = Callable[[dict[str, Any]], object]  # is told every logged row
 
 _MOST_STEPS_AHEAD = 100  # steps handed to a GPU whose numbers are not looked at
 
 
-class Trainer:
-    """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `folder`.
+class Store(Protocol):
+    """What a trainer needs of the place where its work is kept: a run folder, or something like it in memory."""
 
-    `validate` takes a model and knows the task; the trainer knows only how good it says the model is. `observe`
-    receives every logged row. With a `deadline` (seconds of training and validating) the `clock` ends a run with
+    def write_checkpoint(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
+    ) -> None:
+        """Keeps what resuming at `step` needs, and the newest `keep` such checkpoints."""
+
+    def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Keeps the weights everyone uses, in place of those before."""
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds one logged row."""
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All logged rows."""
+
+
+class Trainer:
+    """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `store`.
+
+    `validate` takes a model and knows the task; the trainer knows only how good it says the model is. `observers`
+    receive every logged row. With a `deadline` (seconds of training and validating) the `clock` ends a run with
     `training.minutes` that its step count did not.
     """
 
@@ -46,9 +63,9 @@ class Trainer:
         *,
         config: TrainingConfig,
         optim: OptimConfig,
-        folder: RunFolder,
+        store: Store,
         validate: Callable[[nn.Module], Validation] | None = None,
-        observe: Observe = lambda _row: None,
+        observers: Sequence[Observer] = (),
         process: Process = Process(),  # noqa: B008 - frozen
         deadline: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
@@ -56,9 +73,9 @@ class Trainer:
         self.model = model
         self.pairs = pairs.shard(0)  # the open shard: what `rows` count in
         self.config = config
-        self.folder = folder
+        self.store = store
         self.validate = validate
-        self.observe = observe
+        self.observers = observers
         self.process = process
         self.deadline = deadline
         self.clock = clock
@@ -195,7 +212,7 @@ class Trainer:
 
     def _keep_model(self, metrics: dict[str, float]) -> None:
         facts = {"step": self.state.step, "averaged": self.update.average is not None, "validation": metrics}
-        self.process.decide(lambda: self.folder.write_model(dict(self.best_model.named_parameters()), facts))
+        self.process.decide(lambda: self.store.write_model(dict(self.best_model.named_parameters()), facts))
 
     def _save(self) -> None:
         """Writes a checkpoint from which the run goes on exactly as if it had not stopped."""
@@ -208,16 +225,16 @@ class Trainer:
                 tensors[f"optimizer.{slot}.{name}"] = value
         keep = self.config.keep_checkpoints
         self.process.decide(
-            lambda: self.folder.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=keep)
+            lambda: self.store.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=keep)
         )
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what `_save` wrote. What was left of an epoch is left out if its batches are others now."""
         self.state = TrainerState.from_dict(state)
         self.state.leave_plan(self._order.depends_on)
-        load_parameters(self.model, _with_prefix(tensors, "model."))
+        load_weights(self.model, _with_prefix(tensors, "model."))
         if self.update.average is not None:  # switched on only now, it begins with the weights as they are
-            load_parameters(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
+            load_weights(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
             optimizer = self.update.optimizer_of(parameter)
             for slot in slot_names(optimizer):
@@ -230,9 +247,10 @@ class Trainer:
         """With `may_be_logged`, a row that a sitting wrote before it was killed, unsaved, is not written twice."""
         if self.process.is_main:
             here = (row["kind"], row["step"])
-            if not (may_be_logged and here in [(old["kind"], old["step"]) for old in self.folder.metrics()[-1:]]):
-                self.folder.append_metrics(row)
-            self.observe(row)
+            if not (may_be_logged and here in [(old["kind"], old["step"]) for old in self.store.metrics()[-1:]]):
+                self.store.append_metrics(row)
+            for observe in self.observers:
+                observe(row)
 
     def _cuda_devices(self) -> list[int]:
         if self.device.type != "cuda":
@@ -251,13 +269,20 @@ def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
     )
 
 
-def seconds_per_step(trainer: Trainer, plan: list[list[np.ndarray]], *, num_steps: int) -> float:
+def seconds_per_step(
+    update: TrainStep,
+    pairs: EncodedPairs,
+    plan: list[list[np.ndarray]],
+    *,
+    num_steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """How long a step takes: the mean of `num_steps`, made on the first ones of `plan`."""
-    started = trainer.clock()
+    started = clock()
     for done in range(num_steps):
-        outcome = trainer.train_step(plan[done % len(plan)], done + 1)
+        outcome = update(pairs, plan[done % len(plan)], done + 1)
     outcome.read()
-    return (trainer.clock() - started) / num_steps
+    return (clock() - started) / num_steps
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

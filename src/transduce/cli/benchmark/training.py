@@ -3,9 +3,8 @@
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,18 +16,16 @@ from torch.profiler import ProfilerActivity, profile
 from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronise
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
+from transduce.data.download import Places
 from transduce.devices import machine
 from transduce.devices.device import find_device, own_device
-from transduce.inference.predictor import vocabulary_sizes
-from transduce.model import Transformer
 from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
-from transduce.runs.corpus import Surroundings
-from transduce.runs.folder import RunFolder
+from transduce.model.transformer import Transformer
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process, joined
-from transduce.training.trainer import Trainer
+from transduce.training.step import TrainStep
 
 # Transformer-Tiny as it is trained on Multi30k; the other models are the presets as they are.
 MODELS = PRESETS | {"tiny": replace(PRESETS["tiny"], dropout=0.3)}
@@ -65,56 +62,51 @@ class TrainingWork:
         return num, steps // num
 
 
-def measure_training(work: TrainingWork, surroundings: Surroundings) -> dict[str, Any] | None:
+def measure_training(
+    work: TrainingWork, device: str, places: Places, report: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Trains some blocks of steps and tells how fast that was; None on every process but the first.
 
     Steps are those of `transduce train`: each is one update from one planned batch, shared by all processes.
     """
-    with joined(own_device(find_device(surroundings.device))) as process, torch.random.fork_rng(devices=[]):
+    own = own_device(find_device(device))
+    with joined(own) as process, torch.random.fork_rng(devices=[]):
         torch.manual_seed(work.seed)
         if not process.is_main:
-            surroundings = replace(surroundings, report=lambda _line: None)
-        trainer = build_trainer(work, process, surroundings)
+            report = lambda _line: None  # noqa: E731
+        pairs, vocabulary = _read_pairs(work, MODELS[work.model], process, places, report)
+        update = build_update(work, Transformer(MODELS[work.model], vocabulary).to(own), process)
         num_blocks, num_steps = work.blocks
-        steps = planned_steps(trainer, work, num_steps)
-        surroundings.report(f"{num_steps} steps to see which matrices they multiply")
-        products = record_products(trainer, steps)
+        steps = planned_steps(update, pairs, work, num_steps)
+        report(f"{num_steps} steps to see which matrices they multiply")
+        products = record_products(update, pairs, steps)
         blocks, held = [], 0.0
-        machine.forget_peak_memory(trainer.device)
+        machine.forget_peak_memory(update.device)
         for number in range(num_blocks):
-            surroundings.report(f"block {number + 1} of {num_blocks}")
-            blocks.append(_time_block(trainer, steps, first_step=1 + (number + 1) * num_steps))
-            held = machine.peak_memory(trainer.device)  # now, as the products below hold their own
-            blocks[-1] |= _time_products(products, process, trainer.device)
-        parts = _time_parts(trainer, steps[:_PROFILED_STEPS], first_step=1 + (num_blocks + 1) * num_steps)
-        facts = {"peak_memory_mib": _from_all(process, held, trainer.device), "parts_ms": parts}
-        return _report(work, trainer, steps, blocks) | facts if process.is_main else None
+            report(f"block {number + 1} of {num_blocks}")
+            blocks.append(_time_block(update, pairs, steps, first_step=1 + (number + 1) * num_steps))
+            held = machine.peak_memory(update.device)  # now, as the products below hold their own
+            blocks[-1] |= _time_products(products, process, update.device)
+        parts = _time_parts(update, pairs, steps[:_PROFILED_STEPS], first_step=1 + (num_blocks + 1) * num_steps)
+        facts = {"peak_memory_mib": _from_all(process, held, update.device), "parts_ms": parts}
+        return _report(work, update, pairs, steps, blocks) | facts if process.is_main else None
 
 
-def build_trainer(work: TrainingWork, process: Process, surroundings: Surroundings) -> Trainer:
-    """The real one, with the settings of the paper; it saves nothing, as only its steps are called."""
-    config = MODELS[work.model]
-    pairs, vocabulary = _read_pairs(work, config, process, surroundings)
-    return Trainer(
-        Transformer(config, vocabulary).to(own_device(find_device(surroundings.device))),
-        pairs,
-        config=TrainingConfig(steps=100_000, batch_tokens=work.batch_tokens, seed=work.seed),
-        optim=OptimConfig(),
-        folder=RunFolder(Path("unused")),
-        process=process,
-    )
+def build_update(work: TrainingWork, model: Transformer, process: Process) -> TrainStep:
+    """The step of real training, with the settings of the paper."""
+    config = TrainingConfig(steps=100_000, batch_tokens=work.batch_tokens, seed=work.seed)
+    return TrainStep(model, config=config, optim=OptimConfig(), process=process)
 
 
 def _read_pairs(
-    work: TrainingWork, config: TransformerConfig, process: Process, surroundings: Surroundings
+    work: TrainingWork, config: TransformerConfig, process: Process, places: Places, report: Callable[[str], None]
 ) -> tuple[EncodedPairs, VocabularySizes]:
     if work.dataset == WMT_LIKE:
         return wmt_like_pairs(work.seed), VocabularySizes.joint(_WMT_VOCABULARY)
-    text = load_split(work.dataset, "train", root=surroundings.data_root, cache=surroundings.data_cache)
-    surroundings.report(f"{work.dataset}: {len(text):,} pairs, to be learnt a vocabulary from")
-    learnt = process.decide(lambda: Tokenizer.learn(TokenizerConfig(), text.src, text.tgt).to_json())
-    tokenizer = Tokenizer.from_json(learnt)
-    return encode_pairs(tokenizer, text, max_len=config.max_len)[0], vocabulary_sizes(tokenizer)
+    text = load_split(work.dataset, "train", places)
+    report(f"{work.dataset}: {len(text):,} pairs, to be learnt a vocabulary from")
+    tokenizer = process.decide(lambda: Tokenizer.learn(TokenizerConfig(), text.src, text.tgt))
+    return encode_pairs(tokenizer, text, max_len=config.max_len)[0], tokenizer.vocabulary_sizes
 
 
 def wmt_like_pairs(seed: int) -> EncodedPairs:
@@ -134,33 +126,39 @@ def wmt_like_pairs(seed: int) -> EncodedPairs:
     return EncodedPairs(*sides)
 
 
-def planned_steps(trainer: Trainer, work: TrainingWork, num_steps: int) -> list[list[NDArray[np.intp]]]:
+def planned_steps(
+    update: TrainStep, pairs: EncodedPairs, work: TrainingWork, num_steps: int
+) -> list[list[NDArray[np.intp]]]:
     """The first steps of an epoch, from its start again if it is short: one planned batch each, or one for each GPU."""
-    num = 1 if trainer.device.type == "cpu" else trainer.process.world_size
-    plan = plan_epoch(trainer.pairs, batch_tokens=work.batch_tokens, micro_batches=num, seed=work.seed, epoch=0)
+    num = 1 if update.device.type == "cpu" else update.process.world_size
+    plan = plan_epoch(pairs, batch_tokens=work.batch_tokens, micro_batches=num, seed=work.seed, epoch=0)
     return [plan[number % len(plan)] for number in range(num_steps)]
 
 
-def record_products(trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]]) -> RecordedProducts:
+def record_products(
+    update: TrainStep, pairs: EncodedPairs, steps: Sequence[list[NDArray[np.intp]]]
+) -> RecordedProducts:
     """The matrix products that this process executes in these steps, which it makes."""
     with RecordedProducts() as products:
         for number, micro_batches in enumerate(steps):
-            trainer.train_step(micro_batches, number + 1)
+            update(pairs, micro_batches, number + 1)
     return products
 
 
-def _time_block(trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]], first_step: int) -> dict[str, Any]:
+def _time_block(
+    update: TrainStep, pairs: EncodedPairs, steps: Sequence[list[NDArray[np.intp]]], first_step: int
+) -> dict[str, Any]:
     """Target tokens, seconds of the slowest process, CPU seconds of all; and the CPU seconds that others had."""
-    process, device = trainer.process, trainer.device
+    process, device = update.process, update.device
     _from_all(process, 0.0, device)  # all begin together
     machine_before, cpu, started = machine.cpu_seconds(), time.process_time(), time.perf_counter()
     for number, micro_batches in enumerate(steps):
-        trainer.train_step(micro_batches, first_step + number)
+        update(pairs, micro_batches, first_step + number)
     synchronise(device)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     machine_after = machine.cpu_seconds()
     found: dict[str, Any] = {
-        "tokens": sum(int(trainer.pairs.tgt_lens[rows].sum()) for step in steps for rows in step),
+        "tokens": sum(int(pairs.tgt_lens[rows].sum()) for step in steps for rows in step),
         "seconds": max(_from_all(process, seconds, device)),
         "cpu_seconds": sum(_from_all(process, cpu, device)),
     }
@@ -178,14 +176,16 @@ def _time_products(products: RecordedProducts, process: Process, device: torch.d
     return {"product_seconds": sum(seconds) / len(seconds), "product_flops": sum(flops)}
 
 
-def _time_parts(trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]], first_step: int) -> dict[str, float]:
+def _time_parts(
+    update: TrainStep, pairs: EncodedPairs, steps: Sequence[list[NDArray[np.intp]]], first_step: int
+) -> dict[str, float]:
     """Milliseconds of a step by part, as the first process sees them; on a GPU, until the work is handed to it."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to standard error
-    synchronise(trainer.device)
+    synchronise(update.device)
     started = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for number, micro_batches in enumerate(steps):
-            trainer.train_step(micro_batches, first_step + number)
+            update(pairs, micro_batches, first_step + number)
         seconds = time.perf_counter() - started
     total = {event.key: event.cpu_time_total / 1e3 / len(steps) for event in profiled.key_averages()}
     parts = {part: total.get(part, 0.0) for part in PARTS}
@@ -203,18 +203,22 @@ def _from_all(process: Process, value: float, device: torch.device) -> list[floa
 
 
 def _report(
-    work: TrainingWork, trainer: Trainer, steps: Sequence[list[NDArray[np.intp]]], blocks: Sequence[dict[str, Any]]
+    work: TrainingWork,
+    update: TrainStep,
+    pairs: EncodedPairs,
+    steps: Sequence[list[NDArray[np.intp]]],
+    blocks: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    is_gpu = trainer.device.type == "cuda"
+    is_gpu = update.device.type == "cuda"
     gflops = [block["product_flops"] / block["seconds"] / 1e9 for block in blocks]
     alone = [block["product_flops"] / block["product_seconds"] / 1e9 for block in blocks]
     return {
         "benchmark": "train",
-        "settings": _settings(work, trainer),
+        "settings": _settings(work, update),
         "machine": {
             "cpu": machine.cpu_model(),
             "cores": machine.num_cores(),
-            "device": machine.device_name(trainer.device),
+            "device": machine.device_name(update.device),
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
         "commit": machine.commit(),
@@ -225,19 +229,17 @@ def _report(
         "product_share": _spread([block["product_seconds"] / block["seconds"] for block in blocks], digits=4),
         "gflops": _spread(gflops),
         "gflops_of_products_alone": _spread(alone),
-        "padding": padding_shares(
-            trainer.pairs, [part for step in steps for part in trainer.update.parts(trainer.pairs, step)]
-        ),
+        "padding": padding_shares(pairs, [part for step in steps for part in update.parts(pairs, step)]),
         "others_share": _share_of_cores(blocks, "others_seconds"),
         "stolen_share": _share_of_cores(blocks, "stolen_seconds"),
         "blocks": blocks,
     }
 
 
-def _settings(work: TrainingWork, trainer: Trainer) -> dict[str, Any]:
+def _settings(work: TrainingWork, update: TrainStep) -> dict[str, Any]:
     num_blocks, num_steps = work.blocks
-    model = trainer.model
-    uses_bfloat16 = trainer.device.type == "cuda"  # what the precision "auto" means
+    model = update.model
+    uses_bfloat16 = update.device.type == "cuda"  # what the precision "auto" means
     return {
         "model": work.model,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -248,9 +250,9 @@ def _settings(work: TrainingWork, trainer: Trainer) -> dict[str, Any]:
         "batch_tokens": work.batch_tokens,
         "blocks": num_blocks,
         "steps_per_block": num_steps,
-        "processes": trainer.process.world_size,
+        "processes": update.process.world_size,
         "threads": torch.get_num_threads(),
-        "device": str(trainer.device),
+        "device": str(update.device),
         "precision": "bfloat16" if uses_bfloat16 else "float32",
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transduce.data.batches import Batch, collate
 from transduce.inference.attention_maps import record_attention
 from transduce.inference.config import DecodingConfig
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.learn.experiments.recipe import Words, words
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import PAD
@@ -85,7 +85,7 @@ def pronouncer(*, fast: bool = FAST) -> Pronouncer:
 @cache
 def _pronouncer(fast: bool) -> Pronouncer:
     data = words(1_500, 100) if fast else words(24_000, 400)
-    model = small_transformer(vocabulary_sizes(data.tokenizer), dropout=0.0)
+    model = small_transformer(data.tokenizer.vocabulary_sizes, dropout=0.0)
     pairs = data.train
 
     def draw(num_rows: int, random: torch.Generator) -> Batch:

@@ -16,9 +16,9 @@ from torch import nn
 from transduce.data.batches import EncodedPairs, StepOrder
 from transduce.data.datasets import load_split
 from transduce.evaluation.evaluate import score
+from transduce.evaluation.loss import corpus_loss
 from transduce.inference.config import DecodingConfig
-from transduce.inference.forced_decoding import corpus_loss
-from transduce.inference.predictor import Predictor, vocabulary_sizes
+from transduce.inference.predictor import Predictor
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import reversal
 from transduce.learn.training import Training, small_transformer, train
@@ -154,7 +154,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer) -> Transformer:
         max_len=64,
     )
     torch.manual_seed(recipe.seed)
-    model = Transformer(config, vocabulary_sizes(tokenizer))
+    model = Transformer(config, tokenizer.vocabulary_sizes)
     for module in model.modules():
         if isinstance(module, nn.Linear) and recipe.torch_linear:
             module.reset_parameters()

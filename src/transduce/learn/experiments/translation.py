@@ -15,8 +15,8 @@ from transduce.evaluation.metrics import Score, evaluate
 from transduce.inference.predictor import Predictor
 from transduce.learn.corpora import TranslationCorpus, captions, sentences_of_a_grammar
 from transduce.learn.ledger import FAST
-from transduce.runs.corpus import Surroundings
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import load
 from transduce.runs.train import train
 
 SETTINGS = """
@@ -154,9 +154,9 @@ def translator(*, fast: bool = FAST) -> Translator:
         folder = Path(name)
         corpus.write(folder)
         config = load_config(SETTINGS.format(folder=folder, **_SIZES[fast]), "settings", [])
-        train(config, folder / "run", surroundings=Surroundings(device="cpu"))
+        train(config, folder / "run", device="cpu")
         rows = list(RunFolder.open(folder / "run").metrics())
-        predictor = Predictor.load(folder / "run", device="cpu")
+        predictor = load(folder / "run", device="cpu")
     return Translator(corpus, SETTINGS.format(folder="DIR", **_SIZES[fast]).strip(), predictor, rows, fast)
 
 

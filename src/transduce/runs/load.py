@@ -1,0 +1,27 @@
+"""A trained run, ready to use."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transduce.devices.device import find_device
+from transduce.inference.config import DecodingConfig
+from transduce.inference.predictor import Predictor
+from transduce.runs.folder import RunFolder
+
+
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    decoding: DecodingConfig | None = None,
+    int8: bool = False,
+    report: Callable[[str], None] = lambda _line: None,
+) -> Predictor:
+    """The best model of a run folder: `transduce.load("runs/x").predict(["a text"])`.
+
+    It searches as the run's own decoding settings say, unless others are given. Raises MissingInputError if there is
+    no run or no model yet, DamagedFileError if a byte of it has changed.
+    """
+    folder = RunFolder.open(Path(run))
+    model = folder.load_model().to(find_device(device))
+    return Predictor(model, folder.tokenizer, decoding or folder.settings.decoding, int8=int8, report=report)
