@@ -20,7 +20,7 @@ from transduce.model.config import PRESETS
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
-from transduce.runs.tasks import TASKS, recognise
+from transduce.runs.tasks import TASKS, find_task, recognise
 from transduce.training.signals import Stopped
 from transduce.training.step import TrainStep
 
@@ -228,34 +228,53 @@ VOCABULARY = random_words(900, seed=6)
 # What the pairs are -> their task, and what their sides are cut into.
 FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
     "words to phonemes": (LEMMAS, phrases(PHONEMES, 6), "pronunciation", ("characters", "words")),
+    "phonemes to words": (phrases(PHONEMES, 6), LEMMAS, "translation", ("words", "characters")),
     "letters with blanks to phonemes": (
         [" ".join(word) for word in LEMMAS], phrases(PHONEMES, 6), "pronunciation", ("words", "words"),
     ),
     "lemmas with features": (
         [f"{lemma} {features}" for lemma, features, _ in INFLECTED],
         [form for _, _, form in INFLECTED],
-        "inflection",
+        "short texts",
+        ("characters", "characters"),
+    ),
+    "features without numbers and lemmas of several words": (
+        [f"{lemma} {VOCABULARY[row]} V;{'SG' if row % 2 else 'PL'}" for row, lemma in enumerate(LEMMAS)],
+        [f"{lemma[:-1]}est {VOCABULARY[row]}" for row, lemma in enumerate(LEMMAS)],
+        "short texts",
         ("characters", "characters"),
     ),
     "features and lemmas of several words": (
         [f"{features} {lemma} {VOCABULARY[row]}" for row, (lemma, features, _) in enumerate(INFLECTED)],
         [f"{form} {VOCABULARY[row]}" for row, (_, _, form) in enumerate(INFLECTED)],
-        "inflection",
+        "short texts",
         ("characters", "characters"),
     ),
     "a word to the same word with other letters": (
-        *map(list, zip(*transliterations(600), strict=True)), "normalisation", ("characters", "characters"),
+        *map(list, zip(*transliterations(600), strict=True)), "short texts", ("characters", "characters"),
     ),
     "numbers to short phrases": (
-        [str(10**5 + row) for row in range(600)], phrases(VOCABULARY, 4), "normalisation", ("characters", "characters"),
+        [str(10**5 + row) for row in range(600)], phrases(VOCABULARY, 4), "short texts", ("characters", "characters"),
     ),
     "sentences": (phrases(VOCABULARY, 8), phrases(VOCABULARY, 9), "translation", ("bpe", "bpe")),
     "short phrases": (phrases(VOCABULARY, 2), phrases(VOCABULARY, 3), "translation", ("bpe", "bpe")),
     "formulas with blanks": (
         [f"{row % 7} * ( {row % 9} - {row} )" for row in range(600)],
         [str(row % 7 * (row % 9 - row)) for row in range(600)],
-        "arithmetic",
+        "short texts",
         ("characters", "characters"),
+    ),
+    "long formulas": (
+        [" + ".join(str((row + i) % 97) for i in range(30)) for row in range(600)],
+        [str(sum((row + i) % 97 for i in range(30))) for row in range(600)],
+        "short texts",
+        ("characters", "characters"),
+    ),
+    "sentences with a number": (
+        [f"{line} {row}" for row, line in enumerate(phrases(VOCABULARY, 8))],
+        [f"{line} {row}" for row, line in enumerate(phrases(VOCABULARY, 9))],
+        "translation",
+        ("bpe", "bpe"),
     ),
     "sentences that begin alike": (
         [f"{VOCABULARY[row % 150]} {VOCABULARY[row % 211]} {VOCABULARY[row % 97]}" for row in range(600)],
@@ -266,7 +285,7 @@ FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
     "lemmas with rare sets of features": (
         [f"{lemma} V;{row % 5};{row % 7};{row % 4}" for row, lemma in enumerate(LEMMAS)],
         [lemma[:-1] + "est" for lemma in LEMMAS],
-        "inflection",
+        "short texts",
         ("characters", "characters"),
     ),
     "names turned round": (
@@ -288,7 +307,7 @@ FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
     ),
     "symbols in order": (
         phrases(["3", "1", "2", "5"], 5), phrases(["3", "1", "2", "5"], 5),
-        "normalisation", ("characters", "characters"),
+        "short texts", ("characters", "characters"),
     ),
     "letters in order": (
         phrases(["a", "b", "c", "d"], 5), phrases(["a", "b", "c", "d"], 5), "translation", ("words", "words"),
@@ -296,13 +315,13 @@ FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
     "dates to other dates": (
         [f"20{row % 90 + 10}-0{row % 9 + 1}-1{row % 7}" for row in range(600)],
         [f"1{row % 7}.0{row % 9 + 1}.20{row % 90 + 10}" for row in range(600)],
-        "normalisation",
+        "short texts",
         ("characters", "characters"),
     ),
     "telephone numbers": (
         [f"({row % 800 + 100}) {row % 7 + 951}-{row + 1000}" for row in range(600)],
         [f"+1 {row % 800 + 100}{row % 7 + 951}{row + 1000}" for row in range(600)],
-        "normalisation",
+        "short texts",
         ("characters", "characters"),
     ),
 }  # fmt: skip
@@ -319,9 +338,7 @@ def test_a_task_is_recognised_by_the_form_of_its_pairs(form: str) -> None:
 
 
 SCORES = {
-    "arithmetic": (("exact_match",), False),
-    "inflection": (("exact_match", "cer"), False),
-    "normalisation": (("exact_match", "cer"), False),
+    "short texts": (("exact_match", "cer"), False),
     "pronunciation": (("word_error", "per"), True),
     "translation": (("bleu", "chrf"), False),
 }
@@ -330,10 +347,10 @@ SCORES = {
 @pytest.mark.parametrize(
     ("dataset", "name"),
     [
-        ("addition", "arithmetic"),
-        ("dates", "normalisation"),
+        ("addition", "short texts"),
+        ("dates", "short texts"),
         ("cmudict", "pronunciation"),
-        ("reverse", "normalisation"),
+        ("reverse", "short texts"),
     ],
 )
 def test_the_tasks_of_named_sets_are_recognised(dataset: str, name: str) -> None:
@@ -342,7 +359,7 @@ def test_the_tasks_of_named_sets_are_recognised(dataset: str, name: str) -> None
 
 def test_odd_lines_do_not_hide_a_task() -> None:
     pairs = load_split("addition", "valid")
-    assert recognise(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "arithmetic"
+    assert recognise(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "short texts"
 
 
 def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], pairs: Path) -> None:
@@ -365,6 +382,12 @@ def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
     refused = command(*words, tmp_path / "other", "--task", "translating")
     assert refused.status == 2
     assert "no task 'translating'" in refused.err and "translation" in refused.err
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "inflection", "normalisation", "normalization"])
+def test_tasks_that_are_spelled_letter_by_letter_have_the_settings_of_short_texts(name: str) -> None:
+    assert find_task(name).metrics == ("exact_match", "cer")
+    assert find_task(name).pieces_of(phrases(VOCABULARY, 8)) == "characters"
 
 
 def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, clock: StepClock) -> None:

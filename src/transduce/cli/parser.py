@@ -61,7 +61,7 @@ def _add_fit(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument(
         "--task",
         metavar="NAME",
-        help="translation, pronunciation, inflection, normalisation or arithmetic: how text is cut and what answers "
+        help="translation, pronunciation, inflection, normalization or arithmetic: how text is cut and what answers "
         "are scored by (default: as the pairs look)",
     )
     verb.add_argument(

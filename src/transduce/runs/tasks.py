@@ -1,8 +1,8 @@
-"""The kinds of task that `fit` knows: how each is recognised by its pairs, cut into pieces and scored."""
+"""The kinds of task that `fit` knows: how each is recognized by its pairs, cut into pieces and scored."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,12 +14,9 @@ from transduce.text.config import Kind
 _ENOUGH_PAIRS = 10_000  # spread evenly over the corpus: what is looked at
 _FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes
 _NEARLY_ALL = 0.98  # of the pairs must have the form: files have odd lines
-_SHORT = 40  # characters on average: what is cheap to read and write letter by letter
-_OFTEN = 20  # pairs for each set of features that are no tags: sentences begin alike, too, but not so often
+_SHORT = 40  # letters on average: what is cheap to read and write one by one
 
-_OPERAND = r"[-+]?(?:0|[1-9]\d*)(?:[.,]\d+)?"
-_FORMULA = re.compile(rf"[\s(]*{_OPERAND}[\s)]*(?:[-+*/^%×÷·=<>]+[\s(]*{_OPERAND}[\s)]*)+[=?\s]*")
-_NUMBER = re.compile(r"\s*[-+]?(?:\d+|\d{1,3}(?:[., ]\d{3})+)(?:[.,]\d+)?\s*")
+_CODE = re.compile(r"\d|\w[;=|]\w")  # a number, or features such as V;IND;PST and Case=Nom
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
 _UNSPACED_WORD_LEN = 4  # letters, generously
 
@@ -30,9 +27,8 @@ class Task:
 
     name: str
     form: str  # of its pairs, as a person would say it
-    has_form: Callable[[Pairs], bool] = field(repr=False)
     pieces: Literal["characters", "bpe"]
-    has_symbols: bool = False  # a side that is made of few words has those for its pieces
+    has_symbols: bool = True  # a side that is made of few words has those for its pieces
     metrics: tuple[str, ...]
     group_sources: bool = False  # several pairs of one source are its alternatives
 
@@ -43,11 +39,37 @@ class Task:
         return "characters" if _are_words(lines) else self.pieces
 
 
+_SHORT_TEXTS = Task(
+    name="short texts",
+    form="words, numbers or features, and another way to write them",
+    pieces="characters",
+    has_symbols=False,
+    metrics=("exact_match", "cer"),
+)
+_PRONUNCIATION = Task(
+    name="pronunciation",
+    form="words and strings of few symbols",
+    pieces="characters",
+    metrics=("word_error", "per"),
+    group_sources=True,
+)
+_TRANSLATION = Task(name="translation", form="sentences and sentences", pieces="bpe", metrics=("bleu", "chrf"))
+# By the names that a person may give.
+TASKS = dict.fromkeys(("arithmetic", "inflection", "normalization", "normalisation"), _SHORT_TEXTS) | {
+    task.name: task for task in (_SHORT_TEXTS, _PRONUNCIATION, _TRANSLATION)
+}
+
+
 def recognise(pairs: Pairs) -> Task:
     """The first task whose form the pairs have; translation if there is no other."""
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _ENOUGH_PAIRS)).astype(int)
-    seen = Pairs([pairs.src[row] for row in rows], [pairs.tgt[row] for row in rows], {}, [], {})
-    return next(task for task in TASKS.values() if task.has_form(seen))
+    src, tgt = [pairs.src[row] for row in rows], [pairs.tgt[row] for row in rows]
+    if _are_symbols(tgt) and (_are_words(src) or _are_letters(_types(src), beside=_types(tgt))):
+        return _PRONUNCIATION
+    # Subwords tell nothing about a single word, a number or a bundle of features: their letters do.
+    are_codes = any(_nearly_all(bool(_CODE.search(line)) for line in side) for side in (src, tgt))
+    is_spelled = are_codes or (_are_words(tgt) and not _are_symbols(src))
+    return _SHORT_TEXTS if is_spelled and _are_short(src) and _are_short(tgt) else _TRANSLATION
 
 
 def find_task(name: str) -> Task:
@@ -57,68 +79,24 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def _is_arithmetic(pairs: Pairs) -> bool:
-    return _nearly_all(bool(_FORMULA.fullmatch(line)) for line in pairs.src) and _nearly_all(
-        bool(_NUMBER.fullmatch(line)) for line in pairs.tgt
-    )
-
-
-def _is_pronunciation(pairs: Pairs) -> bool:
-    if not _are_symbols(pairs.tgt):
-        return False
-    letters = _types(pairs.src)
-    are_letters = len(letters) <= _FEW_TYPES and 2 * sum(len(x) == 1 and x.isalpha() for x in letters) > len(letters)
-    return _are_words(pairs.src) or (are_letters and not _types(pairs.tgt) <= letters)
-
-
-def _is_inflection(pairs: Pairs) -> bool:
-    if _are_symbols(pairs.tgt) or _num_words(pairs.tgt) > 2 * len(pairs) or _nearly_all(map(_has_digit, pairs.tgt)):
-        return False
-    at_first_blank = [line.partition(" ")[::2] for line in pairs.src]
-    at_last_blank = [line.rpartition(" ")[::2] for line in pairs.src]
-    return any(
-        _are_lemmas_with_features(parts, pairs.tgt)
-        for first, last in map(_transposed, (at_first_blank, at_last_blank))
-        for parts in ((first, last), (last, first))
-    )
-
-
-def _are_lemmas_with_features(parts: tuple[list[str], list[str]], forms: list[str]) -> bool:
-    """True of many lemmas and few sets of features, where forms have their letters from lemmas, not from features."""
-    lemmas, features = parts
-    num_lemmas, num_features = len(set(lemmas)), len(set(features))
-    are_of_lemmas = (
-        2 * len({*lemma} & {*form}) >= len({*form}) and feature not in form
-        for lemma, feature, form in zip(lemmas, features, forms, strict=True)
-    )
-    return (
-        _nearly_all(map(bool, features))
-        and 2 * num_features < num_lemmas
-        and (_OFTEN * num_features <= len(features) or _nearly_all(map(_are_tags, features)))
-        and sum(are_of_lemmas) > len(forms) / 2
-    )
-
-
-def _are_tags(features: str) -> bool:
-    """True of V;IND;PST and of Case=Nom|Number=Sing."""
-    return features == features.upper() or "=" in features
-
-
-def _is_normalisation(pairs: Pairs) -> bool:
-    if _mean_len(pairs.src) >= _SHORT or _mean_len(pairs.tgt) >= _SHORT:
-        return False
-    have_digits = _nearly_all(map(_has_digit, pairs.src)) or _nearly_all(map(_has_digit, pairs.tgt))
-    return have_digits or (_are_words(pairs.src) and _are_words(pairs.tgt))
-
-
 def _are_symbols(lines: Sequence[str]) -> bool:
     """True of lines with blanks, and few different words between them."""
     return not _are_words(lines) and len(_types(lines)) <= _FEW_TYPES
 
 
+def _are_letters(symbols: set[str], *, beside: set[str]) -> bool:
+    """True of symbols that are mostly single letters, other ones than those `beside` them."""
+    return 2 * sum(len(symbol) == 1 and symbol.isalpha() for symbol in symbols) > len(symbols) and not beside <= symbols
+
+
 def _are_words(lines: Sequence[str]) -> bool:
-    """True of single words."""
-    return _num_words(lines) <= 1.2 * len(lines) and _mean_len(lines) <= 30
+    """True of single words: counted by blanks, and by letters in scripts that have none between words."""
+    counts = (max(line.count(" ") + 1, len(_UNSPACED.findall(line)) / _UNSPACED_WORD_LEN) for line in lines)
+    return _are_short(lines) and sum(counts) <= 1.2 * len(lines)
+
+
+def _are_short(lines: Sequence[str]) -> bool:
+    return sum(character.isalpha() for line in lines for character in line) < _SHORT * len(lines)
 
 
 def _types(lines: Sequence[str]) -> set[str]:
@@ -131,68 +109,6 @@ def _types(lines: Sequence[str]) -> set[str]:
     return found
 
 
-def _num_words(lines: Sequence[str]) -> float:
-    """By blanks, and by letters in scripts that have none between words."""
-    return sum(max(line.count(" ") + 1, len(_UNSPACED.findall(line)) / _UNSPACED_WORD_LEN) for line in lines)
-
-
-def _has_digit(line: str) -> bool:
-    return any(map(str.isdigit, line))
-
-
 def _nearly_all(answers: Iterable[bool]) -> bool:
     found = list(answers)
     return sum(found) >= _NEARLY_ALL * len(found)
-
-
-def _mean_len(lines: Sequence[str]) -> float:
-    return sum(map(len, lines)) / len(lines)
-
-
-def _transposed(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
-    return [row[0] for row in rows], [row[1] for row in rows]
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="arithmetic",
-            form="formulas and numbers",
-            has_form=_is_arithmetic,
-            pieces="characters",
-            metrics=("exact_match",),
-        ),
-        Task(
-            name="pronunciation",
-            form="words and strings of few symbols",
-            has_form=_is_pronunciation,
-            pieces="characters",
-            has_symbols=True,
-            metrics=("word_error", "per"),
-            group_sources=True,
-        ),
-        Task(
-            name="inflection",
-            form="a word with one of few sets of features, and a form of it",
-            has_form=_is_inflection,
-            pieces="characters",
-            metrics=("exact_match", "cer"),
-        ),
-        Task(
-            name="normalisation",
-            form="short texts and another way to write them",
-            has_form=_is_normalisation,
-            pieces="characters",
-            metrics=("exact_match", "cer"),
-        ),
-        Task(
-            name="translation",
-            form="sentences and sentences",
-            has_form=lambda _pairs: True,
-            pieces="bpe",
-            has_symbols=True,
-            metrics=("bleu", "chrf"),
-        ),
-    )
-}
