@@ -157,7 +157,7 @@ def _add_explain(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         verbs,
         "explain",
         "write a page of HTML that shows how a run answers a text: attention, probabilities, search",
-        epilog="The page needs nothing from outside, and fits into 300 kB; it says what was left out for that.",
+        epilog="The page needs nothing from outside; it says what was left out for want of room.",
     )
     verb.add_argument("run", metavar="RUN", help="a run folder")
     verb.add_argument("text", metavar="TEXT", help="one line; write -- before one that begins with a dash")

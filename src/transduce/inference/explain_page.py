@@ -1,26 +1,32 @@
-"""An explanation as one page of HTML that needs nothing from outside, and is never larger than `MOST_BYTES`.
+"""An explanation as one page of HTML that needs nothing from outside.
 
 Text enters the page as JSON alone, and its script shows it as text: nothing in it is ever read as HTML.
 """
 
 import base64
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from transduce.errors import TransduceError
 from transduce.inference.explain import Explanation, Token
-from transduce.inference.html_json import json_in_html
 
-MOST_BYTES = 300_000
+_MOST_WEIGHTS = 500_000  # of an attention, a byte each: those of more are averaged over the heads of a layer
+_KINDS = {
+    "encoder": ("encoder", "self_attention"),
+    "decoder": ("decoder", "self_attention"),
+    "cross": ("decoder", "cross_attention"),
+}
 
-Detail = Literal["heads", "layers", "mean", "nothing"]
+# `</script` ends the element, `<!--<script` keeps its end from being seen (HTML, 13.2.5: script data double escaped);
+# the last two end a line in old JavaScript.
+_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 @dataclass(frozen=True)
@@ -31,63 +37,23 @@ class Page:
     left_out: list[str]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How much of an explanation a page shows."""
-
-    own: Detail = "heads"  # of both self-attentions
-    cross: Detail = "heads"
-    num_candidates: int = 8
-    has_branches: bool = True
-
-    def left_out(self) -> list[str]:
-        told = []
-        for what, detail in (("self-attention", self.own), ("cross-attention", self.cross)):
-            if detail == "layers":
-                told.append(f"For want of room, {what} is shown as the mean over the heads of each layer.")
-            elif detail == "mean":
-                told.append(f"For want of room, {what} is shown as the mean over all layers and heads.")
-            elif detail == "nothing":
-                told.append(f"For want of room, {what} is left out.")
-        if not self.has_branches:
-            told.append("For want of room, the hypotheses of the search are left out.")
-        return told
-
-
-# From all there is to the least that is worth a page.
-_PLANS = (
-    _Plan(),
-    _Plan(own="layers"),
-    _Plan(own="layers", cross="layers"),
-    _Plan(own="mean", cross="layers"),
-    _Plan(own="mean", cross="mean", num_candidates=5),
-    _Plan(own="nothing", cross="mean", num_candidates=5),
-    _Plan(own="nothing", cross="mean", num_candidates=3, has_branches=False),
-)
-
-
 def explanation_page(found: Explanation, name: str) -> Page:
-    """The page of an explanation; `name` is that of the run. Raises TransduceError if it cannot be made so small."""
+    """The page of an explanation; `name` is that of the run."""
     template = files("transduce.inference").joinpath("explanation.html").read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = template.replace("SCRIPT_DIGEST", f"sha256-{digest}", 1)
-    for plan in _PLANS:
-        left_out = _cut(found) + plan.left_out()
-        data = json_in_html(_content(found, name, plan) | {"leftOut": left_out})
-        html = template.replace("EXPLANATION_JSON", data, 1)
-        if len(html.encode()) < MOST_BYTES:
-            return Page(html, left_out)
-    raise TransduceError(
-        f"the text has {len(found.source)} tokens and its answer {len(found.written)}: too many for a page of "
-        f"{MOST_BYTES:,} bytes. Explain a shorter text."
-    )
+    content = _content(found, name)
+    return Page(template.replace("EXPLANATION_JSON", json_in_html(content), 1), content["leftOut"])
 
 
-def _cut(found: Explanation) -> list[str]:
-    if not found.answer.is_cut:
-        return []
-    return [f"The text is longer than the model is meant for: only its first {len(found.source) - 1} tokens were read."]
+def json_in_html(content: dict[str, Any]) -> str:
+    """JSON that stands within a script element of HTML and can neither end it nor begin anything.
+
+    As JavaScript it says the same; what is no text, such as half of a surrogate pair, becomes "?".
+    """
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).translate(_ESCAPES)
+    return text.encode("utf-8", "replace").decode()  # the name of a folder may hold bytes that are no text
 
 
 class _TokenTable:
@@ -104,8 +70,9 @@ class _TokenTable:
         return self._number_of[token]
 
 
-def _content(found: Explanation, name: str, plan: _Plan) -> dict[str, Any]:
+def _content(found: Explanation, name: str) -> dict[str, Any]:
     table = _TokenTable()
+    attention = list(_attention(found))
     return {
         "run": name,
         "text": found.text,
@@ -116,21 +83,28 @@ def _content(found: Explanation, name: str, plan: _Plan) -> dict[str, Any]:
         "source": [table[token] for token in found.source],
         "read": [table[token] for token in (found.begin, *found.written[:-1])],
         "written": [table[token] for token in found.written],
-        "candidates": list(_candidate_rows(found, plan, table)),
-        "branches": _branch_rows(found, table) if plan.has_branches else None,
-        "attention": [kind for kind in _attention(found, plan) if kind],
+        "candidates": list(_candidate_rows(found, table)),
+        "branches": _branch_rows(found, table),
+        "attention": attention,
+        "leftOut": list(_left_out(found, attention)),
         "tokens": table.rows,  # last, when it knows all of them
     }
 
 
-def _candidate_rows(found: Explanation, plan: _Plan, table: _TokenTable) -> Iterator[list[list[Any]]]:
+def _left_out(found: Explanation, attention: list[dict[str, Any]]) -> Iterator[str]:
+    if found.answer.is_cut:
+        num_read = len(found.source) - 1
+        yield f"The text is longer than the model is meant for: only its first {num_read} tokens were read."
+    for kind in attention:
+        if kind["isMeanOf"]:
+            attention_name = " ".join(_KINDS[kind["kind"]]).replace("_", "-")
+            yield f"For want of room, {attention_name} is shown as the mean over the heads of each layer."
+
+
+def _candidate_rows(found: Explanation, table: _TokenTable) -> Iterator[list[list[Any]]]:
     """By step: [token, probability, rank, 1 if chosen]."""
     for candidates in found.candidates:
-        yield [
-            [table[one.token], float(f"{one.probability:.3g}"), one.rank, int(one.is_chosen)]
-            for one in candidates
-            if one.rank <= plan.num_candidates or one.is_chosen
-        ]
+        yield [[table[one.token], float(f"{one.probability:.3g}"), one.rank, int(one.is_chosen)] for one in candidates]
 
 
 def _branch_rows(found: Explanation, table: _TokenTable) -> list[list[list[Any]]]:
@@ -145,28 +119,22 @@ def _branch_rows(found: Explanation, table: _TokenTable) -> list[list[list[Any]]
     ]
 
 
-def _attention(found: Explanation, plan: _Plan) -> Iterator[dict[str, Any] | None]:
-    parts = {
-        "encoder": ("encoder", "self_attention", plan.own),
-        "decoder": ("decoder", "self_attention", plan.own),
-        "cross": ("decoder", "cross_attention", plan.cross),
-    }
-    for kind, (side, part, detail) in parts.items():
+def _attention(found: Explanation) -> Iterator[dict[str, Any]]:
+    for kind, (side, part) in _KINDS.items():
         layers = [heads for name, heads in found.attention.items() if name.startswith(side) and name.endswith(part)]
-        yield _packed(kind, layers, detail) if layers and detail != "nothing" else None
+        if layers:
+            yield _packed(kind, layers)
 
 
-def _packed(kind: str, layers: list[Float[Tensor, "heads queries keys"]], detail: Detail) -> dict[str, Any]:
+def _packed(kind: str, layers: list[Float[Tensor, "heads queries keys"]]) -> dict[str, Any]:
     """Weights in bytes by layer, head, query and key, 255 for the largest of a head.
 
     Of masked self-attention the lower triangles alone.
     """
     num_heads = len(layers[0])
-    if detail != "heads":
+    is_mean = num_heads > 1 and sum(heads.numel() for heads in layers) > _MOST_WEIGHTS
+    if is_mean:
         layers = [heads.mean(dim=0, keepdim=True) for heads in layers]
-    num_layers = len(layers)
-    if detail == "mean":
-        layers = [sum(layers, start=layers[0] * 0) / num_layers]
     weights = np.concatenate([heads.numpy() for heads in layers])  # (L * H, T, S)
     if kind == "decoder":
         rows, columns = np.tril_indices(weights.shape[1])
@@ -178,9 +146,7 @@ def _packed(kind: str, layers: list[Float[Tensor, "heads queries keys"]], detail
         "kind": kind,
         "numLayers": len(layers),
         "numHeads": len(layers[0]),
-        "isMeanOf": {"heads": "", "layers": f"{num_heads} heads", "mean": f"{num_layers} layers × {num_heads} heads"}[
-            detail
-        ],
+        "isMeanOf": f"{num_heads} heads" if is_mean else "",
         "largest": [float(f"{value:.5g}") for value in largest[:, 0]],
         "weights": base64.b64encode(levels.tobytes()).decode(),
     }

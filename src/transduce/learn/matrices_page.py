@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transduce.inference.html_json import json_in_html
+from transduce.inference.explain_page import json_in_html
 from transduce.learn.showing import Shown, page
 from transduce.model import attention
 
