@@ -7,14 +7,13 @@ from pathlib import Path
 from rich.table import Table
 
 from transduce.cli.console import print_json, print_table, read_references, report_of
-from transduce.data.datasets import load_split
 from transduce.data.download import Places
-from transduce.data.pairs import Pairs, read_lines, read_pairs
+from transduce.data.pairs import read_lines, read_pairs
 from transduce.errors import MissingInputError, TransduceError
 from transduce.export.certificate import Certificate, Lines
 from transduce.export.folder import export_run
 from transduce.export.marian import import_marian
-from transduce.runs.corpus import places_of_environment
+from transduce.runs.corpus import pairs_at_hand, places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 
@@ -59,23 +58,13 @@ def lines_of(folder: RunFolder, places: Places, source: str | None, targets: Seq
     if (folder.path / "test.source").exists():  # by `fit`
         held_out = read_pairs([folder.path / "test.source", folder.path / "test.target"])
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
-    pairs = _validation_pairs(folder, places)
+    pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
     if pairs is None:
         raise MissingInputError(
             f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
             "FILE."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
-
-
-def _validation_pairs(folder: RunFolder, places: Places) -> Pairs | None:
-    """Those that the run was validated on, if they are at hand: nothing is fetched."""
-    data = folder.settings.data
-    try:
-        pairs = load_split(data.dataset, "valid", places.offline()) if data.dataset else read_pairs(data.valid)
-    except TransduceError:
-        return None
-    return pairs if list(pairs.sha256.values()) == folder.facts["data"].get("valid") else None
 
 
 def _print_certificate(certificate: Certificate) -> None:

@@ -200,17 +200,24 @@ def count_training_overlap(
     targets: Sequence[str],
     places: Places,
 ) -> dict[str, int] | None:
-    """How many of these lines the run was trained on; None if its training data are not where they were.
+    """How many of these lines the run was trained on; None if its training pairs are not at hand."""
+    train = pairs_at_hand("train", config.data, folder, places)
+    if train is None or len(train) != folder.facts["num_train_pairs"]:
+        return None  # not there, or (`fit`) without the parts held out
+    return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))
 
-    Nothing is fetched just to be counted, and nothing too large for memory is read: None for that as well.
+
+def pairs_at_hand(
+    side: Literal["train", "valid"], config: DataConfig, folder: RunFolder, places: Places
+) -> Pairs | None:
+    """The pairs that the run in `folder` had on this side; None if they are not where they were, or others now.
+
+    Nothing is fetched for them, and nothing too large for memory is read: None for that as well.
     """
-    if not config.data.dataset and is_large(config.data.train):
+    if side == "train" and not config.dataset and is_large(config.train):
         return None
     try:
-        train = _read_side("train", config.data, places.offline())
+        pairs = _read_side(side, config, places.offline())
     except TransduceError:
         return None
-    trained_on = folder.facts
-    if [*train.sha256.values(), len(train)] != [*trained_on["data"]["train"], trained_on["num_train_pairs"]]:
-        return None  # other files, or (`fit`) these without the parts held out
-    return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))
+    return pairs if list(pairs.sha256.values()) == folder.facts["data"].get(side) else None
