@@ -24,6 +24,7 @@ import sacrebleu
 from prepare_work import read_split
 from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
 
+from transduce.cli.benchmark import usage
 from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.export import Lines, export_run
@@ -73,9 +74,9 @@ class Worker:
         self.facts = self._reply()
 
     def block(self, mode: str) -> dict[str, Any]:
-        cpu, (busy, stolen) = self._cpu_seconds(), machine.cpu_seconds() or (0.0, 0.0)
+        cpu, (busy, stolen) = self._cpu_seconds(), usage.cpu_seconds() or (0.0, 0.0)
         found = self.ask(f"run {mode.replace('/', ' ')}")
-        cpu, (busy_now, stolen_now) = self._cpu_seconds() - cpu, machine.cpu_seconds() or (0.0, 0.0)
+        cpu, (busy_now, stolen_now) = self._cpu_seconds() - cpu, usage.cpu_seconds() or (0.0, 0.0)
         return (
             {"entry": self.name, "mode": mode}
             | found

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from transduce.cli.benchmark import usage
 from transduce.cli.benchmark.matrix_products import synchronise
 from transduce.data.batches import EncodedPairs, bucket_batches, collate, plan_epoch
 from transduce.data.packed_batches import collate_packed, pack_batches
@@ -325,7 +326,7 @@ def measure(work: Work, mode: str, device: torch.device) -> dict[str, Any]:
     pairs, settings = random_pairs(work), MODES[mode]
     plan = planned(work, pairs, settings.get("batching", "bucketed"), work.num_batches)
     rows = np.concatenate([batch for step in plan for batch in step])
-    machine.forget_peak_memory(device)
+    usage.forget_peak_memory(device)
     update = new_step(work, device, precision="bfloat16", **settings)
     started = time.perf_counter()
     for number, micro_batches in enumerate(plan):  # every shape once: to compile it, to record it
@@ -350,7 +351,7 @@ def measure(work: Work, mode: str, device: torch.device) -> dict[str, Any]:
         "milliseconds_per_step": 1e3 * median(seconds) / len(plan),
         "model_tflops_per_second": flops / median(seconds) / 1e12,
         "model_flops_utilisation": flops / median(seconds) / peak if peak else None,
-        "peak_memory_mib": machine.peak_memory(device),
+        "peak_memory_mib": usage.peak_memory(device),
         "reserved_memory_mib": torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else None,
         "warm_up_seconds": warm_up_seconds,
         "compiled_graphs": compiled_graphs() if settings.get("compile") else None,

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transduce.devices.machine import commit, cpu_model, cpu_seconds, num_cores
+from transduce.cli.benchmark.usage import cpu_seconds
+from transduce.devices.machine import commit, cpu_model, num_cores
 
 RESULTS = Path(__file__).parent / "results" / "large_corpus.json"
 FEW_PAIRS, STEPS, SEED = 100_000, 200, 1

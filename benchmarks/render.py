@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transduce.devices.machine import short_commit
+from transduce.cli.benchmark.tables import short_commit
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"

@@ -14,8 +14,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from transduce.cli.benchmark.tables import short_commit
 from transduce.cli.recipes import Recipe, Row, find_recipe, list_recipes, rows_of
-from transduce.devices.machine import short_commit
 from transduce.evaluation.definitions import DEFINITIONS
 from transduce.learn.pictures.canvas import FAINT, MARKERS, SERIES, Picture, canvas
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from workers import cpu_seconds_of, in_lines, peak_memory_of, tree
 
+from transduce.cli.benchmark import usage
 from transduce.devices import machine
 
 HERE = Path(__file__).parent
@@ -86,14 +87,14 @@ class Worker:
             self.steps[threads] = max(1, round(BLOCK_SECONDS / seconds))
 
     def block(self, steps: int, threads: int, first: int) -> dict[str, Any]:
-        busy, stolen = machine.cpu_seconds() or (0.0, 0.0)
+        busy, stolen = usage.cpu_seconds() or (0.0, 0.0)
         cpu, started = self.cpu_seconds(), time.perf_counter()
         assert self.process.stdin
         self.process.stdin.write(f"run {steps} {threads} {first}\n")
         self.process.stdin.flush()
         tokens = self._answer()["tokens"]
         seconds, cpu = time.perf_counter() - started, self.cpu_seconds() - cpu
-        busy_now, stolen_now = machine.cpu_seconds() or (0.0, 0.0)
+        busy_now, stolen_now = usage.cpu_seconds() or (0.0, 0.0)
         return {
             "entry": self.peer.entry(self.name, threads),
             "steps": steps,

@@ -14,6 +14,7 @@ import torch
 
 import transduce
 from calling import command
+from transduce.cli.benchmark import usage
 from transduce.cli.benchmark.matrix_products import RecordedProducts
 from transduce.cli.benchmark.training import PARTS, padding_shares, record_products, wmt_like_pairs
 from transduce.data.batches import EncodedPairs
@@ -241,8 +242,8 @@ def test_the_machine_knows_itself() -> None:
     cpu = torch.device("cpu")
     assert machine.cpu_model()
     assert machine.device_name(cpu) == machine.cpu_model()
-    assert 10 < machine.peak_memory(cpu) < 1e6
-    busy, stolen = machine.cpu_seconds() or (1.0, 0.0)
+    assert 10 < usage.peak_memory(cpu) < 1e6
+    busy, stolen = usage.cpu_seconds() or (1.0, 0.0)
     assert busy > 0 <= stolen
 
 

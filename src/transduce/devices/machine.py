@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on, and what it did to it: model, stolen time, memory held, code measured.
+"""The machine that a run or a measurement was made on, the version of the package, and the commit of its code.
 
 Nothing here imports torch by itself: the version is told by `transduce --help`.
 """
@@ -6,17 +6,12 @@ Nothing here imports torch by itself: the version is told by `transduce --help`.
 import os
 import platform
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-_CPU_INFO, _STAT, _STATUS, _CLEAR = (Path("/proc", *name.split("/")) for name in (
-    "cpuinfo", "stat", "self/status", "self/clear_refs"
-))  # fmt: skip
 
 # A container's microseconds of processor time, and in how many: of control groups of version 2, and of version 1.
 _QUOTAS = [
@@ -28,7 +23,7 @@ _QUOTAS = [
 def cpu_model() -> str:
     """The name that the CPU gives itself, or else its kind."""
     try:
-        lines = _CPU_INFO.read_text().split("\n")
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -60,49 +55,6 @@ def device_name(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
-def cpu_seconds() -> tuple[float, float] | None:
-    """CPU time since the machine started, over all cores: had by its programs, and by other guests of the one below.
-
-    None where no file tells.
-    """
-    try:
-        ticks = [int(word) for word in _STAT.read_text().split("\n", 1)[0].split()[1:]]
-        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = ticks[:8]
-    except (OSError, ValueError):
-        return None
-    per_second = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + interrupts + soft_interrupts) / per_second, stolen / per_second
-
-
-def forget_peak_memory(device: "torch.device") -> None:
-    """From here on `peak_memory` counts, where the machine can be told so; else from the start of this process."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            _CLEAR.write_text("5")
-        except OSError:
-            return
-
-
-def peak_memory(device: "torch.device") -> float:
-    """The most MiB that this process held: of the GPU if it computes there, else of the machine's memory."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        status = dict(line.split(":", 1) for line in _STATUS.read_text().split("\n") if ":" in line)
-        return int(status["VmHWM"].split()[0]) / 2**10
-    except (OSError, KeyError):  # not Linux, or a sandbox that does not tell
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def version() -> str:
     """The version of this package; "0+unknown" of a checkout that is not installed."""
     try:
@@ -121,9 +73,3 @@ def commit() -> str | None:
         return subprocess.run([*command, "--exclude=*"], capture_output=True, check=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def short_commit(full: str | None) -> str:
-    """Its first twelve digits, with the "-dirty" if it has one; of None, "unknown"."""
-    digits, _, dirty = (full or "unknown").partition("-")
-    return f"{digits[:12]}{dirty and f'-{dirty}'}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from transduce.cli.benchmark import usage
 from transduce.devices import machine
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
@@ -40,7 +41,7 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
     for decoding in searches.values():
         predictor.predict(lines[:_LINES_TO_WARM_UP], decoding=decoding)
     blocks = []
-    machine.forget_peak_memory(predictor.device)
+    usage.forget_peak_memory(predictor.device)
     for number in range(_BLOCKS):
         report(f"block {number + 1} of {_BLOCKS}")
         for search, decoding in searches.items():
@@ -66,7 +67,7 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
         "commit": machine.commit(),
         "first_answer_ms": round(1e3 * first_answer, 1),
-        "peak_memory_mib": round(machine.peak_memory(predictor.device), 1),
+        "peak_memory_mib": round(usage.peak_memory(predictor.device), 1),
         "others_share": _share_of_cores(blocks, "others_seconds"),
         "stolen_share": _share_of_cores(blocks, "stolen_seconds"),
         "modes": {mode: _summary([block for block in blocks if block["mode"] == mode]) for mode in modes},
@@ -78,13 +79,13 @@ def _time_block(predictor: Predictor, lines: Sequence[str], batch: str, decoding
     at_once = len(lines) if batch == "all" else int(batch)
     lines = lines[:MOST_SINGLE_LINES] if at_once == 1 else lines
     num_tokens, seconds = 0, []
-    machine_before, cpu = machine.cpu_seconds(), time.process_time()
+    machine_before, cpu = usage.cpu_seconds(), time.process_time()
     for first in range(0, len(lines), at_once):
         started = time.perf_counter()
         answers = predictor.predict_n_best(lines[first : first + at_once], 1, decoding=decoding)
         seconds.append(time.perf_counter() - started)
         num_tokens += sum(len(best.ids) + 1 for (best,) in answers)
-    cpu, machine_after = time.process_time() - cpu, machine.cpu_seconds()
+    cpu, machine_after = time.process_time() - cpu, usage.cpu_seconds()
     found: dict[str, Any] = {"lines": len(lines), "tokens": num_tokens, "seconds": sum(seconds), "cpu_seconds": cpu}
     if machine_before is not None and machine_after is not None:
         busy, stolen = (after - before for before, after in zip(machine_before, machine_after, strict=True))

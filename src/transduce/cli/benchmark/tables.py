@@ -5,7 +5,6 @@ from typing import Any
 from rich.table import Table
 
 from transduce.cli.console import print_table
-from transduce.devices.machine import short_commit
 
 
 def print_training_speed(found: dict[str, Any]) -> None:
@@ -87,3 +86,9 @@ def _where(found: dict[str, Any]) -> str:
         f"{found['machine']['device']}, {found['machine']['cores']} cores, torch {found['versions']['torch']}, "
         f"commit {short_commit(found['commit'])}"
     )
+
+
+def short_commit(full: str | None) -> str:
+    """Its first twelve digits, with the "-dirty" if it has one; of None, "unknown"."""
+    digits, _, dirty = (full or "unknown").partition("-")
+    return f"{digits[:12]}{dirty and f'-{dirty}'}"

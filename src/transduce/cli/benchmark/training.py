@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
+from transduce.cli.benchmark import usage
 from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronise
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
@@ -81,11 +82,11 @@ def measure_training(
         report(f"{num_steps} steps to see which matrices they multiply")
         products = record_products(update, pairs, steps)
         blocks, held = [], 0.0
-        machine.forget_peak_memory(update.device)
+        usage.forget_peak_memory(update.device)
         for number in range(num_blocks):
             report(f"block {number + 1} of {num_blocks}")
             blocks.append(_time_block(update, pairs, steps, first_step=1 + (number + 1) * num_steps))
-            held = machine.peak_memory(update.device)  # now, as the products below hold their own
+            held = usage.peak_memory(update.device)  # now, as the products below hold their own
             blocks[-1] |= _time_products(products, process, update.device)
         parts = _time_parts(update, pairs, steps[:_PROFILED_STEPS], first_step=1 + (num_blocks + 1) * num_steps)
         facts = {"peak_memory_mib": _from_all(process, held, update.device), "parts_ms": parts}
@@ -151,12 +152,12 @@ def _time_block(
     """Target tokens, seconds of the slowest process, CPU seconds of all; and the CPU seconds that others had."""
     process, device = update.process, update.device
     _from_all(process, 0.0, device)  # all begin together
-    machine_before, cpu, started = machine.cpu_seconds(), time.process_time(), time.perf_counter()
+    machine_before, cpu, started = usage.cpu_seconds(), time.process_time(), time.perf_counter()
     for number, micro_batches in enumerate(steps):
         update(pairs, micro_batches, first_step + number)
     synchronise(device)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    machine_after = machine.cpu_seconds()
+    machine_after = usage.cpu_seconds()
     found: dict[str, Any] = {
         "tokens": sum(int(pairs.tgt_lens[rows].sum()) for step in steps for rows in step),
         "seconds": max(_from_all(process, seconds, device)),
