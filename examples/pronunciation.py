@@ -4,6 +4,7 @@ Run it again after an interruption and it goes on; with the model finished, it s
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
 import transduce
 from transduce.cli.main import main as main_of_command
@@ -18,7 +20,6 @@ from transduce.data.datasets import load_split
 from transduce.evaluation.evaluate import score
 from transduce.inference.attention_maps import record_attention
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import attention_map
 
 CONFIG = Path(__file__).parents[1] / "configs" / "cmudict.toml"
 NEW_WORDS = ["transduce", "tokenizer", "blorptastic", "snizzlewick", "quantumly", "grokking", "zephyrine", "vaswanian"]
@@ -78,12 +79,19 @@ def draw_attention(predictor: transduce.Predictor, word: str) -> bytes:
     with torch.inference_mode(), record_attention(model) as maps:
         model(torch.tensor([src], device=device), torch.tensor([[tokenizer.bos_id, *tgt[:-1]]], device=device))
     last = f"decoder.layers.{model.config.num_decoder_layers - 1}.cross_attention"
-    return attention_map(
-        maps[last][0].mean(dim=0).tolist(),
-        source=tokenizer.source_tokens(src),
-        target=tokenizer.target_tokens(tgt),
-        title=f"Cross-attention while pronouncing “{word}”",
-    )
+    figure = Figure(figsize=(1.6 + 0.42 * len(src), 1.4 + 0.36 * len(tgt)), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(maps[last][0].mean(dim=0).tolist(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axis.set_xticks(range(len(src)), tokenizer.source_tokens(src), fontsize=11)
+    axis.set_yticks(range(len(tgt)), tokenizer.target_tokens(tgt), fontsize=11)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(f"Cross-attention while pronouncing “{word}”", fontsize=11)
+    figure.colorbar(image, ax=axis, shrink=0.7, label="attention weight")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
 
 
 def _clocks() -> dict[str, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from transduce.runs.monitoring import TensorBoardWriter, TerminalDisplay, attention_map, learning_curve, metrics_of
+from transduce.runs.monitoring import TensorBoardWriter, TerminalDisplay, learning_curve, metrics_of
 
 TRAINING = {
     "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,
@@ -34,13 +34,6 @@ def test_a_learning_curve_has_a_part_for_every_score() -> None:
     alone = size_of(learning_curve([TRAINING], "a run"))
     with_bleu = size_of(learning_curve([TRAINING, VALIDATION], "a run"))
     assert with_bleu == (alone[0], 2 * alone[1])
-
-
-def test_an_attention_map_grows_with_the_sentence() -> None:
-    small = size_of(attention_map([[1.0]], source=["a"], target=["b"], title=""))
-    large = size_of(attention_map([[0.5, 0.5]] * 3, source=["a", "ß"], target=["x", "y", "z"], title=""))
-    assert large[0] > small[0]
-    assert large[1] > small[1]
 
 
 def shown(*rows: dict, is_terminal: bool, width: int = 40, num_steps: int = 1000) -> str:

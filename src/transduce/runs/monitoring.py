@@ -1,5 +1,6 @@
 """What a person sees of a training run: a live line in the terminal, TensorBoard events, a learning curve."""
 
+import io
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -142,35 +143,6 @@ def learning_curve(rows: Sequence[Row], title: str) -> bytes:
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    return png_of(figure)
-
-
-def attention_map(
-    weights: Sequence[Sequence[float]], *, source: Sequence[str], target: Sequence[str], title: str
-) -> bytes:
-    """A PNG: which source token (columns) each target token (rows) looked at. Needs `matplotlib`.
-
-    `weights[t][s]` in [0, 1], each row summing to 1.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.6 + 0.42 * len(source), 1.4 + 0.36 * len(target)), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    axis.set_xticks(range(len(source)), source, fontsize=11)
-    axis.set_yticks(range(len(target)), target, fontsize=11)
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axis, shrink=0.7, label="attention weight")
-    return png_of(figure)
-
-
-def png_of(figure: Any) -> bytes:
-    """The bytes of a matplotlib figure as a PNG."""
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     return buffer.getvalue()
