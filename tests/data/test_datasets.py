@@ -13,10 +13,10 @@ import pytest
 
 from transduce.data import datasets
 from transduce.data import download as fetching
+from transduce.data.catalogue import pronunciations, split_words
 from transduce.data.datasets import Dataset, export, find_dataset, list_datasets, load_split
 from transduce.data.download import DataFile, Places, locate
 from transduce.data.pairs import Pairs, count_overlap, read_pairs
-from transduce.data.pronouncing_dictionary import pronunciations, split_words
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 
 CONTENT = b"ein Hund\nzwei Hunde\n"
