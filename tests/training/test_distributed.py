@@ -19,10 +19,11 @@ import torch
 
 from smallest_model import SMALLEST_MODEL
 from transduce.cli import main as cli
+from transduce.cli import processes
 from transduce.runs import train as experiment
 from transduce.runs.folder import RunFolder
-from transduce.training import distributed, trainer
 from transduce.training import step as train_step
+from transduce.training import trainer
 
 NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
 
@@ -247,7 +248,7 @@ def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp
 def test_a_mistake_in_the_settings_of_two_processes_is_told_once_before_they_start(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(distributed.subprocess, "Popen")
+    monkeypatch.delattr(processes.subprocess, "Popen")
     assert cli.main(["train", str(tmp_path / "none.toml"), "--processes", "2"]) == 66
     assert capfd.readouterr().err.count("none.toml") == 1
 
@@ -257,7 +258,7 @@ def test_a_file_in_the_current_folder_is_not_imported_for_a_package(
 ) -> None:
     (tmp_path / "argparse.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    assert distributed.spawn(1, ["--version"]) == 0
+    assert processes.spawn(1, ["--version"]) == 0
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, "3"), ("5", "5")])
@@ -277,9 +278,9 @@ def test_processes_share_the_usable_cores_unless_the_user_says_otherwise(
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     else:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(distributed.machine, "usable_cores", lambda: 7)
-    monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
-    assert distributed.spawn(2, []) == 0
+    monkeypatch.setattr(processes.machine, "usable_cores", lambda: 7)
+    monkeypatch.setattr(processes.subprocess, "Popen", Ended)
+    assert processes.spawn(2, []) == 0
     assert [each["OMP_NUM_THREADS"] for each in environments] == [expected] * 2
 
 
@@ -308,17 +309,17 @@ def test_when_one_process_fails_the_others_have_a_while_to_end_and_are_not_waite
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(distributed.subprocess, "Popen", Child)
-    monkeypatch.setattr(distributed, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
-    assert distributed.spawn(2, []) == 2
+    monkeypatch.setattr(processes.subprocess, "Popen", Child)
+    monkeypatch.setattr(processes, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    assert processes.spawn(2, []) == 2
     assert killed == ([] if killed_after is None else [pytest.approx(killed_after, abs=0.1)])
     assert now == pytest.approx(killed_after or ends_after, abs=0.2)
 
 
 def test_processes_can_be_started_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed.subprocess, "Popen", lambda *_, **__: SimpleNamespace(poll=lambda: 7))
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: SimpleNamespace(poll=lambda: 7))
     with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(distributed.spawn, 1, []).result() == 7
+        assert threads.submit(processes.spawn, 1, []).result() == 7
 
 
 def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +331,6 @@ def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.
             return 0
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(distributed.subprocess, "Popen", Ended)
-    assert distributed.spawn(1, []) == 143
+    monkeypatch.setattr(processes.subprocess, "Popen", Ended)
+    assert processes.spawn(1, []) == 143
     assert signal.getsignal(signal.SIGTERM) == before

@@ -28,6 +28,7 @@ from transduce.cli.console import (
     text_line,
     write_now,
 )
+from transduce.cli.processes import spawn
 from transduce.cli.reproduce import reproduce
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.devices.cpu import speed_up_cpu
@@ -46,7 +47,7 @@ from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 from transduce.runs.monitoring import TensorBoardWriter
 from transduce.runs.train import train
-from transduce.training.distributed import num_processes, spawn
+from transduce.training.distributed import num_processes
 from transduce.training.signals import Stopped
 
 Arguments = argparse.Namespace

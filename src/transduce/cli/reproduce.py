@@ -13,13 +13,13 @@ from typing import Any
 from rich.table import Table
 
 from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, report_of
+from transduce.cli.processes import spawn
 from transduce.cli.recipes import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of, sittings_of
 from transduce.devices import machine
 from transduce.devices.device import find_device
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
-from transduce.training.distributed import spawn
 from transduce.training.signals import Stopped
 
 _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun

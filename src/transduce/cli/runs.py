@@ -22,6 +22,7 @@ from transduce.cli.console import (
     report_of,
 )
 from transduce.cli.export import lines_of
+from transduce.cli.processes import spawn
 from transduce.data import datasets
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
@@ -31,7 +32,7 @@ from transduce.model.transformer import Transformer
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
-from transduce.training.distributed import num_processes, spawn
+from transduce.training.distributed import num_processes
 
 
 def average(arguments: argparse.Namespace) -> int:
