@@ -57,14 +57,12 @@ class TerminalDisplay:
 
 
 @contextmanager
-def preparation_display(
-    report: Callable[[str], None], *, is_shown: bool, console: Console | None = None
-) -> Iterator[Callable[[str, int, int], None]]:
+def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function to tell what is being done, and how much of how much: 0 of 0 where nobody knows.
 
     A live bar on a terminal; else `report` gets a line on each thing that is begun. Nothing unless `is_shown`.
     """
-    console = console or Console(file=sys.stderr, highlight=False)
+    console = Console(file=sys.stderr, highlight=False)
     is_live = is_shown and console.is_terminal
     bar = Progress(
         TextColumn("{task.description}"),
