@@ -71,19 +71,9 @@ def _ordinal_ending(number: int) -> str:
 
 
 _MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
-]
+]  # fmt: skip
 _WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _WORDS = f"Random words of {_SHORTEST_WORD} to {_LONGEST_WORD} lower-case letters"
 _DAYS = f"Days from {_FIRST_YEAR} to {_LAST_YEAR} as people write them"
