@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
-from transduce.files.atomic import (
-    read_bytes,
-    remove_temporaries,
-    replacing,
-    sha256_of,
-    sha256_of_file,
-    sync_folder,
-    write_atomically,
-)
+from transduce.files.atomic import remove_temporaries, replacing, sync_folder, write_atomically
+from transduce.files.content import read_bytes, sha256_of, sha256_of_file
 
 
 def failing(number: int):

@@ -17,7 +17,9 @@ from rich.table import Table
 from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.evaluation.metrics import Score
-from transduce.files.atomic import explained_read_errors, explained_write_errors, read_bytes, replacing
+from transduce.files.atomic import replacing
+from transduce.files.content import read_bytes
+from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import Annotation
 from transduce.inference.predictor import Prediction
 

@@ -17,7 +17,7 @@ from transduce.data import synthetic as small_tasks
 from transduce.data.download import DataFile, Places, locate
 from transduce.data.pairs import Pairs, read_pairs
 from transduce.errors import MissingInputError
-from transduce.files.atomic import sha256_of
+from transduce.files.content import sha256_of
 
 _TEST_PERCENT = 5
 _VALID_PERCENT = 2

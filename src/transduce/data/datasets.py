@@ -6,7 +6,9 @@ from transduce.data.catalogue import Dataset, as_text, list_datasets
 from transduce.data.download import Places
 from transduce.data.pairs import Pairs
 from transduce.errors import RunFolderError, TransduceError, nearest
-from transduce.files.atomic import explained_write_errors, read_bytes, sha256_of, write_atomically
+from transduce.files.atomic import write_atomically
+from transduce.files.content import read_bytes, sha256_of
+from transduce.files.system_errors import explained_write_errors
 
 __all__ = ["Dataset", "export", "find_dataset", "list_datasets", "load_split"]
 

@@ -12,7 +12,9 @@ from typing import BinaryIO
 
 from transduce.data.compression import decompressed
 from transduce.errors import DamagedFileError, DataError, MissingInputError
-from transduce.files.atomic import explained_write_errors, sha256_of, sha256_of_file, write_atomically
+from transduce.files.atomic import write_atomically
+from transduce.files.content import sha256_of, sha256_of_file
+from transduce.files.system_errors import explained_write_errors
 
 DEFAULT_CACHE = Path("~/.cache/transduce")
 _TIMEOUT_SECONDS = 30.0

@@ -27,7 +27,7 @@ from transduce.data.parsing import (
     without_empty,
 )
 from transduce.errors import DataError, TransduceError
-from transduce.files.atomic import read_bytes, sha256_of
+from transduce.files.content import read_bytes, sha256_of
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,7 @@
 
 import json
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,7 +12,8 @@ import torch
 from transduce.devices import machine
 from transduce.errors import RunFolderError
 from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
-from transduce.files import atomic as files
+from transduce.files.atomic import write_atomically
+from transduce.files.folders import new_folder
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 
@@ -65,7 +62,8 @@ def export_run(
         unexpressed=known.unexpressed(predictor.decoding),
     )
     num_bytes = sum(4 * parameter.numel() for parameter in predictor.model.parameters())  # at most
-    with _appearing(output, num_bytes) as folder:
+    _refuse_place(output)
+    with new_folder(output, num_bytes) as folder:
         known.write(predictor, folder, int8=int8)
         engine = known.open_engine(folder, predictor)
         report(f"written; comparing the answers of {known.TITLE} with those of the run")
@@ -74,63 +72,15 @@ def export_run(
             ("certificate.json", json.dumps(certificate.as_dict(), ensure_ascii=False, indent=1) + "\n"),
             ("README.md", _readme(known, predictor, certificate)),
         ):
-            files.write_atomically(folder / name, text.encode())
+            write_atomically(folder / name, text.encode())
     return certificate
 
 
-@contextmanager
-def _appearing(output: Path, num_bytes: int) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its name when the block ends well, and is gone if it does not.
-
-    What a killed export to the same name left is removed first: a folder that no process holds locked.
-    """
+def _refuse_place(output: Path) -> None:
     if os.path.lexists(output):
         raise RunFolderError(f"{output} exists already: choose another folder for -o, or remove that one first.")
     if not output.parent.is_dir():
         raise RunFolderError(f"{output}: there is no folder {output.parent}: make it first, or choose another for -o.")
-    _remove_left(output)
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with files.explained_write_errors(output, num_bytes):
-            temporary.mkdir()
-            with _locked(temporary):
-                yield temporary
-                _sync(temporary)
-                temporary.rename(output)
-                files.sync_folder(output.absolute().parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _remove_left(output: Path) -> None:
-    name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp")
-    for left in output.absolute().parent.glob(".*.tmp"):
-        if name.fullmatch(left.name):
-            with suppress(OSError), _locked(left):
-                shutil.rmtree(left, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on `folder` that ends with the process, however that ends. Raises OSError if another holds it."""
-    import fcntl  # here, because only Unix has it
-
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    """Puts all of the folder on disk: other programs wrote some of it."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            files.sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _versions(format: str) -> dict[str, str]:

@@ -22,8 +22,9 @@ from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import build, to_toml
 from transduce.data.config import DataConfig
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.files import atomic as files
 from transduce.files.certified import damaged
+from transduce.files.content import read_bytes, sha256_of_file
+from transduce.files.system_errors import explained_read_errors
 from transduce.inference.config import DecodingConfig
 from transduce.model.config import TransformerConfig
 from transduce.model.positional import sinusoidal_table
@@ -97,7 +98,7 @@ def import_marian(
     if search_path.exists():
         for name in sorted(name for name in search.keys() - _SEARCH_SETTINGS - _WITHOUT_EFFECT if search[name]):
             report(f"{search_path}: {name} = {search[name]!r} has nothing here that does the same")
-    hashes = {name: files.sha256_of_file(source / name) for name in _FILE_NAMES if (source / name).exists()}
+    hashes = {name: sha256_of_file(source / name) for name in _FILE_NAMES if (source / name).exists()}
     facts = {"data": {}, "num_train_pairs": 0, "imported": {"from": str(source), "files": hashes}}
     run = RunFolder.create(output, config=_NOTE + to_toml(settings), tokenizer=tokenizer.to_json(), facts=facts)
     run.write_model(weights, {"step": 0, "validation": {}})
@@ -106,7 +107,7 @@ def import_marian(
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The values that are set in a file."""
-    content = files.read_bytes(path)
+    content = read_bytes(path)
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -161,7 +162,7 @@ def _build_tokenizer(source: Path, pieces: list[str]) -> Tokenizer:
 
 
 def _read_side(path: Path, pieces: tuple[str, ...]) -> SentencePieces:
-    side = SentencePieces(pieces, files.read_bytes(path))
+    side = SentencePieces(pieces, read_bytes(path))
     try:
         list(side.encode([""]))
     except DamagedFileError as error:
@@ -218,7 +219,7 @@ class _Weights:
                 f"{source} has its weights in pytorch_model.bin, and no pickle is read here. With the transformers "
                 f"library: AutoModelForSeq2SeqLM.from_pretrained('{source}').save_pretrained('{source}')"
             )
-        with files.explained_read_errors(self.path):
+        with explained_read_errors(self.path):
             try:
                 self.tensors = load_file(self.path)
             except SafetensorError as error:

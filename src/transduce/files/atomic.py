@@ -1,19 +1,17 @@
 """Files that appear whole or not at all: the one place where the package writes to disk."""
 
 import errno
-import hashlib
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
-from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
-
-_CHUNK_BYTES = 1 << 20
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# For `data.large`, until it imports them from where they are:
+from transduce.files.content import read_bytes, sha256_of, sha256_of_file  # noqa: F401
+from transduce.files.locks import lock as waiting_lock  # noqa: F401
+from transduce.files.system_errors import explained_read_errors, explained_write_errors  # noqa: F401
 
 
 @contextmanager
@@ -60,111 +58,3 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def open_locked(folder: Path) -> TextIO:
-    """The file `run.lock`, locked until it is closed or the process ends. Raises RunFolderError if another holds it."""
-    import fcntl  # here, because only Unix has it: elsewhere a run can still be read
-
-    path = folder / "run.lock"
-    with explained_write_errors(path):
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            file.close()
-            raise RunFolderError(
-                f"{folder} is in use by process {owner}. Wait for it, stop it, or choose another folder."
-            ) from None
-        except BaseException:
-            file.close()
-            raise
-    return file
-
-
-@contextmanager
-def waiting_lock(path: Path, report: Callable[[str], None] | None) -> Iterator[None]:
-    """Holds a lock on the file `path`; while another process does, says so and waits.
-
-    Without `report`, raises RunFolderError instead. The lock ends with the process, however that ends.
-    """
-    import fcntl  # here, because only Unix has it
-
-    with explained_write_errors(path):
-        file = path.open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if report is None:
-                raise RunFolderError(f"{path} is held by another process. Wait for it.") from None
-            file.seek(0)
-            report(f"waiting for process {file.read().strip() or 'unknown'}, which is at work on {path.stem}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise RunFolderError(
-                f"{path} cannot be locked here ({error.strerror}): take a folder on another disk."
-            ) from error
-        with explained_write_errors(path):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of `path`. Raises MissingInputError if there is no such file."""
-    with explained_read_errors(path):
-        return path.read_bytes()
-
-
-def sha256_of(content: bytes) -> str:
-    """SHA-256 of `content`, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal. Raises MissingInputError if there is no such file."""
-    with explained_read_errors(path), path.open("rb") as file:
-        return digest_rest(file, hashlib.sha256())
-
-
-def digest_rest(file: BinaryIO, digest: "hashlib._Hash") -> str:
-    """`digest`, in hexadecimal, after the bytes from here to the end of `file`, held in memory piece by piece."""
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turns what the system says while `path` is written into one line that helps (a RunFolderError)."""
-    try:
-        yield
-    except BrokenPipeError:  # a reader that has left: nothing is wrong with the place
-        raise
-    except OSError as error:
-        reason = f"{path}: cannot be written: {error.strerror or error}"
-        if error.errno in _DISK_FULL:
-            free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
-            needed = f"{num_bytes:,} bytes needed, " if num_bytes else ""
-            reason += f" ({needed}{free:,} free). What was there before is still valid. Make room"
-            raise RunFolderError(f"{reason} or choose another folder.") from error
-        raise RunFolderError(f"{reason}. Check the permissions or choose another folder.") from error
-
-
-@contextmanager
-def explained_read_errors(path: Path) -> Iterator[None]:
-    """Turns what the system says while `path` is read into MissingInputError, or DamagedFileError on a bad disk."""
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise MissingInputError(f"{path}: no such file. Check the path and the folder it is relative to.") from None
-    except OSError as error:
-        kind = DamagedFileError if error.errno == errno.EIO else MissingInputError
-        raise kind(f"{path}: cannot be read: {error.strerror or error}. Check the disk and the permissions.") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transduce.errors import DamagedFileError
-from transduce.files import atomic as files
+from transduce.files.atomic import replacing
+from transduce.files.system_errors import explained_read_errors, explained_write_errors
 
 NO_DIGEST = b"0" * 64
 _MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
@@ -43,7 +44,7 @@ def header_of(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> byte
 
 def write_certified(path: Path, header: bytes, num_bytes: int, arrays: Iterable[Any]) -> str:
     """Writes the file, whole or not at all; returns its hash. `arrays` are buffers, of `num_bytes` together."""
-    with files.explained_write_errors(path, len(header) + num_bytes), files.replacing(path) as file:
+    with explained_write_errors(path, len(header) + num_bytes), replacing(path) as file:
         digest = hashlib.sha256(header)
         file.write(header)
         for data in arrays:
@@ -56,17 +57,17 @@ def write_certified(path: Path, header: bytes, num_bytes: int, arrays: Iterable[
 
 def check_digest(path: Path, mend: str) -> str:
     """The hash that the file states. Raises DamagedFileError, ending in `mend`, unless its bytes have that hash."""
-    with files.explained_read_errors(path), path.open("rb") as file:
+    with explained_read_errors(path), path.open("rb") as file:
         start, stated = file.read(8 + len(_HEADER_START)), file.read(64)
         digest = hashlib.sha256(start + NO_DIGEST)
-        if start[8:] != _HEADER_START or files.digest_rest(file, digest).encode() != stated:
+        if start[8:] != _HEADER_START or hashlib.file_digest(file, lambda: digest).hexdigest().encode() != stated:
             raise damaged(path, "its SHA-256 is not the one it states", mend)
     return stated.decode()
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """What the header says, by name, and where the arrays begin. For a file whose hash was checked."""
-    with files.explained_read_errors(path), path.open("rb") as file:
+    with explained_read_errors(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length
 

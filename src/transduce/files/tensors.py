@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transduce.errors import TransduceError
-from transduce.files import atomic as files
 from transduce.files.certified import Entry, check_digest, damaged, header_of, write_certified
+from transduce.files.system_errors import explained_read_errors
 
 _DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
@@ -71,7 +71,7 @@ def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """The open file (of safetensors) and its metadata, after the hash of all its bytes was found right."""
-    with files.explained_read_errors(path):
+    with explained_read_errors(path):
         check_digest(path, MEND_TENSORS)
         try:
             with safe_open(path, framework="pt") as opened:

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
-from transduce.files import atomic as files
+from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
 from transduce.files.certified import NO_DIGEST, check_digest, damaged
+from transduce.files.content import read_bytes, sha256_of
+from transduce.files.locks import lock
+from transduce.files.system_errors import explained_write_errors
 from transduce.files.tensors import MEND_TENSORS, read_tensors, verified, write_tensors
 from transduce.model.transformer import Transformer
 from transduce.model.weights import load_weights
@@ -54,16 +57,16 @@ class RunFolder:
         """A new run. Raises RunFolderError if the folder is in use for anything else, or cannot be written."""
         run = cls(path)
         run.refuse_other_use()
-        with files.explained_write_errors(run.path):
+        with explained_write_errors(run.path):
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            files.sync_folder(run.path.absolute().parent)
+            sync_folder(run.path.absolute().parent)
         with run.lock():
             run.refuse_other_use()  # another process may have been faster
             # In this order: `config.toml` alone in a folder is then never ours, and never overwritten.
-            files.write_atomically(run.path / "tokenizer.json", tokenizer.encode())
-            files.write_atomically(run.path / "config.toml", config.encode())
+            write_atomically(run.path / "tokenizer.json", tokenizer.encode())
+            write_atomically(run.path / "config.toml", config.encode())
             texts = {"config.toml": config, "tokenizer.json": tokenizer}
-            run._write_record({name: [files.sha256_of(text.encode())] for name, text in texts.items()}, facts)
+            run._write_record({name: [sha256_of(text.encode())] for name, text in texts.items()}, facts)
         return run
 
     @classmethod
@@ -79,7 +82,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps every other process from training here, until the block or the process ends, however it ends."""
-        with files.open_locked(self.path):
+        with lock(self.path / "run.lock"):
             self._is_locked = True
             self.clean()
             try:
@@ -91,7 +94,7 @@ class RunFolder:
         """Removes the temporary files of killed processes. Only under the lock, where nobody else writes any."""
         assert self._is_locked
         for folder in (self.path, self._checkpoint_folder):
-            files.remove_temporaries(folder)
+            remove_temporaries(folder)
 
     # What the run is
 
@@ -127,9 +130,9 @@ class RunFolder:
 
     def rewrite_config(self, config: str) -> None:
         """Replaces `config.toml`. In between, `run.json` accepts the old text and the new: no crash parts them."""
-        record, old, new = self._record(), files.sha256_of(self.config_text.encode()), files.sha256_of(config.encode())
+        record, old, new = self._record(), sha256_of(self.config_text.encode()), sha256_of(config.encode())
         self._write_record(record["files"] | {"config.toml": [old, new]}, record["facts"])
-        files.write_atomically(self.path / "config.toml", config.encode())
+        write_atomically(self.path / "config.toml", config.encode())
         self._write_record(record["files"] | {"config.toml": [new]}, record["facts"])
 
     # The weights
@@ -182,14 +185,14 @@ class RunFolder:
         """
         if keep < 1:
             raise ValueError(f"keep ({keep}) must be at least 1: the checkpoint just written.")
-        with files.explained_write_errors(self._checkpoint_folder):
+        with explained_write_errors(self._checkpoint_folder):
             self._checkpoint_folder.mkdir(exist_ok=True)
         own = {"state": json.dumps(state, sort_keys=True), "step": str(step), "tokenizer": self._tokenizer_sha256}
         write_tensors(self._checkpoint_path(step), tensors, own)
         steps = self.checkpoints()
         kept = [other for other in steps if other <= step][-keep:]
         for path in [self._checkpoint_path(other) for other in steps if other not in kept]:
-            with files.explained_write_errors(path):
+            with explained_write_errors(path):
                 path.unlink()
 
     def checkpoints(self) -> list[int]:
@@ -227,7 +230,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`. After a power cut the last rows may be missing."""
         line = json.dumps(row).encode() + b"\n"
-        with files.explained_write_errors(self._metrics_path, len(line)), self._metrics_path.open("a+b") as file:
+        with explained_write_errors(self._metrics_path, len(line)), self._metrics_path.open("a+b") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             if file.read() not in (b"", b"\n"):  # a process was killed within a row
                 file.seek(0)
@@ -238,13 +241,13 @@ class RunFolder:
         """The rows of `metrics.jsonl`, without a last one that a killed process did not finish."""
         if not self._metrics_path.exists():
             return []
-        lines = files.read_bytes(self._metrics_path).split(b"\n")[:-1]  # the last one is empty or unfinished
+        lines = read_bytes(self._metrics_path).split(b"\n")[:-1]  # the last one is empty or unfinished
         return [_json_object(line, f"{self._metrics_path}:{number}") for number, line in enumerate(lines, start=1)]
 
     def truncate_metrics(self, after_step: int) -> None:
         """Removes the rows of later steps than `after_step`, which training is going to repeat."""
         rows = [row for row in self.metrics() if row.get("step", 0) <= after_step]
-        files.write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file of text beside the others, such as a table of scores."""
@@ -254,7 +257,7 @@ class RunFolder:
         """Writes a file beside the others, such as a picture."""
         if name in _OWN_NAMES or Path(name).name != name or name.startswith("."):
             raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(_OWN_NAMES)}.")
-        files.write_atomically(self.path / name, content)
+        write_atomically(self.path / name, content)
 
     def verify(self) -> list[tuple[str, str]]:
         """Each file that matters, with "" if it is as it was written and otherwise what is wrong.
@@ -291,7 +294,7 @@ class RunFolder:
         if (self.path / "run.json").exists():
             raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
         names: set[str] = set()
-        with files.explained_write_errors(self.path), suppress(FileNotFoundError):
+        with explained_write_errors(self.path), suppress(FileNotFoundError):
             names = {path.name for path in self.path.iterdir()}
         unfinished = {"run.lock", "tokenizer.json"} | ({"config.toml"} if "tokenizer.json" in names else set())
         if not self.checkpoints():
@@ -301,10 +304,10 @@ class RunFolder:
 
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
-        content = files.read_bytes(path)
+        content = read_bytes(path)
         start, stated = len(_RECORD_START), content[len(_RECORD_START) :][:64]
         zeroed = content[:start] + NO_DIGEST + content[start + 64 :]
-        if not content.startswith(_RECORD_START) or files.sha256_of(zeroed).encode() != stated:
+        if not content.startswith(_RECORD_START) or sha256_of(zeroed).encode() != stated:
             raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
         record = _json_object(content, path)
         if record["format"] != FORMAT_VERSION:
@@ -317,12 +320,12 @@ class RunFolder:
     def _write_record(self, hashes: Mapping[str, list[str]], facts: Mapping[str, Any]) -> None:
         record = {"sha256": NO_DIGEST.decode(), "format": FORMAT_VERSION, "files": hashes, "facts": facts}
         content = json.dumps(record, indent=2).encode() + b"\n"
-        content = content.replace(NO_DIGEST, files.sha256_of(content).encode(), 1)
-        files.write_atomically(self.path / "run.json", content)
+        content = content.replace(NO_DIGEST, sha256_of(content).encode(), 1)
+        write_atomically(self.path / "run.json", content)
 
     def _text(self, name: str) -> str:
-        content = files.read_bytes(self.path / name)
-        if files.sha256_of(content) not in self._record()["files"][name]:
+        content = read_bytes(self.path / name)
+        if sha256_of(content) not in self._record()["files"][name]:
             raise damaged(self.path / name, "its SHA-256 is not the one in run.json", _MEND_TEXT)
         return content.decode()
 

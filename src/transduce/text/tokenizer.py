@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.files.atomic import sha256_of
+from transduce.files.content import sha256_of
 from transduce.model.config import VocabularySizes
 from transduce.text.config import Kind, TokenizerConfig
 from transduce.text.sentencepiece import SentencePieces

@@ -1,0 +1,40 @@
+"""What the system says when a file cannot be read or written, as one line that helps."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
+    """Turns what the system says while `path` is written into one line that helps (a RunFolderError)."""
+    try:
+        yield
+    except BrokenPipeError:  # a reader that has left: nothing is wrong with the place
+        raise
+    except OSError as error:
+        reason = f"{path}: cannot be written: {error.strerror or error}"
+        if error.errno in _DISK_FULL:
+            free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+            needed = f"{num_bytes:,} bytes needed, " if num_bytes else ""
+            reason += f" ({needed}{free:,} free). What was there before is still valid. Make room"
+            raise RunFolderError(f"{reason} or choose another folder.") from error
+        raise RunFolderError(f"{reason}. Check the permissions or choose another folder.") from error
+
+
+@contextmanager
+def explained_read_errors(path: Path) -> Iterator[None]:
+    """Turns what the system says while `path` is read into MissingInputError, or DamagedFileError on a bad disk."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise MissingInputError(f"{path}: no such file. Check the path and the folder it is relative to.") from None
+    except OSError as error:
+        kind = DamagedFileError if error.errno == errno.EIO else MissingInputError
+        raise kind(f"{path}: cannot be read: {error.strerror or error}. Check the disk and the permissions.") from error
