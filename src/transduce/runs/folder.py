@@ -17,6 +17,7 @@ from transduce.config.settings import ExperimentConfig, load_config
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
 from transduce.files.certified import NO_DIGEST, check_digest, damaged
+from transduce.files.certified_json import read_with_digest, with_digest
 from transduce.files.content import read_bytes, sha256_of
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_write_errors
@@ -27,7 +28,6 @@ from transduce.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 
-_RECORD_START = b'{\n  "sha256": "'
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
 _OWN_NAMES = (
     "config.toml",
@@ -305,11 +305,9 @@ class RunFolder:
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
         content = read_bytes(path)
-        start, stated = len(_RECORD_START), content[len(_RECORD_START) :][:64]
-        zeroed = content[:start] + NO_DIGEST + content[start + 64 :]
-        if not content.startswith(_RECORD_START) or sha256_of(zeroed).encode() != stated:
+        record = read_with_digest(content, _zeroed)
+        if not record or _layout(record) != content:
             raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
-        record = _json_object(content, path)
         if record["format"] != FORMAT_VERSION:
             raise RunFolderError(
                 f"{path} has format {record['format']}, this version of transduce knows {FORMAT_VERSION}. "
@@ -318,10 +316,8 @@ class RunFolder:
         return record
 
     def _write_record(self, hashes: Mapping[str, list[str]], facts: Mapping[str, Any]) -> None:
-        record = {"sha256": NO_DIGEST.decode(), "format": FORMAT_VERSION, "files": hashes, "facts": facts}
-        content = json.dumps(record, indent=2).encode() + b"\n"
-        content = content.replace(NO_DIGEST, sha256_of(content).encode(), 1)
-        write_atomically(self.path / "run.json", content)
+        record = {"sha256": "", "format": FORMAT_VERSION, "files": hashes, "facts": facts}
+        write_atomically(self.path / "run.json", _layout(with_digest(record, _zeroed)))
 
     def _text(self, name: str) -> str:
         content = read_bytes(self.path / name)
@@ -354,6 +350,15 @@ class RunFolder:
     def _verified_metadata(self, path: Path, key: str, step: int | None = None) -> dict[str, Any]:
         with verified(path) as (_, metadata):
             return self._own_metadata(path, metadata, key, step)
+
+
+def _layout(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=2).encode() + b"\n"
+
+
+def _zeroed(record: dict[str, Any]) -> bytes:
+    """What the hash in `run.json` is of: all its bytes, the digits of the hash itself being zeros."""
+    return _layout(record | {"sha256": NO_DIGEST.decode()})
 
 
 def _problem(check: Callable[[], object]) -> str:

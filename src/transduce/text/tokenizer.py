@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.files.content import sha256_of
+from transduce.files.certified_json import read_with_digest, with_digest
 from transduce.model.config import VocabularySizes
 from transduce.text.config import Kind, TokenizerConfig
 from transduce.text.sentencepiece import SentencePieces
@@ -141,8 +141,8 @@ class Tokenizer:
             "source": None if self._source is self._target else self._source.to_dict(),
             "target": self._target.to_dict(),
         }
-        digest = sha256_of(_compact_json(content).encode())
-        return _compact_json({"format": _FORMAT, "version": _FORMAT_VERSION, "sha256": digest, "content": content})
+        document = {"format": _FORMAT, "version": _FORMAT_VERSION, "sha256": "", "content": content}
+        return _compact_json(with_digest(document, _hashed))
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -207,22 +207,19 @@ def _check_lines(lines: Sequence[str]) -> None:
 
 
 def _verified_content(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-        if document["format"] != _FORMAT:
-            raise ValueError
-        version, recorded, content = document["version"], document["sha256"], document["content"]
-        found = sha256_of(_compact_json(content).encode())
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DamagedFileError("not a tokenizer of transduce, or cut short: restore it from a copy.") from None
-    if version != _FORMAT_VERSION:
+    document = read_with_digest(text, _hashed)
+    if document.get("format") != _FORMAT:
+        raise DamagedFileError("not a tokenizer of transduce, or one that has changed: restore it from a copy.")
+    if document.get("version") != _FORMAT_VERSION:
         raise DamagedFileError(
-            f"a tokenizer of format version {version!r}, where this program reads {_FORMAT_VERSION}: use the program "
-            "that wrote it, or a newer one."
+            f"a tokenizer of format version {document.get('version')!r}, where this program reads {_FORMAT_VERSION}: "
+            "use the program that wrote it, or a newer one."
         )
-    if found != recorded:
-        raise DamagedFileError("a tokenizer that has changed (its SHA-256 differs): restore it from a copy.")
-    return dict(content)
+    return document["content"]
+
+
+def _hashed(document: dict[str, Any]) -> bytes:
+    return _compact_json(document["content"]).encode()
 
 
 def _compact_json(value: Any) -> str:

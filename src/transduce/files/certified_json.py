@@ -1,0 +1,26 @@
+"""JSON documents that carry their own hash, under the key "sha256".
+
+What is hashed differs between the kinds of document: each passes a function that makes those bytes of a document.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from transduce.files.content import sha256_of
+
+HashedBytes = Callable[[dict[str, Any]], bytes]
+
+
+def with_digest(document: dict[str, Any], hashed: HashedBytes) -> dict[str, Any]:
+    """The document with its hash, in the place of a "sha256" that it has already."""
+    return document | {"sha256": sha256_of(hashed(document))}
+
+
+def read_with_digest(text: str | bytes, hashed: HashedBytes) -> dict[str, Any]:
+    """A document that has the hash which it states; an empty one for any other text."""
+    try:
+        document = json.loads(text)
+        return document if document["sha256"] == sha256_of(hashed(document)) else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
