@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +15,7 @@ from transduce.data.large.shards import Rows, read_shard
 from transduce.data.pairs import Pairs
 from transduce.data.parsing import refuse_all_too_long
 from transduce.errors import TransduceError
+from transduce.text.ragged import Ragged
 from transduce.text.tokenizer import Tokenizer
 
 # (src_lens, tgt_lens, *, batch_tokens, order) -> the rows of `order` in batches: `bucket_batches` or one like it.
@@ -66,13 +66,13 @@ class EncodedPairs:
     def __init__(self, src: Sequence[Sequence[int]], tgt: Sequence[Sequence[int]]) -> None:
         if len(src) != len(tgt):
             raise ValueError(f"src ({len(src)} rows) and tgt ({len(tgt)} rows) must have as many rows.")
-        self._src, self._tgt = _Ragged.of(src), _Ragged.of(tgt)
+        self._src, self._tgt = _ragged(src), _ragged(tgt)
 
     @classmethod
-    def from_rows(cls, src: Rows, tgt: Rows) -> "EncodedPairs":
+    def from_rows(cls, src: Ragged | Rows, tgt: Ragged | Rows) -> "EncodedPairs":
         """Pairs whose ids lie end to end already."""
         pairs = cls.__new__(cls)
-        pairs._src, pairs._tgt = _Ragged.of_rows(src), _Ragged.of_rows(tgt)
+        pairs._src, pairs._tgt = (Ragged(rows.ids, rows.lens.astype(np.int32)) for rows in (src, tgt))
         return pairs
 
     def __len__(self) -> int:
@@ -84,12 +84,12 @@ class EncodedPairs:
         return self
 
     @property
-    def src_lens(self) -> NDArray[np.int32]:
+    def src_lens(self) -> NDArray[np.integer]:
         """Number of ids of every source, eos included."""
         return self._src.lens
 
     @property
-    def tgt_lens(self) -> NDArray[np.int32]:
+    def tgt_lens(self) -> NDArray[np.integer]:
         """Number of ids of every target, eos included."""
         return self._tgt.lens
 
@@ -102,17 +102,16 @@ class EncodedPairs:
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "EncodedPairs":
         """The pairs of these rows, in this order."""
         index = np.asarray(rows, dtype=np.intp)
-        selected = EncodedPairs.__new__(EncodedPairs)
-        selected._src, selected._tgt = self._src.select(index), self._tgt.select(index)
-        return selected
+        return EncodedPairs.from_rows(self._src.select(index), self._tgt.select(index))
 
     def padded(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sources and targets of these rows as two rectangles, filled up with the padding id."""
-        return self._src.padded(rows), self._tgt.padded(rows)
+        return _padded(self._src.select(rows)), _padded(self._tgt.select(rows))
 
     def joined(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sources and targets of these rows, each end to end."""
-        return self._src.joined(rows), self._tgt.joined(rows)
+        src, tgt = self._src.select(rows), self._tgt.select(rows)
+        return src.ids.astype(np.int64), tgt.ids.astype(np.int64)
 
 
 class ShardedPairs:
@@ -159,7 +158,7 @@ def collate(pairs: EncodedPairs, rows: Sequence[int] | NDArray[np.integer]) -> B
 
 def pad_sources(sources: Sequence[Sequence[int]]) -> Int[Tensor, "batch src_len"]:
     """Sources to predict from as one rectangle, padded on the right."""
-    return torch.from_numpy(_Ragged.of(sources).padded(np.arange(len(sources))))
+    return torch.from_numpy(_padded(_ragged(sources)))
 
 
 def bucket_batches(
@@ -265,49 +264,14 @@ class StepOrder:
         return num_steps
 
 
-@dataclass(frozen=True)
-class _Ragged:
-    """Rows of different lengths, end to end in one flat array."""
-
-    ids: NDArray[np.integer]
-    starts: NDArray[np.int64]
-    lens: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> "_Ragged":
-        lens = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        if len(lens) and not lens.min():
-            raise ValueError(f"Row {int(lens.argmin())} has no ids: every row must end with eos.")
-        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum(dtype=np.int64)))
-        return cls(ids, _starts(lens), lens)
-
-    @classmethod
-    def of_rows(cls, rows: Rows) -> "_Ragged":
-        lens = rows.lens.astype(np.int32)
-        return cls(rows.ids, _starts(lens), lens)
-
-    def row(self, row: int) -> NDArray[np.integer]:
-        return self.ids[self.starts[row] : self.starts[row] + self.lens[row]]
-
-    def select(self, rows: NDArray[np.integer]) -> "_Ragged":
-        lens = self.lens[rows]
-        return _Ragged(self.ids[self._positions(rows)], _starts(lens), lens)
-
-    def padded(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        lens = self.lens[rows]
-        rectangle = np.full((len(rows), lens.max(initial=0)), Tokenizer.pad_id, dtype=np.int64)
-        is_token = np.arange(rectangle.shape[1]) < lens[:, None]
-        rectangle[is_token] = self.ids[self._positions(rows)]
-        return rectangle
-
-    def joined(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        return self.ids[self._positions(rows)].astype(np.int64)
-
-    def _positions(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Where in `ids` the ids of these rows are, row after row."""
-        lens = self.lens[rows]
-        return np.repeat(self.starts[rows] - _starts(lens), lens) + np.arange(lens.sum(dtype=np.int64))
+def _ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+    ragged = Ragged.of(rows)
+    if len(rows) and not ragged.lens.min():
+        raise ValueError(f"Row {int(ragged.lens.argmin())} has no ids: every row must end with eos.")
+    return ragged
 
 
-def _starts(lens: NDArray[np.int32]) -> NDArray[np.int64]:
-    return np.cumsum(lens, dtype=np.int64) - lens
+def _padded(rows: Ragged) -> NDArray[np.int64]:
+    rectangle = np.full((len(rows.lens), rows.lens.max(initial=0)), Tokenizer.pad_id, dtype=np.int64)
+    rectangle[np.arange(rectangle.shape[1]) < rows.lens[:, None]] = rows.ids
+    return rectangle

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.certified_json import read_with_digest, with_digest
 from transduce.model.config import VocabularySizes
 from transduce.text.config import Kind, TokenizerConfig
+from transduce.text.ragged import Ragged
 from transduce.text.sentencepiece import SentencePieces
 from transduce.text.vocabulary import Vocabulary, learn_vocabulary
 from transduce.text.word_cache import WordTable
@@ -28,7 +29,7 @@ _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
 
 AnyVocabulary = Vocabulary | SentencePieces
-LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]  # all ids end to end; how many
+LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.integer], NDArray[np.integer]]]  # all ids end to end; how many
 
 
 class Tokenizer:
@@ -165,15 +166,14 @@ class Tokenizer:
         # A blank between characters is a piece of its own, and sentencepiece may normalise across one.
         if vocabulary.kind in ("characters", "sentencepiece"):
 
-            def flatten(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-                rows = encode(lines)
-                lens = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-                return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum())), lens
+            def flatten(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+                rows = Ragged.of(encode(lines))
+                return rows.ids, rows.lens
 
             return flatten
         table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
 
-        def look_up(lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        def look_up(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
             ids, lens = table.encode(lines)
             return np.insert(ids, np.cumsum(lens), self.eos_id), lens + 1
 

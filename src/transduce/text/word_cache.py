@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count, islice
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
+
+from transduce.text.ragged import Ragged
 
 _MOST_UNITS_KEPT = 200_000  # the table starts anew above: some 50 MB at most
 _LONGEST_UNIT_KEPT = 256  # characters: one longer makes the table start anew after its lines
@@ -24,11 +26,10 @@ class WordTable:
 
     def _forget(self) -> None:
         self._number_of: dict[str, int] = defaultdict(count().__next__)  # numbers a word when it first comes
-        self._ids = np.empty(0, dtype=np.int32)
-        self._starts = self._lens = np.empty(0, dtype=np.int64)
+        self._units = Ragged.of([])
         self._has_long_unit = False
 
-    def encode(self, lines: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def encode(self, lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """The ids of all `lines`, end to end, and how many each line has."""
         if not lines:
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
@@ -39,20 +40,16 @@ class WordTable:
         units = " ".join(marked).split(" ")
         num_known = len(self._number_of)
         numbers = np.fromiter(map(self._number_of.__getitem__, units), dtype=np.int64, count=len(units))
-        self._learn(len(self._number_of) - num_known)
-        starts, lens = self._starts[numbers], self._lens[numbers]
-        positions = np.repeat(starts - (np.cumsum(lens) - lens), lens) + np.arange(lens.sum())
+        if num_new := len(self._number_of) - num_known:
+            self._learn(num_new)
+        found = self._units.select(numbers)
         num_units = np.fromiter((line.count(" ") for line in marked), dtype=np.int64, count=len(marked)) + 1
-        return self._ids[positions], np.add.reduceat(lens, np.cumsum(num_units) - num_units)
+        return found.ids, np.add.reduceat(found.lens, np.cumsum(num_units) - num_units, dtype=np.int64)
 
     def _learn(self, num_new: int) -> None:
         """Adds the ids of the units that were numbered last."""
         new = [unit.replace("\n", " ") for unit in islice(reversed(self._number_of), num_new)][::-1]
-        rows = list(self._encode_whole(new)) if new else []
-        lens = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum()))
-        self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(lens) - lens])
-        self._lens, self._ids = np.concatenate([self._lens, lens]), np.concatenate([self._ids, ids])
+        self._units = self._units.followed_by(Ragged.of(list(self._encode_whole(new))))
         self._has_long_unit = any(len(unit) > _LONGEST_UNIT_KEPT for unit in new)
 
 
