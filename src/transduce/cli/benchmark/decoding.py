@@ -1,15 +1,13 @@
 """How fast a run answers here: text in, text out, through the real predictor."""
 
-import platform
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
 import torch
 
 from transduce.cli.benchmark import usage
-from transduce.devices import machine
+from transduce.cli.benchmark.blocks import had_by_others, shares_of_others, spread, where_timed
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 
@@ -59,17 +57,10 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
             "blocks": _BLOCKS,
             "threads": torch.get_num_threads(),
         },
-        "machine": {
-            "cpu": machine.cpu_model(),
-            "cores": machine.num_cores(),
-            "device": machine.device_name(predictor.device),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
-        "commit": machine.commit(),
+        **where_timed(predictor.device),
         "first_answer_ms": round(1e3 * first_answer, 1),
         "peak_memory_mib": round(usage.peak_memory(predictor.device), 1),
-        "others_share": _share_of_cores(blocks, "others_seconds"),
-        "stolen_share": _share_of_cores(blocks, "stolen_seconds"),
+        **shares_of_others(blocks),
         "modes": {mode: _summary([block for block in blocks if block["mode"] == mode]) for mode in modes},
         "blocks": blocks,
     }
@@ -87,32 +78,17 @@ def _time_block(predictor: Predictor, lines: Sequence[str], batch: str, decoding
         num_tokens += sum(len(best.ids) + 1 for (best,) in answers)
     cpu, machine_after = time.process_time() - cpu, usage.cpu_seconds()
     found: dict[str, Any] = {"lines": len(lines), "tokens": num_tokens, "seconds": sum(seconds), "cpu_seconds": cpu}
-    if machine_before is not None and machine_after is not None:
-        busy, stolen = (after - before for before, after in zip(machine_before, machine_after, strict=True))
-        found |= {"others_seconds": max(0.0, busy - cpu), "stolen_seconds": stolen}
+    found |= had_by_others(machine_before, machine_after, cpu)
     return found | ({"latencies_ms": [round(1e3 * value, 2) for value in seconds]} if at_once == 1 else {})
 
 
 def _summary(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "tokens_per_second": _spread([block["tokens"] / block["seconds"] for block in blocks]),
-        "sentences_per_second": _spread([block["lines"] / block["seconds"] for block in blocks]),
-        "tokens_per_cpu_second": _spread([block["tokens"] / block["cpu_seconds"] for block in blocks]),
+        "tokens_per_second": spread([block["tokens"] / block["seconds"] for block in blocks]),
+        "sentences_per_second": spread([block["lines"] / block["seconds"] for block in blocks]),
+        "tokens_per_cpu_second": spread([block["tokens"] / block["cpu_seconds"] for block in blocks]),
     }
     if "latencies_ms" in blocks[0]:
         latencies = sorted(value for block in blocks for value in block["latencies_ms"])
         found["latency_ms"] = {f"p{part}": latencies[-(-len(latencies) * part // 100) - 1] for part in (50, 90, 99)}
     return found
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    named = {"median": median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, 1) for name, value in named.items()}
-
-
-def _share_of_cores(blocks: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Of the time of all cores during the blocks; None where the machine does not tell."""
-    if key not in blocks[0]:
-        return None
-    seconds = sum(block["seconds"] for block in blocks)
-    return round(sum(block[key] for block in blocks) / seconds / machine.num_cores(), 4)

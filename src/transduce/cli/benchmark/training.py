@@ -1,11 +1,9 @@
 """How fast the trainer trains here, and which share of the time the machine spends multiplying matrices."""
 
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,11 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
 from transduce.cli.benchmark import usage
+from transduce.cli.benchmark.blocks import had_by_others, shares_of_others, spread, where_timed
 from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronise
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.data.download import Places
-from transduce.devices import machine
 from transduce.devices.device import find_device, own_device
 from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.transformer import Transformer
@@ -163,10 +161,7 @@ def _time_block(
         "seconds": max(_from_all(process, seconds, device)),
         "cpu_seconds": sum(_from_all(process, cpu, device)),
     }
-    if machine_before is not None and machine_after is not None:
-        busy, stolen = (after - before for before, after in zip(machine_before, machine_after, strict=True))
-        found |= {"others_seconds": max(0.0, busy - found["cpu_seconds"]), "stolen_seconds": stolen}
-    return found
+    return found | had_by_others(machine_before, machine_after, found["cpu_seconds"])
 
 
 def _time_products(products: RecordedProducts, process: Process, device: torch.device) -> dict[str, float]:
@@ -216,23 +211,16 @@ def _report(
     return {
         "benchmark": "train",
         "settings": _settings(work, update),
-        "machine": {
-            "cpu": machine.cpu_model(),
-            "cores": machine.num_cores(),
-            "device": machine.device_name(update.device),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
-        "commit": machine.commit(),
-        "tokens_per_second": _spread([block["tokens"] / block["seconds"] for block in blocks]),
+        **where_timed(update.device),
+        "tokens_per_second": spread([block["tokens"] / block["seconds"] for block in blocks]),
         "tokens_per_cpu_second": (
-            None if is_gpu else _spread([block["tokens"] / block["cpu_seconds"] for block in blocks])
+            None if is_gpu else spread([block["tokens"] / block["cpu_seconds"] for block in blocks])
         ),
-        "product_share": _spread([block["product_seconds"] / block["seconds"] for block in blocks], digits=4),
-        "gflops": _spread(gflops),
-        "gflops_of_products_alone": _spread(alone),
+        "product_share": spread([block["product_seconds"] / block["seconds"] for block in blocks], digits=4),
+        "gflops": spread(gflops),
+        "gflops_of_products_alone": spread(alone),
         "padding": padding_shares(pairs, [part for step in steps for part in update.parts(pairs, step)]),
-        "others_share": _share_of_cores(blocks, "others_seconds"),
-        "stolen_share": _share_of_cores(blocks, "stolen_seconds"),
+        **shares_of_others(blocks),
         "blocks": blocks,
     }
 
@@ -266,17 +254,3 @@ def padding_shares(pairs: EncodedPairs, batches: Sequence[NDArray[np.intp]]) -> 
         num_positions = sum(len(rows) * int(lens[rows].max()) for rows in batches)
         shares[side] = round(1 - num_real / num_positions, 4)
     return shares
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
-    named = {"median": median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in named.items()}
-
-
-def _share_of_cores(blocks: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Of the time of all cores during the blocks; None where the machine does not tell."""
-    if key not in blocks[0]:
-        return None
-    return round(
-        sum(block[key] for block in blocks) / sum(block["seconds"] for block in blocks) / machine.num_cores(), 4
-    )
