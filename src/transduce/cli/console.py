@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transduce.data.pairs import iterate_blocks, read_lines
+from transduce.data.parsing import refuse_unequal
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
@@ -109,11 +110,7 @@ def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], lis
     sources = read_lines(Path(source))
     references = [read_lines(Path(name)) for name in targets]
     for name, lines in zip(targets, references, strict=True):
-        if len(lines) != len(sources):
-            raise DataError(
-                f"{source} has {len(sources):,} lines and {name} has {len(lines):,}: line k of one must belong to "
-                "line k of the other."
-            )
+        refuse_unequal((source, name), (len(sources), len(lines)))
     if not sources:
         raise DataError(f"{source}: no lines: the file is empty.")
     return sources, references
