@@ -8,7 +8,6 @@ Logits are those of the transformers library. Answers are those of its `generate
 a search as ours does; at the longest length the library may end an answer at no cost, where ours pays for the end.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transduce.config.toml import build, to_toml
 from transduce.data.config import DataConfig
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.certified import damaged
+from transduce.files.certified_json import json_object
 from transduce.files.content import read_bytes, sha256_of_file
 from transduce.files.system_errors import explained_read_errors
 from transduce.inference.config import DecodingConfig
@@ -107,13 +107,7 @@ def import_marian(
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The values that are set in a file."""
-    content = read_bytes(path)
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise damaged(path, "it should hold a JSON object", _MEND)
+    found = json_object(read_bytes(path), path, _MEND)
     return {name: value for name, value in found.items() if value is not None}
 
 

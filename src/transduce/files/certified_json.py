@@ -5,8 +5,10 @@ What is hashed differs between the kinds of document: each passes a function tha
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from transduce.files.certified import damaged
 from transduce.files.content import sha256_of
 
 HashedBytes = Callable[[dict[str, Any]], bytes]
@@ -24,3 +26,14 @@ def read_with_digest(text: str | bytes, hashed: HashedBytes) -> dict[str, Any]:
         return document if document["sha256"] == sha256_of(hashed(document)) else {}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def json_object(text: str | bytes, where: Path | str, mend: str) -> dict[str, Any]:
+    """The JSON object in `text`, which has no hash. Raises DamagedFileError, ending in `mend`, if it holds none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise damaged(where, "it should hold a JSON object", mend)
+    return value

@@ -17,7 +17,7 @@ from transduce.config.settings import ExperimentConfig, load_config
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
 from transduce.files.certified import NO_DIGEST, check_digest, damaged
-from transduce.files.certified_json import read_with_digest, with_digest
+from transduce.files.certified_json import json_object, read_with_digest, with_digest
 from transduce.files.content import read_bytes, sha256_of
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_write_errors
@@ -239,10 +239,10 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, without a last one that a killed process did not finish."""
-        if not self._metrics_path.exists():
+        if not (path := self._metrics_path).exists():
             return []
-        lines = read_bytes(self._metrics_path).split(b"\n")[:-1]  # the last one is empty or unfinished
-        return [_json_object(line, f"{self._metrics_path}:{number}") for number, line in enumerate(lines, start=1)]
+        lines = read_bytes(path).split(b"\n")[:-1]  # the last one is empty or unfinished
+        return [json_object(line, f"{path}:{number}", _MEND_TEXT) for number, line in enumerate(lines, start=1)]
 
     def truncate_metrics(self, after_step: int) -> None:
         """Removes the rows of later steps than `after_step`, which training is going to repeat."""
@@ -337,7 +337,7 @@ class RunFolder:
             raise damaged(path, "it belongs to a run with another tokenizer", MEND_TENSORS)
         if metadata.get("step") != (None if step is None else str(step)):
             raise damaged(path, f"it was written for step {metadata.get('step')}", MEND_TENSORS)
-        return _json_object(metadata[key], path)
+        return json_object(metadata[key], path, _MEND_TEXT)
 
     def _had_model(self) -> bool:
         """Whether a checkpoint that can be read tells of weights that were kept."""
@@ -367,16 +367,6 @@ def _problem(check: Callable[[], object]) -> str:
     except TransduceError as error:
         return str(error)
     return ""
-
-
-def _json_object(text: str | bytes, where: Path | str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise damaged(where, "it should hold a JSON object", _MEND_TEXT)
-    return value
 
 
 def _runs_in(folder: Path) -> str:
