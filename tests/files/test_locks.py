@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,11 +61,14 @@ def test_an_error_in_the_block_is_not_taken_for_one_of_the_lock(tmp_path: Path) 
         pass
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_disk_too_full_for_the_owner_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.lock").symlink_to("/dev/full")
-    with pytest.raises(RunFolderError, match=r"a\.lock: cannot be written: "), lock(tmp_path / "a.lock"):
-        pass
+def test_a_disk_too_full_for_the_name_of_the_owner_is_told_in_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # every write fails, that of closing a file too
+    try:
+        with pytest.raises(RunFolderError, match=r"a\.lock: cannot be written: .* free\)"), lock(tmp_path / "a.lock"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_folder_is_locked_with_nothing_in_it_and_for_one_at_a_time(tmp_path: Path) -> None:

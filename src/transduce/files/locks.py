@@ -1,6 +1,7 @@
 """Locks on files and folders; they end with the process that holds them, however that ends.
 
-Of the package filelock, which torch brings, none would be told who holds a lock, and some outlive their process.
+The package filelock, which torch brings, tells nobody who holds a lock, and where a disk knows no locks it can fall
+back to a file that outlives its process.
 """
 
 import os
