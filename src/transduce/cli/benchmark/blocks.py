@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from transduce import __version__
 from transduce.devices import machine
 
 
@@ -19,7 +18,7 @@ def where_timed(device: torch.device) -> dict[str, Any]:
             "cores": machine.num_cores(),
             "device": machine.device_name(device),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": __version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transduce": machine.version()},
         "commit": machine.commit(),
     }
 
