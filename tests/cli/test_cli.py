@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from calling import Outcome, command, content_of
-from transduce.cli import commands
 from transduce.cli import main as cli
+from transduce.cli import train as train_module
 from transduce.errors import TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.training import trainer
@@ -175,10 +175,8 @@ def test_resuming_a_finished_run_changes_no_weight(own_run: Path, data: Path) ->
     ],
 )
 def test_a_setting_is_one_wherever_it_stands(words: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from transduce.cli import commands
-
     seen: list[argparse.Namespace] = []
-    monkeypatch.setattr(commands, "run", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_run", lambda arguments: seen.append(arguments) or 0)
     assert command("train", *words.split()).status == 0
     assert (seen[0].config, seen[0].overrides) == ("x.toml", settings)
 
@@ -371,7 +369,7 @@ def test_a_disk_error_is_one_line_where_standard_output_is_closed(
     def fail(_arguments: argparse.Namespace) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
-    monkeypatch.setattr(commands, "run", fail)
+    monkeypatch.setattr(cli, "_run", fail)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["data"]) == 74
@@ -392,8 +390,8 @@ def test_the_tensorboard_file_is_closed_when_training_fails(
         raise TransduceError("no")
 
     writer = Writer()
-    monkeypatch.setattr(commands, "TensorBoardWriter", lambda _folder: writer)
-    monkeypatch.setattr(commands, "train", fail)
+    monkeypatch.setattr(train_module, "TensorBoardWriter", lambda _folder: writer)
+    monkeypatch.setattr(train_module, "train", fail)
     assert command("train", data / "config.toml", "--run-dir", tmp_path / "run", "--tensorboard").status == 2
     assert writer.is_closed
 
@@ -750,23 +748,19 @@ def test_debug_shows_where_an_error_comes_from(run: Path) -> None:
 
 
 def test_an_error_of_ours_is_one_line_that_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transduce.cli import commands
-
     def broken(_arguments: object) -> int:
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(commands, "run", broken)
+    monkeypatch.setattr(cli, "_run", broken)
     found = command("predict", run)
     assert found.status == 70
     assert found.err == "transduce: internal error: RuntimeError: first line second line (--debug shows where)\n"
 
 
 def test_a_system_error_names_the_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transduce.cli import commands
-
     def unreadable(_arguments: object) -> int:
         raise PermissionError(13, "Permission denied", "/some/file")
 
-    monkeypatch.setattr(commands, "run", unreadable)
+    monkeypatch.setattr(cli, "_run", unreadable)
     found = command("predict", run)
     assert (found.status, found.err) == (74, "transduce: error: /some/file: Permission denied\n")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from calling import Outcome, command
-from transduce.cli import commands
+from transduce.cli import train as train_module
 from transduce.config.settings import ExperimentConfig
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
@@ -53,7 +53,7 @@ def clock() -> Iterator[StepClock]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny", small)
         patch.setattr(TrainStep, "__call__", clock.count(TrainStep.__call__))
-        patch.setattr(commands, "fit", partial(fit, clock=clock))
+        patch.setattr(train_module, "fit", partial(fit, clock=clock))
         yield clock
 
 
@@ -373,7 +373,7 @@ def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], p
 def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "fit", fit)
+    monkeypatch.setattr(train_module, "fit", fit)
     words = ["fit", pairs, "--minutes", MINUTES, "--json", "--run-dir"]
     told = command(*words, tmp_path / "run", "--task", "translation")
     assert set(json.loads(told.out)["scores"]) == {"bleu", "chrf"}

@@ -1,4 +1,4 @@
-"""The verbs by which models leave for other programs and come from them."""
+"""Subcommands: export, import."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 
 
-def export(arguments: argparse.Namespace) -> int:
+def export_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
     folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
     predictor = load(arguments.run, device=arguments.device, report=report)
@@ -39,7 +39,7 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def import_(arguments: argparse.Namespace) -> int:
+def import_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
     import_marian(Path(arguments.folder), Path(arguments.output), report)
     report(f"{arguments.output}: the model of {arguments.folder}. Try: transduce predict {arguments.output}")

@@ -1,14 +1,16 @@
 """The command `transduce`: what its words mean, and what a person sees when something is wrong.
 
-Nothing here needs torch, so that help is there at once; `commands` does the work.
+Nothing here needs torch, so that help is there at once; each subcommand is imported when it is called.
 """
 
+import argparse
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +19,12 @@ from transduce.errors import TransduceError
 from transduce.training.signals import Stopped
 
 _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
+# The module of each subcommand; its function is NAME_command.
+_MODULES = {
+    "fit": "train", "train": "train", "prepare": "train", "predict": "predict", "explain": "predict",
+    "evaluate": "evaluate", "compare": "evaluate", "average": "runs", "describe": "runs", "verify": "runs",
+    "data": "data", "export": "export", "import": "export", "reproduce": "reproduce", "benchmark": "benchmark.command",
+}  # fmt: skip
 _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 
 
@@ -35,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
         signal.signal(signal.SIGTERM, _stop)
     try:
-        from transduce.cli import commands
-
-        status = commands.run(arguments)
+        status = _run(arguments)
         if sys.stdout is not None:  # it may have been closed
             sys.stdout.flush()  # here, where an error can still be told
         return status
@@ -52,6 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         return _tell_error(error)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Carries out the subcommand; returns the exit status."""
+    import torch
+
+    from transduce.devices.cpu import speed_up_cpu
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    speed_up_cpu()
+    name = "predict" if arguments.verb == "translate" else arguments.verb
+    return int(getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")(arguments))
 
 
 def _take_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""The verb that gets a row of the results again."""
+"""Subcommand: reproduce."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ from transduce.training.signals import Stopped
 _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
 
 
-def reproduce(arguments: argparse.Namespace) -> int:
+def reproduce_command(arguments: argparse.Namespace) -> int:
     """Trains as the recipe says, scores once on its test sets, and compares with what is recorded and published."""
     if arguments.name is None:
         if given := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:

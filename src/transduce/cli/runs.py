@@ -1,41 +1,23 @@
-"""The verbs that look after run folders and data, and measure the machine; none trains a run or answers with one."""
+"""Subcommands: average, describe, verify."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from transduce.cli.benchmark.decoding import measure_decoding
-from transduce.cli.benchmark.tables import print_decoding_speed, print_training_speed
-from transduce.cli.benchmark.training import TrainingWork, measure_training
-from transduce.cli.console import (
-    answers_to,
-    print_description,
-    print_json,
-    print_table,
-    refuse_missing_folder,
-    report_of,
-)
-from transduce.cli.export import lines_of
-from transduce.cli.processes import spawn
-from transduce.data import datasets
+from transduce.cli.console import print_description, print_json, report_of
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
 from transduce.files.tensors import average_tensors
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
-from transduce.training.distributed import num_processes
 
 
-def average(arguments: argparse.Namespace) -> int:
+def average_command(arguments: argparse.Namespace) -> int:
     folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
     RunFolder(output).refuse_other_use()  # before the long work
     there = folder.checkpoints()
@@ -58,7 +40,7 @@ def average(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe(arguments: argparse.Namespace) -> int:
+def describe_command(arguments: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     if arguments.what in PRESETS:
         config, vocabulary = PRESETS[arguments.what], VocabularySizes.joint(arguments.vocab_size)
@@ -81,64 +63,7 @@ def describe(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def data(arguments: argparse.Namespace) -> int:
-    report = report_of(arguments)
-    if arguments.name is None:
-        if arguments.output is not None:
-            raise TransduceError("-o needs the name of a data set: transduce data NAME -o DIR.")
-        listed = datasets.list_datasets()
-        if arguments.json:
-            named = ("name", "task", "description", "home", "licence", "splits")
-            print_json({"datasets": [{key: getattr(found, key) for key in named} for found in listed]})
-            return 0
-        table = Table("name", "what", "pairs", "licence", "home")
-        for found in listed:
-            pairs = ", ".join(f"{split} {count:,}" for split, count in found.splits.items())
-            table.add_row(found.name, found.description, pairs, found.licence, found.home)
-        print_table(table)
-        return 0
-    if arguments.output is None:
-        raise TransduceError(f"where to? Add -o DIR: transduce data {arguments.name} -o {arguments.name}")
-    written = datasets.export(arguments.name, Path(arguments.output), places_of_environment())
-    if arguments.json:
-        print_json({"name": arguments.name, "files": [str(path) for path in written]})
-    for path in written:
-        report(f"wrote {path}")
-    return 0
-
-
-def benchmark(arguments: argparse.Namespace) -> int:
-    refuse_missing_folder(arguments.output)
-    if arguments.topic == "decode":
-        found: dict[str, Any] | None = _measure_answers(arguments)
-    elif arguments.processes > 1 and num_processes() == 1:
-        return spawn(arguments.processes, arguments.words)
-    else:
-        work = TrainingWork(
-            model=arguments.model,
-            data=arguments.data or "",
-            steps=arguments.steps or 0,
-            batch_tokens=arguments.batch_tokens,
-        )
-        found = measure_training(work, arguments.device, places_of_environment(), report_of(arguments))
-    if found is None:  # another process tells
-        return 0
-    if arguments.output:
-        with answers_to(arguments.output) as output:
-            output.write(json.dumps(found, indent=1).encode() + b"\n")
-    show = print_decoding_speed if arguments.topic == "decode" else print_training_speed
-    (print_json if arguments.json else show)(found)
-    return 0
-
-
-def _measure_answers(arguments: argparse.Namespace) -> dict[str, Any]:
-    report = report_of(arguments)
-    lines = lines_of(RunFolder.open(Path(arguments.run)), places_of_environment(), arguments.source)
-    predictor = load(arguments.run, device=arguments.device, int8=arguments.int8, report=report)
-    return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(predictor, lines.sources, report)
-
-
-def verify(arguments: argparse.Namespace) -> int:
+def verify_command(arguments: argparse.Namespace) -> int:
     try:
         folder = RunFolder.open(Path(arguments.run))
     except DamagedFileError:

@@ -8,16 +8,7 @@ from torch import Tensor
 
 from transduce.learn.experiments.inside import Alignment, Head, Lens, Pruning, Roles
 from transduce.learn.pictures import maps
-from transduce.learn.pictures.canvas import (
-    DECODER,
-    ENCODER,
-    INK,
-    KEY,
-    NEUTRAL,
-    SERIES,
-    Picture,
-    canvas,
-)
+from transduce.learn.pictures.canvas import DECODER, ENCODER, INK, KEY, NEUTRAL, SERIES, Picture, canvas
 
 Names = Sequence[str]
 _KINDS = {"encoder": ENCODER, "self": DECODER, "cross": KEY}

@@ -6,17 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from transduce.learn.pictures.canvas import (
-    INK,
-    KEY,
-    QUERY,
-    SIGNED,
-    VALUE,
-    WEIGHTS,
-    Picture,
-    canvas,
-    name_ticks,
-)
+from transduce.learn.pictures.canvas import INK, KEY, QUERY, SIGNED, VALUE, WEIGHTS, Picture, canvas, name_ticks
 
 
 def linked_matrices(

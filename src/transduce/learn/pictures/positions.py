@@ -8,16 +8,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from transduce.learn.experiments.positions import Ablation, LengthCurves
-from transduce.learn.pictures.canvas import (
-    FAINT,
-    INK,
-    MARKERS,
-    NEUTRAL,
-    SERIES,
-    SIGNED,
-    Picture,
-    canvas,
-)
+from transduce.learn.pictures.canvas import FAINT, INK, MARKERS, NEUTRAL, SERIES, SIGNED, Picture, canvas
 
 _SCORE = "share of answers right"
 _PRODUCT = "product / (d / 2)"
