@@ -17,8 +17,8 @@ from calling import command
 from transduce.cli import main as cli
 from transduce.cli import recipes as reproducing
 from transduce.cli import reproduce as reproduction
+from transduce.cli.data import write_dataset
 from transduce.cli.recipes import Published, Recipe, find_recipe, judged, list_recipes, rows_of
-from transduce.data import datasets
 from transduce.data import synthetic as small_tasks
 from transduce.data.datasets import find_dataset, load_split
 from transduce.devices import machine
@@ -202,7 +202,7 @@ def test_a_row_is_trained_in_a_process_of_its_own_scored_and_judged(letters, mon
     assert 0 < recorded["validations"][-1]["seconds"] <= recorded["wall_seconds"] + 0.05, "rounded to tenths"
 
     source, target = (letters / f"copy/test.{side}" for side in ("source", "target"))
-    datasets.export("copy", source.parent)
+    write_dataset("copy", source.parent)
     scored = command("evaluate", run_dir, "--source", source, "--target", target, "--metric", "cer", "--json")
     assert json.loads(scored.out)["scores"]["cer"] == recorded["scores"]["test"]["cer"]
 

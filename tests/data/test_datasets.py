@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from transduce.cli.data import write_dataset
 from transduce.data import datasets
 from transduce.data import download as fetching
 from transduce.data.catalogue import pronunciations, split_words
-from transduce.data.datasets import Dataset, export, find_dataset, list_datasets, load_split
+from transduce.data.datasets import Dataset, find_dataset, list_datasets, load_split
 from transduce.data.download import DataFile, Places, locate
 from transduce.data.pairs import Pairs, count_overlap, read_pairs
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
@@ -215,7 +216,7 @@ def test_multi30k_is_fetched_from_its_home_source_side_first(tmp_path):
 
 
 def test_an_exported_set_reads_back_as_it_was_and_its_readme_names_every_hash(small_set, tmp_path):
-    written = export("small", str(tmp_path / "new/out"), Places(cache=str(tmp_path / "cache")))
+    written = write_dataset("small", str(tmp_path / "new/out"), Places(cache=str(tmp_path / "cache")))
     assert sorted(path.name for path in written) == ["README.md", "train.de", "train.en"]
     back = read_pairs([tmp_path / "new/out/train.en", tmp_path / "new/out/train.de"])
     assert (back.src, back.tgt) == (["a dog", "two dogs"], ["ein Hund", "zwei Hunde"])
@@ -225,7 +226,7 @@ def test_an_exported_set_reads_back_as_it_was_and_its_readme_names_every_hash(sm
 
 
 def test_the_files_of_a_generated_set_have_the_hashes_of_its_pairs(tmp_path):
-    export("sort", tmp_path)
+    write_dataset("sort", tmp_path)
     for split in ("train", "valid", "test"):
         paths = [tmp_path / f"{split}.source", tmp_path / f"{split}.target"]
         assert list(read_pairs(paths).sha256.values()) == list(load_split("sort", split).sha256.values())
@@ -234,7 +235,7 @@ def test_the_files_of_a_generated_set_have_the_hashes_of_its_pairs(tmp_path):
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(RunFolderError, match="out"):
-        export("copy", tmp_path / "out")
+        write_dataset("copy", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -245,7 +246,7 @@ def test_an_export_replaces_no_file_that_is_not_of_its_set(tmp_path, name):
     out.mkdir()
     (out / name).write_text("# my notes\n")
     with pytest.raises(RunFolderError, match=name) as caught:
-        export("small", out, Places(cache=tmp_path / "cache"))
+        write_dataset("small", out, Places(cache=tmp_path / "cache"))
     one_line(caught)
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "# my notes\n")]
     assert not (tmp_path / "cache").exists()
@@ -253,11 +254,13 @@ def test_an_export_replaces_no_file_that_is_not_of_its_set(tmp_path, name):
 
 @pytest.mark.usefixtures("small_set")
 def test_an_export_replaces_an_earlier_one_even_if_that_was_stopped_half_way(tmp_path):
-    first = {path: path.read_bytes() for path in export("small", tmp_path / "out", Places(cache=tmp_path / "cache"))}
+    first = {
+        path: path.read_bytes() for path in write_dataset("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
+    }
     (tmp_path / "out/train.de").unlink()
     (tmp_path / "out/train.en").write_text("old")
     assert {
-        path: path.read_bytes() for path in export("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
+        path: path.read_bytes() for path in write_dataset("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
     } == first
 
 
@@ -270,7 +273,7 @@ def test_an_export_that_cannot_have_all_its_splits_writes_none(small_set, tmp_pa
     broken = replace(small_set, splits={"train": 2, "valid": 2}, load=load)
     monkeypatch.setattr(datasets, "list_datasets", lambda: [broken])
     with pytest.raises(MissingInputError, match="valid is not there"):
-        export("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
+        write_dataset("small", tmp_path / "out", Places(cache=tmp_path / "cache"))
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from transduce.runs.monitoring import TensorBoardWriter, TerminalDisplay, learning_curve, metrics_of
+from transduce.cli.tensorboard import TensorBoardWriter
+from transduce.runs.monitoring import TerminalDisplay, learning_curve, metrics_of
 
 TRAINING = {
     "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,

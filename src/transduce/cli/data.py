@@ -6,8 +6,13 @@ from pathlib import Path
 from rich.table import Table
 
 from transduce.cli.console import print_json, print_table, report_of
-from transduce.data import datasets
-from transduce.errors import TransduceError
+from transduce.data.catalogue import Dataset, as_text
+from transduce.data.datasets import find_dataset, list_datasets
+from transduce.data.download import Places
+from transduce.errors import RunFolderError, TransduceError
+from transduce.files.atomic import write_atomically
+from transduce.files.content import read_bytes, sha256_of
+from transduce.files.system_errors import explained_write_errors
 from transduce.runs.corpus import places_of_environment
 
 
@@ -16,7 +21,7 @@ def data_command(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         if arguments.output is not None:
             raise TransduceError("-o needs the name of a data set: transduce data NAME -o DIR.")
-        listed = datasets.list_datasets()
+        listed = list_datasets()
         if arguments.json:
             named = ("name", "task", "description", "home", "licence", "splits")
             print_json({"datasets": [{key: getattr(found, key) for key in named} for found in listed]})
@@ -29,9 +34,72 @@ def data_command(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.output is None:
         raise TransduceError(f"where to? Add -o DIR: transduce data {arguments.name} -o {arguments.name}")
-    written = datasets.export(arguments.name, Path(arguments.output), places_of_environment())
+    written = write_dataset(arguments.name, Path(arguments.output), places_of_environment())
     if arguments.json:
         print_json({"name": arguments.name, "files": [str(path) for path in written]})
     for path in written:
         report(f"wrote {path}")
     return 0
+
+
+def write_dataset(
+    name: str,
+    folder: str | Path,
+    places: Places = Places(),  # noqa: B008 - frozen
+) -> list[Path]:
+    """Writes every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
+
+    The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`. Returns what was written. Raises RunFolderError,
+    with nothing written, if one of them is there already and is not of an earlier export of the same set.
+    """
+    dataset, folder = find_dataset(name), Path(folder)
+    _refuse_other_files(dataset, folder)
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    contents, rows = {}, []
+    for split in dataset.splits:
+        pairs = dataset.load(split, places)
+        for suffix, lines in ((dataset.source_suffix, pairs.src), (dataset.target_suffix, pairs.tgt)):
+            content = as_text(lines)
+            contents[folder / f"{split}.{suffix}"] = content
+            rows.append(f"| `{split}.{suffix}` | {len(lines):,} | `{sha256_of(content)}` |")
+    # First the README.md: it says whose the others are, should we be stopped between them.
+    contents = {folder / "README.md": _readme(dataset, rows).encode()} | contents
+    for path, content in contents.items():
+        write_atomically(path, content)
+    return list(contents)
+
+
+def _refuse_other_files(dataset: Dataset, folder: Path) -> None:
+    """Raises RunFolderError if something that was not exported from `dataset` would be replaced."""
+    readme = folder / "README.md"
+    if readme.is_file() and read_bytes(readme).startswith(f"{_title(dataset)}\n".encode()):
+        return
+    suffixes = (dataset.source_suffix, dataset.target_suffix)
+    names = ["README.md", *(f"{split}.{suffix}" for split in dataset.splits for suffix in suffixes)]
+    if there := next((name for name in names if (folder / name).exists()), None):
+        raise RunFolderError(f"{folder} holds another {there} than that of {dataset.name}. Choose another folder.")
+
+
+def _title(dataset: Dataset) -> str:
+    return f"# {dataset.name}"
+
+
+def _readme(dataset: Dataset, rows: list[str]) -> str:
+    return "\n".join(
+        [
+            _title(dataset),
+            "",
+            dataset.description,
+            "",
+            f"* Home: {dataset.home}",
+            f"* Licence: {dataset.licence}",
+            "",
+            "Parallel text in UTF-8: line k of one file of a split belongs to line k of the other.",
+            "",
+            "| file | lines | SHA-256 |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

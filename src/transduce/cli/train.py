@@ -9,11 +9,11 @@ from pathlib import Path
 
 from transduce.cli.console import print_json, print_scores, read_utf8, report_of
 from transduce.cli.processes import spawn
+from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
 from transduce.runs.corpus import places_of_environment, prepare
 from transduce.runs.fit import fit
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import TensorBoardWriter
 from transduce.runs.train import train
 from transduce.training.distributed import num_processes
 from transduce.training.signals import Stopped

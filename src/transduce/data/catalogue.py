@@ -48,7 +48,7 @@ def list_datasets() -> list[Dataset]:
     folder = files("transduce.data")
     table = tomllib.loads(folder.joinpath("catalogue.toml").read_text(encoding="utf-8"))
     # As `sha256sum` prints it: `cd $TRANSDUCE_DATA && sha256sum -c` checks a folder.
-    sums = folder.joinpath("SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    sums = folder.joinpath("SHA256SUMS").read_text(encoding="utf-8").split("\n")[:-1]
     sha256 = {path: digest for digest, path in map(str.split, sums)}
     described = [dataset for name, about in table.items() for dataset in _described(name, about, sha256)]
     return described + [_small_task(name) for name in small_tasks.SMALL_TASKS]
