@@ -88,6 +88,36 @@ def test_the_network_imports_nothing_of_ours_outside_its_folder() -> None:
     assert set().union(*inside.values()) == {"model"}
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    modules = {".".join(path.relative_to(SOURCE).with_suffix("").parts): tree for path, tree in trees().items()}
+    graph = {
+        module: {
+            node.module.removeprefix("transduce.")
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transduce.")
+        }
+        & modules.keys()
+        for module, tree in modules.items()
+    }
+
+    def reach(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import cycle: {' -> '.join([*path, module])}"
+        if module not in without_cycle:
+            for other in sorted(graph[module]):
+                reach(other, (*path, module))
+            without_cycle.add(module)
+
+    without_cycle: set[str] = set()
+    for module in graph:
+        reach(module, ())
+
+
+def test_the_readme_shows_every_entry_in_as_many_lines() -> None:
+    tree = (SOURCE.parents[1] / "README.md").read_text().split("src/transduce/\n")[1].split("```")[0]
+    names = [line.split()[1].rstrip("/").removesuffix(".py") for line in tree.strip().split("\n")]
+    assert sorted(names) == sorted(ENTRIES)
+
+
 @pytest.mark.parametrize("package", sorted(ENTRIES - {"errors"}))
 def test_a_package_imports_nothing_when_it_is_loaded(package: str) -> None:
     tree = trees()[SOURCE / package / "__init__.py"]

@@ -381,7 +381,7 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
 
 def test_another_process_finds_the_same_scores():
     code = (
-        "from transduce.evaluation.metrics import METRICS, compare, evaluate\n"
+        "from transduce.evaluation.config import METRICS\nfrom transduce.evaluation.metrics import compare, evaluate\n"
         "a, b, r = ['a b c d', 'e f', 'g'], ['a b', 'e f', 'h'], [['a b c', 'e x', 'g']]\n"
         "print(evaluate(METRICS, a, r, num_resamples=99), [compare(name, a, b, r) for name in METRICS])"
     )
