@@ -323,8 +323,8 @@ from transduce.text.tokenizer import TokenizerConfig
 preparation.LINES_PER_BLOCK = 50
 def slowly(what, done, total):
     print(what, flush=True)
-    if what == "encoding":
-        time.sleep(float(sys.argv[3]))
+    while what == "encoding" and not Path(sys.argv[3]).exists():
+        time.sleep(0.01)
 found = LargePairs([sys.argv[1]], Path(sys.argv[2])).prepared(
     TokenizerConfig(vocab_size=300), None, max_len=99, listener=Listener(lambda line: print(line, flush=True), slowly)
 )
@@ -332,8 +332,9 @@ print("at last", found[1].path.name, flush=True)
 """
 
 
-def start_preparing(path: Path, folder: Path, pause: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", PREPARE, str(path), str(folder), str(pause)]
+def start_preparing(path: Path, folder: Path, gate: Path) -> "subprocess.Popen[str]":
+    """A process that prepares, and encodes nothing before there is a file `gate`."""
+    command = [sys.executable, "-c", PREPARE, str(path), str(folder), str(gate)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -348,18 +349,20 @@ def wait_for(process: "subprocess.Popen[str]", start: str) -> list[str]:
 
 
 def test_after_a_kill_nothing_broken_is_left_and_of_two_at_once_one_prepares(tmp_path: Path) -> None:
-    path, folder = numbered(tmp_path, 200), tmp_path / "made"
-    with start_preparing(path, folder, pause=60) as killed:
+    path, folder, gate = numbered(tmp_path, 200), tmp_path / "made", tmp_path / "gate"
+    with start_preparing(path, folder, gate) as killed:
         wait_for(killed, "encoding")
         killed.send_signal(signal.SIGKILL)
     left = [p.name for p in folder.iterdir() if p.is_dir()]
     assert len(left) == 1 and left[0].startswith(".")
 
-    with start_preparing(path, folder, pause=0.1) as first:
+    with start_preparing(path, folder, gate) as first:
         before = wait_for(first, "encoding")
         assert "learning the tokenizer\n" not in before  # that was done and kept
-        with start_preparing(path, folder, pause=0) as second:
-            waited = wait_for(second, "at last")
+        with start_preparing(path, folder, gate) as second:
+            waited = wait_for(second, "waiting")
+            gate.touch()
+            waited += wait_for(second, "at last")
             assert waited[0].startswith(f"waiting for process {first.pid}, which ")
             assert len(waited) == 2
         assert wait_for(first, "at last")[-1] == waited[-1]
