@@ -1,12 +1,15 @@
-"""A small network in float64, none of whose parameters is at its initial value, and what it is given."""
+"""Small networks, none of whose parameters is at its initial value, and what they are given."""
 
 import dataclasses
 
 import torch
 from torch import Tensor
 
+from transduce.inference.config import DecodingConfig
+from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
+from transduce.text.tokenizer import Tokenizer
 
 PAD = 0
 SMALL = TransformerConfig(
@@ -20,10 +23,22 @@ VOCABULARIES = {"joint": JOINT, "separate": SEPARATE}
 def small_model(vocabulary: VocabularySizes = SEPARATE, seed: int = 1, **settings) -> Transformer:
     """Float64, and no parameter at its initial value: a bias of zero or a gain of one would hide a mistake."""
     torch.manual_seed(seed)
-    model = Transformer(dataclasses.replace(SMALL, **settings), vocabulary).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+    return perturbed(Transformer(dataclasses.replace(SMALL, **settings), vocabulary).double().eval())
+
+
+def random_predictor(
+    config: TransformerConfig, tokenizer: Tokenizer, decoding: DecodingConfig, *, seed: int, scale: float = 0.2
+) -> Predictor:
+    """A model that has learnt nothing, in float32."""
+    torch.manual_seed(seed)
+    return Predictor(perturbed(Transformer(config, tokenizer.vocabulary_sizes), scale), tokenizer, decoding)
+
+
+@torch.no_grad()
+def perturbed(model: Transformer, scale: float = 0.2) -> Transformer:
+    """The model, after random numbers were added to all its parameters, those that begin as 0 or 1 too."""
+    for parameter in model.parameters():
+        parameter += scale * torch.randn_like(parameter)
     return model
 
 

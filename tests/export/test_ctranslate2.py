@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from calling import command
+from small_model import random_predictor
 from transduce.export import ctranslate2 as known
 from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor
-from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
@@ -28,12 +28,7 @@ def predictor_of(
 ) -> Predictor:
     """Seeded random weights, those that begin as ones and zeros too."""
     tokenizer = Tokenizer.learn(tokens, SRC, TGT)
-    torch.manual_seed(5)
-    model = Transformer(shape, tokenizer.vocabulary_sizes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return Predictor(model, tokenizer, decoding or DecodingConfig(beam_size=1))
+    return random_predictor(shape, tokenizer, decoding or DecodingConfig(beam_size=1), seed=5)
 
 
 def written(predictor: Predictor, folder: Path, *, int8: bool = False) -> known.CTranslate2Engine:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import small_model
 from transduce.errors import TransduceError
 from transduce.export import huggingface
 from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor
-from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
@@ -36,13 +36,8 @@ BEAM = DecodingConfig(beam_size=3, length_norm="power", length_penalty=1.0)
 def random_predictor(*, joint: bool = True, seed: int = 7, decoding: DecodingConfig = BEAM, **model: Any) -> Predictor:
     """A small model in which every number is drawn, those that begin as 0 or 1 too."""
     tokenizer = Tokenizer.learn(TokenizerConfig(joint=joint, vocab_size=320), SRC, TGT)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Transformer(TransformerConfig(**{**SHAPE, **model}), tokenizer.vocabulary_sizes)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-    return Predictor(network, tokenizer, decoding)
+    config = TransformerConfig(**SHAPE | model)
+    return small_model.random_predictor(config, tokenizer, decoding, seed=seed, scale=0.1)
 
 
 def export(predictor: Predictor, folder: Path) -> huggingface.TransformersEngine:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 
+import small_model
 from transduce.errors import TransduceError
 from transduce.export import onnx as onnx_export
 from transduce.inference.config import DecodingConfig
@@ -51,14 +52,9 @@ runpy.run_path("greedy.py", run_name="__main__")
 
 def random_predictor(*, joint: bool = True, **settings: object) -> Predictor:
     """An untrained model in which no two weights are equal, norms and biases included."""
-    torch.manual_seed(3)
     kinds = {"source": "characters", "target": "characters" if joint else "words"}
     tokenizer = Tokenizer.learn(TokenizerConfig(**kinds, joint=joint), SOURCES, TARGETS)
-    model = Transformer(TransformerConfig(**SMALL | settings), tokenizer.vocabulary_sizes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return Predictor(model, tokenizer, GREEDY)
+    return small_model.random_predictor(TransformerConfig(**SMALL | settings), tokenizer, GREEDY, seed=3)
 
 
 def random_ids(predictor: Predictor, lens: list[int], *, seed: int) -> list[list[int]]:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+import small_model
 from calling import command
 from hostile import HOSTILE
 from transduce.cli.parser import build_parser
 from transduce.errors import TransduceError
 from transduce.inference import explain_page as pages
 from transduce.inference.attention_maps import record_attention
+from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.explain import MOST_TOKENS, Explanation, explain, visible
 from transduce.inference.explain_page import explanation_page
@@ -50,9 +52,7 @@ def random_predictor(*, num_layers: int = 2, num_heads: int = 3, max_len: int = 
         d_model=6 * num_heads, d_ff=23, num_heads=num_heads, num_encoder_layers=num_layers,
         num_decoder_layers=num_layers, max_len=max_len,
     )  # fmt: skip
-    torch.manual_seed(1)
-    found = Predictor(Transformer(config, tokenizer.vocabulary_sizes), tokenizer)
-    return with_decoding(found, **decoding)
+    return small_model.random_predictor(config, tokenizer, DecodingConfig(**decoding), seed=1, scale=0.0)
 
 
 def ids_of(predictor: Predictor, found: Explanation) -> tuple[torch.Tensor, torch.Tensor]:

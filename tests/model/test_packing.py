@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -11,19 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from covering import covered
+from small_model import small_model as small_model_of
 from transduce.data.batches import EncodedPairs
 from transduce.data.packed_batches import PackedBatch, collate_packed, pack_batches
 from transduce.errors import TransduceError
 from transduce.model import Packing, Transformer, attention
-from transduce.model.config import TransformerConfig, VocabularySizes
+from transduce.model.config import VocabularySizes
 from transduce.model.packing import Segments
 
 PAD, BOS, EOS = 0, 1, 2
 NUM_FILLERS = 8  # as `collate_packed` says
 SRC_LENS, TGT_LENS = [5, 3, 8, 4, 1], [2, 6, 1, 9, 3]
-SMALL = TransformerConfig(
-    d_model=18, d_ff=23, num_heads=3, num_encoder_layers=2, num_decoder_layers=3, dropout=0.0, max_len=37
-)
 
 
 def packing_of(lens: list[int], *, max_len: int = 11, num_empty: int = 0) -> Packing:
@@ -57,15 +56,7 @@ def pairs_of(src_lens: list[int], tgt_lens: list[int], num_ids: int = 13, seed: 
     )
 
 
-def small_model(seed: int = 1, **settings) -> Transformer:
-    """Float64, and no parameter at its initial value: a bias of zero or a gain of one would hide a mistake."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Transformer(replace(SMALL, **settings), VocabularySizes.joint(13)).double()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.2 * torch.randn_like(parameter)
-    return model
+small_model = partial(small_model_of, VocabularySizes.joint(13))
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
