@@ -20,7 +20,7 @@ from transduce.inference import explain_page as pages
 from transduce.inference.attention_maps import record_attention
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
-from transduce.inference.explain import MOST_TOKENS, Explanation, explain, visible
+from transduce.inference.explain import MAX_TOKENS, Explanation, explain, visible
 from transduce.inference.explain_page import explanation_page
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor
@@ -58,7 +58,7 @@ def random_predictor(*, num_layers: int = 2, num_heads: int = 3, max_len: int = 
 def ids_of(predictor: Predictor, found: Explanation) -> tuple[torch.Tensor, torch.Tensor]:
     """The text, and what the decoder reads."""
     source = predictor.tokenizer.encode_source([found.text])[0]
-    return torch.tensor([source]), torch.tensor([[predictor.tokenizer.bos_id, *found.answer.ids]])
+    return torch.tensor([source]), torch.tensor([[predictor.tokenizer.bos_id, *found.prediction.ids]])
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_the_answer_is_the_one_that_predict_gives(text: str, decoding: dict[str,
     own = with_decoding(predictor, **decoding)
     [[expected]] = own.predict_n_best([text], 1)
     found = explain(own, text)
-    assert found.answer == expected
+    assert found.prediction == expected
     assert [token.name for token in found.written] == [*own.tokenizer.target_tokens(expected.ids), "</s>"]
 
 
@@ -100,7 +100,7 @@ def test_probabilities_are_the_softmax_of_the_logits(text: str, predictor: Predi
     src, tgt_in = ids_of(predictor, found)
     with torch.no_grad():
         probabilities = predictor.model.logits(predictor.model(src, tgt_in))[0].softmax(dim=-1)
-    written = [*found.answer.ids, predictor.tokenizer.eos_id]
+    written = [*found.prediction.ids, predictor.tokenizer.eos_id]
     for step, (candidates, of_step) in enumerate(zip(found.candidates, probabilities, strict=True)):
         best = of_step.sort(descending=True).values
         for one in candidates:
@@ -156,10 +156,10 @@ def test_the_branch_that_won_is_the_answer(text: str, predictor: Predictor) -> N
     assert not any(winners[len(found.written) :])
     assert [branch.token for _, branch in path] == found.written
     assert all(branch.parent == place for (place, _), (_, branch) in pairwise(path))
-    assert path[-1][1].score == found.answer.score
-    assert path[-1][1].log_prob == found.answer.log_prob
-    assert found.answer.score == max(b.score for step in found.branches for b in step if b.score is not None)
-    own = token_log_probs(predictor.model, [ids_of(predictor, found)[0][0].tolist()], [list(found.answer.ids)])[0]
+    assert path[-1][1].score == found.prediction.score
+    assert path[-1][1].log_prob == found.prediction.log_prob
+    assert found.prediction.score == max(b.score for step in found.branches for b in step if b.score is not None)
+    own = token_log_probs(predictor.model, [ids_of(predictor, found)[0][0].tolist()], [list(found.prediction.ids)])[0]
     totals = [sum(own[: step + 1]) for step in range(len(own))]
     assert [branch.log_prob for _, branch in path] == pytest.approx(totals, abs=1e-4)
 
@@ -172,7 +172,7 @@ def test_constraints_are_seen_in_the_search(predictor: Predictor) -> None:
         constraints=Constraints(required=("qq",), forbidden=("a",)),
     )
     found = explain(own, "abc")
-    assert "qq" in found.answer.text
+    assert "qq" in found.prediction.text
     assert found.facts["is_constrained"]
     assert [b.token for step in found.branches for b in step if b.is_winner] == found.written
     assert not any(b.token.name == "a" for step in found.branches for b in step)
@@ -193,13 +193,13 @@ def test_an_empty_text_is_refused(text: str, predictor: Predictor) -> None:
 
 
 def test_a_text_with_too_many_tokens_is_refused(predictor: Predictor) -> None:
-    with pytest.raises(TransduceError, match=f"{MOST_TOKENS + 1:,} tokens"):
-        explain(predictor, "a" * MOST_TOKENS)
+    with pytest.raises(TransduceError, match=f"{MAX_TOKENS + 1:,} tokens"):
+        explain(predictor, "a" * MAX_TOKENS)
 
 
-def test_a_text_longer_than_the_model_is_meant_for_is_cut_and_that_is_told() -> None:
+def test_a_text_longer_than_the_model_is_meant_for_is_truncated_and_reported() -> None:
     found = explain(random_predictor(max_len=7), "abcdefabcdef")
-    assert found.answer.is_cut
+    assert found.prediction.is_truncated
     assert len(found.source) == 7
     page = explanation_page(found, "x")
     assert "its first 6 tokens" in page.left_out[0]
@@ -309,8 +309,8 @@ def test_the_page_asks_for_nothing_from_outside(predictor: Predictor) -> None:
 
 def test_a_page_of_many_heads_and_a_long_text_is_not_too_large_and_says_what_it_leaves_out() -> None:
     own = random_predictor(num_layers=6, num_heads=8, max_len_ratio=2.0)
-    found = explain(own, "a" * (MOST_TOKENS - 1))
-    assert len(found.written) > 2 * MOST_TOKENS  # 16 million weights: no page could be larger for this model
+    found = explain(own, "a" * (MAX_TOKENS - 1))
+    assert len(found.written) > 2 * MAX_TOKENS  # 16 million weights: no page could be larger for this model
     page = explanation_page(found, "x")
     assert len(page.html.encode()) < 3_000_000
     assert [line.split(" is shown as the mean over the heads")[0] for line in page.left_out] == [

@@ -145,7 +145,7 @@ def test_a_beam_larger_than_the_vocabulary_finds_at_least_as_good_an_answer() ->
     assert answers[0].score >= greedy.score - 1e-5
 
 
-def test_a_source_too_long_is_cut_off_counted_and_reported_once() -> None:
+def test_a_source_too_long_is_truncated_counted_and_reported_once() -> None:
     predictor, reported = untrained(6), []
     predictor.report = reported.append
     texts = ["abcde", "abcdea", "abcdeabcde" * 20]  # 6 ids with their end, 7, 201

@@ -167,7 +167,7 @@ def json_line(source: str, answers: Sequence[Prediction], annotations: Sequence[
         for answer, annotation in zip(answers, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if answers[0].is_cut:
+    if answers[0].is_truncated:
         row["truncated"] = True
     return json.dumps(row, ensure_ascii=False) + "\n"
 

@@ -26,7 +26,7 @@ def predict_command(arguments: Arguments) -> int:
         for sources in groups_of_lines(arguments.file):
             answered = predictor.predict_n_best(sources, arguments.n_best, first_row=num_lines)
             write_now(output, "".join(_told(predictor, sources, answered, arguments.json)).encode())
-            cut += [str(number) for number, answers in enumerate(answered, num_lines + 1) if answers[0].is_cut]
+            cut += [str(number) for number, answers in enumerate(answered, num_lines + 1) if answers[0].is_truncated]
             cut = cut[:_MOST_CUT_NAMED]
             num_lines += len(sources)
     if cut:

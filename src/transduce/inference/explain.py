@@ -20,7 +20,7 @@ from transduce.inference.predictor import Prediction, Predictor
 from transduce.inference.search import Hypothesis, Step
 from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
 
-MOST_TOKENS = 256  # of a text: the weights of one head are their square
+MAX_TOKENS = 256  # of a text: the weights of one head are their square
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Explanation:
 
     text: str
     source: list[Token]  # S, the end included
-    answer: Prediction
+    prediction: Prediction
     written: list[Token]  # T, the end included; the decoder reads the begin symbol and all but the last
     candidates: list[list[Candidate]]  # T, likeliest first, the chosen one always among them
     branches: list[list[Branch]]  # T or more steps, likeliest first, those that ended last
@@ -71,10 +71,10 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     """What `predictor` answers to `text`, and how. Raises TransduceError if there is nothing in it, or too much."""
     if not text.strip():
         raise TransduceError("an empty text has an empty answer: give one that a model has to answer.")
-    [source], [is_cut] = predictor.encode([text])
-    if len(source) > MOST_TOKENS:
+    [source], [is_truncated] = predictor.encode([text])
+    if len(source) > MAX_TOKENS:
         raise TransduceError(
-            f"the text has {len(source):,} tokens, of which a page can show {MOST_TOKENS}: explain a shorter one."
+            f"the text has {len(source):,} tokens, of which a page can show {MAX_TOKENS}: explain a shorter one."
         )
     trace = _Trace()
     [[best]] = predictor.search([source], watch=trace.watch)
@@ -91,7 +91,7 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     return Explanation(
         text=text,
         source=origin.of(source),
-        answer=Prediction(text_of_best, best.score, best.log_prob, tuple(best.ids), is_cut),
+        prediction=Prediction(text_of_best, best.score, best.log_prob, tuple(best.ids), is_truncated),
         written=target.of(written),
         candidates=[_candidates(*pair, num_candidates, target) for pair in zip(log_probs, written, strict=True)],
         branches=_branches(trace, ended, best, tokenizer.eos_id, target),

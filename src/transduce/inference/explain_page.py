@@ -76,9 +76,9 @@ def _content(found: Explanation, name: str) -> dict[str, Any]:
     return {
         "run": name,
         "text": found.text,
-        "answer": found.answer.text,
-        "logProb": round(found.answer.log_prob, 4),
-        "score": round(found.answer.score, 4),
+        "answer": found.prediction.text,
+        "logProb": round(found.prediction.log_prob, 4),
+        "score": round(found.prediction.score, 4),
         "facts": found.facts,
         "source": [table[token] for token in found.source],
         "read": [table[token] for token in (found.begin, *found.written[:-1])],
@@ -92,7 +92,7 @@ def _content(found: Explanation, name: str) -> dict[str, Any]:
 
 
 def _left_out(found: Explanation, attention: list[dict[str, Any]]) -> Iterator[str]:
-    if found.answer.is_cut:
+    if found.prediction.is_truncated:
         num_read = len(found.source) - 1
         yield f"The text is longer than the model is meant for: only its first {num_read} tokens were read."
     for kind in attention:

@@ -37,7 +37,7 @@ class Prediction:
     score: float
     log_prob: float
     ids: tuple[int, ...] = ()  # of the target side, without the end
-    is_cut: bool = False  # whether the source was too long, and only its beginning is answered
+    is_truncated: bool = False  # whether the source was too long, and only its beginning is answered
 
     def as_dict(self) -> dict[str, Any]:
         return {"text": self.text, "score": self.score, "log_prob": self.log_prob}
@@ -107,16 +107,16 @@ class Predictor:
             raise TransduceError(f"{len(constraints)} constraints for {len(texts)} texts: give one for each.")
         answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
-        sources, is_cut = self.encode([texts[row] for row in rows])
+        sources, is_truncated = self.encode([texts[row] for row in rows])
         asked = None if constraints is None else [constraints[row] for row in rows]
         numbers = [first_row + row for row in rows]
         found = self.search(sources, num_best, asked, decoding=decoding, numbers=numbers)
-        for row, cut, hypotheses in zip(rows, is_cut, found, strict=True):
+        for row, cut, hypotheses in zip(rows, is_truncated, found, strict=True):
             answers[row] = [
                 Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), cut)
                 for h in hypotheses
             ]
-        self._count(is_cut)
+        self._count(is_truncated)
         return answers
 
     def search(
@@ -195,19 +195,19 @@ class Predictor:
         longest = self.model.config.max_len
         most = _CHARACTERS_PER_ID * longest
         encoded = self.tokenizer.encode_source([text[:most] for text in texts])
-        sources = [self.cut(ids) for ids in encoded]
+        sources = [self.truncate(ids) for ids in encoded]
         lens = zip(texts, encoded, sources, strict=True)
         return sources, [len(text) > most or len(ids) > len(kept) for text, ids, kept in lens]
 
-    def cut(self, ids: list[int]) -> list[int]:
+    def truncate(self, ids: list[int]) -> list[int]:
         """The ids of a source that the model is meant for, with their end."""
         longest = self.model.config.max_len
         return ids if len(ids) <= longest else [*ids[: longest - 1], self.tokenizer.eos_id]
 
-    def _count(self, is_cut: Sequence[bool]) -> None:
-        if any(is_cut) and not self.num_truncated:
+    def _count(self, is_truncated: Sequence[bool]) -> None:
+        if any(is_truncated) and not self.num_truncated:
             self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
-        self.num_truncated += sum(is_cut)
+        self.num_truncated += sum(is_truncated)
 
     def _rules(
         self,
