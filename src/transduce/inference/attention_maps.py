@@ -1,4 +1,4 @@
-"""Attention weights of an unchanged model: recorded from outside, as the fused kernel never shows them."""
+"""Attention weights of an unchanged model, recorded by hooks: the fused kernel never returns them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ AttentionMaps = dict[str, Float[Tensor, "batch heads queries keys"]]
 
 @contextmanager
 def record_attention(model: nn.Module, part: str = "") -> Iterator[AttentionMaps]:
-    """Fills the dictionary it gives, while entered, with the weights of every attention in the latest forward pass
-    whose name has `part` in it.
+    """Record the weights of every attention whose module name contains `part`, in the latest forward pass.
 
-    Keys are module names such as "encoder.layers.0.self_attention" and "decoder.layers.3.cross_attention". The
-    weights are computed again from the inputs, by equation 1 written out.
+    Yields a dictionary, filled anew by each pass while the context is entered. Its keys are module names such as
+    "encoder.layers.0.self_attention" and "decoder.layers.3.cross_attention". The weights are computed again from the
+    inputs, by equation 1 written out.
     """
     maps: AttentionMaps = {}
 

@@ -1,16 +1,16 @@
-"""The network laid flat for answering: what `Transformer.start` and `step` compute, several times as fast.
+"""An inference-only copy of the network for cached decoding: `Transformer.start` and `step`, several times as fast.
 
 `model/` says what is computed; here its matrices are prepared once for how they are used, and a step is the fewest
-calls that compute it. What is different:
+calls that compute it. What differs:
 
-- Matrices are laid out for how they are multiplied (`linear_maps`), if asked for in bytes, and the output matrix is
+- Matrices are laid out for how they are multiplied (`linear`), optionally quantized to int8, and the output matrix is
   widened to whole blocks of 64 columns: 4,301 columns take half as long again as 4,352.
 - A beam search reorders its hypotheses at every step. Copying their keys and values along would cost more than the
   attention itself, so those are only ever appended, and `ancestry` says which of a sentence's slots each hypothesis
   descends from. Only those bits are reordered; slots that nobody descends from any more are dropped now and then.
 - The hypotheses of a sentence are queries side by side, so the keys and values of its source are held once.
-- Attention of few queries is two batched products and a softmax, which takes half as long as the fused kernel; keys are
-  filled up to whole vectors, for the softmax takes what is left over one by one.
+- Attention with few queries is two batched products and a softmax, which takes half as long as the fused kernel. Keys
+  are padded to whole vectors, because the softmax handles a remainder one number at a time.
 """
 
 import math
@@ -30,23 +30,23 @@ from transduce.model.residual import AddAndNorm
 from transduce.model.transformer import Transformer
 
 _VECTOR_LEN = 16  # float32 numbers in the widest registers of a CPU (AVX-512)
-_BLOCK_LEN = 64  # ids that the output matrix is a multiple of: whole vectors, and whole blocks for ranking them
-_MANY_SENTENCES = 8  # from so many on, keys are filled up to whole vectors; of fewer, the calls take the time
-_FIRST_SLOTS = 16  # a multiple of _VECTOR_LEN, as every number of slots there is room for
-_STEPS_PER_PRUNING = 4  # between two removals of slots that no hypothesis descends from
+_BLOCK_LEN = 64  # the output matrix has a multiple of so many ids: whole vectors, and whole blocks for ranking them
+_MANY_SENTENCES = 8  # from so many on, keys are padded to whole vectors; with fewer, the calls take the time
+_FIRST_SLOTS = 16  # a multiple of _VECTOR_LEN, as every later capacity is
+_STEPS_PER_PRUNING = 4  # steps that there is room for after dead slots are dropped
 
 
 class InferenceState:
-    """What is remembered between two tokens; see the module's first lines. One slot is one token of one hypothesis.
+    """The keys and values of a batch between two tokens. One slot holds those of one token of one hypothesis.
 
-    While a step is under way, `own` are the places for its keys and values, and `keys` (transposed) and `values` those
-    of all tokens so far, by layer.
+    During a step, by layer: `new_slots` are where its keys and values go, `keys` (transposed) and `values` are those of
+    all tokens so far.
     """
 
-    own: tuple[Float[Tensor, "batch beam two heads head_dim"], ...]
+    new_slots: tuple[Float[Tensor, "batch beam two heads head_dim"], ...]
     keys: tuple[Float[Tensor, "batch_heads head_dim slots"], ...]
     values: tuple[Float[Tensor, "batch_heads slots head_dim"], ...]
-    bias: Float[Tensor, "#batch_heads #beam slots"] | None  # added to scores: -inf at slots of others and at empty ones
+    bias: Float[Tensor, "#batch_heads #beam slots"] | None  # added to scores: -inf at slots of others and empty ones
     cross_keys: tuple[Float[Tensor, "batch_heads head_dim src_len"], ...]
     cross_values: tuple[Float[Tensor, "batch_heads src_len head_dim"], ...]
     cross_bias: Float[Tensor, "batch_heads 1 src_len"] | None
@@ -63,9 +63,10 @@ class InferenceState:
         self._set_cross()
 
     def advance(self, parents: Int[Tensor, "batch beam"]) -> None:
-        """Opens the next position; hypothesis i now continues what was hypothesis `parents[i]`."""
+        """Open the next position; hypothesis i now continues what was hypothesis `parents[i]`."""
         width = parents.size(1)
-        if self._ancestry is None and width > 1:  # one hypothesis a sentence until now: all slots are its own
+        # Greedy search and the first step of a beam need no ancestry: all slots are those of the one hypothesis.
+        if self._ancestry is None and width > 1:
             self._ancestry = self._source_mask.new_ones(len(parents), 1, self._past.size(4))
         if self._ancestry is not None:
             parents = parents if self.num_steps else torch.zeros_like(parents)
@@ -74,11 +75,12 @@ class InferenceState:
             self._make_room(_STEPS_PER_PRUNING * width)
         first, self.num_slots = self.num_slots, self.num_slots + width
         if self._ancestry is not None:
-            own = torch.eye(width, dtype=torch.bool, device=parents.device)
-            self._ancestry[:, :, first:] = F.pad(own, (0, self._past.size(4) - self.num_slots))
+            # Of the new slots each hypothesis sees its own alone.
+            is_same = torch.eye(width, dtype=torch.bool, device=parents.device)
+            self._ancestry[:, :, first:] = F.pad(is_same, (0, self._past.size(4) - self.num_slots))
         self.num_steps += 1
         # (L, 2, B, H, beam, K) -> (L, B, beam, 2, H, K)
-        self.own = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
+        self.new_slots = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
         end = self.num_slots
         if len(parents) >= _MANY_SENTENCES:
             end = _to_whole_vectors(end)
@@ -86,7 +88,7 @@ class InferenceState:
         self.bias = self._bias(end)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Drops all sentences but `rows`, so that finished ones cost nothing more."""
+        """Drop all sentences but `rows`, so that finished ones cost nothing more."""
         self._cross, self._past = self._cross.index_select(2, rows), self._past.index_select(2, rows)
         self._source_mask = self._source_mask[rows]
         self._ancestry = None if self._ancestry is None else self._ancestry[rows]
@@ -112,31 +114,36 @@ class InferenceState:
         return bias.expand(-1, self._past.size(3), -1, -1).flatten(0, 1)
 
     def _make_room(self, num_more: int) -> None:
-        """Makes room for `num_more` slots, and drops those that no hypothesis descends from: in a beam most of them.
+        """Make room for `num_more` slots, dropping dead ones: those that no hypothesis descends from.
 
-        What stands in slots that are not filled yet is any numbers: they are multiplied by a weight of zero.
+        In a beam most are dead: soon all hypotheses descend from the same one, and the slots of those beside it are of
+        no use. An empty slot may hold any numbers: its attention weight is zero.
         """
         num_layers, _, batch_size, num_heads, num_slots, head_dim = self._past.shape
-        if self._ancestry is None:
+        if self._ancestry is None:  # one hypothesis: nothing is dead, so the capacity doubles
             self._past = F.pad(self._past, (0, 0, 0, num_slots))
             return
-        is_live = self._ancestry[:, :, : self.num_slots].any(dim=1)
+        is_live = self._ancestry[:, :, : self.num_slots].any(dim=1)  # (B, slots)
+        # Sentences share one tensor, so each keeps as many slots as the one with the most live ones.
         self.num_slots = int(is_live.sum(dim=1).max())
+        # A stable sort of the bits moves live slots to the front and keeps their order, which is that of the tokens.
         live_first = is_live.byte().sort(dim=1, descending=True, stable=True).indices[:, : self.num_slots]
-        slots = F.pad(live_first, (0, _to_whole_vectors(self.num_slots + num_more) - self.num_slots))  # (B, slots)
+        slots = F.pad(live_first, (0, _to_whole_vectors(self.num_slots + num_more) - self.num_slots))  # (B, new slots)
+        # One index_select over sentences, heads and slots flattened together copies each vector once, all layers alike.
         sentences_and_heads = torch.arange(batch_size * num_heads, device=slots.device).view(batch_size, num_heads, 1)
         places = (sentences_and_heads * num_slots + slots[:, None]).flatten()
         past = self._past.view(num_layers, 2, -1, head_dim).index_select(2, places)
         self._past = past.view(num_layers, 2, batch_size, num_heads, -1, head_dim)
+        # The bits move with their slots; the padding, copies of slot 0, belongs to nobody.
         self._ancestry = self._ancestry.gather(2, slots[:, None].expand(-1, self._ancestry.size(1), -1))
         self._ancestry[:, :, self.num_slots :] = False
 
 
 class InferenceModel:
-    """A trained Transformer, prepared to answer: `start` and `step` as the model's own, with a state of its own.
+    """A trained Transformer prepared for decoding: `start` and `step` with the results of the model's own.
 
-    Its matrices are copied, its vectors are shared: when the model's weights change, make a new one. With `int8` its
-    large matrices are held and multiplied in bytes: for a model on a CPU.
+    Matrices are copied, vectors are shared: when the model's weights change, make a new one. With `int8`, for a model
+    on a CPU, large matrices are held and multiplied in int8.
     """
 
     @torch.inference_mode()
@@ -147,11 +154,13 @@ class InferenceModel:
         self._embed_target = _Embedding(model.tgt_embedding, model.tgt_positions)
         for positions in (model.src_positions, model.tgt_positions):
             if positions is not None:
-                positions.reserve(model.config.max_len)  # now: workers that decode at once share the table
+                # Now, not at first use: workers that decode at the same time share the table.
+                positions.reserve(model.config.max_len)
         self._encoder_layers = [_EncoderLayer(layer, make_map) for layer in model.encoder.layers]
         self._encoder_norm = _norm_of(model.encoder.final_norm)
         layers = list(model.decoder.layers)
-        memory = [layer.cross_attention.memory_projection() for layer in layers]  # all look at the same one
+        # All layers attend to the same memory: one product makes their keys and values.
+        memory = [layer.cross_attention.memory_projection() for layer in layers]
         self._memory = make_map(torch.cat([weight for weight, _ in memory]), torch.cat([bias for _, bias in memory]))
         self._decoder_layers = [_DecoderLayer(layer, index, make_map) for index, layer in enumerate(layers)]
         self._decoder_norm = _norm_of(model.decoder.final_norm)
@@ -161,12 +170,12 @@ class InferenceModel:
         self._output = make_map(F.pad(model.output_weight, (0, 0, 0, num_more)), bias)
 
     def start(self, src: Int[Tensor, "batch src_len"]) -> InferenceState:
-        """Encodes `src`: the state before the first `step`."""
+        """Encode `src`: the state before the first `step`."""
         mask = src != self._pad_id
-        seen = None if mask.all() else mask[:, None, None]
+        attention_mask = None if mask.all() else mask[:, None, None]
         x = self._embed_source(src, 0)
         for layer in self._encoder_layers:
-            x = layer(x, src.shape, seen)
+            x = layer(x, src.shape, attention_mask)
         parts = self._memory(self._encoder_norm(x)).view(*src.shape, len(self._decoder_layers), 2, self._num_heads, -1)
         cross = parts.permute(2, 3, 0, 4, 1, 5)  # (B, S, L, 2, H, K) -> (L, 2, B, H, S, K)
         num_more = -src.size(1) % _VECTOR_LEN if len(src) >= _MANY_SENTENCES else 0
@@ -175,10 +184,9 @@ class InferenceModel:
     def step(
         self, tokens: Int[Tensor, "batch beam"], parents: Int[Tensor, "batch beam"], state: InferenceState
     ) -> tuple[Float[Tensor, "batch beam vocab"], InferenceState]:
-        """Appends `tokens[b, i]` to hypothesis `parents[b, i]` of sentence b; scores the token after it.
+        """Append `tokens[b, i]` to hypothesis `parents[b, i]` of sentence b, and score the token after it.
 
-        Scores of ids from `num_target_ids` on, which fill the last block, are -inf. The state given must not be used
-        again: it is the one returned.
+        Returns logits, -inf for ids that only fill the last block, and the state, which is the one given, changed.
         """
         state.advance(parents)
         x = self._embed_target(tokens.view(-1, 1), state.num_steps - 1)
@@ -190,6 +198,8 @@ class InferenceModel:
 
 
 class _Embedding:
+    """Scaled embeddings plus positions."""
+
     def __init__(self, embedding: nn.Embedding, positions: SinusoidalPositions | LearnedPositions | None) -> None:
         self._weight, self._positions = embedding.weight, positions
         self._scale = math.sqrt(embedding.embedding_dim)  # section 3.4
@@ -206,7 +216,7 @@ class _Embedding:
 
 
 class _EncoderLayer:
-    """x is (B * S, D)."""
+    """Encoder layer on all tokens of a batch: x is (B * S, D)."""
 
     def __init__(self, layer: EncoderLayer, make_map: MakeMap) -> None:
         attention = layer.self_attention
@@ -214,10 +224,8 @@ class _EncoderLayer:
         self._out = make_map(attention.out_proj.weight, attention.out_proj.bias)
         self._num_heads, self._rotary = attention.num_heads, attention.rotary
         self._feed_forward = _feed_forward_of(layer.feed_forward, make_map)
-        self._add_and_norm_1, self._add_and_norm_2 = (
-            _add_and_norm_of(layer.residual_1),
-            _add_and_norm_of(layer.residual_2),
-        )
+        self._add_and_norm_1 = _add_and_norm_of(layer.residual_1)
+        self._add_and_norm_2 = _add_and_norm_of(layer.residual_2)
 
     def __call__(
         self, x: Float[Tensor, "rows d_model"], shape: torch.Size, mask: Bool[Tensor, "batch 1 1 src_len"] | None
@@ -236,19 +244,19 @@ class _EncoderLayer:
 
 
 class _DecoderLayer:
-    """x is (B * beam, D): a token of every hypothesis."""
+    """Decoder layer on one token of every hypothesis: x is (B * beam, D)."""
 
     def __init__(self, layer: DecoderLayer, index: int, make_map: MakeMap) -> None:
-        own, cross = layer.self_attention, layer.cross_attention
-        self._index, self._num_heads, self._rotary = index, own.num_heads, own.rotary
-        d_model = own.out_proj.in_features
-        # The 1 / sqrt(d_k) of equation 1 goes into what makes the queries.
-        scales = own.qkv_proj.weight.new_ones(3 * d_model)
-        scales[:d_model] = (d_model // own.num_heads) ** -0.5
-        self._qkv = make_map(own.qkv_proj.weight * scales[:, None], own.qkv_proj.bias * scales)
+        attention, cross = layer.self_attention, layer.cross_attention
+        self._index, self._rotary = index, attention.rotary
+        d_model = attention.out_proj.in_features
+        # The 1 / sqrt(d_k) of equation 1 goes into what makes the queries: no step multiplies by it.
+        scales = attention.qkv_proj.weight.new_ones(3 * d_model)
+        scales[:d_model] = (d_model // attention.num_heads) ** -0.5
+        self._qkv = make_map(attention.qkv_proj.weight * scales[:, None], attention.qkv_proj.bias * scales)
         query = cross.qkv_proj
         self._query = make_map(query.weight[:d_model] * scales[0], query.bias[:d_model] * scales[0])
-        self._own_out = make_map(own.out_proj.weight, own.out_proj.bias)
+        self._self_out = make_map(attention.out_proj.weight, attention.out_proj.bias)
         self._cross_out = make_map(cross.out_proj.weight, cross.out_proj.bias)
         self._feed_forward = _feed_forward_of(layer.feed_forward, make_map)
         self._add_and_norm_1 = _add_and_norm_of(layer.residual_1)
@@ -256,22 +264,22 @@ class _DecoderLayer:
         self._add_and_norm_3 = _add_and_norm_of(layer.residual_3)
 
     def __call__(self, x: Float[Tensor, "rows d_model"], state: InferenceState) -> Float[Tensor, "rows d_model"]:
-        x = self._add_and_norm_1(x, lambda x: self._attend_to_own_past(x, state))
-        x = self._add_and_norm_2(x, lambda x: self._attend_to_source(x, state))
+        x = self._add_and_norm_1(x, lambda x: self._self_attend(x, state))
+        x = self._add_and_norm_2(x, lambda x: self._cross_attend(x, state))
         return self._add_and_norm_3(x, self._feed_forward)
 
-    def _attend_to_own_past(self, x: Tensor, state: InferenceState) -> Tensor:
-        own = state.own[self._index]
-        parts = self._qkv(x).view(*own.shape[:2], 3, *own.shape[3:])
+    def _self_attend(self, x: Tensor, state: InferenceState) -> Tensor:
+        new_slots = state.new_slots[self._index]
+        parts = self._qkv(x).view(*new_slots.shape[:2], 3, *new_slots.shape[3:])
         if self._rotary is not None:
             turned = parts[:, :, :2].flatten(0, 1).flatten(1, 2)[:, :, None]  # a view: (B * beam, 2 * H, 1, K)
             turned.copy_(self._rotary(turned, torch.tensor([state.num_steps - 1], device=x.device)))
-        own.copy_(parts[:, :, 1:])
-        return self._own_out(_attend(parts[:, :, 0], state.keys[self._index], state.values[self._index], state.bias))
+        new_slots.copy_(parts[:, :, 1:])  # a view of the cache: this token's keys are among those it attends to
+        return self._self_out(_attend(parts[:, :, 0], state.keys[self._index], state.values[self._index], state.bias))
 
-    def _attend_to_source(self, x: Tensor, state: InferenceState) -> Tensor:
-        own = state.own[self._index]
-        q = self._query(x).view(*own.shape[:2], *own.shape[3:])
+    def _cross_attend(self, x: Tensor, state: InferenceState) -> Tensor:
+        batch_size, beam, _, *heads = state.new_slots[self._index].shape
+        q = self._query(x).view(batch_size, beam, *heads)
         keys, values = state.cross_keys[self._index], state.cross_values[self._index]
         return self._cross_out(_attend(q, keys, values, state.cross_bias))
 
@@ -282,9 +290,9 @@ def _attend(
     values: Float[Tensor, "batch_heads slots head_dim"],
     bias: Float[Tensor, "#batch_heads #beam slots"] | None,
 ) -> Float[Tensor, "rows d_model"]:
-    """Equation 1 for all heads of all sentences at once; `q` has its 1 / sqrt(d_k) already."""
+    """Equation 1 for all heads of all sentences at once; `q` is divided by sqrt(d_k) already."""
     batch_size, beam, num_heads, head_dim = q.shape
-    # (B, beam, H, K) -> (B * H, beam, K); with one query a sentence no number changes its place
+    # (B, beam, H, K) -> (B * H, beam, K); with one query per sentence no number changes its place
     q = (q if beam == 1 else q.transpose(1, 2)).reshape(-1, beam, head_dim)
     scores = torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)
     heads = torch.bmm(scores.softmax(dim=-1), values)
