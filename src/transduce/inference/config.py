@@ -1,4 +1,4 @@
-"""The settings of a search."""
+"""Decoding settings."""
 
 import math
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from typing import Literal
 
 from transduce.errors import TransduceError
 
-_WIDEST_BEAM = 1_000  # a wider one is asked for by mistake
+_WIDEST_BEAM = 1_000  # a wider one is a mistake
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
-    """How an answer is looked for."""
+    """Settings of beam search, greedy search and sampling."""
 
     beam_size: int = 5  # hypotheses kept at each step; 1 is greedy search
-    length_penalty: float = 0.6  # alpha: 0 scores by probability alone, larger values favour longer answers
+    length_penalty: float = 0.6  # alpha: 0 scores by probability alone, larger values favor longer outputs
     length_norm: Literal["wu", "power"] = "wu"  # ((5 + length) / 6)^alpha (Wu et al. 2016), or length^alpha
-    max_len_ratio: float = 2.0  # an answer has at most ratio * source tokens + extra tokens
+    max_len_ratio: float = 2.0  # an output has at most ratio * source tokens + extra tokens
     max_len_extra: int = 20
-    min_len: int = 0  # tokens that an answer has at least, its end symbol not counted, where it has room for them
-    no_repeat_ngram_size: int = 0  # no stretch of so many tokens comes twice in an answer; 0: any may
-    temperature: float = 0.0  # above 0: draw each token instead of searching; 1 draws from the model's distribution
-    top_k: int = 0  # draw from the k likeliest tokens alone; 0: from all
-    top_p: float = 1.0  # draw from the smallest set of tokens with at least this probability
-    seed: int = 1  # of the draws
+    min_len: int = 0  # fewest tokens of an output, not counting the end symbol, where it has room for them
+    no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice in an output; 0: any may
+    temperature: float = 0.0  # above 0: sample instead of searching; 1 samples from the model's distribution
+    top_k: int = 0  # sample from the k most likely tokens only; 0: from all
+    top_p: float = 1.0  # sample from the smallest set of tokens with at least this probability
+    seed: int = 1  # random seed of sampling
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= _WIDEST_BEAM:
@@ -42,6 +42,10 @@ class DecodingConfig:
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise TransduceError("top_k must be 0 (all) or more, top_p above 0 and at most 1.")
 
+    @property
+    def is_sampling(self) -> bool:
+        return self.temperature > 0
+
     def max_len(self, src_len: int) -> int:
-        """Tokens an answer to `src_len` source tokens may have, its end symbol included."""
+        """Most tokens of an output for `src_len` source tokens, including the end symbol."""
         return int(self.max_len_ratio * src_len) + self.max_len_extra

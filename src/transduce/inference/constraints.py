@@ -1,6 +1,6 @@
-"""What an answer must hold, and what it may not: asked of the search, token by token.
+"""Output constraints: a prefix, required and forbidden texts, a least length, no repeated n-grams.
 
-All is a function of the tokens written so far, so a search carries no state for it.
+All are functions of the tokens so far, so a search carries no state for them.
 """
 
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from transduce.errors import TransduceError
 
-_OF_NO_STRETCH = -1  # a token that is in nothing that is required
-_MOST_IN_ANY_ORDER = 4  # of more stretches not all orders are looked at, and overlaps count no more
+_IN_NO_PHRASE = -1  # stands for any token that is in no required phrase
+_MOST_IN_ANY_ORDER = 4  # with more phrases not all orders are tried (n! of them), and overlaps are not counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What the answers to a text must hold, and what they may not."""
+    """Constraints on the outputs of a text, as texts. Raises TransduceError if they contradict each other."""
 
-    prefix: str = ""  # how they begin
-    required: tuple[str, ...] = ()  # texts that they hold, in any order; needs a beam
-    forbidden: tuple[str, ...] = ()  # texts that they nowhere hold, not even inside a word
+    prefix: str = ""  # outputs begin with it
+    required: tuple[str, ...] = ()  # texts that occur in each output, in any order; needs a beam
+    forbidden: tuple[str, ...] = ()  # texts that occur in no output, not even inside a word
 
     def __post_init__(self) -> None:
         if not all([*self.required, *self.forbidden]):
@@ -30,34 +30,35 @@ class Constraints:
 
 
 class ForbiddenText:
-    """A text that no answer may hold, however it is cut into pieces. `pieces` are the bytes that each id stands for."""
+    """A text that occurs in no output, however it is tokenized. `token_bytes` are the bytes that each id stands for."""
 
-    def __init__(self, text: bytes, pieces: Sequence[bytes]) -> None:
+    def __init__(self, text: bytes, token_bytes: Sequence[bytes]) -> None:
         if not text:
             raise ValueError("An empty text is in every answer.")
-        self._pieces = pieces
-        # By how many of its bytes are written already: the pieces that would complete it.
+        self._token_bytes = token_bytes
+        # The ids that would complete the text, by how many of its bytes are written already: with some, those that
+        # begin with the rest; with none, those that have the whole text inside.
         self._completing = {
             num_written: [
-                i for i, piece in enumerate(pieces) if (piece.startswith(rest) if num_written else text in piece)
+                i for i, token in enumerate(token_bytes) if (token.startswith(rest) if num_written else text in token)
             ]
             for num_written, rest in ((n, text[n:]) for n in range(len(text)))
         }
         self._text = text
 
     def completed_by(self, history: Sequence[int]) -> list[int]:
-        """The ids that may not follow."""
+        """The ids that may not follow `history`, as they would complete the text."""
         longest = len(self._text) - 1
         written = b""
-        for i in reversed(history):
+        for i in reversed(history):  # no more bytes than could matter
             if len(written) >= longest:
                 break
-            written = self._pieces[i] + written
+            written = self._token_bytes[i] + written
         return [i for length, ids in self._completing.items() if written.endswith(self._text[:length]) for i in ids]
 
 
 class Choices(NamedTuple):
-    """What may follow: `only` these ids, if any are named, else all but those `banned`."""
+    """The ids that may follow: `only` these, if there are any, else all but those `banned`."""
 
     only: list[int]
     banned: list[int]
@@ -65,14 +66,14 @@ class Choices(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What the answers to one source are asked for, in ids."""
+    """Constraints on the outputs of one source, as ids; phrases are required sequences of ids."""
 
     eos_id: int
-    prefix: tuple[int, ...] = ()  # how they begin
-    required: tuple[tuple[int, ...], ...] = ()  # stretches that they hold, in any order
+    prefix: tuple[int, ...] = ()
+    required: tuple[tuple[int, ...], ...] = ()  # phrases, in any order
     forbidden: tuple[ForbiddenText, ...] = ()
-    min_len: int = 0  # tokens, the end not counted
-    no_repeat_ngram_size: int = 0  # no stretch of so many tokens comes twice; 0: any may
+    min_len: int = 0  # tokens, not counting the end symbol
+    no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice; 0: any may
 
     @property
     def is_empty(self) -> bool:
@@ -80,20 +81,22 @@ class Rules:
 
     @property
     def shortest_len(self) -> int:
-        """Tokens that an answer has at least, its end included."""
+        """Fewest tokens of an output that has its prefix and its phrases, including the end symbol."""
         return len(self.prefix) + self.num_missing(self.prefix) + 1
 
     def choices(self, history: Sequence[int], room: int) -> Choices:
-        """What may follow `history`, when an answer may have `room` more tokens, its end included.
+        """The ids that may follow `history` if the output has room for `room` more tokens, including the end symbol.
 
-        What is required comes before what is banned; it is forced as soon as the room gets tight.
+        Requirements come before bans, and are forced as soon as the room gets tight.
         """
         if len(history) < len(self.prefix):
             return Choices([self.prefix[len(history)]], [])
-        if room == 1:  # then nothing else counts
+        if room == 1:
             return Choices([self.eos_id], [])
         forced: list[int] = []
-        if self.required and self.num_missing([*history, _OF_NO_STRETCH]) + 2 > room:
+        # If any token at all and then the missing ones (and the end) would not fit, only tokens that keep them fitting
+        # may follow. Until then the search is free.
+        if self.required and self.num_missing([*history, _IN_NO_PHRASE]) + 2 > room:
             useful = dict.fromkeys(i for phrase in self._unmet(history) for i in phrase)
             forced = [i for i in useful if self.num_missing([*history, i]) + 2 <= room]
         banned = [i for text in self.forbidden for i in text.completed_by(history)] + self._repeating(history)
@@ -102,11 +105,11 @@ class Rules:
         return Choices([i for i in forced if i not in banned] or forced, banned)
 
     def num_missing(self, history: Sequence[int]) -> int:
-        """How many more tokens complete all required stretches, at least: one may overlap the next."""
+        """Fewest further tokens that complete all required phrases: the end of one may be the beginning of the next."""
         return _shortest_completion(history, self._unmet(history))
 
     def continuing(self, history: Sequence[int]) -> list[int]:
-        """The tokens that bring a required stretch nearer to its end."""
+        """The next token of each required phrase that is not complete."""
         return list(dict.fromkeys(phrase[_progress(phrase, history)] for phrase in self._unmet(history)))
 
     def _unmet(self, history: Sequence[int]) -> list[tuple[int, ...]]:
@@ -116,20 +119,23 @@ class Rules:
         size = self.no_repeat_ngram_size
         if not 0 < size <= len(history):
             return []
-        before = tuple(history[len(history) - size + 1 :])
+        # The last size - 1 tokens begin an n-gram: it may not end as an earlier one with the same beginning did.
+        beginning = tuple(history[len(history) - size + 1 :])
         starts = range(len(history) - size + 1)
-        return [history[start + size - 1] for start in starts if tuple(history[start : start + size - 1]) == before]
+        return [history[start + size - 1] for start in starts if tuple(history[start : start + size - 1]) == beginning]
 
 
 def _shortest_completion(history: Sequence[int], unmet: Sequence[tuple[int, ...]]) -> int:
     if len(unmet) > _MOST_IN_ANY_ORDER:
+        # An upper bound: one after the other, going on with the one that is furthest.
         return sum(map(len, unmet)) - max(_progress(phrase, history) for phrase in unmet)
+    # Try each phrase as the next one: writing the rest of it may complete others on the way.
     lengths = []
     for phrase in unmet:
         rest = phrase[_progress(phrase, history) :]
-        longer = [*history, *rest]
-        left = [other for other in unmet if not _contains(longer, other)]
-        lengths.append(len(rest) + _shortest_completion(longer, left))
+        extended = [*history, *rest]
+        still_unmet = [other for other in unmet if not _contains(extended, other)]
+        lengths.append(len(rest) + _shortest_completion(extended, still_unmet))
     return min(lengths, default=0)
 
 
@@ -138,6 +144,6 @@ def _contains(history: Sequence[int], phrase: tuple[int, ...]) -> bool:
 
 
 def _progress(phrase: tuple[int, ...], history: Sequence[int]) -> int:
-    """How many tokens of `phrase`, which is not in `history`, stand at its end already."""
+    """Length of the longest beginning of `phrase`, which is not in `history`, at the end of `history`."""
     lengths = range(min(len(phrase) - 1, len(history)), 0, -1)
     return next((n for n in lengths if tuple(history[len(history) - n :]) == phrase[:n]), 0)

@@ -1,4 +1,4 @@
-"""What a model thinks of given answers: how likely each token is, and where in the source it looked for it."""
+"""Forced decoding: the log-probability of each token of given outputs, and its alignment to the source."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,15 +15,16 @@ from transduce.inference.attention_maps import AttentionMaps, record_attention
 from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
 
-_TOKENS_AT_ONCE = 2_048  # the logits of all of them are in memory together
+_TOKENS_AT_ONCE = 2_048  # whose logits are in memory together
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """An answer, token by token, its end included.
+    """An output token by token, including the end symbol.
 
-    `alignment[t]` is the place in `source_tokens` that token t looked at most, over the cross-attention of all layers
-    and heads; the end of the source is where heads look that look nowhere, so only the end of the answer may have it.
+    `alignment[t]` is the index in `source_tokens` of the token with the most attention from token t, over the
+    cross-attention of all layers and heads. Heads that have nothing to attend to look at the end of the source, so only
+    the end of the output may be aligned to it.
     """
 
     source_tokens: list[str]
@@ -32,58 +33,57 @@ class Annotation:
     alignment: list[int]
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """One object for each token."""
+        """One JSON object per token."""
         rows = zip(self.tokens, self.log_probs, self.alignment, strict=True)
         return [{"token": token, "log_prob": log_prob, "source": place} for token, log_prob, place in rows]
 
 
 def annotate(
-    model: Transformer, tokenizer: Tokenizer, sources: Sequence[list[int]], answers: Sequence[list[int]]
+    model: Transformer, tokenizer: Tokenizer, sources: Sequence[list[int]], outputs: Sequence[list[int]]
 ) -> list[Annotation]:
-    """An annotation of each answer; sources are ids with their ends, answers are ids without."""
-    found: list[Annotation | None] = [None] * len(sources)
-    for rows, log_probs, attention in _forced(model, sources, answers, with_attention=True):
+    """The annotation of each output; sources are ids with the end symbol, outputs ids without."""
+    annotations: dict[int, Annotation] = {}
+    for rows, log_probs, attention in _forced_passes(model, sources, outputs, with_attention=True):
         for place, row in enumerate(rows):
-            source, answer = sources[row], answers[row]
-            weights = attention[place, : len(answer) + 1, : len(source)].clone()
-            weights[:-1, -1] = 0.0  # a place that only the end may look at
-            found[row] = Annotation(
+            source, output = sources[row], outputs[row]
+            weights = attention[place, : len(output) + 1, : len(source)].clone()
+            weights[:-1, -1] = 0.0
+            annotations[row] = Annotation(
                 tokenizer.source_tokens(source),
-                tokenizer.target_tokens([*answer, tokenizer.eos_id]),
+                tokenizer.target_tokens([*output, tokenizer.eos_id]),
                 log_probs[place],
                 weights.argmax(dim=1).tolist(),
             )
-    return [annotation for annotation in found if annotation is not None]
+    return [annotations[row] for row in range(len(sources))]
 
 
 def token_log_probs(
-    model: Transformer, sources: Sequence[list[int]], answers: Sequence[list[int]]
+    model: Transformer, sources: Sequence[list[int]], outputs: Sequence[list[int]]
 ) -> list[list[float]]:
-    """Natural log-probability of each token of each answer, then of its end, given its source and what is before it.
+    """Natural log-probability of each token of each output, then of its end, given its source and the tokens before.
 
-    Sources are ids with their ends, answers are ids without.
+    Sources are ids with the end symbol, outputs ids without.
     """
-    found: list[list[float]] = [[] for _ in sources]
-    for rows, log_probs, _ in _forced(model, sources, answers, with_attention=False):
-        for row, of_answer in zip(rows, log_probs, strict=True):
-            found[row] = of_answer
-    return found
+    by_row: dict[int, list[float]] = {}
+    for rows, log_probs, _ in _forced_passes(model, sources, outputs, with_attention=False):
+        by_row.update(zip(rows.tolist(), log_probs, strict=True))
+    return [by_row[row] for row in range(len(sources))]
 
 
-def _forced(
-    model: Transformer, sources: Sequence[list[int]], answers: Sequence[list[int]], *, with_attention: bool
+def _forced_passes(
+    model: Transformer, sources: Sequence[list[int]], outputs: Sequence[list[int]], *, with_attention: bool
 ) -> Iterator[tuple[np.ndarray, list[list[float]], Float[Tensor, "batch tgt_len src_len"]]]:
-    """Batch by batch: the rows in it, their log-probabilities and, if wanted, the sum of their cross-attention."""
+    """Batch by batch: its rows, their log-probabilities and, if wanted, the sum of their cross-attention."""
     device = model.output_weight.device
-    src_lens, tgt_lens = (np.array([len(ids) + 1 for ids in side], dtype=np.int32) for side in (sources, answers))
+    src_lens, tgt_lens = (np.array([len(ids) + 1 for ids in side], dtype=np.int32) for side in (sources, outputs))
     for rows in bucket_batches(src_lens, tgt_lens, batch_tokens=_TOKENS_AT_ONCE, order=range(len(sources))):
         src = pad_sources([sources[row] for row in rows]).to(device)
-        tgt_in = pad_sources([[Tokenizer.bos_id, *answers[row]] for row in rows]).to(device)
-        tgt_out = pad_sources([[*answers[row], Tokenizer.eos_id] for row in rows]).to(device)
-        nothing: AbstractContextManager[AttentionMaps] = nullcontext({})
-        recording = record_attention(model, "cross_attention") if with_attention else nothing
+        tgt_in = pad_sources([[Tokenizer.bos_id, *outputs[row]] for row in rows]).to(device)
+        tgt_out = pad_sources([[*outputs[row], Tokenizer.eos_id] for row in rows]).to(device)
+        no_recording: AbstractContextManager[AttentionMaps] = nullcontext({})
+        recording = record_attention(model, "cross_attention") if with_attention else no_recording
         with torch.inference_mode(), recording as maps:
             log_probs = model.logits(model(src, tgt_in)).float().log_softmax(dim=-1)
             chosen = log_probs.gather(2, tgt_out[..., None])[..., 0].tolist()
             attention = sum((heads.mean(dim=1) for heads in maps.values()), start=torch.zeros((), device=device))
-        yield rows, [of_row[: len(answers[row]) + 1] for of_row, row in zip(chosen, rows, strict=True)], attention
+        yield rows, [values[: len(outputs[row]) + 1] for values, row in zip(chosen, rows, strict=True)], attention
