@@ -17,7 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transduce.errors import TransduceError
 from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS, Kind
 from transduce.text.tokenizer import Tokenizer
-from transduce.text.vocabulary import _SUBWORD_BORDERS, Vocabulary
+from transduce.text.vocabulary import SUBWORD_BORDERS, Vocabulary
 
 Side = Literal["source", "target"]
 
@@ -110,7 +110,7 @@ def _split_as(library: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
         # As in `vocabulary`, the newline keeps the brackets from being empty.
         unknown_apart = pre_tokenizers.Split(tokenizers.Regex(f"[^{_MARK}{known}]"), "isolated")
         library.normalizer = prepend_blank
-        library.pre_tokenizer = pre_tokenizers.Sequence([unknown_apart, _SUBWORD_BORDERS])
+        library.pre_tokenizer = pre_tokenizers.Sequence([unknown_apart, SUBWORD_BORDERS])
 
 
 def _decoder(kind: Kind) -> decoders.Decoder:

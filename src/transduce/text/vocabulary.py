@@ -38,7 +38,7 @@ _LINES_PER_CALL = 10_000  # bounds the library's memory per call, and lets Ctrl-
 
 # A word carries the blank before it; letters with their marks, single digits and punctuation part; nothing is lost.
 _SUBWORD = rf"[{_FIXED}]| ?[\p{{L}}\p{{M}}]+| ?\p{{N}}| ?[^ \p{{L}}\p{{M}}\p{{N}}{_FIXED}]+| +(?= )| "
-_SUBWORD_BORDERS = pre_tokenizers.Split(tokenizers.Regex(_SUBWORD), "isolated")
+SUBWORD_BORDERS = pre_tokenizers.Split(tokenizers.Regex(_SUBWORD), "isolated")
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,14 @@ def _learn_bpe(alphabet: tuple[str, ...], stretches: Iterator[str], room: int) -
 
 
 def _learn_unigram(alphabet: tuple[str, ...], stretches: Iterator[str], room: int) -> Vocabulary:
-    words = Counter(word for stretch in stretches for word, _ in _SUBWORD_BORDERS.pre_tokenize_str(stretch))
+    words = Counter(word for stretch in stretches for word, _ in SUBWORD_BORDERS.pre_tokenize_str(stretch))
     scores = learn_unigram_scores(words, alphabet, room)
     return Vocabulary("unigram", _FIXED_PIECES + tuple(scores), scores=tuple(scores.values()))
 
 
 def _splitter_of(model: Any) -> tokenizers.Tokenizer:
     splitter = tokenizers.Tokenizer(model)
-    splitter.pre_tokenizer = _SUBWORD_BORDERS
+    splitter.pre_tokenizer = SUBWORD_BORDERS
     return splitter
 
 
