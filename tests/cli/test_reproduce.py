@@ -18,7 +18,7 @@ from transduce.cli import main as cli
 from transduce.cli import recipes as reproducing
 from transduce.cli import reproduce as reproduction
 from transduce.cli.data import write_dataset
-from transduce.cli.recipes import Published, Recipe, find_recipe, judged, list_recipes, rows_of
+from transduce.cli.recipes import Published, Recipe, find_recipe, list_recipes, rows_of, verdicts
 from transduce.data import synthetic as small_tasks
 from transduce.data.datasets import find_dataset, load_split
 from transduce.devices import machine
@@ -133,20 +133,20 @@ def test_the_margin_is_a_prediction_interval_of_student(monkeypatch, tmp_path):
 )
 def test_a_seed_beyond_the_margin_did_not_come_out(monkeypatch, tmp_path, value, verdict):
     recipe = with_results(monkeypatch, tmp_path, 31.0, 32.0, 33.0)
-    (line,) = judged(recipe, run(value))
+    (line,) = verdicts(recipe, run(value))
     assert line.startswith(f"test2016 bleu: {value:.2f}, {verdict}")
     assert line.endswith("32.00 ± 4.97 (3 seeds); others: 30.00")
 
 
 def test_equal_seeds_leave_room_for_one_segment(monkeypatch, tmp_path):
     recipe = with_results(monkeypatch, tmp_path, 100.0, 100.0, 100.0)
-    assert "came out as recorded: 100.00 ± 0.10" in judged(recipe, run(99.9))[0]
-    assert "LOWER" in judged(recipe, run(99.7))[0]
+    assert "came out as recorded: 100.00 ± 0.10" in verdicts(recipe, run(99.9))[0]
+    assert "LOWER" in verdicts(recipe, run(99.7))[0]
 
 
 def test_one_seed_gives_no_verdict(monkeypatch, tmp_path):
     recipe = with_results(monkeypatch, tmp_path, 31.0)
-    assert judged(recipe, run(3.0)) == ["test2016 bleu: 3.00, recorded: 31.00 (1 seed); others: 30.00"]
+    assert verdicts(recipe, run(3.0)) == ["test2016 bleu: 3.00, recorded: 31.00 (1 seed); others: 30.00"]
 
 
 def test_a_metric_that_was_not_recorded_yet_is_left_out(monkeypatch, tmp_path):
@@ -176,7 +176,7 @@ def test_an_older_record_of_wrong_words_is_read_under_their_name_now(monkeypatch
 
 
 def test_without_results_nothing_is_judged():
-    (line,) = judged(replace(RECIPE, name="not-there"), run(12.0))
+    (line,) = verdicts(replace(RECIPE, name="not-there"), run(12.0))
     assert line == "test2016 bleu: 12.00; others: 30.00"
 
 

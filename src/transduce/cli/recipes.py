@@ -98,7 +98,7 @@ class Recipe:
         rows: list[dict[str, Any]] = json.loads(self.results_path.read_text(encoding="utf-8"))
         settings = self.settings
         if set(self.metrics) <= set(GROUPED_METRICS):
-            rows = list(map(_by_names_now, rows))
+            rows = list(map(_with_current_names, rows))
         return sorted((row for row in rows if row["settings"] == settings), key=lambda row: row["seed"])
 
 
@@ -116,12 +116,13 @@ def find_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
-def departures(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
+def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
     """In what a run is not this recipe's with `seed`, from its first step on: settings, and weights it began with."""
-    changes = differences(run.settings, recipe.config(seed))
-    names = {*changes, *(name for told in run.facts.get("resumed", []) for name in told["changes"])} - _WITHOUT_EFFECT
+    changed = set(differences(run.settings, recipe.config(seed)))
+    for resumption in run.facts.get("resumed", []):
+        changed |= set(resumption["changes"])
     ancestor = run.facts.get("initialised_from")
-    return sorted(names) + ([f"it began with the weights of {ancestor}"] if ancestor else [])
+    return sorted(changed - _WITHOUT_EFFECT) + ([f"it began with the weights of {ancestor}"] if ancestor else [])
 
 
 def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_seconds: float) -> dict[str, Any]:
@@ -132,22 +133,22 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
     config = run.settings
     predictor = load(run.path, device=device)
     state = TrainerState.from_dict(run.read_checkpoint(run.checkpoints()[-1])[1])
-    found: dict[str, dict[str, Any]] = {}
-    groups = config.validation.group_sources
+    scores: dict[str, dict[str, Any]] = {}
+    group_sources = config.validation.group_sources
     for split in recipe.tests:
         pairs = load_split(config.data.dataset, split, places)
-        scores = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=groups)
-        found[split] = {result.name: result.as_dict() for result in scores}
+        results = score(predictor, pairs.src, [pairs.tgt], recipe.metrics, group_sources=group_sources)
+        scores[split] = {result.name: result.as_dict() for result in results}
     seed, started = config.training.seed, run.facts["started"]
-    how = {"processes": started["processes"], "threads": started["threads"]}
-    options = "".join(f" --{name} {number}" for name, number in how.items())
+    parallelism = {"processes": started["processes"], "threads": started["threads"]}
+    options = "".join(f" --{name} {number}" for name, number in parallelism.items())
     return {
         "recipe": recipe.name,
         "settings": recipe.settings,
         "seed": seed,
         "command": f"transduce reproduce {recipe.name} --seed {seed}{options}",
-        **how,
-        "scores": found,
+        **parallelism,
+        "scores": scores,
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
         "steps": state.step,
         "best_step": state.best_step,
@@ -156,7 +157,7 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
         "validations": [
             {
                 name: round(value, 4)
-                for name, value in scores_by_name(row, group_sources=groups).items()
+                for name, value in scores_by_name(row, group_sources=group_sources).items()
                 if name != "kind"
             }
             for row in run.metrics()
@@ -169,15 +170,15 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
     }
 
 
-def sittings_of(run: RunFolder) -> list[dict[str, Any]]:
+def sessions_of(run: RunFolder) -> list[dict[str, Any]]:
     """On what machine, with how many processes and threads, each sitting of a run was."""
-    return [run.facts["started"], *(told["machine"] for told in run.facts.get("resumed", []))]
+    return [run.facts["started"], *(resumption["machine"] for resumption in run.facts.get("resumed", []))]
 
 
 def commits_of(run: RunFolder) -> list[str]:
     """Those of a run's sittings, in order, without equal neighbours; none of code that lay in no checkout."""
-    found = [sitting["commit"] for sitting in sittings_of(run) if sitting.get("commit")]
-    return [commit for commit, _ in itertools.groupby(found)]
+    commits = [session["commit"] for session in sessions_of(run) if session.get("commit")]
+    return [commit for commit, _ in itertools.groupby(commits)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,56 +222,56 @@ def rows_of(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The table of a recipe: a row for each test set and metric that every seed was scored by."""
     rows = []
     for test, metric in ((test, metric) for test in recipe.tests for metric in recipe.metrics):
-        scores = [run["scores"].get(test, {}).get(metric) for run in results]
+        scores = [result["scores"].get(test, {}).get(metric) for result in results]
         if not scores or None in scores:
             continue
-        of = f"{test} {metric}"
+        key = f"{test} {metric}"
         row = Row(
             test=test,
             metric=metric,
-            values=tuple(found["value"] for found in scores),
+            values=tuple(score["value"] for score in scores),
             is_higher_better=scores[0]["is_higher_better"],
             resolution=100 / scores[0]["num_segments"],
-            published={other.by: other.scores[of] for other in recipe.published if of in other.scores},
+            published={other.by: other.scores[key] for other in recipe.published if key in other.scores},
         )
         rows.append(row)
     return rows
 
 
-def judged(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
-    """A line for each number of `found`: whether it came out as with other seeds, and what is published.
+def verdicts(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
+    """A line for each number of `result`: whether it came out as with other seeds, and what is published.
 
     A number that did not is one of twenty that only seem so, or the machine, the versions or the code differ.
     """
     recorded = {(row.test, row.metric): row for row in rows_of(recipe, recipe.results)}
-    told = []
-    for row in rows_of(recipe, [found]):
+    lines = []
+    for row in rows_of(recipe, [result]):
         (value,) = row.values
         line = f"{row.test} {row.metric}: {value:.2f}"
-        if ours := recorded.get((row.test, row.metric)):
-            line += f", {_verdict(value, ours)}"
+        if recorded_row := recorded.get((row.test, row.metric)):
+            line += f", {_verdict(value, recorded_row)}"
         for by, other in row.published.items():
             line += f"; {by}: {other:.2f}"
-        told.append(line)
-    return told
+        lines.append(line)
+    return lines
 
 
-def _by_names_now(found: Mapping[str, Any]) -> dict[str, Any]:
+def _with_current_names(result: Mapping[str, Any]) -> dict[str, Any]:
     """What `measure` found of scores grouped by source, of which an older record has the former names."""
     by_name = partial(scores_by_name, group_sources=True)
     scores = {
-        test: {name: {**score, "name": name} for name, score in by_name(of_test).items()}
-        for test, of_test in found["scores"].items()
+        test: {name: {**score, "name": name} for name, score in by_name(scores_of_test).items()}
+        for test, scores_of_test in result["scores"].items()
     }
-    return {**found, "scores": scores, "validations": list(map(by_name, found["validations"]))}
+    return {**result, "scores": scores, "validations": list(map(by_name, result["validations"]))}
 
 
-def _verdict(value: float, ours: Row) -> str:
-    if len(ours.values) == 1:
-        return f"recorded: {ours.mean:.2f} ({ours.seeds})"
-    difference = value - ours.mean
-    came_out = "as" if abs(difference) <= ours.margin else "HIGHER than" if difference > 0 else "LOWER than"
-    return f"came out {came_out} recorded: {ours.mean:.2f} ± {ours.margin:.2f} ({ours.seeds})"
+def _verdict(value: float, recorded: Row) -> str:
+    if len(recorded.values) == 1:
+        return f"recorded: {recorded.mean:.2f} ({recorded.seeds})"
+    difference = value - recorded.mean
+    outcome = "as" if abs(difference) <= recorded.margin else "HIGHER than" if difference > 0 else "LOWER than"
+    return f"came out {outcome} recorded: {recorded.mean:.2f} ± {recorded.margin:.2f} ({recorded.seeds})"
 
 
 def _recipe(name: str, row: Mapping[str, Any]) -> Recipe:

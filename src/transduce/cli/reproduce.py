@@ -14,7 +14,16 @@ from rich.table import Table
 
 from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, report_of
 from transduce.cli.processes import spawn
-from transduce.cli.recipes import Recipe, departures, find_recipe, judged, list_recipes, measure, rows_of, sittings_of
+from transduce.cli.recipes import (
+    Recipe,
+    differences_from,
+    find_recipe,
+    list_recipes,
+    measure,
+    rows_of,
+    sessions_of,
+    verdicts,
+)
 from transduce.devices import machine
 from transduce.devices.device import find_device
 from transduce.errors import ConfigMismatchError, TransduceError
@@ -28,8 +37,8 @@ _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to sto
 def reproduce_command(arguments: argparse.Namespace) -> int:
     """Trains as the recipe says, scores once on its test sets, and compares with what is recorded and published."""
     if arguments.name is None:
-        if given := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:
-            option = "-o" if given[0] == "output" else f"--{given[0].replace('_', '-')}"
+        if options := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:
+            option = "-o" if options[0] == "output" else f"--{options[0].replace('_', '-')}"
             raise TransduceError(f"{option} needs the NAME of a row: `transduce reproduce` alone lists them.")
         _list(list_recipes(), as_json=arguments.json)
         return 0
@@ -37,23 +46,23 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
     refuse_missing_folder(arguments.output)
     run_dir = Path(arguments.run_dir or Path("runs") / f"{recipe.name}-{arguments.seed}")
     words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
-    how_to_go_on = f"to be scored at the end, go on with: {shlex.join(words)}"
+    resume_hint = f"to be scored at the end, go on with: {shlex.join(words)}"
     try:
         if status := _train(recipe, run_dir, arguments):
             if status in _STOPPED:
-                print(f"transduce: {how_to_go_on}", file=sys.stderr)
+                print(f"transduce: {resume_hint}", file=sys.stderr)
             return status
-        found = _measure(recipe, run_dir, arguments)
+        result = _measure(recipe, run_dir, arguments)
     except (Stopped, KeyboardInterrupt) as stop:  # while scoring
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
-        raise Stopped(signum, f"stopped; {how_to_go_on}") from None
+        raise Stopped(signum, f"stopped; {resume_hint}") from None
     if arguments.output:
         with answers_to(arguments.output) as output:
-            output.write(json.dumps(found, indent=1).encode() + b"\n")
+            output.write(json.dumps(result, indent=1).encode() + b"\n")
     if arguments.json:
-        print_json(found)
+        print_json(result)
     else:
-        for line in judged(recipe, found):
+        for line in verdicts(recipe, result):
             print(line)
     return 0
 
@@ -74,14 +83,14 @@ def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
 
 def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple[int, int]) -> None:
     """Raises ConfigMismatchError if a run is not this recipe's from its first step on, or not on as many cores."""
-    if found := departures(recipe, run, seed=seed):
+    if differences := differences_from(recipe, run, seed=seed):
         raise ConfigMismatchError(
-            f"{run.path} was not trained as {recipe.name} says for seed {seed} ({', '.join(found)}): choose another "
-            "folder with --run-dir."
+            f"{run.path} was not trained as {recipe.name} says for seed {seed} ({', '.join(differences)}): choose "
+            "another folder with --run-dir."
         )
-    used = [(sitting["processes"], sitting["threads"]) for sitting in sittings_of(run)]
-    if others := {*used, cores} - {used[0]}:
-        ways = [f"--processes {processes} --threads {threads}" for processes, threads in (used[0], *sorted(others))]
+    counts = [(session["processes"], session["threads"]) for session in sessions_of(run)]
+    if others := {*counts, cores} - {counts[0]}:
+        ways = [f"--processes {processes} --threads {threads}" for processes, threads in (counts[0], *sorted(others))]
         raise ConfigMismatchError(
             f"{run.path} began with {ways[0]} and its minutes count as of these, so that it cannot go on, or have gone "
             f"on, with {' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
@@ -115,7 +124,7 @@ def _list(recipes: list[Recipe], *, as_json: bool) -> None:
         rows = rows_of(recipe, recipe.results)
         recorded = "\n".join(f"{row.test} {row.metric} {row.mean:.2f} ({row.seeds})" for row in rows)
         published = "\n".join(
-            f"{other.by}: {', '.join(f'{what} {value:.2f}' for what, value in other.scores.items())}"
+            f"{other.by}: {', '.join(f'{name} {value:.2f}' for name, value in other.scores.items())}"
             for other in recipe.published
         )
         table.add_row(recipe.name, recipe.title, recorded or "not yet", published)
