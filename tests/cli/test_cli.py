@@ -325,11 +325,11 @@ def test_answers_go_where_a_link_leads_and_leave_it_one(
 
 
 def test_answers_to_a_device_leave_it_one(tmp_path: Path) -> None:
-    from transduce.cli.console import answers_to
+    from transduce.cli.console import open_output
 
     link = tmp_path / "null"  # so that a mistake here replaces the link at most
     link.symlink_to(os.devnull)
-    with answers_to(str(link)) as output:
+    with open_output(str(link)) as output:
         output.write(b"abc\n")
     assert link.is_symlink()
     assert Path(os.devnull).is_char_device()

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from calling import command, content_of
-from transduce.cli.console import answers_to, groups_of_lines, refuse_output, write_now
+from transduce.cli.console import groups_of_lines, open_output, refuse_output, write_now
 from transduce.config.toml import build, parse_toml
 from transduce.data.pairs import read_lines
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_old_answers_and_is_one_line(tmp_path: Path) -> N
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
     try:
-        with pytest.raises(RunFolderError) as caught, answers_to(str(tmp_path / "out")) as output:
+        with pytest.raises(RunFolderError) as caught, open_output(str(tmp_path / "out")) as output:
             write_now(output, b"x" * 900)
             write_now(output, b"x" * 900)
     finally:

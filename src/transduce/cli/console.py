@@ -1,4 +1,4 @@
-"""What the command reads and writes: lines in, answers, tables and JSON out."""
+"""Console input and output: lines in; outputs, tables and JSON out."""
 
 import argparse
 import json
@@ -24,37 +24,37 @@ from transduce.files.system_errors import explained_read_errors, explained_write
 from transduce.inference.forced_decoding import Annotation
 from transduce.inference.predictor import Prediction
 
-# Lines answered together, sorted among themselves so that little is padded, and what bounds the memory they take.
-_MOST_LINES, _MOST_CHARACTERS = 2_000, 1 << 17
-_CHUNK_BYTES = 1 << 12  # read at a time: unpacked, they can be a thousand times as many
+# Lines predicted together: many, so that batches of equal lengths can be formed, but bounded in memory.
+_MAX_LINES, _MAX_CHARACTERS = 2_000, 1 << 17
+_CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand times as many
 
 
 def report_of(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """Where a line on what happens goes: to standard error, unless quiet; of several processes the first one speaks."""
+    """The function that reports progress: a line on standard error, from the first process only, unless --quiet."""
     is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"
     return (lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def refuse_missing_folder(output: str | None) -> None:
-    """Raises TransduceError, before the long work, if the file `output` could not be written at its end."""
+    """Raises TransduceError if the file `output` could not be written: to be called before the long work."""
     _refuse_folder(output)
     if output and not Path(output).absolute().parent.is_dir():
         raise TransduceError(f"-o {output}: there is no such folder. Make it first, or choose another.")
 
 
 def read_utf8(path: Path) -> str:
-    """A text file as one string, for what is not lines of a corpus."""
+    """The content of a text file that is not a corpus, as one string."""
     try:
-        return read_bytes(path).decode().removeprefix("\ufeff")  # the mark that some editors put first
+        return read_bytes(path).decode().removeprefix("\ufeff")  # the byte order mark that some editors write
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
 
 
 def groups_of_lines(name: str) -> Iterator[list[str]]:
-    """The lines of a file, or of standard input for "-", in groups that are best answered together.
+    """Groups of lines to predict together, from a file, or from standard input for "-".
 
-    A group is large while lines keep coming, and ends where the next would have to be waited for: a line that is typed,
-    or written by a program that wants its answer first, is not held back. One group is in memory at a time.
+    A group grows while lines keep coming, and ends where reading the next would wait: a line that is typed, or written
+    by a program that expects the output before it goes on, is not held back. One group is in memory at a time.
     """
     if name != "-":
         with explained_read_errors(Path(name)), Path(name).open("rb", buffering=0) as file:
@@ -75,7 +75,7 @@ def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
         for line in lines:
             group.append(line)
             num_characters += len(line)
-            if len(group) == _MOST_LINES or num_characters >= _MOST_CHARACTERS:
+            if len(group) == _MAX_LINES or num_characters >= _MAX_CHARACTERS:
                 yield group
                 group, num_characters = [], 0
         if group and not _has_more(file):
@@ -87,14 +87,14 @@ def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     while (chunk := file.read(_CHUNK_BYTES)) != b"":
-        if chunk is None:  # nothing yet, from a pipe that another program has set not to wait
+        if chunk is None:  # nothing yet, from a non-blocking pipe
             select.select([file], [], [])
         else:
             yield chunk
 
 
 def _has_more(file: BinaryIO) -> bool:
-    """Whether reading on would not wait; where the system cannot tell, it may."""
+    """Whether reading on would not wait; False where the system cannot tell."""
     try:
         return bool(select.select([file], [], [], 0)[0])
     except (OSError, ValueError):
@@ -106,7 +106,7 @@ def _unbuffered(file: BinaryIO) -> BinaryIO:
 
 
 def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The lines of a source file, and of each file of reference answers to it."""
+    """The lines of a source file, and those of each of its reference files."""
     sources = read_lines(Path(source))
     references = [read_lines(Path(name)) for name in targets]
     for name, lines in zip(targets, references, strict=True):
@@ -117,12 +117,12 @@ def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], lis
 
 
 def refuse_output(name: str | None, source: str) -> None:
-    """Raises TransduceError if answers cannot go there: into a folder, or into the file that is read."""
+    """Raises TransduceError if outputs cannot be written to `name`: a folder, or the file that is read."""
     _refuse_folder(name)
-    read, written = _regular_file(source, sys.stdin), _regular_file(name or "-", sys.stdout)
-    if read and written and os.path.samestat(read, written):
-        where = f"-o {name}" if name else "standard output"
-        raise TransduceError(f"{where} is the file that is read: give the answers another name.")
+    source_stat, output_stat = _regular_file(source, sys.stdin), _regular_file(name or "-", sys.stdout)
+    if source_stat and output_stat and os.path.samestat(source_stat, output_stat):
+        output = f"-o {name}" if name else "standard output"
+        raise TransduceError(f"{output} is the file that is read: give the answers another name.")
 
 
 def _refuse_folder(name: str | None) -> None:
@@ -131,18 +131,19 @@ def _refuse_folder(name: str | None) -> None:
 
 
 def _regular_file(name: str, standard: TextIO) -> os.stat_result | None:
+    """The status of a file, or of a standard stream for "-"; None if it is not a regular file."""
     try:
-        found = os.fstat(standard.fileno()) if name == "-" else Path(name).stat()
-    except (OSError, AttributeError):  # not there, closed, or not of the system
+        status = os.fstat(standard.fileno()) if name == "-" else Path(name).stat()
+    except (OSError, AttributeError):  # missing, closed, or a stream without a descriptor
         return None
-    return found if stat.S_ISREG(found.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager
-def answers_to(name: str | None) -> Iterator[BinaryIO]:
-    """Where answers go: to the file `name` (standard output without one), whole or not at all.
+def open_output(name: str | None) -> Iterator[BinaryIO]:
+    """The output file `name`, written whole or not at all; standard output without a name.
 
-    A pipe or a device gets them as they come. A link stays one: the file that it leads to is replaced.
+    A pipe or a device is written to at once. A symbolic link stays one: the file that it points to is replaced.
     """
     if name is None:
         if sys.stdout is None:
@@ -155,28 +156,28 @@ def answers_to(name: str | None) -> Iterator[BinaryIO]:
         yield file
 
 
-def text_line(answers: Sequence[Prediction]) -> str:
-    """Texts with tabs between them."""
-    return "\t".join(answer.text for answer in answers) + "\n"
+def text_line(outputs: Sequence[Prediction]) -> str:
+    """The texts of an n-best list, joined by tabs."""
+    return "\t".join(output.text for output in outputs) + "\n"
 
 
-def json_line(source: str, answers: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
-    """A JSON object: the source, and each answer with its tokens, what they are worth and where they come from."""
+def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
+    """A JSON object: the source, and each output with its tokens, their log-probabilities and alignment."""
     predictions = [
-        answer.as_dict() | {"tokens": annotation.as_rows()}
-        for answer, annotation in zip(answers, annotations, strict=True)
+        output.as_dict() | {"tokens": annotation.as_rows()}
+        for output, annotation in zip(outputs, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if answers[0].is_truncated:
+    if outputs[0].is_truncated:
         row["truncated"] = True
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def write_now(file: BinaryIO, content: bytes) -> None:
-    """Writes all of it, and leaves nothing for the end of the program, where it could neither fail nor be stopped."""
+    """Writes all of `content` at once: at the exit of the program a write could neither fail nor be stopped."""
     rest = memoryview(content)
     while rest:
-        written = file.write(rest)  # of an unbuffered file: a part, or None if it is full and set not to wait
+        written = file.write(rest)  # of an unbuffered file: a part, or None if it is non-blocking and full
         if written is None:
             select.select([], [file], [])
         else:
@@ -185,35 +186,35 @@ def write_now(file: BinaryIO, content: bytes) -> None:
 
 
 def print_scores(scores: list[Score], about: str) -> None:
-    """Each score, and below them what is needed to compute them again."""
-    for found in scores:
-        print(f"{found}  {about}")
-    for found in scores:
-        print(f"  {found.name}: {found.signature}")
+    """Prints each score, and below them the signatures by which they can be computed again."""
+    for score in scores:
+        print(f"{score}  {about}")
+    for score in scores:
+        print(f"  {score.name}: {score.signature}")
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal; a file or a pipe gets whole lines."""
+    """Prints a table as wide as the terminal; a file or a pipe gets whole lines."""
     console = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
-    with console.capture() as captured:  # for rich has its own idea of what to do about a reader that has left
+    with console.capture() as captured:  # rich would end the program by itself if the reader has left
         console.print(table)
     print(captured.get(), end="")
 
 
-def print_description(found: dict[str, Any]) -> None:
-    """What `describe` found: parameters by part, settings, and of a run which step its model is of, and how good."""
-    table = Table("part", "parameters", title=found["name"], title_justify="left")
+def print_description(description: dict[str, Any]) -> None:
+    """Prints what `describe` reports: parameters by part, settings; of a run also the step and scores of its model."""
+    table = Table("part", "parameters", title=description["name"], title_justify="left")
     table.columns[1].justify = "right"
-    for part, count in found["parameters"].items():
+    for part, count in description["parameters"].items():
         table.add_row(part, f"{count:,}", style="bold" if part == "total" else None)
     print_table(table)
-    print(", ".join(f"{name} {value}" for name, value in found["config"].items()))
-    if "model_is_of" in found:
-        is_imported = "imported" in found["facts"]
-        print("imported, not trained here" if is_imported else _model_is_of(found["model_is_of"]))
+    print(", ".join(f"{name} {value}" for name, value in description["config"].items()))
+    if "model_is_of" in description:
+        is_imported = "imported" in description["facts"]
+        print("imported, not trained here" if is_imported else _provenance(description["model_is_of"]))
 
 
-def _model_is_of(metadata: dict[str, Any] | None) -> str:
+def _provenance(metadata: dict[str, Any] | None) -> str:
     if metadata is None:
         return "no model yet: the first validation is still to come"
     if "steps" in metadata:
@@ -223,5 +224,5 @@ def _model_is_of(metadata: dict[str, Any] | None) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on one line."""
+    """Prints one JSON object on one line."""
     print(json.dumps(value, ensure_ascii=False))

@@ -21,15 +21,15 @@ def data_command(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         if arguments.output is not None:
             raise TransduceError("-o needs the name of a data set: transduce data NAME -o DIR.")
-        listed = list_datasets()
+        datasets = list_datasets()
         if arguments.json:
-            named = ("name", "task", "description", "home", "licence", "splits")
-            print_json({"datasets": [{key: getattr(found, key) for key in named} for found in listed]})
+            keys = ("name", "task", "description", "home", "licence", "splits")
+            print_json({"datasets": [{key: getattr(dataset, key) for key in keys} for dataset in datasets]})
             return 0
         table = Table("name", "what", "pairs", "licence", "home")
-        for found in listed:
-            pairs = ", ".join(f"{split} {count:,}" for split, count in found.splits.items())
-            table.add_row(found.name, found.description, pairs, found.licence, found.home)
+        for dataset in datasets:
+            pairs = ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items())
+            table.add_row(dataset.name, dataset.description, pairs, dataset.licence, dataset.home)
         print_table(table)
         return 0
     if arguments.output is None:
@@ -63,7 +63,7 @@ def write_dataset(
             content = as_text(lines)
             contents[folder / f"{split}.{suffix}"] = content
             rows.append(f"| `{split}.{suffix}` | {len(lines):,} | `{sha256_of(content)}` |")
-    # First the README.md: it says whose the others are, should we be stopped between them.
+    # README.md first: should we be stopped in between, it says which data set the other files are of.
     contents = {folder / "README.md": _readme(dataset, rows).encode()} | contents
     for path, content in contents.items():
         write_atomically(path, content)
@@ -77,8 +77,8 @@ def _refuse_other_files(dataset: Dataset, folder: Path) -> None:
         return
     suffixes = (dataset.source_suffix, dataset.target_suffix)
     names = ["README.md", *(f"{split}.{suffix}" for split in dataset.splits for suffix in suffixes)]
-    if there := next((name for name in names if (folder / name).exists()), None):
-        raise RunFolderError(f"{folder} holds another {there} than that of {dataset.name}. Choose another folder.")
+    if existing := next((name for name in names if (folder / name).exists()), None):
+        raise RunFolderError(f"{folder} holds another {existing} than that of {dataset.name}. Choose another folder.")
 
 
 def _title(dataset: Dataset) -> str:

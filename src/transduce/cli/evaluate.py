@@ -14,10 +14,8 @@ from transduce.evaluation.metrics import compare
 from transduce.runs.corpus import count_training_overlap, places_of_environment
 from transduce.runs.folder import RunFolder
 
-Arguments = argparse.Namespace
 
-
-def evaluate_command(arguments: Arguments) -> int:
+def evaluate_command(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     predictor = load_predictor(arguments, arguments.run)
     sources, references = read_references(arguments.source, arguments.target)
@@ -32,7 +30,7 @@ def evaluate_command(arguments: Arguments) -> int:
                 "run": arguments.run,
                 "source": arguments.source,
                 "target": arguments.target,
-                "scores": {found.name: found.as_dict() for found in scores},
+                "scores": {result.name: result.as_dict() for result in scores},
                 "num_lines": len(sources),
                 "in_training_too": overlap,
                 "beam_size": predictor.decoding.beam_size,
@@ -48,13 +46,13 @@ def evaluate_command(arguments: Arguments) -> int:
             "the training pairs are not where they were, or too many: nobody looked whether these are among them"
         )
     else:
-        told = ", ".join(f"{count:,} {side}" for side, count in overlap.items())
-        predictor.report(f"in training too: {told}")
+        counts = ", ".join(f"{count:,} {side}" for side, count in overlap.items())
+        predictor.report(f"in training too: {counts}")
     return 0
 
 
-def _metrics_to_score(arguments: Arguments, config: ExperimentConfig) -> tuple[str, ...]:
-    """Those asked for, or those of the run. Raises TransduceError before the long work, not after it."""
+def _metrics_to_score(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[str, ...]:
+    """The metrics of --metric, or those of the run. Raises TransduceError before the long work, not after it."""
     if arguments.metric:
         metrics = tuple(name.strip() for name in arguments.metric.split(","))
     elif arguments.group_sources:
@@ -67,13 +65,13 @@ def _metrics_to_score(arguments: Arguments, config: ExperimentConfig) -> tuple[s
     return metrics
 
 
-def compare_command(arguments: Arguments) -> int:
+def compare_command(arguments: argparse.Namespace) -> int:
     refuse_unknown_metrics([arguments.metric], "--metric")
     sources, references = read_references(arguments.source, arguments.target)
     a, b = (load_predictor(arguments, name).predict(sources) for name in (arguments.run_a, arguments.run_b))
-    found = compare(arguments.metric, a, b, references, seed=arguments.seed, method=arguments.method)
+    comparison = compare(arguments.metric, a, b, references, seed=arguments.seed, method=arguments.method)
     if arguments.json:
-        print_json({"run_a": arguments.run_a, "run_b": arguments.run_b} | found.as_dict())
+        print_json({"run_a": arguments.run_a, "run_b": arguments.run_b} | comparison.as_dict())
     else:
-        print(f"A: {arguments.run_a}\nB: {arguments.run_b}\n{found}")
+        print(f"A: {arguments.run_a}\nB: {arguments.run_b}\n{comparison}")
     return 0

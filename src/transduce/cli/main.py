@@ -1,6 +1,6 @@
-"""The command `transduce`: what its words mean, and what a person sees when something is wrong.
+"""The command `transduce`: from words to a subcommand, and from an error to one line and an exit status.
 
-Nothing here needs torch, so that help is there at once; each subcommand is imported when it is called.
+Nothing here needs torch, so that help appears at once; each subcommand is imported when it is called.
 """
 
 import argparse
@@ -29,39 +29,39 @@ _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (see `errors` for their meaning)."""
+    """Run the command; return its exit status (see `errors` for their meaning)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if sys.stderr is None:  # closed: Python would print what is meant for it among the answers
+    if sys.stderr is None:  # closed: Python would print what is meant for it among the outputs
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
-    settings, others = _take_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
-    arguments, rest = build_parser().parse_known_args(others)
+    settings, words_left = _split_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
+    arguments, rest = build_parser().parse_known_args(words_left)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
-        arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse takes FILE for left out before it sees it
+        arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse gives FILE its default before it sees it
     if rest:
-        build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.verb} --help")
+        build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.subcommand} --help")
     arguments.overrides, arguments.words = settings, words
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
         signal.signal(signal.SIGTERM, _stop)
     try:
         status = _run(arguments)
         if sys.stdout is not None:  # it may have been closed
-            sys.stdout.flush()  # here, where an error can still be told
+            sys.stdout.flush()  # here, where an error can still be reported
         return status
     except Stopped as stopped:
-        return _tell(stopped.message or "stopped.", stopped.exit_status)
+        return _print_message(stopped.message or "stopped.", stopped.exit_status)
     except KeyboardInterrupt:
-        return _tell("stopped.", 128 + signal.SIGINT)
+        return _print_message("stopped.", 128 + signal.SIGINT)
     except BrokenPipeError:
-        _abandon_output()  # whoever read it has left: nobody to tell
+        _abandon_output()  # its reader has left
         return _BROKEN_PIPE
     except Exception as error:
         if arguments.debug:
             raise
-        return _tell_error(error)
+        return _print_error(error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Carries out the subcommand; returns the exit status."""
+    """Run the subcommand; return its exit status."""
     import torch
 
     from transduce.devices.cpu import speed_up_cpu
@@ -69,41 +69,41 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     speed_up_cpu()
-    name = "predict" if arguments.verb == "translate" else arguments.verb
+    name = "predict" if arguments.subcommand == "translate" else arguments.subcommand
     return int(getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")(arguments))
 
 
-def _take_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The settings, `--section.key value` or `--section.key=value`, wherever they stand, and the other words."""
+def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are settings, `--section.key value` or `--section.key=value`, and the other words."""
     settings: list[str] = []
-    others: list[str] = []
-    left = list(words)
-    while left:
-        word = left.pop(0)
+    other_words: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         match = _SETTING.fullmatch(word)
-        (settings if match else others).append(word)
-        if match and not match[1] and left and not left[0].startswith("--"):
-            settings.append(left.pop(0))
-    return settings, others
+        (settings if match else other_words).append(word)
+        if match and not match[1] and remaining and not remaining[0].startswith("--"):
+            settings.append(remaining.pop(0))
+    return settings, other_words
 
 
 def _stop(signum: int, _frame: FrameType | None) -> None:
     raise Stopped(signum)
 
 
-def _tell_error(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     if isinstance(error, TransduceError):
-        return _tell(f"error: {error}", error.exit_status)
+        return _print_message(f"error: {error}", error.exit_status)
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        prefix = f"{error.filename}: " if error.filename else ""
         _abandon_output()  # it may be what cannot be written
-        return _tell(f"error: {where}{error.strerror or error}", _IO_ERROR)
-    return _tell(f"internal error: {type(error).__name__}: {error} (--debug shows where)", _INTERNAL_ERROR)
+        return _print_message(f"error: {prefix}{error.strerror or error}", _IO_ERROR)
+    return _print_message(f"internal error: {type(error).__name__}: {error} (--debug shows where)", _INTERNAL_ERROR)
 
 
 def _abandon_output() -> None:
-    """If what is still held of our output cannot be written, it goes nowhere: Python would try again at its end."""
-    if sys.stdout is None:  # closed: nothing is held
+    """Discard buffered output that cannot be written: Python would try, and fail, again at its exit."""
+    if sys.stdout is None:  # closed: nothing is buffered
         return
     try:
         sys.stdout.flush()
@@ -111,8 +111,9 @@ def _abandon_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(message: str, status: int) -> int:
-    if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":  # what all processes meet, the first one tells
+def _print_message(message: str, status: int) -> int:
+    # Every process meets the same error, and the first one prints it; an internal error may be that of one alone.
+    if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":
         print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
     return status
 

@@ -1,63 +1,62 @@
-"""The predictor that the options of a subcommand ask for."""
+"""The predictor that a subcommand's decoding options describe: `predict`, `explain`, `evaluate` and `compare`."""
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transduce.cli.console import report_of
+from transduce.devices.device import find_device
 from transduce.errors import TransduceError
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.predictor import Predictor
-from transduce.runs.load import load
-
-Arguments = argparse.Namespace
+from transduce.runs.folder import RunFolder
 
 
-def load_predictor(arguments: Arguments, name: str) -> Predictor:
-    """A run's predictor, searching and constrained as the options say."""
-    report = report_of(arguments)
-    own = load(name, device=arguments.device, int8=arguments.int8, report=report)
+def load_predictor(arguments: argparse.Namespace, run: str) -> Predictor:
+    """The predictor of a run, with the decoding settings and output constraints of the options."""
+    folder = RunFolder.open(Path(run))
     return Predictor(
-        own.model,
-        own.tokenizer,
-        _decoding(arguments, own.decoding),
+        folder.load_model().to(find_device(arguments.device)),
+        folder.tokenizer,
+        _decoding(arguments, folder.settings.decoding),
         constraints=_constraints(arguments),
-        int8=own.int8,
-        report=report,
+        int8=arguments.int8,
+        report=report_of(arguments),
     )
 
 
-def _decoding(arguments: Arguments, own: DecodingConfig) -> DecodingConfig:
-    """The settings of a run, and in their place what was asked for."""
-    seeds = () if arguments.verb == "compare" else ("seed",)  # there it is that of the resampling
+def _decoding(arguments: argparse.Namespace, defaults: DecodingConfig) -> DecodingConfig:
+    """The decoding settings of a run, overridden by the options given."""
+    seeds = () if arguments.subcommand == "compare" else ("seed",)  # the seed of `compare` is that of the resampling
     options = ("beam_size", "length_penalty", "temperature", "top_k", "top_p", *seeds)
     chosen = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None) is not None}
-    decoding = replace(own, **chosen)
+    decoding = replace(defaults, **chosen)
     if decoding.temperature == 0 and (idle := [option for option in ("top_k", "top_p", "seed") if option in chosen]):
         raise TransduceError(f"--{idle[0].replace('_', '-')} is for drawing answers: add --temperature 1.")
-    return replace(decoding, **_limits(arguments))
+    return replace(decoding, **_length_limits(arguments))
 
 
-def _limits(arguments: Arguments) -> dict[str, Any]:
-    """How long answers must be and may be, and what they may not repeat: options of `predict` alone."""
-    shortest, longest, ngram = (
+def _length_limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of --min-length, --max-length and --no-repeat-ngram, which `predict` alone has."""
+    min_length, max_length, ngram_size = (
         getattr(arguments, name, None) for name in ("min_length", "max_length", "no_repeat_ngram")
     )
     limits: dict[str, Any] = {}
-    if shortest is not None:
-        limits["min_len"] = shortest
-    if longest is not None:
-        if longest < (shortest or 0):
-            raise TransduceError(f"--min-length {shortest} is more than --max-length {longest}.")
-        limits |= {"max_len_ratio": 0.0, "max_len_extra": longest + 1}  # the end is one more
-    if ngram is not None:
-        limits["no_repeat_ngram_size"] = ngram
+    if min_length is not None:
+        limits["min_len"] = min_length
+    if max_length is not None:
+        if max_length < (min_length or 0):
+            raise TransduceError(f"--min-length {min_length} is more than --max-length {max_length}.")
+        limits |= {"max_len_ratio": 0.0, "max_len_extra": max_length + 1}  # one more for the end symbol
+    if ngram_size is not None:
+        limits["no_repeat_ngram_size"] = ngram_size
     return limits
 
 
-def _constraints(arguments: Arguments) -> Constraints:
-    """What answers must and must not hold: options of `predict` alone."""
+def _constraints(arguments: argparse.Namespace) -> Constraints:
+    """The output constraints, which `predict` alone has options for."""
     if not hasattr(arguments, "require"):
         return Constraints()
     return Constraints(prefix=arguments.prefix, required=tuple(arguments.require), forbidden=tuple(arguments.forbid))

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from transduce.cli.console import answers_to, print_json, print_table, refuse_missing_folder, report_of
+from transduce.cli.console import open_output, print_json, print_table, refuse_missing_folder, report_of
 from transduce.cli.processes import spawn
 from transduce.cli.recipes import (
     Recipe,
@@ -57,8 +57,8 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(signum, f"stopped; {resume_hint}") from None
     if arguments.output:
-        with answers_to(arguments.output) as output:
-            output.write(json.dumps(result, indent=1).encode() + b"\n")
+        with open_output(arguments.output) as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
     if arguments.json:
         print_json(result)
     else:

@@ -20,12 +20,12 @@ from transduce.runs.folder import RunFolder
 def average_command(arguments: argparse.Namespace) -> int:
     folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
     RunFolder(output).refuse_other_use()  # before the long work
-    there = folder.checkpoints()
-    steps = arguments.steps or there[-arguments.last :]
-    missing = sorted(set(steps) - set(there))
+    available = folder.checkpoints()
+    steps = arguments.steps or available[-arguments.last :]
+    missing = sorted(set(steps) - set(available))
     if missing or len(steps) < (arguments.last or 1):
         raise TransduceError(
-            f"{arguments.run} has checkpoints of steps {', '.join(map(str, there)) or 'none'}: "
+            f"{arguments.run} has checkpoints of steps {', '.join(map(str, available)) or 'none'}: "
             f"{f'not of {missing[0]}' if missing else f'not {arguments.last} of them'}. "
             "training.keep_checkpoints says how many stay."
         )
@@ -41,7 +41,7 @@ def average_command(arguments: argparse.Namespace) -> int:
 
 
 def describe_command(arguments: argparse.Namespace) -> int:
-    found: dict[str, Any] = {}
+    run_facts: dict[str, Any] = {}
     if arguments.what in PRESETS:
         config, vocabulary = PRESETS[arguments.what], VocabularySizes.joint(arguments.vocab_size)
     else:
@@ -55,11 +55,11 @@ def describe_command(arguments: argparse.Namespace) -> int:
         metadata = folder.read_model_metadata() if folder.has_model else None
         if metadata is not None:
             metadata["validation"] = scores_by_name(metadata["validation"], group_sources=group_sources)
-        found |= {"model_is_of": metadata, "facts": folder.facts}
-    with _WithoutNumbers():
+        run_facts = {"model_is_of": metadata, "facts": folder.facts}
+    with _ShapesOnly():
         model = Transformer(config, vocabulary)
-    found = {"name": arguments.what, "parameters": _count_parameters(model), "config": vars(config)} | found
-    (print_json if arguments.json else print_description)(found)
+    description = {"name": arguments.what, "parameters": _count_parameters(model), "config": vars(config)} | run_facts
+    (print_json if arguments.json else print_description)(description)
     return 0
 
 
@@ -69,21 +69,21 @@ def verify_command(arguments: argparse.Namespace) -> int:
     except DamagedFileError:
         folder = RunFolder(Path(arguments.run))  # the list below says what is damaged
     results = folder.verify()
-    bad = [(name, problem) for name, problem in results if problem]
+    is_intact = not any(problem for _, problem in results)
     if arguments.json:
-        print_json({"run": arguments.run, "is_intact": not bad, "files": dict(results)})
+        print_json({"run": arguments.run, "is_intact": is_intact, "files": dict(results)})
     else:
         for name, problem in results:
             print(f"{name}: {problem or 'intact'}")
         if "model.safetensors" not in dict(results):
             print("model.safetensors: none yet")
-    return DamagedFileError.exit_status if bad else 0
+    return 0 if is_intact else DamagedFileError.exit_status
 
 
-class _WithoutNumbers(TorchFunctionMode):
-    """Parameters made inside have shapes alone, whatever their size.
+class _ShapesOnly(TorchFunctionMode):
+    """A context in which parameters have shapes but no values, so that a model of any size fits into memory.
 
-    As with `torch.device("meta")`, which loads torch's compiler for normal draws and powers: over a second.
+    `torch.device("meta")` does the same, but loads torch's compiler for `normal_` and powers: over a second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,7 +94,7 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def _count_parameters(model: Transformer) -> dict[str, int]:
-    """Parameters by part; what is shared counts once, where it is first."""
+    """Number of parameters by part; a shared tensor counts once, under its first name."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         words = name.split(".")

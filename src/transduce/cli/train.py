@@ -18,14 +18,12 @@ from transduce.runs.train import train
 from transduce.training.distributed import num_processes
 from transduce.training.signals import Stopped
 
-Arguments = argparse.Namespace
 
-
-def fit_command(arguments: Arguments) -> int:
+def fit_command(arguments: argparse.Namespace) -> int:
     paths = arguments.pairs
     run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.split(".")[0])
     report = report_of(arguments)
-    with _telling_how_to_go_on(arguments):
+    with _with_resume_hint(arguments):
         result = fit(
             paths,
             run_dir,
@@ -46,17 +44,19 @@ def fit_command(arguments: Arguments) -> int:
     return 0
 
 
-def train_command(arguments: Arguments) -> int:
+def train_command(arguments: argparse.Namespace) -> int:
     path = Path(arguments.config)
     overrides = [*arguments.overrides]
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
-    if arguments.processes > 1 and num_processes() == 1:  # after the settings: a mistake in them is told at once
+    if (
+        arguments.processes > 1 and num_processes() == 1
+    ):  # after the settings, so that a mistake in them is reported once
         return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
-    with _telling_how_to_go_on(arguments), _tensorboard(arguments, run_dir, report) as observers:
+    with _with_resume_hint(arguments), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
             config,
             run_dir,
@@ -76,25 +76,25 @@ def train_command(arguments: Arguments) -> int:
     return 0
 
 
-def prepare_command(arguments: Arguments) -> int:
+def prepare_command(arguments: argparse.Namespace) -> int:
     path = Path(arguments.config)
     config = load_config(read_utf8(path), str(path), arguments.overrides)
     report = report_of(arguments)
     tokenizer = RunFolder.open(Path(arguments.init_from)).tokenizer if arguments.init_from else None
-    found = prepare(config, tokenizer, places_of_environment(), report=report, show_progress=not arguments.quiet)
-    if found is None:
+    prepared = prepare(config, tokenizer, places_of_environment(), report=report, show_progress=not arguments.quiet)
+    if prepared is None:
         report("these pairs fit into memory: `train` reads them in a moment, nothing needs preparing")
     if arguments.json:
-        folder = {"path": str(found.path), "bytes": found.num_bytes} | vars(found.manifest) if found else {"path": None}
-        print_json(folder)
+        folder = {"path": str(prepared.path), "bytes": prepared.num_bytes} if prepared else {"path": None}
+        print_json(folder | (vars(prepared.manifest) if prepared else {}))
     return 0
 
 
 @contextmanager
 def _tensorboard(
-    arguments: Arguments, run_dir: Path, report: Callable[[str], None]
+    arguments: argparse.Namespace, run_dir: Path, report: Callable[[str], None]
 ) -> Iterator[list[TensorBoardWriter]]:
-    """TensorBoard's writer among the observers, if asked for; its file is closed however training ends."""
+    """The observers of training: TensorBoard's writer, if asked for, closed however training ends."""
     if not arguments.tensorboard:
         yield []
         return
@@ -109,14 +109,15 @@ def _tensorboard(
 
 
 @contextmanager
-def _telling_how_to_go_on(arguments: Arguments) -> Iterator[None]:
-    """A stop that saved something names the command that goes on from it: the same one, with --resume."""
+def _with_resume_hint(arguments: argparse.Namespace) -> Iterator[None]:
+    """Adds to the message of a stop that saved something the command that resumes it: the same one, with --resume."""
     try:
         yield
     except Stopped as stopped:
         if stopped.message:
-            here = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun alone
-            program = ["torchrun", f"--nproc-per-node={here}", "-m", "transduce"] if here else ["transduce"]
+            program = ["transduce"]
+            if world_size := os.environ.get("LOCAL_WORLD_SIZE"):  # set by torchrun alone
+                program = ["torchrun", f"--nproc-per-node={world_size}", "-m", "transduce"]
             command = program + arguments.words + ["--resume"] * (not arguments.resume)
             stopped.message += f" Go on with: {shlex.join(command)}"
         raise

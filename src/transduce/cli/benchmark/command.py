@@ -8,7 +8,7 @@ from typing import Any
 from transduce.cli.benchmark.decoding import measure_decoding
 from transduce.cli.benchmark.tables import print_decoding_speed, print_training_speed
 from transduce.cli.benchmark.training import TrainingWork, measure_training
-from transduce.cli.console import answers_to, print_json, refuse_missing_folder, report_of
+from transduce.cli.console import open_output, print_json, refuse_missing_folder, report_of
 from transduce.cli.export import lines_of
 from transduce.cli.processes import spawn
 from transduce.runs.corpus import places_of_environment
@@ -34,8 +34,8 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
     if found is None:  # another process tells
         return 0
     if arguments.output:
-        with answers_to(arguments.output) as output:
-            output.write(json.dumps(found, indent=1).encode() + b"\n")
+        with open_output(arguments.output) as file:
+            file.write(json.dumps(found, indent=1).encode() + b"\n")
     show = print_decoding_speed if arguments.topic == "decode" else print_training_speed
     (print_json if arguments.json else show)(found)
     return 0
