@@ -1,4 +1,4 @@
-"""The settings of validation, and the names of all metrics."""
+"""Validation settings, and the names of all metrics."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,34 +10,33 @@ T = TypeVar("T")
 
 METRICS = ("bleu", "tokenized_bleu", "chrf", "ter", "wer", "cer", "per", "exact_match", "word_error")
 GROUPED_METRICS = ("word_error", "per")  # the pronunciation scores: rows of one source are its alternatives
-_FORMER_NAMES = {
-    "wer": "word_error"
-}  # of grouped scores, in files that are still read; elsewhere `wer` is edits / words
+# Of grouped scores in older files; elsewhere `wer` is edits / words.
+_FORMER_NAMES = {"wer": "word_error"}
 
 
 def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
-    """Raises TransduceError, naming the setting `where`, before the long work and not after it."""
+    """Raise TransduceError, naming the setting `where`, before the long work and not after it."""
     for name in names:
         if name not in METRICS:
             raise TransduceError(f"{where} has '{name}', which is unknown.{nearest(name, METRICS)}")
 
 
 def name_of_score(name: str, *, group_sources: bool) -> str:
-    """What a score in a file is called: by its name now, if the file is older."""
+    """The present name of a score in a file, which may be older."""
     return _FORMER_NAMES.get(name, name) if group_sources else name
 
 
 def scores_by_name(scores: Mapping[str, T], *, group_sources: bool) -> dict[str, T]:
-    """`scores` as they are called now; other things than scores may stand among them."""
+    """`scores` by their present names; other entries may stand among them."""
     return {name_of_score(name, group_sources=group_sources): value for name, value in scores.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """How good a model is found to be during training."""
+    """Settings of validation during training."""
 
-    metrics: tuple[str, ...] = ("bleu",)  # of decoded answers; none: the loss alone
-    best: str = "loss"  # the weights with the best of this are kept: "loss" or one of `metrics`
+    metrics: tuple[str, ...] = ("bleu",)  # of decoded outputs; none: the loss alone
+    best: str = "loss"  # the weights with the best value of this are kept: "loss" or one of `metrics`
     max_pairs: int = 500  # decoded at each validation, spread evenly; the loss is of all
     beam_size: int = 1
     group_sources: bool = False  # rows of one source are its alternatives: see GROUPED_METRICS

@@ -1,10 +1,10 @@
-"""What each metric is: one function measures a corpus as a row of counts per segment, the other scores sums of rows.
+"""Definitions of the metrics: one function measures a corpus as a row of counts per segment, one scores sums of rows.
 
-BLEU, chrF and TER are sacreBLEU's own, with its defaults; `tokenized_bleu` is its BLEU without a tokeniser. Its rows
-are kept, and its formulas stand here once more in numpy, where they score many sums at once.
+BLEU, chrF and TER are sacreBLEU's own, with its defaults; `tokenized_bleu` is its BLEU without a tokenizer. Its rows
+are kept, and its formulas stand here once more in numpy, where they score many sums at once: those of all resamples.
 
 References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
-segment i. None marks one that is absent; an empty string is a reference that happens to be empty.
+segment i. None marks an absent one; an empty string is a reference that happens to be empty.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -21,7 +21,7 @@ from sacrebleu.metrics.base import Signature
 References: TypeAlias = Sequence[Sequence[str | None]]
 Array: TypeAlias = NDArray[np.float64]
 
-_VERSION = "transduce-1"  # in our signatures; another one whenever a definition below changes a value
+_VERSION = "transduce-1"  # in our signatures; changes whenever a definition below changes a value
 
 
 class Measured(NamedTuple):
@@ -46,7 +46,7 @@ class Metric:
 
 
 class _KeepsRows(SacreMetric):
-    """Keeps the rows whose sum `corpus_score` scores, the ones that sacreBLEU resamples in its own tests."""
+    """A sacreBLEU metric that keeps the rows whose sum it scores, which it resamples in its own significance tests."""
 
     def _extract_corpus_statistics(self, hypotheses: Sequence[str], references: Any) -> Any:
         self.rows = super()._extract_corpus_statistics(hypotheses, references)
@@ -58,7 +58,7 @@ class _BLEU(_KeepsRows, BLEU):
 
 
 class _TokenizedBLEU(_BLEU):
-    """BLEU of text that is tokenised already, as published tables often have it: blanks alone divide it."""
+    """BLEU of text that is tokenized already, as published tables often have it: split at spaces only."""
 
     def __init__(self) -> None:
         super().__init__(tokenize="none", force=True)
@@ -82,12 +82,12 @@ def _by_sacrebleu(metric_type: Callable[[], _KeepsRows]) -> Measure:
 
 
 def _by_segment(row_of: Callable[[str, list[str]], tuple[int, int]], description: str) -> Measure:
-    """A metric of ours: `row_of(hypothesis, references)` counts two numbers, and the first is a rate of the second."""
+    """A rate in per cent: `row_of(hypothesis, references)` gives a count and the total that it is a share of."""
 
     def measure(hypotheses: Sequence[str], references: References) -> Measured:
-        present = [[r for r in of_segment if r is not None] for of_segment in zip(*references, strict=True)]
+        present = [[r for r in segment if r is not None] for segment in zip(*references, strict=True)]
         rows = np.array([row_of(h, rs) for h, rs in zip(hypotheses, present, strict=True)], dtype=np.float64)
-        num_refs = {len(of_segment) for of_segment in present}
+        num_refs = {len(rs) for rs in present}
         signature = Signature({"num_refs": num_refs.pop() if len(num_refs) == 1 else -1})
         signature.update("rate", description)
         signature.update("version", _VERSION)
@@ -111,15 +111,16 @@ def _is_match(hypothesis: str, references: list[str]) -> tuple[int, int]:
 
 
 def _rate(sums: Array) -> Array:
-    """Counted / total in per cent; where the total is 0, 100 if anything was counted, as sacreBLEU's TER has it."""
-    counted, total = sums[..., 0], sums[..., 1]
-    return 100 * np.where(total > 0, counted / np.where(total > 0, total, 1), counted > 0)
+    """Count / total in per cent; where the total is 0, 100 if anything was counted, as in sacreBLEU's TER."""
+    count, total = sums[..., 0], sums[..., 1]
+    return 100 * np.where(total > 0, count / np.where(total > 0, total, 1), count > 0)
 
 
 def _bleu(sums: Array) -> Array:
     """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match."""
     hypothesis_len, reference_len = sums[..., 0], sums[..., 1]
     matched, total = sums[..., 2:6], sums[..., 6:10]
+    # sacreBLEU scores 0 if nothing matches at all, or if no hypothesis is long enough for an n-gram of some order.
     is_scored = (matched > 0).any(-1) & (total > 0).all(-1)
     smoothed = np.where(matched > 0, matched, 0.5 ** (matched == 0).cumsum(-1))
     log_precision = np.log(smoothed / np.maximum(total, 1)).mean(-1)
@@ -142,7 +143,8 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
     """Levenshtein distance: the fewest insertions, deletions and substitutions that turn one into the other.
 
     Bit-parallel (Myers 1999 in the form of Hyyrö 2003, figure 3): bit i of an integer is row i of the current column of
-    the dynamic programme, which is kept as its steps of +1 and -1 from one row to the next.
+    the dynamic program. Neighboring cells differ by at most 1, so a column is kept as the rows where it rises and those
+    where it falls; only the cell in the last row, the distance, is kept as a number.
     """
     if not reference:
         return len(hypothesis)
@@ -154,11 +156,14 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
     rises, falls, distance = all_rows, 0, len(reference)  # the first column counts 1, 2, 3, ...
     for token in hypothesis:
         matches = rows_of.get(token, 0)
+        # Cells equal to their neighbor above left: by a match, or by a way round. The carry of the sum goes down each
+        # run of rises that begins at a match, which does a whole column of the recursion in one addition.
         free_diagonals = (((matches & rises) + rises) ^ rises) | matches | falls
+        # From the column before to this one, in each row; the last row gives the distance.
         rises_across = falls | ~(free_diagonals | rises)
         falls_across = free_diagonals & rises
         distance += bool(rises_across & last_row) - bool(falls_across & last_row)
-        rises_across = rises_across << 1 | 1
+        rises_across = rises_across << 1 | 1  # row 0 rises always: one more token against an empty reference
         rises = (falls_across << 1 | ~(free_diagonals | rises_across)) & all_rows
         falls = rises_across & free_diagonals & all_rows
     return distance

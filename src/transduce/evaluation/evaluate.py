@@ -1,4 +1,4 @@
-"""How good a model is: its scores on any lines, and the validation that training goes by."""
+"""Evaluation of a predictor on parallel lines."""
 
 from collections.abc import Sequence
 
@@ -17,19 +17,19 @@ def score(
     group_sources: bool = False,
     num_resamples: int = 1000,
 ) -> list[Score]:
-    """Answers `sources` and scores the answers; `references` are sets of one line per source.
+    """Predict outputs for `sources` and score them; `references` are sets of one line per source.
 
     With `group_sources`, rows of the same source are its alternatives, and the scores are those of distinct sources:
-    `word_error`, the share that is wrong, and `per`.
+    `word_error`, the share that is wrong, and `per`. Raises as `evaluate` does.
     """
     if group_sources and not set(metrics) <= set(GROUPED_METRICS):
         raise TransduceError(
             f"grouped by source, {' and '.join(GROUPED_METRICS)} alone score, not {', '.join(metrics)}."
         )
     distinct = list(dict.fromkeys(sources))
-    answers = dict(zip(distinct, predictor.predict(distinct), strict=True))
-    hypotheses = [answers[source] for source in sources]
+    outputs = dict(zip(distinct, predictor.predict(distinct), strict=True))
+    hypotheses = [outputs[source] for source in sources]
     if group_sources:
-        found = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
-        return [result for result in found if result.name in metrics]
+        scores = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
+        return [each for each in scores if each.name in metrics]
     return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)

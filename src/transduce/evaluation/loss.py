@@ -1,4 +1,4 @@
-"""The cross-entropy of a model on given pairs."""
+"""Validation loss."""
 
 import torch
 
@@ -9,7 +9,7 @@ from transduce.training.loss import cross_entropy_sum
 
 @torch.inference_mode()
 def corpus_loss(model: Transformer, pairs: EncodedPairs, *, batch_tokens: int = 16_384) -> float:
-    """Cross-entropy of the targets in nats per token, without smoothing or dropout."""
+    """Cross-entropy of the targets in nats per token, without label smoothing or dropout."""
     model.eval()
     total, num_tokens = 0.0, 0
     rows = range(len(pairs))

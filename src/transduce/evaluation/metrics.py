@@ -1,10 +1,10 @@
-"""How good predictions are, how sure that is, and whether one system is better than another.
+"""Scores of hypotheses with confidence intervals, and paired significance tests between two systems.
 
-Every metric turns sums of rows of counts, one row per segment, into scores (`metric_definitions`). To resample segments
-is then to resample rows, so one piece of numpy serves the interval and both paired tests of every metric. Scores are in
-per cent; error rates can pass 100.
+Every metric turns sums of rows of counts, one row per segment, into scores (`definitions`). To resample segments is
+then to resample rows, so the same lines of numpy serve the interval and both paired tests of every metric. Scores are
+in per cent; error rates can exceed 100.
 
-Intervals and p-values speak of the choice of test segments only, not of how another training run would have ended.
+Intervals and p-values cover the choice of test segments only, not how another training run would have ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
 _METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
 _SIGNIFICANCE_LEVEL = 0.05
 _CHUNK_CELLS = 1 << 22  # resamples x segments held at once, to bound memory
-_ROUNDING = 1e-9  # score differences closer than this are equal: only rounding tells them apart
+_ROUNDING = 1e-9  # score differences closer than this count as equal
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,23 @@ def evaluate(
     `references[r][i]` is the r-th reference of segment i, None where it has no r-th one.
 
     bleu, chrf, ter  sacreBLEU's, with its defaults
-    tokenized_bleu  sacreBLEU's of text that is tokenised already (tokenize none): not to be compared with bleu
-    wer, per     edits / length of the nearest reference, over the corpus, in blank-separated words (phonemes)
-    cer          the same in Unicode code points, blanks included
+    tokenized_bleu  sacreBLEU's for text that is tokenized already (tokenize none): not to be compared with bleu
+    wer, per     edits / length of the nearest reference, over the corpus, in space-separated words (phonemes)
+    cer          the same in Unicode code points, including spaces
     exact_match  share of segments that equal one of their references
-    word_error   share of segments with an edit to every reference: of single words, of those that are wrong
+    word_error   share of segments with an edit to every reference: of single words, those that are wrong
 
     Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
     """
     chosen = [_choose("metric", name, DEFINITIONS) for name in metrics]
     _check(hypotheses, references, num_resamples)
-    draw = partial(_resampled_sums, _picks, num_resamples=num_resamples, seed=seed)
+    resampled_sums = partial(_resampled_sums, _bootstrap_counts, num_resamples=num_resamples, seed=seed)
     scores = []
     for name, metric in zip(metrics, chosen, strict=True):
         measured = metric.measure(hypotheses, references)
         measured.signature.update("bs", num_resamples)
         measured.signature.update("seed", seed)
-        low, high = _interval(metric.score(draw(measured.rows)))
+        low, high = _interval(metric.score(resampled_sums(measured.rows)))
         signature = str(measured.signature)
         scores.append(Score(name, measured.value, low, high, len(hypotheses), signature, metric.is_higher_better))
     return scores
@@ -125,7 +125,7 @@ def evaluate_pronunciation(
     """The scores of a pronunciation lexicon, whose rows may repeat a source with another reference.
 
     word_error  share of distinct sources whose output is none of their pronunciations; the literature's WER
-    per         edits, in blank-separated phonemes, to the nearest pronunciation of each source / total length of those
+    per         edits, in space-separated phonemes, to the nearest pronunciation of each source / total length of those
 
     `num_segments` counts the distinct sources. Raises as `evaluate` and `group_by_source` do.
     """
@@ -137,16 +137,16 @@ def evaluate_pronunciation(
 def group_by_source(
     sources: Sequence[str], hypotheses: Sequence[str], references: References
 ) -> tuple[list[str], list[str], list[list[str | None]]]:
-    """Makes rows with the same source one segment that has the references of all of them, each once.
+    """Merge rows with the same source into one segment, with the distinct references of all of them.
 
-    Sources keep the order of their first row; the references come back as sets padded with None, as `evaluate` takes
+    Sources keep the order of their first row; the references are returned as sets padded with None, as `evaluate` takes
     them. Raises DataError if a source has two different hypotheses.
     """
     _check(hypotheses, references)
     if len(sources) != len(hypotheses):
         raise DataError(f"{len(sources)} sources but {len(hypotheses)} hypotheses: each needs the other.")
     first_row: dict[str, int] = {}
-    targets: dict[str, dict[str, None]] = {}  # a dict because it is a set that keeps the order
+    targets: dict[str, dict[str, None]] = {}  # a dict as a set that keeps its order
     for row, (source, hypothesis) in enumerate(zip(sources, hypotheses, strict=True)):
         first = first_row.setdefault(source, row)
         if hypothesis != hypotheses[first]:
@@ -172,7 +172,7 @@ def compare(
     seed: int = SEED,
     method: str = "bootstrap",
 ) -> Comparison:
-    """Whether A and B differ, by the paired "bootstrap" or by approximate "randomisation" (Riezler and Maxwell 2005).
+    """Paired significance test of A and B: "bootstrap", or approximate "randomisation" (Riezler and Maxwell 2005).
 
     The p-value of either is two-sided and counts ties as chance, so it is 1 for equal systems; the bootstrap's is below
     0.05 about when the interval excludes 0. Differs from the bootstrap of sacreBLEU's PairedTest, which subtracts the
@@ -183,13 +183,16 @@ def compare(
     _check(hypotheses_a, references, num_resamples)
     _check(hypotheses_b, references, num_resamples)
     a, b = chosen.measure(hypotheses_a, references), chosen.measure(hypotheses_b, references)
-    draw = partial(_resampled_sums, num_resamples=num_resamples, seed=seed)
-    sums_a, sums_b = np.split(draw(_picks, np.hstack([a.rows, b.rows])), 2, axis=-1)
+    resampled_sums = partial(_resampled_sums, num_resamples=num_resamples, seed=seed)
+    # Paired: each resample holds the same segments of A and of B, so what is hard for both cancels in the difference.
+    sums_a, sums_b = np.split(resampled_sums(_bootstrap_counts, np.hstack([a.rows, b.rows])), 2, axis=-1)
     differences = chosen.score(sums_b) - chosen.score(sums_a)
     if method == "bootstrap":
+        # The resampled differences spread around the observed one. Centered at 0 they are those of equal systems.
         by_chance = differences - differences.mean()
     else:
-        moved = draw(_swaps, b.rows - a.rows)  # what A gains and B loses when some outputs change sides
+        # If the systems are equal, each pair of outputs might as well be swapped. `moved` is what A gains and B loses.
+        moved = resampled_sums(_swaps, b.rows - a.rows)
         by_chance = chosen.score(b.rows.sum(0) - moved) - chosen.score(a.rows.sum(0) + moved)
     difference = b.value - a.value
     num_as_large = int(np.count_nonzero(np.abs(by_chance) >= abs(difference) - _ROUNDING))
@@ -199,7 +202,7 @@ def compare(
         score_a=a.value,
         score_b=b.value,
         difference=difference,
-        p_value=(num_as_large + 1) / (num_resamples + 1),
+        p_value=(num_as_large + 1) / (num_resamples + 1),  # + 1: the observed difference is one of them, so never 0
         low=low,
         high=high,
         method=method,
@@ -209,23 +212,23 @@ def compare(
     )
 
 
-def _picks(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
-    """How often each resample of as many segments, drawn with replacement, holds each segment."""
-    picked = rng.integers(num_segments, size=(num_resamples, num_segments))
-    picked += num_segments * np.arange(num_resamples)[:, None]
-    counts = np.bincount(picked.ravel(), minlength=picked.size)
+def _bootstrap_counts(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
+    """How often each resample, drawn with replacement, contains each segment: [resamples, segments]."""
+    segments = rng.integers(num_segments, size=(num_resamples, num_segments))
+    segments += num_segments * np.arange(num_resamples)[:, None]  # so that one bincount counts all resamples
+    counts = np.bincount(segments.ravel(), minlength=segments.size)
     return counts.reshape(num_resamples, num_segments).astype(np.float64)
 
 
 def _swaps(rng: np.random.Generator, num_resamples: int, num_segments: int) -> Array:
-    """1 where a segment changes sides, by the toss of a coin."""
+    """1 where the outputs of a segment are swapped, by the toss of a coin: [resamples, segments]."""
     return rng.integers(2, size=(num_resamples, num_segments)).astype(np.float64)
 
 
 def _resampled_sums(
     weights: Callable[[np.random.Generator, int, int], Array], rows: Array, *, num_resamples: int, seed: int
 ) -> Array:
-    """Sums of `rows` [resamples, counts], weighted anew for every resample; the draws depend on `seed` alone."""
+    """Sums of `rows`, weighted anew for every resample: [resamples, counts]. The weights depend on `seed` alone."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_CELLS // len(rows))
     sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
@@ -244,7 +247,7 @@ def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
 
 
 def _check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:
-    """Raises DataError unless every segment has a hypothesis and a reference, TransduceError for a wrong call."""
+    """Raise DataError unless every segment has a hypothesis and a reference, TransduceError for a wrong call."""
     if num_resamples < 1:
         raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; {NUM_RESAMPLES} is usual.")
     if not references or any(isinstance(reference_set, str) for reference_set in references):
@@ -258,6 +261,6 @@ def _check(hypotheses: Sequence[str], references: References, num_resamples: int
                 f"{len(hypotheses)} hypotheses but {len(reference_set)} references{which}: line k of one must answer "
                 "line k of the other."
             )
-    for number, of_segment in enumerate(zip(*references, strict=True), start=1):
-        if all(reference is None for reference in of_segment):
+    for number, segment in enumerate(zip(*references, strict=True), start=1):
+        if all(reference is None for reference in segment):
             raise DataError(f"Segment {number} has no reference: each needs at least one, which may be empty.")
