@@ -1,4 +1,4 @@
-"""Text in, predictions out: the one object that every front end uses, from memory or from a run folder."""
+"""The predictor: text in, predictions out. Every front end uses it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from transduce.data.batches import bucket_batches, pad_sources
@@ -21,23 +22,23 @@ from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_sear
 from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
 
-# Tokens held side by side, those of the sources and of all hypotheses: large products, but keys and values that the
-# caches of a CPU hold, and enough batches for several workers.
+# Tokens of a batch, those of the sources and of all hypotheses: enough for large products, few enough for the caches of
+# a CPU to hold their keys and values, and for several workers to have batches.
 _TOKENS_AT_ONCE = 8_192
 
-# Of a text, so many times model.max_len characters are split into pieces: no piece is longer, and no line costs more.
+# Only so many times model.max_len characters of a text are tokenized: no token is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer; `score` is its natural log-probability after length normalisation: beam search ranks by it."""
+    """An output. `score` is its natural log-probability after length normalization: beam search ranks by it."""
 
     text: str
     score: float
     log_prob: float
-    ids: tuple[int, ...] = ()  # of the target side, without the end
-    is_truncated: bool = False  # whether the source was too long, and only its beginning is answered
+    ids: tuple[int, ...] = ()  # on the target side, without the end symbol
+    is_truncated: bool = False  # whether the source was too long, so that only its beginning was read
 
     def as_dict(self) -> dict[str, Any]:
         return {"text": self.text, "score": self.score, "log_prob": self.log_prob}
@@ -46,10 +47,10 @@ class Prediction:
 class Predictor:
     """A model and the tokenizer it was trained with.
 
-    `predict` answers texts; `predict_n_best` gives several answers to each. An empty text is answered by an empty one.
-    A source longer than the model is meant for is cut off, counted in `num_truncated` and reported. The model's weights
-    are prepared for answering at the first answer: change them later, and make a new predictor. With `int8` its large
-    matrices are multiplied in bytes, which is faster on CPUs with VNNI, and gives nearly the same answers.
+    `predict` gives one output for each text, `predict_n_best` several. The output for an empty text is empty. A source
+    too long for the model is truncated, counted in `num_truncated` and reported. The model's weights are prepared for
+    decoding at the first prediction: to change them later, make a new predictor. With `int8` its large matrices are
+    multiplied in int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class Predictor:
         self.model = model.eval()
         self.int8 = int8
         self.tokenizer = tokenizer
-        self.decoding = decoding  # to be read; `predict` can be given another for its answers
-        self.constraints = constraints  # of every answer; `predict` can be given others for each text
+        self.decoding = decoding  # read-only; a call can be given another
+        self.constraints = constraints  # on every output; a call can be given others for each text
         self.report = report
         self.num_truncated = 0
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
@@ -82,11 +83,11 @@ class Predictor:
         *,
         decoding: DecodingConfig | None = None,
     ) -> list[str]:
-        """The best answer to each text, in their order; `constraints` are one for each text.
+        """The best output for each text, in their order; `constraints` are one for each text.
 
-        `decoding` are settings for these answers alone, in place of the predictor's own.
+        `decoding` holds for this call alone, in place of the predictor's own.
         """
-        return [answers[0].text for answers in self.predict_n_best(texts, 1, constraints, decoding=decoding)]
+        return [predictions[0].text for predictions in self.predict_n_best(texts, 1, constraints, decoding=decoding)]
 
     def predict_n_best(
         self,
@@ -97,27 +98,33 @@ class Predictor:
         decoding: DecodingConfig | None = None,
         first_row: int = 0,
     ) -> list[list[Prediction]]:
-        """The `num_best` best answers to each text, best first; at most `beam_size` can be had.
+        """The `num_best` best outputs for each text, best first; a search has at most `beam_size`.
 
-        With sampling they are draws, and `first_row` is the number of the first text among all: text k is always
-        drawn for with the same numbers, whatever comes before it.
+        With sampling they are samples, and `first_row` is the number of the first text among all: the random numbers
+        of text k depend on k and the seed, not on the texts before it.
         """
         self._check(num_best, decoding or self.decoding)
         if constraints is not None and len(constraints) != len(texts):
             raise TransduceError(f"{len(constraints)} constraints for {len(texts)} texts: give one for each.")
-        answers: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
+        predictions: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, is_truncated = self.encode([texts[row] for row in rows])
-        asked = None if constraints is None else [constraints[row] for row in rows]
-        numbers = [first_row + row for row in rows]
-        found = self.search(sources, num_best, asked, decoding=decoding, numbers=numbers)
-        for row, cut, hypotheses in zip(rows, is_truncated, found, strict=True):
-            answers[row] = [
-                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), cut)
+        outputs = self.search(
+            sources,
+            num_best,
+            None if constraints is None else [constraints[row] for row in rows],
+            decoding=decoding,
+            row_numbers=[first_row + row for row in rows],
+        )
+        for row, truncated, hypotheses in zip(rows, is_truncated, outputs, strict=True):
+            predictions[row] = [
+                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated)
                 for h in hypotheses
             ]
-        self._count(is_truncated)
-        return answers
+        if any(is_truncated) and not self.num_truncated:
+            self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
+        self.num_truncated += sum(is_truncated)
+        return predictions
 
     def search(
         self,
@@ -126,57 +133,78 @@ class Predictor:
         constraints: Sequence[Constraints] | None = None,
         *,
         decoding: DecodingConfig | None = None,
-        numbers: Sequence[int] | None = None,
+        row_numbers: Sequence[int] | None = None,
         watch: Callable[[Step[Any]], Step[Any]] = lambda step: step,
     ) -> list[list[Hypothesis]]:
-        """The `num_best` best answers, as ids, to sources given as ids with their ends; best first.
+        """The `num_best` best outputs, as ids, for sources given as ids with the end symbol; best first.
 
-        `numbers` are those of the sources among all that are drawn for (default: 0, 1, 2, ...). `watch` may wrap
-        the step function of each batch in one that looks on.
+        `row_numbers` say which random numbers each source samples with (default: 0, 1, 2, ...). `watch` may wrap the
+        step function of each batch, to observe the search.
         """
         decoding = decoding or self.decoding
         self._check(num_best, decoding)
-        numbers = range(len(sources)) if numbers is None else numbers
+        row_numbers = range(len(sources)) if row_numbers is None else row_numbers
         max_lens = [self.max_len(ids, decoding) for ids in sources]
-        asked = [self.constraints] * len(sources) if constraints is None else constraints
-        rules = self._rules(asked, max_lens, numbers, decoding)
-        found: list[list[Hypothesis]] = [[] for _ in sources]
-        lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        budget = max(1, _TOKENS_AT_ONCE // (1 + (1 if _is_sampling(decoding) else decoding.beam_size)))
-        batches = bucket_batches(lens, lens, batch_tokens=budget, order=range(len(lens)))
-        self._prepared()  # here, and not by the first worker that needs it
+        constraints = [self.constraints] * len(sources) if constraints is None else constraints
+        rules = self._rules(constraints, max_lens, row_numbers, decoding)
+        outputs: list[list[Hypothesis]] = [[] for _ in sources]
+        src_lens = np.array([len(ids) for ids in sources], dtype=np.int32)
+        width = 1 if decoding.is_sampling else decoding.beam_size
+        batches = bucket_batches(
+            src_lens, src_lens, batch_tokens=max(1, _TOKENS_AT_ONCE // (1 + width)), order=range(len(sources))
+        )
+        engine = self._prepared_engine()  # before the workers start, not by the first of them
 
-        def answer(batch: np.ndarray) -> None:
-            some_sources, some_lens, some_numbers = ([of[i] for i in batch] for of in (sources, max_lens, numbers))
-            some_rules = [rules[i] for i in batch] if rules else []
-            answers = self._search(some_sources, some_lens, some_numbers, some_rules, num_best, decoding, watch)
-            for i, hypotheses in zip(batch, answers, strict=True):
-                found[i] = hypotheses
+        @torch.inference_mode()
+        def decode(rows: np.ndarray) -> None:
+            src = pad_sources([sources[row] for row in rows]).to(self.device)
+            limits = torch.tensor([max_lens[row] for row in rows], device=src.device)
+            batch_rules = [rules[row] for row in rows] if rules else []
+            step, special = watch(engine.step), self.special
+            if decoding.is_sampling:
+                numbers, samples = [row_numbers[row] for row in rows], []
+                for index in range(num_best):
+                    uniforms = _uniforms(numbers, index, decoding.seed, int(limits.max())).to(src.device)
+                    state = engine.start(src)
+                    samples.append(
+                        sample(step, state, limits, special, config=decoding, uniforms=uniforms, rules=batch_rules)
+                    )
+                hypotheses = [list(of_source) for of_source in zip(*samples, strict=True)]
+            elif decoding.beam_size == 1:
+                greedy = greedy_search(step, engine.start(src), limits, special, config=decoding, rules=batch_rules)
+                hypotheses = [[hypothesis] for hypothesis in greedy]
+            else:
+                state = engine.start(src)
+                hypotheses = beam_search(
+                    step, state, limits, special, config=decoding, num_best=num_best, rules=batch_rules
+                )
+            for row, of_source in zip(rows, hypotheses, strict=True):
+                outputs[row] = of_source
 
         with workers(self.device, len(batches)) as map_over:
-            list(map_over(answer, reversed(batches)))  # the long ones first, so that all workers end together
-        return found
+            list(map_over(decode, reversed(batches)))  # the long ones first, so that all workers end together
+        return outputs
 
-    def annotate(self, texts: Sequence[str], answers: Sequence[Prediction]) -> list[Annotation]:
-        """What the model thinks of an answer to each text, token by token; see `annotation`."""
+    def annotate(self, texts: Sequence[str], predictions: Sequence[Prediction]) -> list[Annotation]:
+        """The log-probability and alignment of each token of one prediction for each text; see `forced_decoding`."""
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, _ = self.encode([texts[row] for row in rows])
-        found = [Annotation([], [], [], [])] * len(texts)
-        annotated = annotate(self.model, self.tokenizer, sources, [list(answers[row].ids) for row in rows])
-        for row, annotation in zip(rows, annotated, strict=True):
-            found[row] = annotation
-        return found
+        annotations = [Annotation([], [], [], [])] * len(texts)
+        outputs = [list(predictions[row].ids) for row in rows]
+        for row, annotation in zip(rows, annotate(self.model, self.tokenizer, sources, outputs), strict=True):
+            annotations[row] = annotation
+        return annotations
 
     @property
     def device(self) -> torch.device:
         return self.model.output_weight.device
 
     def max_len(self, source: Sequence[int], decoding: DecodingConfig | None = None) -> int:
-        """Tokens that an answer to `source` may have, its end included."""
+        """Most tokens of an output for `source`, including the end symbol."""
         return min((decoding or self.decoding).max_len(len(source)), self.model.config.max_len)
 
-    def _prepared(self) -> InferenceModel:
-        """The model prepared for answering: by whoever asks first, while others who ask wait for it."""
+    def _prepared_engine(self) -> InferenceModel:
+        """The model prepared for decoding: by the first thread that needs it, while others wait."""
         with self._engine_lock:
             if self._engine is None:
                 self._engine = InferenceModel(self.model, int8=self.int8)
@@ -184,103 +212,65 @@ class Predictor:
 
     def _check(self, num_best: int, decoding: DecodingConfig) -> None:
         beam_size = decoding.beam_size
-        if num_best < 1 or (num_best > beam_size and not _is_sampling(decoding)):
+        if num_best < 1 or (num_best > beam_size and not decoding.is_sampling):
             raise TransduceError(
                 f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
             )
         self._rules_of(self.constraints, decoding)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Ids with their ends, of as much of each text as the model is meant for; and whether that is not all."""
-        longest = self.model.config.max_len
-        most = _CHARACTERS_PER_ID * longest
-        encoded = self.tokenizer.encode_source([text[:most] for text in texts])
-        sources = [self.truncate(ids) for ids in encoded]
-        lens = zip(texts, encoded, sources, strict=True)
-        return sources, [len(text) > most or len(ids) > len(kept) for text, ids, kept in lens]
+        """Truncated ids of each text, with the end symbol, and whether the text was too long for the model."""
+        max_len = self.model.config.max_len
+        max_characters = _CHARACTERS_PER_ID * max_len
+        encoded = self.tokenizer.encode_source([text[:max_characters] for text in texts])
+        is_truncated = [
+            len(text) > max_characters or len(ids) > max_len for text, ids in zip(texts, encoded, strict=True)
+        ]
+        return [self.truncate(ids) for ids in encoded], is_truncated
 
     def truncate(self, ids: list[int]) -> list[int]:
-        """The ids of a source that the model is meant for, with their end."""
-        longest = self.model.config.max_len
-        return ids if len(ids) <= longest else [*ids[: longest - 1], self.tokenizer.eos_id]
-
-    def _count(self, is_truncated: Sequence[bool]) -> None:
-        if any(is_truncated) and not self.num_truncated:
-            self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
-        self.num_truncated += sum(is_truncated)
+        """The first ids of a source, as many as the model is meant for, with the end symbol."""
+        max_len = self.model.config.max_len
+        return ids if len(ids) <= max_len else [*ids[: max_len - 1], self.tokenizer.eos_id]
 
     def _rules(
         self,
         constraints: Sequence[Constraints],
         max_lens: Sequence[int],
-        numbers: Sequence[int],
+        row_numbers: Sequence[int],
         decoding: DecodingConfig,
     ) -> list[Rules]:
-        """What each answer is asked for, in ids; nothing if nothing is asked for."""
-        made: dict[Constraints, Rules] = {}
-        for asked, max_len, number in zip(constraints, max_lens, numbers, strict=True):
-            rules = made[asked] = made.get(asked) or self._rules_of(asked, decoding)
-            if rules.shortest_len > max_len and (rules.prefix or rules.required):
+        """Constraints per source as token ids; empty if there are none."""
+        rules_of = {distinct: self._rules_of(distinct, decoding) for distinct in dict.fromkeys(constraints)}
+        rules = [rules_of[each] for each in constraints]
+        for rule, max_len, number in zip(rules, max_lens, row_numbers, strict=True):
+            if rule.shortest_len > max_len and (rule.prefix or rule.required):
                 raise TransduceError(
-                    f"a prefix and required texts of {rules.shortest_len - 1} tokens do not fit the answer to text "
+                    f"a prefix and required texts of {rule.shortest_len - 1} tokens do not fit the answer to text "
                     f"{number + 1:,}, which has at most {max_len - 1}: ask for less, or allow longer answers."
                 )
-        if all(rules.is_empty for rules in made.values()):
-            return []
-        return [made[asked] for asked in constraints]
+        return [] if all(rule.is_empty for rule in rules) else rules
 
-    def _rules_of(self, asked: Constraints, decoding: DecodingConfig) -> Rules:
-        if asked.required and (_is_sampling(decoding) or decoding.beam_size == 1):
+    def _rules_of(self, constraints: Constraints, decoding: DecodingConfig) -> Rules:
+        if constraints.required and (decoding.is_sampling or decoding.beam_size == 1):
             raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
-        spelled = self.tokenizer.encode_target([asked.prefix, *asked.required])
-        prefix, *required = (tuple(ids[:-1]) for ids in spelled)
-        pieces = self.tokenizer.target_bytes() if asked.forbidden else []
+        encoded = self.tokenizer.encode_target([constraints.prefix, *constraints.required])
+        prefix, *required = (tuple(ids[:-1]) for ids in encoded)
+        token_bytes = self.tokenizer.target_bytes() if constraints.forbidden else []
         return Rules(
             eos_id=self.tokenizer.eos_id,
             prefix=prefix,
             required=tuple(required),
-            forbidden=tuple(ForbiddenText(text.encode(), pieces) for text in asked.forbidden),
+            forbidden=tuple(ForbiddenText(text.encode(), token_bytes) for text in constraints.forbidden),
             min_len=decoding.min_len,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )
 
-    @torch.inference_mode()
-    def _search(
-        self,
-        sources: list[list[int]],
-        max_lens: list[int],
-        numbers: list[int],
-        rules: list[Rules],
-        num_best: int,
-        config: DecodingConfig,
-        watch: Callable[[Step[Any]], Step[Any]],
-    ) -> list[list[Hypothesis]]:
-        src = pad_sources(sources).to(self.device)
-        longest = torch.tensor(max_lens, device=src.device)
-        engine = self._prepared()
-        step = watch(engine.step)
-        if _is_sampling(config):
-            draws = []
-            for draw in range(num_best):
-                uniforms = _uniforms(numbers, draw, config.seed, max(max_lens)).to(src.device)
-                state = engine.start(src)
-                draws.append(sample(step, state, longest, self.special, config=config, uniforms=uniforms, rules=rules))
-            return [list(of_one_source) for of_one_source in zip(*draws, strict=True)]
-        if config.beam_size == 1:
-            found = greedy_search(step, engine.start(src), longest, self.special, config=config, rules=rules)
-            return [[hypothesis] for hypothesis in found]
-        return beam_search(
-            step, engine.start(src), longest, self.special, config=config, num_best=num_best, rules=rules
-        )
 
-
-def _is_sampling(decoding: DecodingConfig) -> bool:
-    return decoding.temperature > 0
-
-
-def _uniforms(rows: list[int], draw: int, seed: int, length: int) -> Tensor:
-    """Numbers in [0, 1) for each row, a function of (seed, row, draw): (B, length)."""
-    table = torch.empty(len(rows), length)
-    for place, row in enumerate(rows):
-        table[place] = torch.from_numpy(np.random.default_rng([seed, row, draw]).random(length, np.float32))
-    return table
+def _uniforms(row_numbers: list[int], sample_index: int, seed: int, length: int) -> Float[Tensor, "rows length"]:
+    """Uniform random numbers in [0, 1) for each row, a function of (seed, row number, sample index)."""
+    uniforms = torch.empty(len(row_numbers), length)
+    for row, number in enumerate(row_numbers):
+        rng = np.random.default_rng([seed, number, sample_index])
+        uniforms[row] = torch.from_numpy(rng.random(length, np.float32))
+    return uniforms
