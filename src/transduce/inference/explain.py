@@ -1,7 +1,7 @@
-"""How a run answered a text: what every head looked at, what might have been written, and how the search went.
+"""Explanations: the attention of every head, the candidates at each step, and the course of the search.
 
-The answer is the predictor's own, and the search is watched from outside, through its step function. Attention and
-probabilities are those of one full pass over the text and its answer.
+The output is the predictor's own, and the search is observed from outside, through its step function. Attention and
+probabilities are those of one full pass over the text and its output.
 """
 
 import unicodedata
@@ -20,12 +20,12 @@ from transduce.inference.predictor import Prediction, Predictor
 from transduce.inference.search import Hypothesis, Step
 from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
 
-MAX_TOKENS = 256  # of a text: the weights of one head are their square
+MAX_TOKENS = 256  # of a text: the attention weights of one head grow with their square
 
 
 @dataclass(frozen=True)
 class Token:
-    """One id as a person can see it: a blank as ▁, and what no font draws by its code."""
+    """One id in visible form: a space as ▁, what no font draws as its code point."""
 
     name: str
     kind: Literal["text", "control", "byte"]
@@ -33,7 +33,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What might have been written at a step; `rank` is 1 for the likeliest of all ids."""
+    """A possible token at a step; `rank` is 1 for the most likely of all ids."""
 
     token: Token
     probability: float
@@ -43,32 +43,32 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Branch:
-    """A hypothesis that the search kept at a step: number `parent` of the step before, continued by `token`."""
+    """A hypothesis that the search kept at a step: number `parent` of the step before, extended by `token`."""
 
-    parent: int  # 0 at the first step, where nothing is before
+    parent: int  # 0 at the first step
     token: Token
     log_prob: float  # natural, of all its tokens
-    score: float | None  # after length normalisation, of one that ended here
-    is_winner: bool  # whether the answer is it or goes on from it
+    score: float | None  # after length normalization, if it ended here
+    is_winner: bool  # whether the output is it or extends it
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One answer, looked at from all sides. Letters: H heads, S source tokens, T tokens of the answer with its end."""
+    """One output explained. Letters: H heads, S source tokens, T output tokens, both including the end symbol."""
 
     text: str
-    source: list[Token]  # S, the end included
+    source: list[Token]  # S
     prediction: Prediction
-    written: list[Token]  # T, the end included; the decoder reads the begin symbol and all but the last
-    candidates: list[list[Candidate]]  # T, likeliest first, the chosen one always among them
-    branches: list[list[Branch]]  # T or more steps, likeliest first, those that ended last
+    written: list[Token]  # T; the decoder reads the begin symbol and all but the last
+    candidates: list[list[Candidate]]  # T, most likely first, always including the chosen one
+    branches: list[list[Branch]]  # T or more steps, most likely first, those that ended last
     attention: dict[str, Float[Tensor, "heads queries keys"]]  # by module name; on the CPU
     begin: Token
-    facts: dict[str, Any]  # of the model and the search
+    facts: dict[str, Any]  # on the model and the search
 
 
 def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Explanation:
-    """What `predictor` answers to `text`, and how. Raises TransduceError if there is nothing in it, or too much."""
+    """Explain the output of `predictor` for `text`. Raises TransduceError for an empty text or one too long."""
     if not text.strip():
         raise TransduceError("an empty text has an empty answer: give one that a model has to answer.")
     [source], [is_truncated] = predictor.encode([text])
@@ -78,31 +78,30 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
         )
     trace = _Trace()
     [[best]] = predictor.search([source], watch=trace.watch)
-    num_best = 1 if predictor.decoding.temperature > 0 else predictor.decoding.beam_size
-    # All answers, which takes longer: those that were found by the time when the best was known.
-    found = [best] if num_best == 1 else predictor.search([source], num_best)[0]
-    ended = [answer for answer in found if len(answer.ids) < len(trace.tokens)]
+    num_best = 1 if predictor.decoding.is_sampling else predictor.decoding.beam_size
+    # A search for all outputs goes on for longer: only those that ended before the best was certain were in this one.
+    outputs = [best] if num_best == 1 else predictor.search([source], num_best)[0]
+    ended = [output for output in outputs if len(output.ids) < len(trace.tokens)]
     tokenizer = predictor.tokenizer
     attention, log_probs = _full_pass(predictor, source, best.ids)
-    target = _Names(tokenizer.target_tokens, has_bytes=tokenizer.config.target != "sentencepiece")
-    origin = _Names(tokenizer.source_tokens, has_bytes=tokenizer.config.source != "sentencepiece")
-    text_of_best = tokenizer.decode_target(best.ids)
-    written = [*best.ids, tokenizer.eos_id]
+    names = _Names(tokenizer.target_tokens, has_bytes=tokenizer.config.target != "sentencepiece")
+    source_names = _Names(tokenizer.source_tokens, has_bytes=tokenizer.config.source != "sentencepiece")
+    output, written = tokenizer.decode_target(best.ids), [*best.ids, tokenizer.eos_id]
     return Explanation(
         text=text,
-        source=origin.of(source),
-        prediction=Prediction(text_of_best, best.score, best.log_prob, tuple(best.ids), is_truncated),
-        written=target.of(written),
-        candidates=[_candidates(*pair, num_candidates, target) for pair in zip(log_probs, written, strict=True)],
-        branches=_branches(trace, ended, best, tokenizer.eos_id, target),
+        source=source_names.of(source),
+        prediction=Prediction(output, best.score, best.log_prob, tuple(best.ids), is_truncated),
+        written=names.of(written),
+        candidates=[_candidates(*pair, num_candidates, names) for pair in zip(log_probs, written, strict=True)],
+        branches=_branches(trace, ended, best, tokenizer.eos_id, names),
         attention={name: weights[0].float().cpu() for name, weights in attention.items()},
-        begin=target.of([tokenizer.bos_id])[0],
+        begin=names.of([tokenizer.bos_id])[0],
         facts=_facts(predictor, source),
     )
 
 
 class _Names:
-    """The tokens of one side."""
+    """Visible tokens of one side."""
 
     def __init__(self, names_of: Any, *, has_bytes: bool) -> None:
         self._names_of, self._has_bytes = names_of, has_bytes
@@ -117,7 +116,7 @@ class _Names:
 
 
 def visible(name: str) -> str:
-    """`name` with a sign in the place of every character that could not be seen."""
+    """`name` with a sign in place of every invisible character."""
     shown = "".join(map(_visible_character, name)) or "∅"
     return f"◌{shown}" if unicodedata.category(shown[0]).startswith("M") else shown  # a mark needs something under it
 
@@ -128,29 +127,30 @@ def _visible_character(character: str) -> str:
         return chr(0x2400 + code)  # the control pictures: ␉
     if character == " ":
         return "▁"
-    is_seen = unicodedata.category(character)[0] not in "CZ" and not 0xFE00 <= code <= 0xFE0F
-    return character if is_seen else f"⟨U+{code:04X}⟩"
+    is_variation_selector = 0xFE00 <= code <= 0xFE0F
+    is_visible = unicodedata.category(character)[0] not in "CZ" and not is_variation_selector
+    return character if is_visible else f"⟨U+{code:04X}⟩"
 
 
 class _Trace:
-    """What the search asked for at each step, of a single sentence; hypotheses it has no use for are left in."""
+    """The hypotheses of a single sentence at each step of a search, including rows that only fill its beam."""
 
     def __init__(self) -> None:
         self.tokens: list[list[int]] = []
         self.parents: list[list[int]] = []
-        self.log_probs: list[list[float]] = []  # of each hypothesis with that token
-        self._next: Float[Tensor, "beam vocab"] | None = None
+        self.log_probs: list[list[float]] = []  # of each hypothesis, including that token
+        self._next_totals: Float[Tensor, "beam vocab"] | None = None
 
     def watch(self, step: Step[Any]) -> Step[Any]:
-        """`step`, which does what it did, and is looked at."""
+        """`step`, recorded."""
 
         def watched(tokens: Tensor, parents: Tensor, state: Any) -> tuple[Tensor, Any]:
             logits, state = step(tokens, parents, state)
-            totals = torch.zeros(1) if self._next is None else self._next[parents[0], tokens[0]]
+            totals = torch.zeros(1) if self._next_totals is None else self._next_totals[parents[0], tokens[0]]
             self.tokens.append(tokens[0].tolist())
             self.parents.append(parents[0].tolist())
             self.log_probs.append(totals.tolist())
-            self._next = totals.to(logits.device)[:, None] + logits[0].float().log_softmax(dim=-1)
+            self._next_totals = totals.to(logits.device)[:, None] + logits[0].float().log_softmax(dim=-1)
             return logits, state
 
         return watched
@@ -158,11 +158,11 @@ class _Trace:
 
 @torch.inference_mode()
 def _full_pass(
-    predictor: Predictor, source: list[int], answer: list[int]
+    predictor: Predictor, source: list[int], output: list[int]
 ) -> tuple[AttentionMaps, Float[Tensor, "tgt_len vocab"]]:
-    """The weights of all attentions, and the log-probabilities of every id at every step of the answer."""
+    """The weights of all attentions, and the log-probabilities of every id at every step of the output."""
     src, tgt_in = (
-        torch.tensor([ids], device=predictor.device) for ids in (source, [predictor.tokenizer.bos_id, *answer])
+        torch.tensor([ids], device=predictor.device) for ids in (source, [predictor.tokenizer.bos_id, *output])
     )
     with record_attention(predictor.model) as maps:
         hidden = predictor.model(src, tgt_in)
@@ -185,29 +185,31 @@ def _branches(
 ) -> list[list[Branch]]:
     """By step, the hypotheses that went on from it, then those that ended there, best first."""
     histories: list[tuple[int, ...]] = [()]
-    numbers = {0: 0}  # from the search's numbers of hypotheses to ours, which skip those that are none
-    won = tuple(best.ids)
-    found = []
+    numbers = {0: 0}  # from the search's numbers of hypotheses to ours, which skip rows that hold none
+    best_ids = tuple(best.ids)
+    branches = []
     for step in range(1, len(trace.tokens) + 1):
         kept: list[Branch] = []
         next_histories, next_numbers = [], {}
         if step < len(trace.tokens):
             rows = zip(trace.tokens[step], trace.parents[step], trace.log_probs[step], strict=True)
             for place, (token, parent, log_prob) in enumerate(rows):
-                if token <= eos_id or parent not in numbers:  # the search fills its beam with what is no hypothesis
+                # Where there are fewer hypotheses than beam_size, the search fills its beam with control ids, and then
+                # with what follows them.
+                if token <= eos_id or parent not in numbers:
                     continue
                 history = (*histories[numbers[parent]], token)
                 next_numbers[place] = len(kept)
                 next_histories.append(history)
-                is_winner = history == won[:step]
+                is_winner = history == best_ids[:step]
                 kept.append(Branch(numbers[parent], names.of([token])[0], log_prob, None, is_winner))
-        for answer in ended:
-            if len(answer.ids) == step - 1:
-                parent, is_winner = histories.index(tuple(answer.ids)), tuple(answer.ids) == won
-                kept.append(Branch(parent, names.of([eos_id])[0], answer.log_prob, answer.score, is_winner))
-        found.append(kept)
+        for output in ended:
+            if len(output.ids) == step - 1:
+                parent, is_winner = histories.index(tuple(output.ids)), tuple(output.ids) == best_ids
+                kept.append(Branch(parent, names.of([eos_id])[0], output.log_prob, output.score, is_winner))
+        branches.append(kept)
         histories, numbers = next_histories, next_numbers
-    return found
+    return branches
 
 
 def _facts(predictor: Predictor, source: Sequence[int]) -> dict[str, Any]:
@@ -222,7 +224,7 @@ def _facts(predictor: Predictor, source: Sequence[int]) -> dict[str, Any]:
         "length_penalty": decoding.length_penalty,
         "length_norm": decoding.length_norm,
         "temperature": decoding.temperature,
-        "longest": predictor.max_len(source),  # tokens that the answer might have had, its end included
+        "longest": predictor.max_len(source),  # most tokens of the output, including its end
         "is_constrained": predictor.constraints != Constraints()
         or decoding.min_len + decoding.no_repeat_ngram_size > 0,
         "int8": predictor.int8,

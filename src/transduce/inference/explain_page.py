@@ -1,4 +1,4 @@
-"""An explanation as one page of HTML that needs nothing from outside.
+"""An explanation as one self-contained HTML page.
 
 Text enters the page as JSON alone, and its script shows it as text: nothing in it is ever read as HTML.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from transduce.inference.explain import Explanation, Token
 
-_MOST_WEIGHTS = 500_000  # of an attention, a byte each: those of more are averaged over the heads of a layer
+_MOST_WEIGHTS = 500_000  # of one kind of attention, a byte each: above, heads of a layer are averaged
 _KINDS = {
     "encoder": ("encoder", "self_attention"),
     "decoder": ("decoder", "self_attention"),
@@ -31,33 +31,33 @@ _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u20
 
 @dataclass(frozen=True)
 class Page:
-    """A document, and what is not in it and why: whole sentences, which it says, too."""
+    """A page, and what it leaves out and why, in sentences that it shows as well."""
 
     html: str
     left_out: list[str]
 
 
-def explanation_page(found: Explanation, name: str) -> Page:
-    """The page of an explanation; `name` is that of the run."""
+def explanation_page(explanation: Explanation, run_name: str) -> Page:
+    """The page of an explanation; `run_name` is its heading."""
     template = files("transduce.inference").joinpath("explanation.html").read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = template.replace("SCRIPT_DIGEST", f"sha256-{digest}", 1)
-    content = _content(found, name)
+    content = _content(explanation, run_name)
     return Page(template.replace("EXPLANATION_JSON", json_in_html(content), 1), content["leftOut"])
 
 
 def json_in_html(content: dict[str, Any]) -> str:
-    """JSON that stands within a script element of HTML and can neither end it nor begin anything.
+    """JSON for inside a script element of HTML, which it can neither end nor open anything in.
 
-    As JavaScript it says the same; what is no text, such as half of a surrogate pair, becomes "?".
+    As JavaScript it means the same; what is no text, such as half a surrogate pair, becomes "?".
     """
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).translate(_ESCAPES)
     return text.encode("utf-8", "replace").decode()  # the name of a folder may hold bytes that are no text
 
 
 class _TokenTable:
-    """Numbers for tokens, each of which is spelled out once."""
+    """Tokens by number, so that each is spelled out once."""
 
     def __init__(self) -> None:
         self.rows: list[list[Any]] = []
@@ -70,30 +70,30 @@ class _TokenTable:
         return self._number_of[token]
 
 
-def _content(found: Explanation, name: str) -> dict[str, Any]:
+def _content(explanation: Explanation, run_name: str) -> dict[str, Any]:
     table = _TokenTable()
-    attention = list(_attention(found))
+    attention = list(_attention(explanation))
     return {
-        "run": name,
-        "text": found.text,
-        "answer": found.prediction.text,
-        "logProb": round(found.prediction.log_prob, 4),
-        "score": round(found.prediction.score, 4),
-        "facts": found.facts,
-        "source": [table[token] for token in found.source],
-        "read": [table[token] for token in (found.begin, *found.written[:-1])],
-        "written": [table[token] for token in found.written],
-        "candidates": list(_candidate_rows(found, table)),
-        "branches": _branch_rows(found, table),
+        "run": run_name,
+        "text": explanation.text,
+        "answer": explanation.prediction.text,
+        "logProb": round(explanation.prediction.log_prob, 4),
+        "score": round(explanation.prediction.score, 4),
+        "facts": explanation.facts,
+        "source": [table[token] for token in explanation.source],
+        "read": [table[token] for token in (explanation.begin, *explanation.written[:-1])],
+        "written": [table[token] for token in explanation.written],
+        "candidates": list(_candidate_rows(explanation, table)),
+        "branches": _branch_rows(explanation, table),
         "attention": attention,
-        "leftOut": list(_left_out(found, attention)),
-        "tokens": table.rows,  # last, when it knows all of them
+        "leftOut": list(_left_out(explanation, attention)),
+        "tokens": table.rows,  # last: those before fill it
     }
 
 
-def _left_out(found: Explanation, attention: list[dict[str, Any]]) -> Iterator[str]:
-    if found.prediction.is_truncated:
-        num_read = len(found.source) - 1
+def _left_out(explanation: Explanation, attention: list[dict[str, Any]]) -> Iterator[str]:
+    if explanation.prediction.is_truncated:
+        num_read = len(explanation.source) - 1
         yield f"The text is longer than the model is meant for: only its first {num_read} tokens were read."
     for kind in attention:
         if kind["isMeanOf"]:
@@ -101,35 +101,36 @@ def _left_out(found: Explanation, attention: list[dict[str, Any]]) -> Iterator[s
             yield f"For want of room, {attention_name} is shown as the mean over the heads of each layer."
 
 
-def _candidate_rows(found: Explanation, table: _TokenTable) -> Iterator[list[list[Any]]]:
+def _candidate_rows(explanation: Explanation, table: _TokenTable) -> Iterator[list[list[Any]]]:
     """By step: [token, probability, rank, 1 if chosen]."""
-    for candidates in found.candidates:
-        yield [[table[one.token], float(f"{one.probability:.3g}"), one.rank, int(one.is_chosen)] for one in candidates]
+    for candidates in explanation.candidates:
+        yield [[table[c.token], float(f"{c.probability:.3g}"), c.rank, int(c.is_chosen)] for c in candidates]
 
 
-def _branch_rows(found: Explanation, table: _TokenTable) -> list[list[list[Any]]]:
+def _branch_rows(explanation: Explanation, table: _TokenTable) -> list[list[list[Any]]]:
     """By step: [parent, token, log-probability, 1 if it won, and its score if it ended]."""
     return [
         [
-            [one.parent, table[one.token], round(one.log_prob, 3), int(one.is_winner)]
-            + ([] if one.score is None else [round(one.score, 3)])
-            for one in step
+            [branch.parent, table[branch.token], round(branch.log_prob, 3), int(branch.is_winner)]
+            + ([] if branch.score is None else [round(branch.score, 3)])
+            for branch in step
         ]
-        for step in found.branches
+        for step in explanation.branches
     ]
 
 
-def _attention(found: Explanation) -> Iterator[dict[str, Any]]:
+def _attention(explanation: Explanation) -> Iterator[dict[str, Any]]:
     for kind, (side, part) in _KINDS.items():
-        layers = [heads for name, heads in found.attention.items() if name.startswith(side) and name.endswith(part)]
+        maps = explanation.attention.items()
+        layers = [heads for name, heads in maps if name.startswith(side) and name.endswith(part)]
         if layers:
             yield _packed(kind, layers)
 
 
 def _packed(kind: str, layers: list[Float[Tensor, "heads queries keys"]]) -> dict[str, Any]:
-    """Weights in bytes by layer, head, query and key, 255 for the largest of a head.
+    """Weights as bytes by layer, head, query and key, 255 for the largest of a head.
 
-    Of masked self-attention the lower triangles alone.
+    Masked self-attention has its lower triangles only.
     """
     num_heads = len(layers[0])
     is_mean = num_heads > 1 and sum(heads.numel() for heads in layers) > _MOST_WEIGHTS
