@@ -1309,7 +1309,7 @@ ledger.settle("buckets-compute-tokens", found)
 # Everything that changes weights is in one class. This is how it learns from a batch and how it updates, as installed:
 
 # %%
-source_of(TrainStep._learn_from, TrainStep._update)
+source_of(TrainStep._accumulate_gradients, TrainStep._update)
 
 # %% [markdown]
 # **Paper against code.** Adam's betas and epsilon, the schedule, smoothing and dropout are the paper's by default. The shipped loss

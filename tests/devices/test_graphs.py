@@ -201,7 +201,7 @@ def test_steps_that_are_replayed_equal_others_in_every_bit_dropout_too():
         if is_graphed:  # as on a GPU
             parameters = list(model.parameters())
             update._is_graphed = True
-            update._work = GraphedWork(recordable(update._learn_from, parameters), parameters)
+            update._work = GraphedWork(recordable(update._accumulate_gradients, parameters), parameters)
         results = [update(pairs, micro_batches, number).read() for number, micro_batches in enumerate(steps, start=1)]
         found.append((results, dict(model.named_parameters())))
     assert [graph.num_replays for graph in FakeGraph.all] == [4, 1]

@@ -7,7 +7,7 @@ from torch import nn
 
 from transduce.training.config import OptimConfig
 from transduce.training.distributed import Process
-from transduce.training.muon import orthogonalised
+from transduce.training.muon import orthogonalize
 from transduce.training.optim import build_optimizers, clip_gradients, inverse_sqrt_rate, learning_rate, update_average
 
 NUM_STEPS, WARMUP_STEPS = 211, 17
@@ -155,11 +155,11 @@ def test_the_optimizer_has_every_parameter_once():
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (2, 12, 29), (2, 29, 12)])
-def test_orthogonalising_keeps_singular_vectors_and_brings_all_values_near_1(shape):
+def test_orthogonalizing_keeps_singular_vectors_and_brings_all_values_near_1(shape):
     torch.manual_seed(3)
     matrices = torch.randn(shape, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 50.0])[: shape[0], None, None]
     u, values, vh = torch.linalg.svd(matrices, full_matrices=False)
-    found = u.mT @ orthogonalised(matrices) @ vh.mT
+    found = u.mT @ orthogonalize(matrices) @ vh.mT
     brought_to = torch.diagonal(found, dim1=1, dim2=2)
     torch.testing.assert_close(found, torch.diag_embed(brought_to), rtol=0, atol=1e-6)
     # The polynomial of each value by itself: what the iteration is on the singular values of a matrix of length 1.
@@ -188,7 +188,7 @@ def test_muon_moves_matrices_of_layers_by_hand_and_the_rest_by_adam():
             gradient = named[name].grad = torch.randn_like(named[name])
             momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
             ahead = 0.05 * gradient + 0.95 * momentum[name]
-            parts = [orthogonalised(part[None])[0] for part in ahead.chunk(number)]
+            parts = [orthogonalize(part[None])[0] for part in ahead.chunk(number)]
             longest = max(parts[0].shape)
             change = 0.2 * longest**0.5 * torch.cat(parts) + 0.1 * expected[name]
             expected[name] = expected[name] - 0.03 * change

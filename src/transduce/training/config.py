@@ -1,4 +1,4 @@
-"""The settings of training: how long, on what batches, by which optimizer."""
+"""Settings of training and of the optimizer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,20 +8,20 @@ from transduce.errors import TransduceError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long, on what batches, how often checked and saved."""
+    """Length of training, batches, and how often it validates, saves and logs."""
 
     steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
     epochs: float = 0.0  # passes over the training pairs
-    minutes: float = 0.0  # turned into a number of steps by measuring a few before training
+    minutes: float = 0.0  # turned into a number of steps, by timing a few before training
     batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
     micro_batches: int = 1  # per optimizer step, over all processes
-    batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of like length, padded; or end to end, for a GPU
+    batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of similar length, padded; or end to end, for a GPU
     label_smoothing: float = 0.1
-    validate_every: int = 0  # steps; 0: ten times in the run
+    validate_every: int = 0  # steps; 0: ten validations in the run
     save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
-    keep_checkpoints: int = 5  # the newest so many stay
+    keep_checkpoints: int = 5  # number of the newest ones that stay
     log_every: int = 50  # steps between two rows of metrics.jsonl
-    patience: int = 0  # stop after this many validations without a better one; 0: never
+    patience: int = 0  # stop after this many validations without an improvement; 0: never
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
     cuda_graph: bool = False  # on a GPU, with packed batches: a step is recorded once and replayed
@@ -48,17 +48,17 @@ class TrainingConfig:
 class OptimConfig:
     """The optimizer and its schedule; the defaults are the paper's (section 5.3).
 
-    Differs from the paper: with `method` "muon" the matrices within layers go by Muon, all else by Adam.
+    Differs from the paper: with `method` "muon", Muon updates the matrices within layers and Adam all else.
     """
 
     method: Literal["adam", "muon"] = "adam"
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
-    learning_rate: float = 0.0  # the peak; 0: what equation 3 gives at the end of the warm-up
+    learning_rate: float = 0.0  # the peak; 0: the rate of equation 3 at the end of the warm-up
     warmup_steps: int = 4000
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-9
-    weight_decay: float = 0.0  # decoupled (AdamW), on matrices alone
+    weight_decay: float = 0.0  # decoupled (AdamW), of matrices only
     max_grad_norm: float = 0.0  # gradients longer than this are shortened to it; 0: left as they are
     ema_decay: float = 0.0  # the weights used are an average over about 1 / (1 - decay) steps; 0: the last ones
 

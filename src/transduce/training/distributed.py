@@ -1,4 +1,4 @@
-"""Several processes as one, however they were started: who I am, sums over all, what rank 0 tells the others."""
+"""Distributed training: ranks, sums over all processes, and results of rank 0 on every one of them."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +26,10 @@ class Process:
         return self.rank == 0
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its sum over all processes, in one exchange."""
+        """Replace each tensor by its sum over all processes."""
         if self.world_size == 1:
             return
+        # One exchange of all numbers end to end: many small ones would each pay the latency of the network.
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -43,7 +44,10 @@ class Process:
         return box[0]
 
     def decide(self, work: Callable[[], T]) -> T:
-        """What `work` returns, called on rank 0 alone, on every process; if it raises there, all raise that."""
+        """The result of `work`, called on rank 0 alone, on every process; if it raises there, all raise the same error.
+
+        Otherwise the others would wait for rank 0 forever.
+        """
         if self.world_size == 1:
             return work()
         outcome: tuple[Any, Exception | None] = (None, None)
@@ -52,26 +56,26 @@ class Process:
                 outcome = (work(), None)
             except Exception as error:
                 outcome = (None, error)
-        found, error = self.from_main(outcome)
+        result, error = self.from_main(outcome)
         if error is not None:
             raise error
-        return found
+        return result
 
 
 def num_processes() -> int:
-    """How many processes `torchrun` started; 1 without it."""
+    """Number of processes that `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Process]:
-    """This process among its peers, by the environment that `torchrun` sets; alone without it."""
+    """Join the process group that `torchrun` describes in the environment, for a block; alone without it."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where NCCL exchanges objects and graphs are recorded
+        torch.cuda.set_device(device)  # the device on which NCCL exchanges objects and graphs are recorded
     if num_processes() == 1:
         yield Process()
         return
-    # The others wait while rank 0 learns subwords or validates: however long that takes, it is no failure.
+    # The others wait while rank 0 learns subwords or validates, however long that takes: a timeout would kill the run.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     try:
         yield Process(dist.get_rank(), dist.get_world_size())

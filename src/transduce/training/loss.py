@@ -1,4 +1,9 @@
-"""Label-smoothed cross-entropy (section 5.4), as a sum and a count, without ever holding all the logits."""
+"""Label-smoothed cross-entropy (section 5.4), in chunks of rows: the logits of a whole batch are never in memory.
+
+The logits are by far the largest tensor of training: 4,096 target tokens times 32,000 ids are half a gigabyte in
+float32, and their gradient as much again. A row of logits needs nothing of any other row, so a chunk of rows is taken
+from hidden vectors to gradients before the next one is begun.
+"""
 
 from typing import Any
 
@@ -6,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Rows of logits held at a time: 256 x 8,000 float32 are 8 MB, about what the caches of a CPU keep close.
+# Rows of logits in memory at a time: 256 x 8,000 float32 are 8 MB, about what the caches of a CPU hold.
 _ROWS_ON_CPU = 256
 # A GPU wants large products; memory, not cache, is the bound there.
 _ROWS_ON_GPU = 4096
@@ -22,7 +27,7 @@ def cross_entropy_sum(
     label_smoothing: float = 0.0,
     bias: Float[Tensor, " vocab"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Cross-entropy in nats summed over the real targets, and how many those are.
+    """Summed cross-entropy in nats over the target tokens that are not padding, and the number of these tokens.
 
     Divide once per optimizer step, over all its micro-batches and processes: a mean of means is wrong when batches
     differ in size. With smoothing e the target distribution is 1 - e on the right token plus e / V on every token
@@ -30,22 +35,27 @@ def cross_entropy_sum(
     """
     is_real = tgt_out != pad_id
     if not torch.is_grad_enabled():
-        # Else gradients are computed, for nobody.
+        # `forward` below computes the gradients as well, of whatever requires them: without this, validation would pay.
         hidden, output_weight, bias = hidden.detach(), output_weight.detach(), None if bias is None else bias.detach()
-    # Padding is computed and counts for nothing: picking the others out would make a GPU wait for their number.
-    rows = (tgt_out.flatten(), is_real.flatten())
-    return _CrossEntropySum.apply(hidden.flatten(0, 1), output_weight, bias, *rows, label_smoothing), is_real.sum()
+    # Padding is computed and weighted by zero. Selecting the real rows would give a tensor of unknown size, for which
+    # the CPU has to wait until the GPU has counted them.
+    targets, is_real = tgt_out.flatten(), is_real.flatten()
+    loss_sum = _CrossEntropySum.apply(hidden.flatten(0, 1), output_weight, bias, targets, is_real, label_smoothing)
+    return loss_sum, is_real.sum()
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Goes through the rows in chunks: logits, loss and gradients of one chunk before the next is begun.
+    """The summed loss and, in the same pass over the chunks, its gradients; the backward pass only scales them.
 
-    The gradients are ready when the loss is, so the backward pass only scales them; one chunk of logits and of
-    probabilities is all that is ever in memory, and each logit is exponentiated once.
+    One chunk of logits and of probabilities is all that is ever in memory, and each logit is exponentiated once: a
+    backward pass of its own would have to compute both again.
 
-    The smoothed target distribution is (1 - e) on the right token plus e / V everywhere. The second part is the same
-    for all rows, so its share is taken at the end, from the mean row of the output matrix (and the mean bias), and no
-    chunk is touched for it.
+    Per row, with logits z = W h + b, right token t and smoothing e, the loss is
+
+        logsumexp(z) - (1 - e) z[t] - e mean(z),    and its gradient by z is    softmax(z) - (1 - e) onehot(t) - e / V.
+
+    The last term of each needs no logits: mean(z) = mean(W) h + mean(b), with the mean over the V ids. It is therefore
+    added at the end, once for all rows, from the mean row of W and the sum of the hidden vectors.
     """
 
     @staticmethod
@@ -63,17 +73,19 @@ class _CrossEntropySum(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         product_dtype, sum_dtype = _precisions(hidden)
-        total = hidden.new_zeros((), dtype=torch.float64)
+        total = hidden.new_zeros((), dtype=torch.float64)  # a float32 sum over 100,000 tokens loses digits
         weights = is_real.to(sum_dtype)[:, None]
+        # With the hidden vectors of padding set to zero, it adds nothing to the gradient of the weight either.
         x, w = (hidden * weights).to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
         most_rows, num_ids = min(chunk, hidden.size(0)), weight.size(0)
         probabilities = hidden.new_empty(most_rows, num_ids, dtype=sum_dtype)
-        # Rows that begin at whole vectors are written up to half as fast again, and memory that is used again is warm.
-        room = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)[:, :num_ids]
+        # Reused by all chunks, so that it stays in the caches; and with rows padded to whole vector registers, as rows
+        # that begin at such a boundary are written up to 1.5 times as fast.
+        logits_buffer = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)[:, :num_ids]
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            logits = torch.mm(x[rows], w.T, out=room[: len(x[rows])]).to(sum_dtype)
+            logits = torch.mm(x[rows], w.T, out=logits_buffer[: len(x[rows])]).to(sum_dtype)
             if bias is not None:
                 logits += bias
             loss, gradient = _loss_and_gradient(logits, targets[rows], label_smoothing, probabilities)
@@ -85,9 +97,9 @@ class _CrossEntropySum(torch.autograd.Function):
                 grad_hidden[rows] = gradient @ w
             if grad_weight is not None and grad_weight.dtype == product_dtype:
                 grad_weight.addmm_(gradient.T, x[rows])
-            elif grad_weight is not None:  # the sum over chunks keeps the precision of the parameter
+            elif grad_weight is not None:  # under autocast: the sum over chunks keeps the precision of the parameter
                 grad_weight += gradient.T @ x[rows]
-        if label_smoothing:
+        if label_smoothing:  # the terms with e / V: see above
             mean_weight, hidden_sum = weight.mean(dim=0), (hidden * weights).sum(dim=0)
             total -= label_smoothing * torch.dot(hidden_sum.to(sum_dtype), mean_weight.to(sum_dtype))
             if grad_hidden is not None:
@@ -99,7 +111,7 @@ class _CrossEntropySum(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias -= label_smoothing / weight.size(0) * weights.sum()
         if grad_hidden is not None:
-            grad_hidden *= weights
+            grad_hidden *= weights  # the gradients of padding, computed with the others
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         return total.to(sum_dtype)
 
@@ -107,13 +119,14 @@ class _CrossEntropySum(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the backward pass of this loss was made already: compute the loss again for another.")
+        # By the chain rule: the gradient of whatever was computed from the loss, by the loss, times ours.
         gradients = tuple(g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
-        ctx.gradients = None  # they were scaled in place: a second backward pass would scale them twice
+        ctx.gradients = None  # scaled in place, so a second backward pass would scale them twice
         return *gradients, None, None, None
 
 
 def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """What matrices are multiplied in (autocast's choice, where it is on), and what logits are summed in."""
+    """The dtypes of matrix products (autocast's choice, where it is on) and of sums over logits (at least float32)."""
     device = hidden.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return product, torch.promote_types(product, torch.float32)
@@ -125,11 +138,12 @@ def _loss_and_gradient(
     label_smoothing: float,
     out: Float[Tensor, "most_rows vocab"],
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"]]:
-    """The loss of each row and its gradient, but for what smoothing spreads evenly; the gradient lies in `out`."""
+    """Loss of each row and its gradient by the logits, without the terms in e / V; the gradient is written to `out`."""
     probabilities = torch.softmax(logits, dim=1, out=out[: logits.size(0)])
-    # softmax tells no normaliser; it is had from the most likely token, whose probability is at least 1 / V.
-    log_normaliser = logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
+    # logsumexp(z), without exponentiating again: p[i] = exp(z[i] - logsumexp(z)) for every i. The most likely token is
+    # the safe choice of i, as its probability is at least 1 / V, so that its logarithm is exact.
+    log_normalizer = logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
     target = targets[:, None]
-    loss = log_normaliser - (1 - label_smoothing) * logits.gather(1, target)
-    gradient = probabilities.scatter_add_(1, target, torch.full_like(log_normaliser, label_smoothing - 1))
+    loss = log_normalizer - (1 - label_smoothing) * logits.gather(1, target)
+    gradient = probabilities.scatter_add_(1, target, torch.full_like(log_normalizer, label_smoothing - 1))
     return loss[:, 0], gradient

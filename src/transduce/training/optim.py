@@ -1,4 +1,4 @@
-"""The optimizers, the learning rate at each step, and the moving average of the weights."""
+"""Optimizers, learning rate schedules, gradient clipping, and the moving average of the weights."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from transduce.training.config import OptimConfig
 from transduce.training.distributed import Process
 from transduce.training.muon import Muon
 
-_NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # that lie one below the other in one matrix
+_NUM_MAPS = {"qkv_proj": 3, "gate_up_proj": 2}  # linear maps stacked in one weight matrix, by the name of the layer
 
 
 def inverse_sqrt_rate(step: int, d_model: int, warmup_steps: int) -> float:
@@ -39,7 +39,7 @@ def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: in
         return peak
     if config.schedule == "inverse_sqrt":
         return peak * math.sqrt(max(warmup_steps, 1) / step)
-    # The last step still moves: the rate would be zero one step after it.
+    # Zero one step after the last: a last step at rate zero would be wasted.
     progress = (step - warmup_steps) / (num_steps + 1 - warmup_steps)
     return peak * (1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -49,7 +49,10 @@ def build_optimizers(
     model: nn.Module,
     process: Process = Process(),  # noqa: B008 - frozen
 ) -> list[torch.optim.Optimizer]:
-    """What changes the weights, each parameter by one of them; the trainer sets the rate before each step."""
+    """Adam alone, or Muon for the matrices within layers and Adam for the other parameters.
+
+    Each parameter belongs to one of them. Learning rates start at 0: the trainer sets them before each step.
+    """
     num_parts = _matrices_in_layers(model) if config.method == "muon" else {}
     others = [parameter for parameter in model.parameters() if parameter not in num_parts]
     groups = [
@@ -61,12 +64,15 @@ def build_optimizers(
 
 
 def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What this optimizer remembers of each parameter between steps."""
+    """Names of the state tensors that this optimizer keeps for each parameter between steps."""
     return ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
 
 
 def _matrices_in_layers(model: nn.Module) -> dict[nn.Parameter, int]:
-    """The weights of linear maps and how many maps each holds; embeddings, though matrices, are left to Adam."""
+    """Weight of each linear layer, with the number of maps stacked in it.
+
+    Embeddings are matrices too, but look-up tables and no maps: they are left out, and so go to Adam.
+    """
     return {
         layer.weight: _NUM_MAPS.get(name.rpartition(".")[2], 1)
         for name, layer in model.named_modules()
@@ -76,7 +82,7 @@ def _matrices_in_layers(model: nn.Module) -> dict[nn.Parameter, int]:
 
 @torch.no_grad()
 def update_average(average: Iterable[Tensor], current: Iterable[Tensor], *, decay: float, step: int) -> None:
-    """Moves `average` towards `current`: average = d * average + (1 - d) * current, in place.
+    """Exponential moving average of the weights, in place: average = d * average + (1 - d) * current.
 
     d is `decay`, but at most (1 + step) / (10 + step), so that the random start is soon forgotten.
     """
@@ -86,7 +92,10 @@ def update_average(average: Iterable[Tensor], current: Iterable[Tensor], *, deca
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Shortens the gradient to length `max_norm` if it is longer (0: never); returns its length before that."""
+    """Scale all gradients down to a joint norm of `max_norm` if it is higher (0: never); return the norm before.
+
+    The factor is a tensor, clamped to 1 rather than compared with it, so that nothing waits for the device.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm > 0:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, turned into a stop at a moment where nothing is lost."""
+"""Handlers of Ctrl-C and SIGTERM that stop training between two updates, where nothing is lost."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
-    """The process was told to stop by signal `signum`; `message` says what was saved and how to go on."""
+    """Signal `signum` stopped the process; `message` says what was saved and how to go on."""
 
     def __init__(self, signum: int, message: str = "") -> None:
         super().__init__(message)
@@ -17,18 +17,18 @@ class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
         self.message = message
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
-        return Stopped, (self.signum, self.message)  # it travels between processes
+        return Stopped, (self.signum, self.message)  # pickled where rank 0 raises it for all processes
 
     @property
     def exit_status(self) -> int:
-        """What a shell reports of a process ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The status that a shell reports for a process ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signum
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is only noted, for `check` to raise; a second raises where it strikes.
+    """Context manager that defers the first SIGINT or SIGTERM until `check`; a second one raises where it strikes.
 
-    After a second one (`is_urgent`) nothing may be saved: it may have struck within an update.
+    After a second one (`is_urgent`) nothing may be saved: it may have struck in the middle of an update.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def check(self) -> None:
-        """Raises Stopped if a signal came."""
+        """Raise Stopped if a signal was received."""
         if self.received is not None:
             raise Stopped(self.received)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """In this block a signal raises where it strikes: for long work that changes nothing worth keeping."""
+        """A block in which a signal raises where it strikes: for long work that changes nothing worth keeping."""
         self.check()
         self._raises_at_once = True
         try:

@@ -1,4 +1,7 @@
-"""One update of the weights: a step's batches in, the optimizer's change out. No number is waited for on the way."""
+"""Training step: forward and backward passes over the micro-batches, then one update of the weights.
+
+Nothing in a step synchronizes with a GPU: it works on one step while Python prepares the next.
+"""
 
 import copy
 import math
@@ -24,20 +27,20 @@ from transduce.training.loss import cross_entropy_sum
 from transduce.training.optim import build_optimizers, clip_gradients, learning_rate, update_average
 from transduce.training.state import StepResult
 
-# A CPU computes a batch in parts of about so many padded tokens: what a layer hands to the next stays in its caches.
+# Padded tokens that a CPU computes at a time: the output of one layer is then still in the caches for the next.
 _PART_TOKENS_ON_CPU = 1024
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """The numbers of a step, which may still be on their way from the device."""
+    """Loss, number of tokens and gradient norm of a step, which the device may still be computing."""
 
     step: int
     learning_rate: float
-    numbers: Tensor  # the mean loss, the number of target tokens, the length of the gradient
+    numbers: Tensor  # mean loss, number of target tokens, gradient norm
 
     def read(self) -> StepResult:
-        """Waits for the device. Raises DivergedError if a number is not finite; the step then changed no weight."""
+        """Wait for the device. Raises DivergedError if a number is not finite; the step then changed no weight."""
         loss, num_tokens, grad_norm = self.numbers.tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(
@@ -49,7 +52,7 @@ class StepOutcome:
 
 
 class TrainStep:
-    """Changes the weights of `model`, and their moving average if there is one; the only code that does."""
+    """The update of the weights of `model`, and of their moving average if there is one; no other code changes them."""
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class TrainStep:
         forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
         self._is_graphed = config.cuda_graph and self.device.type == "cuda"
-        self._work = GraphedWork(self._learn_from, model.parameters()) if self._is_graphed else self._learn_from
+        work = self._accumulate_gradients
+        self._work = GraphedWork(work, model.parameters()) if self._is_graphed else work
 
     def __call__(
         self,
@@ -80,15 +84,15 @@ class TrainStep:
     ) -> StepOutcome:
         """One update from the rows of `pairs` in `micro_batches`; this process computes its share of them.
 
-        Gradients of sums are added up, over parts of micro-batches and processes, and divided by the number of target
-        tokens once: the same as one batch of them all. Where they are not finite no weight is changed. `check` is
-        called between parts, and what it raises leaves the weights as they were.
+        Gradients of summed losses are added up over the parts of all micro-batches and processes, then divided by the
+        number of target tokens once: the same as one large batch. Where they are not finite, no weight is changed.
+        `check` is called between parts; whatever it raises leaves the weights as they were.
         """
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
         num_tokens = torch.zeros((), device=self.device)
         try:
-            for number, rows in self._own_parts(pairs, micro_batches):
+            for number, rows in self._local_parts(pairs, micro_batches):
                 check()
                 torch.manual_seed(_seed_of(self.config.seed, step, number))
                 with record_function("data"):
@@ -103,19 +107,22 @@ class TrainStep:
             self.model.zero_grad(set_to_none=not self._is_graphed)
 
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        """The optimizer that changes this parameter of the model."""
-        return next(found for found in self.optimizers if _has(found, parameter))
+        """The optimizer that updates this parameter of the model."""
+        return next(optimizer for optimizer in self.optimizers if _has(optimizer, parameter))
 
     def parts(self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
-        """What goes through the network at a time, over all processes."""
+        """Rows that pass through the network at a time, of all processes: micro-batches, split up further on a CPU."""
         if self.device.type != "cpu":
             return micro_batches
         return [part for rows in micro_batches for part in split_for_cpu(pairs, rows)]
 
-    def _own_parts(
+    def _local_parts(
         self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]
     ) -> list[tuple[int, NDArray[np.intp]]]:
-        """The parts of the step that fall to this process, numbered as if there were no other."""
+        """This process's share of the parts, each with its number among all of them.
+
+        Dropout is seeded by that number, so it does not depend on how many processes there are.
+        """
         parts = self.parts(pairs, micro_batches)
         return [(number, parts[number]) for number in range(self.process.rank, len(parts), self.process.world_size)]
 
@@ -125,8 +132,8 @@ class TrainStep:
             return collate_packed(pairs, rows, num_tokens=num_tokens)
         return collate(pairs, rows)
 
-    def _learn_from(self, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor]:
-        """Adds to the gradients; returns the summed loss and the number of target tokens."""
+    def _accumulate_gradients(self, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor]:
+        """Add to the gradients of the parameters; return the summed loss and the number of target tokens."""
         with self._precision():
             with record_function("forward"):
                 hidden = self._forward(*batch.inputs)
@@ -146,7 +153,7 @@ class TrainStep:
     def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int) -> StepOutcome:
         parameters = list(self.model.parameters())
         for parameter in parameters:
-            if parameter.grad is None:  # this process had no part
+            if parameter.grad is None:  # a step with fewer parts than processes left this one without any
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         with record_function("exchange"):
@@ -160,9 +167,9 @@ class TrainStep:
                 group["lr"] = rate
         outcome = StepOutcome(step, rate, numbers)
         if self.device.type == "cpu":
-            outcome.read()  # nothing to wait for here, and an error comes before anything changes
+            outcome.read()  # nothing to wait for, so a divergence is reported before anything changes
         for optimizer in self.optimizers:
-            # Where it is 1 the update is left out, so that a GPU need not be waited for.
+            # Where it is 1, the optimizer leaves the update out: an `if` would have to wait for the GPU.
             optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
             optimizer.step()
         if self.average is not None:
@@ -171,7 +178,7 @@ class TrainStep:
 
     def _precision(self) -> AbstractContextManager[Any]:
         wants_bfloat16 = self.config.precision == "bfloat16" or (
-            # Never on a CPU by itself: most emulate bfloat16, slowly, even where torch reports support.
+            # Never chosen for a CPU: most emulate bfloat16, slowly, even where torch reports support.
             self.config.precision == "auto" and self.device.type == "cuda"
         )
         return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
@@ -182,10 +189,10 @@ def _has(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
 
 
 def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """The rows of a batch in 1, 2, 4, ... parts, as equal as can be, of about `_PART_TOKENS_ON_CPU` padded tokens.
+    """The rows of a batch in 1, 2, 4, ... nearly equal parts of about `_PART_TOKENS_ON_CPU` padded tokens each.
 
-    A power of two, so that processes share a step evenly. Neighbours in a batch are of like length, so that a part
-    has less padding than the whole.
+    A power of two, so that processes share a step evenly. Rows next to each other in a batch have similar lengths, so
+    a part has less padding than the whole.
     """
     num_tokens = len(rows) * int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
     num_parts = 1
@@ -195,5 +202,5 @@ def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp]) -> list[NDArray[n
 
 
 def _seed_of(seed: int, step: int, part: int) -> int:
-    """The seed of all dropout in one part of a step, whichever process computes it."""
+    """Seed of all dropout in one part of a step, whichever process computes it."""
     return int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> 1)
