@@ -20,7 +20,7 @@ from transduce.model.config import PRESETS
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
-from transduce.runs.tasks import TASKS, find_task, recognise
+from transduce.runs.tasks import TASKS, find_task, recognize
 from transduce.training.signals import Stopped
 from transduce.training.step import TrainStep
 
@@ -68,7 +68,7 @@ def transliterations(num_pairs: int) -> list[tuple[str, str]]:
 
 def settings_for(src: list[str], tgt: list[str], minutes: float = 10.0) -> ExperimentConfig:
     pairs = Pairs(src, tgt, {}, [], {})
-    return choose_settings(recognise(pairs), pairs, ["pairs.tsv"], minutes=minutes, seed=1)
+    return choose_settings(recognize(pairs), pairs, ["pairs.tsv"], minutes=minutes, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -328,9 +328,9 @@ FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_task_is_recognised_by_the_form_of_its_pairs(form: str) -> None:
+def test_a_task_is_recognized_by_the_form_of_its_pairs(form: str) -> None:
     src, tgt, name, pieces = FORMS[form]
-    assert recognise(Pairs(src, tgt, {}, [], {})).name == name
+    assert recognize(Pairs(src, tgt, {}, [], {})).name == name
     config = settings_for(src, tgt)
     assert (config.tokenizer.source, config.tokenizer.target) == pieces
     assert config.tokenizer.joint == (pieces[0] == pieces[1])
@@ -353,13 +353,13 @@ SCORES = {
         ("reverse", "short texts"),
     ],
 )
-def test_the_tasks_of_named_sets_are_recognised(dataset: str, name: str) -> None:
-    assert recognise(load_split(dataset, "valid")).name == name
+def test_the_tasks_of_named_sets_are_recognized(dataset: str, name: str) -> None:
+    assert recognize(load_split(dataset, "valid")).name == name
 
 
 def test_odd_lines_do_not_hide_a_task() -> None:
     pairs = load_split("addition", "valid")
-    assert recognise(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "short texts"
+    assert recognize(Pairs([*pairs.src, "twelve"], [*pairs.tgt, "12"], {}, [], {})).name == "short texts"
 
 
 def test_a_run_goes_on_with_the_task_that_it_has(fitted: tuple[Path, Outcome], pairs: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
 @pytest.mark.parametrize("name", ["arithmetic", "inflection", "normalisation", "normalization"])
 def test_tasks_that_are_spelled_letter_by_letter_have_the_settings_of_short_texts(name: str) -> None:
     assert find_task(name).metrics == ("exact_match", "cer")
-    assert find_task(name).pieces_of(phrases(VOCABULARY, 8)) == "characters"
+    assert find_task(name).token_kind_of(phrases(VOCABULARY, 8)) == "characters"
 
 
 def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, clock: StepClock) -> None:

@@ -1,4 +1,4 @@
-"""`fit`: from raw pairs to a scored model with no settings at all."""
+"""`fit`: from raw pairs to a trained and scored model, without any settings."""
 
 import json
 import math
@@ -20,20 +20,20 @@ from transduce.model.config import PRESETS, TransformerConfig
 from transduce.runs.corpus import Corpus, is_large
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
-from transduce.runs.tasks import Task, find_task, recognise
+from transduce.runs.tasks import Task, find_task, recognize
 from transduce.runs.train import train
 from transduce.text.config import TokenizerConfig
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import num_processes
 from transduce.training.trainer import Observer
 
-MINIMUM_PAIRS = 500  # below this, neither can a model learn much, nor can its score mean anything
+MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where the model is and how good it was on pairs that it had never seen."""
+    """Folder of the model, and its scores on pairs that it has not seen."""
 
     run_dir: Path
     scores: list[Score]
@@ -44,8 +44,8 @@ class FitResult:
     example: str  # a source of the test part
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold of it."""
-        scores = {found.name: found.as_dict() for found in self.scores}
+        """The result as a JSON object, with the scores by name."""
+        scores = {result.name: result.as_dict() for result in self.scores}
         return asdict(self) | {"run_dir": str(self.run_dir), "scores": scores}
 
 
@@ -63,12 +63,12 @@ def fit(
     show_progress: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> FitResult:
-    """Learns from the pairs in `paths` for about `minutes`, and scores the result on pairs held out before.
+    """Train on the pairs in `paths` for about `minutes`, and score the model on pairs held out before.
 
-    `task` is a name of `tasks.TASKS`: it decides the pieces of text and the scores. None: as the pairs look.
+    `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
 
-    Nothing in the held-out parts occurs in training, on either side. The run folder keeps the test part
-    (test.source, test.target) and the result (score.json). A run that is resumed keeps its settings.
+    No source or target of the held-out parts occurs in training. The run folder keeps the test part (test.source,
+    test.target) and the result (score.json). A resumed run keeps its settings.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
     started, run_dir = clock(), Path(run_dir)
@@ -77,18 +77,18 @@ def fit(
     saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None
     if saved is None:
         RunFolder(run_dir).refuse_other_use()
-    asked = find_task(task) if task else None
+    given_task = find_task(task) if task else None
     _refuse_large(paths)
     pairs = _read(paths, report)
     train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
     report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
     if saved is None:
-        kind = asked or recognise(pairs)
-        report(f"{'taken for' if asked else 'this looks like'} {kind.name}: {kind.form}")
-        config = choose_settings(kind, train_pairs, paths, minutes=minutes, seed=seed)
+        fitting_task = given_task or recognize(pairs)
+        report(f"{'taken for' if given_task else 'this looks like'} {fitting_task.name}: {fitting_task.form}")
+        config = choose_settings(fitting_task, train_pairs, paths, minutes=minutes, seed=seed)
     else:
-        config = _going_on(saved, len(train_pairs), minutes, asked)
-    report(_described(config))
+        config = _resumed_settings(saved, len(train_pairs), minutes, given_task)
+    report(_summary(config))
     state = train(
         config,
         run_dir,
@@ -102,8 +102,8 @@ def fit(
         started=started,
     )
     predictor = load(run_dir, device=device)
-    asked_for = config.validation
-    scores = score(predictor, test.src, [test.tgt], asked_for.metrics, group_sources=asked_for.group_sources)
+    validation = config.validation
+    scores = score(predictor, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
     result = FitResult(
         run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
     )
@@ -115,7 +115,7 @@ def fit(
 
 
 def _refuse_large(paths: Sequence[str | Path]) -> None:
-    """Raises DataError for files that `train` would prepare on disk: all that is done here is done in memory."""
+    """Raise DataError for files that `train` would prepare on disk: `fit` holds all text in memory."""
     if is_large(paths):
         raise DataError(
             f"{' and '.join(map(str, paths))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
@@ -138,7 +138,7 @@ def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
 
 
 def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
-    """Training, validation and test part, without a source or a target in common."""
+    """Training, validation and test pairs, without a source or a target in common."""
     held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
     try:
         return split_pairs(pairs, valid=held_out, test=held_out)
@@ -153,9 +153,9 @@ def choose_settings(
     task: Task, train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int
 ) -> ExperimentConfig:
     """Settings that suit the task, the pairs and the time; a function of the text, not of the machine."""
-    source, target = task.pieces_of(train_pairs.src), task.pieces_of(train_pairs.tgt)
+    source, target = task.token_kind_of(train_pairs.src), task.token_kind_of(train_pairs.tgt)
     num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
-    # Heaps' law: the number of useful subwords grows about with the root of the text.
+    # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
     return ExperimentConfig(
         data=DataConfig(train=tuple(map(str, paths))),
@@ -167,16 +167,16 @@ def choose_settings(
     )
 
 
-def _going_on(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:
-    """The settings of the run in `folder`, for so many minutes.
+def _resumed_settings(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:
+    """Settings of the run in `folder`, with `minutes` as its time.
 
-    Raises ConfigMismatchError if it learns from other pairs, or is scored otherwise than `task` asks.
+    Raises ConfigMismatchError if the run has another number of training pairs, or other metrics than those of `task`.
     """
-    had = folder.facts["num_train_pairs"]
-    if had != num_train:
+    saved_num_train = folder.facts["num_train_pairs"]
+    if saved_num_train != num_train:
         raise ConfigMismatchError(
-            f"{folder.path} learns from {had:,} pairs and these would be {num_train:,}: give the same files, or begin "
-            "another run in another --run-dir."
+            f"{folder.path} learns from {saved_num_train:,} pairs and these would be {num_train:,}: give the same "
+            "files, or begin another run in another --run-dir."
         )
     config = folder.settings
     if task and config.validation.metrics != task.metrics:
@@ -189,14 +189,14 @@ def _going_on(folder: RunFolder, num_train: int, minutes: float, task: Task | No
 
 
 def _model_for(num_characters: int, minutes: float) -> TransformerConfig:
-    """The tiny model, pre-norm; the fewer the words per minute, the more dropout, as each is seen the more often."""
+    """The tiny model, pre-norm, with more dropout the more passes over the text fit in the time."""
     characters_per_minute = 1_000_000  # about what two cores train on with this model, both sides together
     passes = minutes * characters_per_minute / num_characters
     dropout = 0.1 if passes < 15 else 0.2 if passes < 50 else 0.3
     return replace(PRESETS["tiny"], norm_first=True, dropout=dropout)
 
 
-def _described(config: ExperimentConfig) -> str:
+def _summary(config: ExperimentConfig) -> str:
     model, tokenizer = config.model, config.tokenizer
     kinds = tokenizer.source if tokenizer.joint else f"{tokenizer.source} -> {tokenizer.target}"
     at_most = f" (at most {tokenizer.vocab_size:,} subwords)" if "bpe" in kinds else ""

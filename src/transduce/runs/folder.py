@@ -1,4 +1,4 @@
-"""The run folder: the only bridge between training and use."""
+"""Run folder: config, tokenizer, weights, checkpoints and metrics of a run; the only bridge from training to use."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from transduce.text.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
-_OWN_NAMES = (
+_RESERVED_NAMES = (
     "config.toml",
     "tokenizer.json",
     "run.json",
@@ -42,9 +42,9 @@ _MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
 
 
 class RunFolder:
-    """One run on disk. Whoever writes holds `lock()`; anyone may read at any time. Copy it anywhere, it still works.
+    """One run on disk. Writers hold `lock()`, readers need nothing, and a copy works anywhere.
 
-    `run.json` makes a folder a run: it is written last, hashes itself, and holds the hashes of the two texts beside
+    `run.json` makes a folder a run: it is written last, contains its own hash, and the hashes of the two texts beside
     it. Raises RunFolderError where the disk refuses a write, DamagedFileError where bytes are not as written.
     """
 
@@ -54,7 +54,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
-        """A new run. Raises RunFolderError if the folder is in use for anything else, or cannot be written."""
+        """A new run. Raises RunFolderError if the folder holds anything else, or cannot be written."""
         run = cls(path)
         run.refuse_other_use()
         with explained_write_errors(run.path):
@@ -62,7 +62,7 @@ class RunFolder:
             sync_folder(run.path.absolute().parent)
         with run.lock():
             run.refuse_other_use()  # another process may have been faster
-            # In this order: `config.toml` alone in a folder is then never ours, and never overwritten.
+            # In this order, a `config.toml` without a tokenizer is never ours, so it is never overwritten.
             write_atomically(run.path / "tokenizer.json", tokenizer.encode())
             write_atomically(run.path / "config.toml", config.encode())
             texts = {"config.toml": config, "tokenizer.json": tokenizer}
@@ -81,7 +81,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps every other process from training here, until the block or the process ends, however it ends."""
+        """Exclusive right to write, until the block or the process ends, however it ends."""
         with lock(self.path / "run.lock"):
             self._is_locked = True
             self.clean()
@@ -91,12 +91,12 @@ class RunFolder:
                 self._is_locked = False
 
     def clean(self) -> None:
-        """Removes the temporary files of killed processes. Only under the lock, where nobody else writes any."""
+        """Remove temporary files of killed processes. Only under the lock: those of a living one would be lost."""
         assert self._is_locked
         for folder in (self.path, self._checkpoint_folder):
             remove_temporaries(folder)
 
-    # What the run is
+    # Settings, tokenizer and facts
 
     @property
     def config_text(self) -> str:
@@ -110,26 +110,30 @@ class RunFolder:
 
     @property
     def settings(self) -> ExperimentConfig:
-        """All settings of the run."""
+        """Settings of the run."""
         return load_config(self.config_text, f"{self.path}/config.toml")
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with."""
+        """Tokenizer of the model."""
         return Tokenizer.from_json(self.tokenizer_text)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` records of the data and the machine."""
+        """Facts about the data and the machine, from `run.json`."""
         return self._record()["facts"]
 
     def update_facts(self, facts: dict[str, Any]) -> None:
-        """Adds `facts` to those recorded, replacing those of the same name."""
+        """Add `facts` to those in `run.json`, replacing those of the same name."""
         record = self._record()
         self._write_record(record["files"], record["facts"] | facts)
 
     def rewrite_config(self, config: str) -> None:
-        """Replaces `config.toml`. In between, `run.json` accepts the old text and the new: no crash parts them."""
+        """Replace `config.toml`.
+
+        Two files cannot be replaced at once: in between, `run.json` accepts the old and the new text, so that the run
+        is whole whenever the process is killed.
+        """
         record, old, new = self._record(), sha256_of(self.config_text.encode()), sha256_of(config.encode())
         self._write_record(record["files"] | {"config.toml": [old, new]}, record["facts"])
         write_atomically(self.path / "config.toml", config.encode())
@@ -139,56 +143,56 @@ class RunFolder:
 
     @property
     def model_sha256(self) -> str:
-        """The hash of the model's file, verified. Raises MissingInputError if there is none yet."""
+        """SHA-256 of the model's file, verified. Raises MissingInputError if there is none yet."""
         return check_digest(self.path / "model.safetensors", MEND_TENSORS)
 
     @property
     def has_model(self) -> bool:
-        """Whether there are weights to use yet."""
+        """Whether the run has a model yet."""
         return (self.path / "model.safetensors").exists()
 
     def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Replaces the weights everyone uses. `metadata` is anything JSON can hold."""
-        own = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
-        write_tensors(self.path / "model.safetensors", tensors, own)
+        """Replace the weights of the model. `metadata` is a JSON object."""
+        header = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
+        write_tensors(self.path / "model.safetensors", tensors, header)
 
     def load_model(self) -> Transformer:
-        """The network with the weights everyone uses. Raises MissingInputError if there are none yet."""
-        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: it must not cost the caller's draws
+        """The model with its weights. Raises MissingInputError if there are none yet."""
+        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's seed must not notice
             model = Transformer(self.settings.model, self.tokenizer.vocabulary_sizes)
         self.load_weights_into(model)
         return model
 
     def load_weights_into(self, model: Transformer) -> None:
-        """Copies the weights everyone uses into `model`. Raises TransduceError if it is of another shape."""
+        """Copy the weights of this run's model into `model`. Raises TransduceError if its shape is another."""
         try:
             load_weights(model, self.read_model()[0])
         except ValueError as error:
             raise error if isinstance(error, TransduceError) else TransduceError(str(error)) from None
 
     def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights everyone uses, and their metadata."""
+        """The weights of the model, by name, and their metadata."""
         path = self.path / "model.safetensors"
-        tensors, own = read_tensors(path)
-        return tensors, self._own_metadata(path, own, "metadata")
+        tensors, header = read_tensors(path)
+        return tensors, self._checked_metadata(path, header, "metadata")
 
     def read_model_metadata(self) -> dict[str, Any]:
-        """The metadata alone; every byte of the weights is verified all the same."""
+        """Metadata of the model; every byte of the weights is verified all the same."""
         return self._verified_metadata(self.path / "model.safetensors", "metadata")
 
     def write_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
     ) -> None:
-        """Writes what resuming at `step` needs, then removes all but the newest `keep` checkpoints.
+        """Write a checkpoint to resume from at `step`, then remove all but the newest `keep`.
 
-        Those of later steps go as well: whoever writes `step` resumed before them, perhaps because they are damaged.
+        Those of later steps go as well: a run that writes `step` was resumed before them, perhaps as they are damaged.
         """
         if keep < 1:
             raise ValueError(f"keep ({keep}) must be at least 1: the checkpoint just written.")
         with explained_write_errors(self._checkpoint_folder):
             self._checkpoint_folder.mkdir(exist_ok=True)
-        own = {"state": json.dumps(state, sort_keys=True), "step": str(step), "tokenizer": self._tokenizer_sha256}
-        write_tensors(self._checkpoint_path(step), tensors, own)
+        header = {"state": json.dumps(state, sort_keys=True), "step": str(step), "tokenizer": self._tokenizer_sha256}
+        write_tensors(self._checkpoint_path(step), tensors, header)
         steps = self.checkpoints()
         kept = [other for other in steps if other <= step][-keep:]
         for path in [self._checkpoint_path(other) for other in steps if other not in kept]:
@@ -196,22 +200,23 @@ class RunFolder:
                 path.unlink()
 
     def checkpoints(self) -> list[int]:
-        """The steps there are checkpoints of, ascending."""
+        """Steps of the checkpoints, ascending."""
         names = [path.name for path in self._checkpoint_folder.glob("step-*.safetensors")]
         steps = [int(match[1]) for match in map(_CHECKPOINT_NAME.fullmatch, names) if match]
         return sorted(step for step in steps if self._checkpoint_path(step).name in names)
 
     def read_checkpoint(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and the state at `step`."""
+        """Tensors by name and state of the checkpoint at `step`."""
         path = self._checkpoint_path(step)
-        tensors, own = read_tensors(path)
-        return tensors, self._own_metadata(path, own, "state", step)
+        tensors, header = read_tensors(path)
+        return tensors, self._checked_metadata(path, header, "state", step)
 
     def newest_checkpoint(
         self, report: Callable[[str], None] = warnings.warn
     ) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that is as it was written, None if there is none; `report` gets a line on each other.
+        """Step, tensors and state of the newest undamaged checkpoint; None if there are no checkpoints.
 
+        `report` gets a line about each damaged one that was skipped.
         Raises DamagedFileError if there are checkpoints and all are damaged.
         """
         steps = self.checkpoints()
@@ -225,58 +230,58 @@ class RunFolder:
             raise damaged(self._checkpoint_folder, f"none of its {len(steps)} checkpoints is readable", mend)
         return None
 
-    # Everything else
+    # Metrics, other files, and verification
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds one line to `metrics.jsonl`. After a power cut the last rows may be missing."""
+        """Add a row to `metrics.jsonl`. Rows are not synced: after a power cut the last ones may be missing."""
         line = json.dumps(row).encode() + b"\n"
         with explained_write_errors(self._metrics_path, len(line)), self._metrics_path.open("a+b") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-            if file.read() not in (b"", b"\n"):  # a process was killed within a row
+            if file.read() not in (b"", b"\n"):  # a process was killed while it wrote a row
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`, without a last one that a killed process did not finish."""
+        """Rows of `metrics.jsonl`, without a last one that a killed process left unfinished."""
         if not (path := self._metrics_path).exists():
             return []
         lines = read_bytes(path).split(b"\n")[:-1]  # the last one is empty or unfinished
         return [json_object(line, f"{path}:{number}", _MEND_TEXT) for number, line in enumerate(lines, start=1)]
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Removes the rows of later steps than `after_step`, which training is going to repeat."""
+        """Remove the rows of the steps after `after_step`, which training is going to repeat."""
         rows = [row for row in self.metrics() if row.get("step", 0) <= after_step]
         write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of text beside the others, such as a table of scores."""
+        """Write a text file beside those of the run, such as a table of scores."""
         self.write_file(name, text.encode())
 
     def write_file(self, name: str, content: bytes) -> None:
-        """Writes a file beside the others, such as a picture."""
-        if name in _OWN_NAMES or Path(name).name != name or name.startswith("."):
-            raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(_OWN_NAMES)}.")
+        """Write a file beside those of the run, such as a picture or a table of scores."""
+        if name in _RESERVED_NAMES or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(_RESERVED_NAMES)}.")
         write_atomically(self.path / name, content)
 
     def verify(self) -> list[tuple[str, str]]:
-        """Each file that matters, with "" if it is as it was written and otherwise what is wrong.
+        """Each file of the run and its problem, "" if it is as it was written.
 
-        A model that is not there is left out, unless a checkpoint tells of one: a young run has none yet.
+        A missing model is a problem only if a checkpoint says that there was one: a young run has none yet.
         """
         checks: list[tuple[str, Callable[[], object]]] = [
             ("run.json", self._record),
             ("config.toml", lambda: self.config_text),
             ("tokenizer.json", lambda: self.tokenizer_text),
         ]
-        if self.has_model or self._had_model():
+        if self.has_model or self._has_had_model():
             checks.append(("model.safetensors", self.read_model_metadata))
         for step in self.checkpoints():
             path = self._checkpoint_path(step)
             checks.append((f"checkpoints/{path.name}", partial(self._verified_metadata, path, "state", step)))
         return [(name, _problem(check)) for name, check in [*checks, ("metrics.jsonl", self.metrics)]]
 
-    # Inside
+    # Internals
 
     @property
     def _checkpoint_folder(self) -> Path:
@@ -290,7 +295,7 @@ class RunFolder:
         return self._checkpoint_folder / f"step-{step:08d}.safetensors"
 
     def refuse_other_use(self) -> None:
-        """Raises RunFolderError if the folder holds a run already, or anything that is not a run begun."""
+        """Raise RunFolderError if the folder holds a run, or anything but a run whose creation was interrupted."""
         if (self.path / "run.json").exists():
             raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
         names: set[str] = set()
@@ -305,7 +310,7 @@ class RunFolder:
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
         content = read_bytes(path)
-        record = read_with_digest(content, _zeroed)
+        record = read_with_digest(content, _without_digest)
         if not record or _layout(record) != content:
             raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
         if record["format"] != FORMAT_VERSION:
@@ -317,7 +322,7 @@ class RunFolder:
 
     def _write_record(self, hashes: Mapping[str, list[str]], facts: Mapping[str, Any]) -> None:
         record = {"sha256": "", "format": FORMAT_VERSION, "files": hashes, "facts": facts}
-        write_atomically(self.path / "run.json", _layout(with_digest(record, _zeroed)))
+        write_atomically(self.path / "run.json", _layout(with_digest(record, _without_digest)))
 
     def _text(self, name: str) -> str:
         content = read_bytes(self.path / name)
@@ -329,18 +334,18 @@ class RunFolder:
     def _tokenizer_sha256(self) -> str:
         return self._record()["files"]["tokenizer.json"][0]
 
-    def _own_metadata(
-        self, path: Path, metadata: Mapping[str, str], key: str, step: int | None = None
+    def _checked_metadata(
+        self, path: Path, header: Mapping[str, str], key: str, step: int | None = None
     ) -> dict[str, Any]:
-        """What the caller of write stored under `key`, after a check that the file belongs where it lies."""
-        if metadata.get("tokenizer") != self._tokenizer_sha256:
+        """The JSON object under `key`, after a check that the file belongs to this run and to this place in it."""
+        if header.get("tokenizer") != self._tokenizer_sha256:
             raise damaged(path, "it belongs to a run with another tokenizer", MEND_TENSORS)
-        if metadata.get("step") != (None if step is None else str(step)):
-            raise damaged(path, f"it was written for step {metadata.get('step')}", MEND_TENSORS)
-        return json_object(metadata[key], path, _MEND_TEXT)
+        if header.get("step") != (None if step is None else str(step)):
+            raise damaged(path, f"it was written for step {header.get('step')}", MEND_TENSORS)
+        return json_object(header[key], path, _MEND_TEXT)
 
-    def _had_model(self) -> bool:
-        """Whether a checkpoint that can be read tells of weights that were kept."""
+    def _has_had_model(self) -> bool:
+        """Whether any undamaged checkpoint says that a model was written."""
         for step in self.checkpoints():
             with suppress(TransduceError):
                 if self._verified_metadata(self._checkpoint_path(step), "state", step).get("best_step"):
@@ -348,16 +353,16 @@ class RunFolder:
         return False
 
     def _verified_metadata(self, path: Path, key: str, step: int | None = None) -> dict[str, Any]:
-        with verified(path) as (_, metadata):
-            return self._own_metadata(path, metadata, key, step)
+        with verified(path) as (_, header):
+            return self._checked_metadata(path, header, key, step)
 
 
 def _layout(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=2).encode() + b"\n"
 
 
-def _zeroed(record: dict[str, Any]) -> bytes:
-    """What the hash in `run.json` is of: all its bytes, the digits of the hash itself being zeros."""
+def _without_digest(record: dict[str, Any]) -> bytes:
+    """The bytes that the hash in `run.json` covers: all of them, with zeros as the digits of the hash itself."""
     return _layout(record | {"sha256": NO_DIGEST.decode()})
 
 

@@ -1,4 +1,4 @@
-"""A trained run, ready to use."""
+"""Loading of a trained run, to predict with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,10 @@ def load(
     int8: bool = False,
     report: Callable[[str], None] = lambda _line: None,
 ) -> Predictor:
-    """The best model of a run folder: `transduce.load("runs/x").predict(["a text"])`.
+    """Predictor with the best model of a run folder: `transduce.load("runs/x").predict(["a text"])`.
 
-    It searches as the run's own decoding settings say, unless others are given. Raises MissingInputError if there is
-    no run or no model yet, DamagedFileError if a byte of it has changed.
+    It decodes by the settings of the run unless `decoding` is given. Raises MissingInputError if there is no run or no
+    model yet, DamagedFileError if a byte of it has changed.
     """
     folder = RunFolder.open(Path(run))
     model = folder.load_model().to(find_device(device))

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a live line in the terminal, TensorBoard events, a learning curve."""
+"""Displays of a training run: progress bars in the terminal, and the learning curve."""
 
 import io
 import math
@@ -15,9 +15,9 @@ Row = dict[str, Any]
 
 
 class TerminalDisplay:
-    """Training rows as a live progress bar, or as plain lines where standard error is not a terminal.
+    """Progress bar of training; plain lines where standard error is not a terminal.
 
-    Use it as a context manager, and as the function that observes rows.
+    A context manager for the time of training, and in it an observer, called with each logged row.
     """
 
     def __init__(self, num_steps: int, *, first_step: int = 0, console: Console | None = None) -> None:
@@ -50,15 +50,16 @@ class TerminalDisplay:
             if not self.console.is_terminal:
                 self.console.print(f"step {row['step']:,}/{self.num_steps:,}  {text}", soft_wrap=True)
         elif row["kind"] == "validation":
-            found = "  ".join(f"{name} {value:.4g}" for name, value in metrics_of(row).items())
-            self.console.print(f"step {row['step']:,}  validation: {found}", soft_wrap=True)
+            scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics_of(row).items())
+            self.console.print(f"step {row['step']:,}  validation: {scores}", soft_wrap=True)
 
 
 @contextmanager
 def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function to tell what is being done, and how much of how much: 0 of 0 where nobody knows.
+    """Progress bar of the preparation of a corpus. Yields a function of the stage, the work done and the work in all.
 
-    A live bar on a terminal; else `report` gets a line on each thing that is begun. Nothing unless `is_shown`.
+    The total is 0 while it is unknown. Without a terminal, `report` gets one line at the start of each stage. Nothing
+    is shown unless `is_shown`.
     """
     console = Console(file=sys.stderr, highlight=False)
     is_live = is_shown and console.is_terminal
@@ -74,27 +75,27 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
         transient=True,
     )
     task = bar.add_task("", total=None, visible=False)
-    begun: list[str] = []
+    stages: list[str] = []  # begun so far
 
-    def tell(what: str, done: int, total: int) -> None:
-        if what not in begun:
-            begun.append(what)
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in stages:
+            stages.append(stage)
             bar.reset(task)
             if is_shown and not is_live:
-                report(what)
-        bar.update(task, description=what, completed=done, total=total or None, visible=True)
+                report(stage)
+        bar.update(task, description=stage, completed=done, total=total or None, visible=True)
 
     with bar:
-        yield tell
+        yield show
 
 
 def metrics_of(row: Row) -> dict[str, float]:
-    """The measured numbers of a row: what is left without its place in the run."""
+    """Metrics of a logged row, without its kind and its place in the run."""
     return {name: value for name, value in row.items() if name not in ("kind", "step", "epoch", "seconds")}
 
 
 def learning_curve(rows: Sequence[Row], title: str) -> bytes:
-    """A PNG: training and validation loss over the steps, and below them each decoded score. Needs `matplotlib`."""
+    """Learning curve as a PNG: training and validation loss by step, and below them each score. Needs `matplotlib`."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     training = [row for row in rows if row["kind"] == "training"]

@@ -1,4 +1,4 @@
-"""The kinds of task that `fit` knows: how each is recognized by its pairs, cut into pieces and scored."""
+"""Kinds of task that `fit` knows: how each is recognized by its pairs, tokenized and scored."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ from transduce.data.pairs import Pairs
 from transduce.errors import TransduceError, nearest
 from transduce.text.config import Kind
 
-_ENOUGH_PAIRS = 10_000  # spread evenly over the corpus: what is looked at
-_FEW_TYPES = 200  # a side written with so few different words is one of symbols, such as phonemes
-_NEARLY_ALL = 0.98  # of the pairs must have the form: files have odd lines
-_SHORT = 40  # letters on average: what is cheap to read and write one by one
+_ENOUGH_PAIRS = 10_000  # looked at, spread evenly over the corpus
+_FEW_TYPES = 200  # a side with at most so many different words consists of symbols, such as phonemes
+_NEARLY_ALL = 0.98  # share of the lines that must have a form: files have odd lines
+_SHORT = 40  # letters per line on average: below, tokens of single characters are cheap
 
 _CODE = re.compile(r"\d|\w[;=|]\w")  # a number, or features such as V;IND;PST and Case=Nom
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
@@ -23,74 +23,74 @@ _UNSPACED_WORD_LEN = 4  # letters, generously
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A kind of task."""
+    """Kind of task: the tokens and the metrics that suit its pairs."""
 
     name: str
     form: str  # of its pairs, as a person would say it
-    pieces: Literal["characters", "bpe"]
-    has_symbols: bool = True  # a side that is made of few words has those for its pieces
+    token_kind: Literal["characters", "bpe"]
+    has_symbols: bool = True  # a side that consists of few different words has these as its tokens
     metrics: tuple[str, ...]
-    group_sources: bool = False  # several pairs of one source are its alternatives
+    group_sources: bool = False  # pairs of the same source are alternative references
 
-    def pieces_of(self, lines: Sequence[str]) -> Kind:
-        """What a side with these lines is cut into."""
+    def token_kind_of(self, lines: Sequence[str]) -> Kind:
+        """Kind of token for a side with these lines."""
         if self.has_symbols and _are_symbols(lines):
             return "words"
-        return "characters" if _are_words(lines) else self.pieces
+        return "characters" if _are_words(lines) else self.token_kind
 
 
 _SHORT_TEXTS = Task(
     name="short texts",
     form="words, numbers or features, and another way to write them",
-    pieces="characters",
+    token_kind="characters",
     has_symbols=False,
     metrics=("exact_match", "cer"),
 )
 _PRONUNCIATION = Task(
     name="pronunciation",
     form="words and strings of few symbols",
-    pieces="characters",
+    token_kind="characters",
     metrics=("word_error", "per"),
     group_sources=True,
 )
-_TRANSLATION = Task(name="translation", form="sentences and sentences", pieces="bpe", metrics=("bleu", "chrf"))
-# By the names that a person may give.
+_TRANSLATION = Task(name="translation", form="sentences and sentences", token_kind="bpe", metrics=("bleu", "chrf"))
+# By the names that a user may give.
 TASKS = dict.fromkeys(("arithmetic", "inflection", "normalization", "normalisation"), _SHORT_TEXTS) | {
     task.name: task for task in (_SHORT_TEXTS, _PRONUNCIATION, _TRANSLATION)
 }
 
 
-def recognise(pairs: Pairs) -> Task:
-    """The first task whose form the pairs have; translation if there is no other."""
+def recognize(pairs: Pairs) -> Task:
+    """The first task whose form the pairs have; translation if no other fits."""
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _ENOUGH_PAIRS)).astype(int)
     src, tgt = [pairs.src[row] for row in rows], [pairs.tgt[row] for row in rows]
     if _are_symbols(tgt) and (_are_words(src) or _are_letters(_types(src), beside=_types(tgt))):
         return _PRONUNCIATION
-    # Subwords tell nothing about a single word, a number or a bundle of features: their letters do.
+    # Within a single word, a number or a bundle of features every letter counts, and subwords would hide the letters.
     are_codes = any(_nearly_all(bool(_CODE.search(line)) for line in side) for side in (src, tgt))
     is_spelled = are_codes or (_are_words(tgt) and not _are_symbols(src))
     return _SHORT_TEXTS if is_spelled and _are_short(src) and _are_short(tgt) else _TRANSLATION
 
 
 def find_task(name: str) -> Task:
-    """The task of this name. Raises TransduceError, with the nearest name, if there is none."""
+    """The task named `name`. Raises TransduceError, with the nearest name, if there is none."""
     if name not in TASKS:
         raise TransduceError(f"There is no task {name!r}.{nearest(name, list(TASKS))}")
     return TASKS[name]
 
 
 def _are_symbols(lines: Sequence[str]) -> bool:
-    """True of lines with blanks, and few different words between them."""
+    """True if the lines consist of few different words, separated by spaces."""
     return not _are_words(lines) and len(_types(lines)) <= _FEW_TYPES
 
 
 def _are_letters(symbols: set[str], *, beside: set[str]) -> bool:
-    """True of symbols that are mostly single letters, other ones than those `beside` them."""
+    """True if most symbols are single letters, and some are not among the other side's, `beside`."""
     return 2 * sum(len(symbol) == 1 and symbol.isalpha() for symbol in symbols) > len(symbols) and not beside <= symbols
 
 
 def _are_words(lines: Sequence[str]) -> bool:
-    """True of single words: counted by blanks, and by letters in scripts that have none between words."""
+    """True if most lines are single words: counted by spaces, or by letters in scripts without spaces."""
     counts = (max(line.count(" ") + 1, len(_UNSPACED.findall(line)) / _UNSPACED_WORD_LEN) for line in lines)
     return _are_short(lines) and sum(counts) <= 1.2 * len(lines)
 
@@ -100,15 +100,15 @@ def _are_short(lines: Sequence[str]) -> bool:
 
 
 def _types(lines: Sequence[str]) -> set[str]:
-    """The different words, or so many of them that they are not few."""
-    found: set[str] = set()
+    """The different words of the lines; it stops once they are more than `_FEW_TYPES`."""
+    types: set[str] = set()
     for line in lines:
-        found.update(line.split(" "))
-        if len(found) > _FEW_TYPES:
+        types.update(line.split(" "))
+        if len(types) > _FEW_TYPES:
             break
-    return found
+    return types
 
 
-def _nearly_all(answers: Iterable[bool]) -> bool:
-    found = list(answers)
-    return sum(found) >= _NEARLY_ALL * len(found)
+def _nearly_all(matches: Iterable[bool]) -> bool:
+    matches = list(matches)
+    return sum(matches) >= _NEARLY_ALL * len(matches)

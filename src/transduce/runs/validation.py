@@ -1,4 +1,4 @@
-"""The validation that training goes by: a loss, and scores of decoded outputs."""
+"""Validation during training: the loss on held-out pairs, and scores of decoded outputs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,34 +20,36 @@ from transduce.training.state import Validation
 def build_validation(
     config: ExperimentConfig, tokenizer: Tokenizer, valid: Pairs, report: Callable[[str], None]
 ) -> Callable[[nn.Module], Validation]:
-    """The function that says how good a model is.
+    """Function from a model to its metrics and the one number by which models are compared.
 
-    Its loss is of all of `valid` that `data.max_len` lets pass, its scores of an even selection.
+    The loss is over all pairs of `valid` within `data.max_len`, in nats per token; the scores, as decoding is slow,
+    are over at most `validation.max_pairs` pairs (with grouped sources: over at most so many sources).
     """
     settings = config.validation
     encoded = encode_reporting(tokenizer, valid, config.data, report)
     sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
+    # Spread evenly over the file, so that an ordered one is represented too; all pairs of a chosen source are kept.
     chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
     rows = [row for row, source in enumerate(valid.src) if source in chosen]
     texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
     decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
-    # Numbers are comparable with others of the same pairs alone: a resumed run may have changed which those are.
-    of = f"{len(encoded)} pairs" if settings.best == "loss" else f"{len(rows)} pairs, beam {settings.beam_size}"
-    measure = f"{settings.best} of {of}"
+    # Only numbers from the same pairs and search are comparable: a resumed run may have changed them.
+    basis = f"{len(encoded)} pairs" if settings.best == "loss" else f"{len(rows)} pairs, beam {settings.beam_size}"
+    measure = f"{settings.best} of {basis}"
 
     def validate(model: nn.Module) -> Validation:
         assert isinstance(model, Transformer)
-        found = {"loss": corpus_loss(model, encoded)}
-        goodness = -found["loss"]
+        metrics = {"loss": corpus_loss(model, encoded)}
+        goodness = -metrics["loss"]
         if settings.metrics:
             predictor = Predictor(model, tokenizer, decoding)
             scores = score(
                 predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1
             )
             for result in scores:
-                found[result.name] = result.value
+                metrics[result.name] = result.value
                 if result.name == settings.best:
                     goodness = result.value if result.is_higher_better else -result.value
-        return Validation(found, goodness, measure)
+        return Validation(metrics, goodness, measure)
 
     return validate
