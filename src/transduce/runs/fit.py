@@ -21,7 +21,7 @@ from transduce.runs.corpus import Corpus, is_large
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 from transduce.runs.tasks import Task, find_task, recognize
-from transduce.runs.train import train
+from transduce.runs.train import find_run, train
 from transduce.text.config import TokenizerConfig
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import num_processes
@@ -74,11 +74,8 @@ def fit(
     started, run_dir = clock(), Path(run_dir)
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
-    saved = RunFolder.open(run_dir) if resume and (run_dir / "run.json").exists() else None
-    if saved is None:
-        RunFolder(run_dir).refuse_other_use()
+    saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
-    _refuse_large(paths)
     pairs = _read(paths, report)
     train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
     report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
@@ -108,22 +105,19 @@ def fit(
         run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
     )
     folder = RunFolder.open(run_dir)
-    folder.write_text("test.source", "".join(f"{line}\n" for line in test.src))
-    folder.write_text("test.target", "".join(f"{line}\n" for line in test.tgt))
-    folder.write_text("score.json", json.dumps(result.as_dict(), indent=2) + "\n")
+    folder.write_file("test.source", "".join(f"{line}\n" for line in test.src).encode())
+    folder.write_file("test.target", "".join(f"{line}\n" for line in test.tgt).encode())
+    folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
     return result
 
 
-def _refuse_large(paths: Sequence[str | Path]) -> None:
-    """Raise DataError for files that `train` would prepare on disk: `fit` holds all text in memory."""
+def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
+    """The pairs in `paths`, in memory. Raises DataError if they are too few, or too many for that."""
     if is_large(paths):
         raise DataError(
             f"{' and '.join(map(str, paths))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
             "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
         )
-
-
-def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
     pairs = read_pairs(paths)
     for note in pairs.notes:
         report(note)

@@ -50,6 +50,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._checkpoint_folder = self.path / "checkpoints"
+        self._metrics_path = self.path / "metrics.jsonl"
         self._is_locked = False
 
     @classmethod
@@ -58,7 +60,7 @@ class RunFolder:
         run = cls(path)
         run.refuse_other_use()
         with explained_write_errors(run.path):
-            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            run._checkpoint_folder.mkdir(parents=True, exist_ok=True)
             sync_folder(run.path.absolute().parent)
         with run.lock():
             run.refuse_other_use()  # another process may have been faster
@@ -165,10 +167,11 @@ class RunFolder:
 
     def load_weights_into(self, model: Transformer) -> None:
         """Copy the weights of this run's model into `model`. Raises TransduceError if its shape is another."""
+        tensors, _ = self.read_model()
         try:
-            load_weights(model, self.read_model()[0])
+            load_weights(model, tensors)
         except ValueError as error:
-            raise error if isinstance(error, TransduceError) else TransduceError(str(error)) from None
+            raise TransduceError(str(error)) from None
 
     def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights of the model, by name, and their metadata."""
@@ -254,10 +257,6 @@ class RunFolder:
         rows = [row for row in self.metrics() if row.get("step", 0) <= after_step]
         write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file beside those of the run, such as a table of scores."""
-        self.write_file(name, text.encode())
-
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file beside those of the run, such as a picture or a table of scores."""
         if name in _RESERVED_NAMES or Path(name).name != name or name.startswith("."):
@@ -282,14 +281,6 @@ class RunFolder:
         return [(name, _problem(check)) for name, check in [*checks, ("metrics.jsonl", self.metrics)]]
 
     # Internals
-
-    @property
-    def _checkpoint_folder(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def _metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
 
     def _checkpoint_path(self, step: int) -> Path:
         return self._checkpoint_folder / f"step-{step:08d}.safetensors"

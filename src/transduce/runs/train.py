@@ -1,4 +1,7 @@
-"""The composition root of a run: settings in, a trained and validated run folder out."""
+"""Training of a run: settings in, a run folder with a trained and validated model out.
+
+The composition root: corpus, tokenizer, model, trainer and run folder meet only here.
+"""
 
 import copy
 import gc
@@ -40,11 +43,11 @@ from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
 from transduce.training.trainer import Observer, Trainer, seconds_per_step, step_order
 
-# How a time limit becomes a number of steps: the clock watches this many, for at most this share of the time.
+# A time limit becomes a number of steps by timing this many steps, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
-_VALIDATION_SHARE = 0.06  # of the time is kept for validations and for slower moments than the measured ones
+_VALIDATION_SHARE = 0.06  # of the time, reserved for validations and for steps slower than those timed
 
-Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and the state of the trainer
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, state of the trainer
 
 
 def train(
@@ -63,26 +66,29 @@ def train(
     clock: Callable[[], float] = time.perf_counter,
     started: float | None = None,
 ) -> TrainerState:
-    """Trains as `config` says into `run_dir`, or goes on with the run there (`resume`).
+    """Train a model by `config` into the run folder `run_dir`, or resume the run there (`resume`).
 
-    `corpus` stands in for what `config.data` names, if it is in memory already; named data sets come from `places`.
-    `report` is told what happens, `observers` every logged row; `show_progress` shows rows on standard error.
-    `started`, by `clock`, is when the time that `training.minutes` allows began, if before now. Raises Stopped, after
-    saving, when told to stop; TransduceError, with nothing lost, for what cannot be.
+    `corpus` replaces the files of `config.data` if it is in memory already; named data sets are found in `places`.
+    `report` gets lines for the user, `observers` get every logged row; `show_progress` shows the rows on standard
+    error. `started`, by `clock`, is when the time of `training.minutes` began, if before this call. Raises Stopped,
+    after saving, at a signal; TransduceError, with nothing lost, for settings or data that cannot be used.
     """
     started = clock() if started is None else started
     run_dir, chosen = Path(run_dir), find_device(device)
-    facts = machine_facts(chosen) | {"commit": machine.commit()}  # of this code: another may be committed meanwhile
-    with joined(own_device(chosen)) as process, ExitStack() as held:
+    # The commit is asked for first: during the long work that follows, another may be committed.
+    environment = machine_facts(chosen) | {"commit": machine.commit()}
+    with joined(own_device(chosen)) as process, ExitStack() as locks:
         if not process.is_main:
             report, observers, show_progress = lambda _line: None, (), False
-        saved = process.decide(lambda: _find_run(run_dir, resume))
+        saved = process.decide(lambda: find_run(run_dir, resume=resume))
         if saved is not None:
-            process.decide(lambda: held.enter_context(saved.lock()))
+            process.decide(lambda: locks.enter_context(saved.lock()))
         corpus = corpus or read_corpus(config.data, places, report)
         checkpoint = ancestor = None
         if saved is not None:
-            config, checkpoint = _settle(config, saved, corpus, process, facts, report, accept_changes=accept_changes)
+            config, checkpoint = _resume(
+                config, saved, corpus, process, environment, report, accept_changes=accept_changes
+            )
         elif init_from:
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
@@ -95,17 +101,20 @@ def train(
         if folder is None:
             if ancestor is not None:
                 ancestor.load_weights_into(model)
-            folder = process.decide(lambda: _create(run_dir, config, corpus, learnt, facts, ancestor))
-            process.decide(lambda: held.enter_context(folder.lock()))
-        run = _Run(folder, config, model, learnt.pairs, checkpoint)
-        validate = (
-            build_validation(config, learnt.tokenizer, corpus.valid, report) if corpus.valid is not None else None
-        )
-        return _train(run, validate, process, report, observers, show_progress, clock, started)
+            folder = process.decide(lambda: _create(run_dir, config, corpus, learnt, environment, ancestor))
+            process.decide(lambda: locks.enter_context(folder.lock()))
+        validate = None
+        if corpus.valid is not None:
+            validate = build_validation(config, learnt.tokenizer, corpus.valid, report)
+        run = _Run(folder, config, model, learnt.pairs, validate, checkpoint, process, report, clock)
+        return _train(run, observers, show_progress=show_progress, started=started)
 
 
-def _find_run(run_dir: Path, resume: bool) -> RunFolder | None:
-    """The run to go on with; None if a new one can begin there. Raises RunFolderError, before any long work, if not."""
+def find_run(run_dir: Path, *, resume: bool) -> RunFolder | None:
+    """The run to resume in `run_dir`; None if a new one can begin there. Raises RunFolderError if neither is possible.
+
+    Called before any long work, which would be lost.
+    """
     if resume and (run_dir / "run.json").exists():
         return RunFolder.open(run_dir)
     RunFolder(run_dir).refuse_other_use()
@@ -114,13 +123,17 @@ def _find_run(run_dir: Path, resume: bool) -> RunFolder | None:
 
 @dataclass
 class _Run:
-    """A run about to be trained: everything but the clock."""
+    """A run ready for training, and the process in which it happens."""
 
     folder: RunFolder
     config: ExperimentConfig
     model: Transformer
     pairs: TrainingPairs
-    checkpoint: Checkpoint | None
+    validate: Callable[[nn.Module], Validation] | None
+    checkpoint: Checkpoint | None  # to resume from
+    process: Process
+    report: Callable[[str], None]
+    clock: Callable[[], float]
 
 
 def _create(
@@ -128,34 +141,33 @@ def _create(
     config: ExperimentConfig,
     corpus: Corpus,
     learnt: LearntFrom,
-    started: Mapping[str, Any],
+    environment: Mapping[str, Any],
     ancestor: RunFolder | None,
 ) -> RunFolder:
-    facts = {"data": corpus.sha256, "num_train_pairs": learnt.num_text_pairs, "started": started}
+    facts = {"data": corpus.sha256, "num_train_pairs": learnt.num_text_pairs, "started": environment}
     if ancestor is not None:
         facts["initialised_from"] = str(ancestor.path)
     return RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt.tokenizer.to_json(), facts=facts)
 
 
-def _settle(
+def _resume(
     config: ExperimentConfig,
     folder: RunFolder,
     corpus: Corpus,
     process: Process,
-    here: Mapping[str, Any],
+    environment: Mapping[str, Any],
     report: Callable[[str], None],
     *,
     accept_changes: bool,
 ) -> tuple[ExperimentConfig, Checkpoint | None]:
-    """The settings to go on with and the newest checkpoint, after all that was changed is refused or recorded."""
+    """The settings to resume with and the newest checkpoint, after all changes were refused or recorded."""
     checkpoint: Checkpoint | None = None
 
     def settle() -> tuple[ExperimentConfig, int | None]:
         nonlocal checkpoint
         facts, saved = folder.facts, folder.settings
-        asked = with_shape_of(saved, config) if "initialised_from" in facts else config
-        asked = carry_over(asked, saved)
-        changes = differences(saved, asked)
+        resumed = carry_over(with_shape_of(saved, config) if "initialised_from" in facts else config, saved)
+        changes = differences(saved, resumed)
         refuse_changes(changes, accept_changes=accept_changes)
         refuse_other_data(facts["data"], corpus.sha256, folder.path)
         newest = folder.newest_checkpoint(report=report)
@@ -165,61 +177,41 @@ def _settle(
                 f"from its weights: --init-from {folder.path} --run-dir ANOTHER."
             )
         step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
-        _record(folder, step or 0, changes, here, report)
-        folder.rewrite_config(to_toml(asked))
+        for name, value in sorted(environment.items()):
+            if name != "commit" and value != (before := facts["started"].get(name)):
+                report(f"{name} was {before} and is {value}: the weights may differ in their last bits")
+        # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
+        folder.truncate_metrics(step or 0)
+        session = {"step": step or 0, "changes": changes, "machine": environment}
+        folder.update_facts({"resumed": [*facts.get("resumed", []), session]})
+        folder.rewrite_config(to_toml(resumed))
         for name, (old, new) in changes.items():
             report(f"{name}: {old!r} -> {new!r}")
-        report(f"going on from step {step or 0:,} of {asked.training.steps:,}")
-        return asked, step
+        report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
+        return resumed, step
 
-    settled, step = process.decide(settle)
-    if step is not None and checkpoint is None:  # read by the first process alone
+    resumed, step = process.decide(settle)
+    if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
         checkpoint = folder.read_checkpoint(step)
-    return settled, checkpoint and _by_names_now(checkpoint, settled)
+    return resumed, checkpoint and _with_current_names(checkpoint, resumed)
 
 
-def _by_names_now(checkpoint: Checkpoint, config: ExperimentConfig) -> Checkpoint:
-    """A checkpoint whose state calls the score that it was best by as we do now."""
+def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Checkpoint:
+    """The checkpoint, with the score in its state's `best_measure` called by its name of today."""
     tensors, state = checkpoint
     name, of, pairs = state.get("best_measure", "").partition(" of ")
     name = name_of_score(name, group_sources=config.validation.group_sources)
     return tensors, {**state, "best_measure": f"{name}{of}{pairs}"}
 
 
-def _record(
-    folder: RunFolder,
-    step: int,
-    changes: Mapping[str, tuple[Any, Any]],
-    here: Mapping[str, Any],
-    report: Callable[[str], None],
-) -> None:
-    """Notes in the folder that the run goes on, with what changes and on what machine: before anything does."""
-    facts = folder.facts
-    there = facts["started"]
-    for name in sorted(name for name in here if name != "commit" and here[name] != there.get(name)):
-        report(f"{name} was {there.get(name)} and is {here[name]}: the weights may differ in their last bits")
-    folder.truncate_metrics(step)
-    session = {"step": step, "changes": {name: list(pair) for name, pair in changes.items()}, "machine": dict(here)}
-    folder.update_facts({"resumed": [*facts.get("resumed", []), session]})
-
-
-def _train(
-    run: _Run,
-    validate: Callable[[nn.Module], Validation] | None,
-    process: Process,
-    report: Callable[[str], None],
-    observers: Sequence[Observer],
-    show_progress: bool,
-    clock: Callable[[], float],
-    started: float,
-) -> TrainerState:
-    training = run.config.training
+def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, started: float) -> TrainerState:
+    training, report = run.config.training, run.report
     if training.cuda_graph and run.model.output_weight.device.type == "cpu":
         report("training.cuda_graph does nothing on a CPU")
-    budget = training.minutes * 60 - (clock() - started)
-    steps = training.steps or _plan_steps(run, budget, process, clock)
-    if (settled := with_steps(run.config, steps)) != run.config:
-        process.decide(lambda: run.folder.rewrite_config(to_toml(settled)))
+    budget = training.minutes * 60 - (run.clock() - started)
+    steps = training.steps or _plan_steps(run, budget)
+    if (config := with_steps(run.config, steps)) != run.config:
+        run.process.decide(lambda: run.folder.rewrite_config(to_toml(config)))
         if not training.steps:
             limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
             report(f"{limit} {steps:,} steps")
@@ -230,34 +222,34 @@ def _train(
         trainer = Trainer(
             run.model,
             run.pairs,
-            config=settled.training,
-            optim=settled.optim,
+            config=config.training,
+            optim=config.optim,
             store=run.folder,
-            validate=validate,
+            validate=run.validate,
             observers=observers,
-            process=process,
+            process=run.process,
             deadline=budget if training.minutes else math.inf,
-            clock=clock,
+            clock=run.clock,
         )
         if run.checkpoint is not None:
             trainer.restore(*run.checkpoint)
             if trainer.state.epoch != run.checkpoint[1]["epoch"]:
                 report("the batches are others now: going on with the next epoch")
         state = trainer.run()
-    if process.is_main:
-        _draw_learning_curve(run, report)
+    if run.process.is_main:
+        _draw_learning_curve(run)
     return state
 
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
-    """The network with its random start, a function of `training.seed` alone."""
+    """The model with its initial weights, a function of `training.seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return Transformer(config.model, tokenizer.vocabulary_sizes)
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What equal bits depend on."""
+    """Versions and settings of the machine on which the bits of the weights depend."""
     return {
         "transduce": machine.version(),
         "torch": torch.__version__,
@@ -269,13 +261,13 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _plan_steps(run: _Run, budget: float, process: Process, clock: Callable[[], float]) -> int:
-    """How many steps `training.epochs` are, or fit into `budget` seconds by the time that some take here."""
-    training = run.config.training
+def _plan_steps(run: _Run, budget: float) -> int:
+    """Number of steps in `training.epochs`, or in `budget` seconds at the speed of a few timed ones."""
+    training, process, clock = run.config.training, run.process, run.clock
     order = step_order(run.pairs, training)
     if training.epochs:
         return max(1, round(training.epochs * process.decide(order.steps_of_epoch)))
-    # On a copy, as the weights are thrown away; of a run so long that these steps are its gentle beginning.
+    # On a copy of the model, as these updates must not count; in a run so long that its learning rate is still tiny.
     trial = TrainStep(
         copy.deepcopy(run.model), config=replace(training, steps=1_000_000), optim=run.config.optim, process=process
     )
@@ -286,7 +278,7 @@ def _plan_steps(run: _Run, budget: float, process: Process, clock: Callable[[], 
         num_steps = process.from_main(max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate))))
         measured = seconds_per_step(trial, order.pairs, order.steps, num_steps=num_steps, clock=clock)
     del trial
-    gc.collect()  # its weights and Adam's moments: they refer to each other, and a GPU's memory is not waited for
+    gc.collect()  # weights and moments of the trial are in a reference cycle: they would stay on the GPU for long
     left = budget * (1 - _VALIDATION_SHARE) - (clock() - started)
     steps = process.from_main(int(left / measured))
     if steps < 1:
@@ -297,12 +289,12 @@ def _plan_steps(run: _Run, budget: float, process: Process, clock: Callable[[], 
     return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
 
 
-def _draw_learning_curve(run: _Run, report: Callable[[str], None]) -> None:
+def _draw_learning_curve(run: _Run) -> None:
     folder, group_sources = run.folder, run.config.validation.group_sources
     rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
         picture = learning_curve(rows, folder.path.name)
     except ImportError:
-        report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
+        run.report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
         return
     folder.write_file("learning_curve.png", picture)
