@@ -1,4 +1,4 @@
-"""Where a training run stands: all that it knows beside tensors, and what follows from it."""
+"""State of a training run: its counters and best validation, all that a checkpoint holds beside tensors."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step saw. Loss in nats per target token; `grad_norm` before clipping."""
+    """Numbers of one optimizer step. Loss in nats per target token; `grad_norm` before clipping."""
 
     loss: float
     target_tokens: int
@@ -16,23 +16,26 @@ class StepResult(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """What a validation found, and one number to compare it by: the larger the better."""
+    """Result of a validation, and the one number to compare it by: the larger the better."""
 
     metrics: dict[str, float]
     goodness: float
-    measure: str = ""  # what `goodness` is: numbers of different measures are not compared
+    measure: str = ""  # the name of `goodness`: only equal measures are compared
 
 
 @dataclass
 class TrainerState:
-    """All that a run knows beside tensors. The random state is in it too: every draw is a function of the step."""
+    """Counters and best validation of a run.
+
+    With the seed they are the random state as well: every random number is a function of both.
+    """
 
     step: int = 0
     epoch: int = 0
-    shard: int = 0  # how many shards of the corpus are done in this epoch
+    shard: int = 0  # shards of the corpus that are done in this epoch
     position: int = 0  # steps done in this shard
-    plan_of: list[int | str] = field(default_factory=list)  # what the batches depend on: `position` counts in those
-    seconds: float = 0.0  # spent in training steps, over all sittings
+    plan_of: list[int | str] = field(default_factory=list)  # what the batches depend on; `position` counts in these
+    seconds: float = 0.0  # spent in training steps, over all sessions
     validation_seconds: float = 0.0
     target_tokens: int = 0
     unlogged_loss: float = 0.0  # since the last logged row, summed over the target tokens
@@ -50,36 +53,36 @@ class TrainerState:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def is_finished(self, *, steps: int, patience: int, minutes: float) -> bool:
-        """By the limits as they are now: a run that is resumed with higher ones goes on."""
+        """Whether training has reached one of these limits; resumed with higher ones, it goes on."""
         is_out_of_patience = 0 < patience <= self.num_bad_validations
         is_out_of_time = self.minutes_over is not None and 0 < minutes <= self.minutes_over
         return self.step >= steps or is_out_of_patience or is_out_of_time
 
     def advance(self, seconds: float) -> None:
-        """Goes on by one step that took so long."""
+        """Count one step, which took `seconds`."""
         self.step += 1
         self.position += 1
         self.seconds += seconds
 
     def count(self, result: StepResult) -> None:
-        """Takes the numbers of a step into account."""
+        """Add the loss and tokens of a step to the sums."""
         self.target_tokens += result.target_tokens
         self.unlogged_loss += result.loss * result.target_tokens
         self.unlogged_tokens += result.target_tokens
 
     def leave_plan(self, plan_of: list[int | str]) -> None:
-        """Goes on to the next epoch if the batches of this one, begun already, are others now."""
+        """Go to the next epoch if this one has begun and its batches have changed since."""
         if (self.shard or self.position) and self.plan_of != plan_of:
             self.epoch, self.shard, self.position = self.epoch + 1, 0, 0
 
     def end_shard(self, num_shards: int) -> None:
-        """Goes on to the next shard of the epoch, or to the next epoch."""
+        """Go to the next shard of the epoch, or to the next epoch."""
         self.shard, self.position = self.shard + 1, 0
         if self.shard >= num_shards:
             self.epoch, self.shard = self.epoch + 1, 0
 
     def take_row(self, last: StepResult) -> dict[str, Any]:
-        """A row on the steps since the row before it, of which `last` was the last."""
+        """Row of metrics over the steps since the previous row; `last` is the result of the latest step."""
         row = {
             "kind": "training",
             "step": self.step,
@@ -93,12 +96,12 @@ class TrainerState:
         self.unlogged_loss, self.unlogged_tokens, self.logged_seconds = 0.0, 0, self.seconds
         return row
 
-    def judge(self, found: Validation) -> bool:
-        """Takes note of a validation; True if no earlier one of its measure was as good."""
+    def judge(self, validation: Validation) -> bool:
+        """Record a validation; True if it is the best so far by its measure."""
         self.validated_step = self.step
-        is_best = found.goodness > self.best_goodness or found.measure != self.best_measure
+        is_best = validation.goodness > self.best_goodness or validation.measure != self.best_measure
         if is_best:
-            self.best_goodness, self.best_measure = found.goodness, found.measure
+            self.best_goodness, self.best_measure = validation.goodness, validation.measure
             self.best_step, self.num_bad_validations = self.step, 0
         else:
             self.num_bad_validations += 1

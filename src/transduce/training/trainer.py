@@ -1,4 +1,4 @@
-"""Training: step after step, validated, saved so that nothing is lost."""
+"""Training loop: steps, logging, validation, checkpoints, and an exact resumption from them."""
 
 import math
 import signal
@@ -25,35 +25,35 @@ from transduce.training.signals import Stopped, StopSignals
 from transduce.training.state import StepResult, TrainerState, Validation
 from transduce.training.step import StepOutcome, TrainStep
 
-Observer = Callable[[dict[str, Any]], object]  # is told every logged row
+Observer = Callable[[dict[str, Any]], object]  # called with every logged row
 
-_MOST_STEPS_AHEAD = 100  # steps handed to a GPU whose numbers are not looked at
+_MOST_STEPS_AHEAD = 100  # steps given to a GPU before their numbers are read
 
 
 class Store(Protocol):
-    """What a trainer needs of the place where its work is kept: a run folder, or something like it in memory."""
+    """Storage that a trainer writes to: a run folder, or a substitute in memory."""
 
     def write_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
     ) -> None:
-        """Keeps what resuming at `step` needs, and the newest `keep` such checkpoints."""
+        """Write a checkpoint to resume from at `step`; keep the newest `keep`."""
 
     def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Keeps the weights everyone uses, in place of those before."""
+        """Replace the weights of the model."""
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds one logged row."""
+        """Add a logged row."""
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged rows."""
 
 
 class Trainer:
-    """Trains `model` on `pairs`, validates, keeps the best weights and checkpoints in `store`.
+    """Training of `model` on `pairs`, with validation; the best weights and checkpoints go to `store`.
 
-    `validate` takes a model and knows the task; the trainer knows only how good it says the model is. `observers`
-    receive every logged row. With a `deadline` (seconds of training and validating) the `clock` ends a run with
-    `training.minutes` that its step count did not.
+    `validate` takes a model and knows the task; the trainer only compares its results. `observers` are called with
+    every logged row. `deadline`, in seconds of training and validation by `clock`, ends a run with `training.minutes`
+    whose steps turned out slower than planned.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trainer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
-        self.pairs = pairs.shard(0)  # the open shard: what `rows` count in
+        self.pairs = pairs.shard(0)  # the open shard, which rows are indices into
         self.config = config
         self.store = store
         self.validate = validate
@@ -84,13 +84,13 @@ class Trainer:
         self.update = TrainStep(model, config=config, optim=optim, process=process)
         self.signals = StopSignals()
         self._order = step_order(pairs, config)
-        self._unread: list[StepOutcome] = []  # of steps made, whose numbers are not yet counted
+        self._unread: list[StepOutcome] = []  # of steps that were made but not counted yet
         self._last_result: StepResult
         self._are_told_to_stop = False
 
     @property
     def best_model(self) -> nn.Module:
-        """The weights that are judged and kept: the average if there is one."""
+        """The model that is validated and kept: the moving average if there is one."""
         return self.update.average or self.model
 
     @property
@@ -99,7 +99,7 @@ class Trainer:
         return self.state.is_finished(steps=config.steps, patience=config.patience, minutes=config.minutes)
 
     def run(self) -> TrainerState:
-        """Trains to the end, from wherever the state stands. Raises Stopped when told to, after saving."""
+        """Train to the end, from wherever the state stands. Raises Stopped at a signal, after saving."""
         speed_up_cpu()
         with self.signals, torch.random.fork_rng(self._cuda_devices()):
             try:
@@ -116,7 +116,7 @@ class Trainer:
     def _run(self) -> None:
         if self.state.step == 0:
             self._save()  # from here on, a run without a checkpoint is one whose checkpoints were removed
-        if self._validate_if_due():  # the last sitting may have ended between a step and its validation
+        if self._validate_if_due():  # the last session may have ended between a step and its validation
             self._save()
         while not self.is_finished:
             self._next_step()
@@ -149,14 +149,14 @@ class Trainer:
         state.advance(self.clock() - started)
 
     def _runs_ahead(self) -> bool:
-        """True after a step whose numbers nobody needs yet: a GPU works on it while the next one is prepared."""
+        """True if the numbers of the last step are not needed yet: a GPU works on it while the next is prepared."""
         config = self.config
-        most = _MOST_STEPS_AHEAD if self.process.world_size == 1 else 1  # several processes must agree when to stop
+        most = _MOST_STEPS_AHEAD if self.process.world_size == 1 else 1  # several processes agree after every step
         is_needed = any(map(self._is_due, (config.log_every, config.validate_every, config.save_every)))
         return self.device.type != "cpu" and len(self._unread) < most and not is_needed and not self.is_finished
 
     def _count_outcomes(self) -> None:
-        """Waits for the steps made so far and counts them. Raises DivergedError if one of them came to nothing."""
+        """Wait for the steps made so far and count them. Raises DivergedError if the numbers of one are not finite."""
         started = self.clock()
         for outcome in self._unread:
             self._last_result = outcome.read()
@@ -169,7 +169,10 @@ class Trainer:
         self.pairs, self.state.plan_of = self._order.pairs, self._order.depends_on
 
     def _agree(self) -> None:
-        """Ends the run at the deadline; lets all processes stop before their next step if any was told to."""
+        """Agree with all processes whether the deadline has passed, and whether any of them received a signal.
+
+        All must stop before the same step: in a step, each waits for the gradients of the others.
+        """
         is_over = self.state.seconds + self.state.validation_seconds > self.deadline
         if self.process.world_size > 1:
             wish = torch.tensor([self.signals.received is not None, is_over], dtype=torch.float32, device=self.device)
@@ -182,7 +185,7 @@ class Trainer:
         return every > 0 and self.state.step % every == 0
 
     def _validate_if_due(self) -> bool:
-        """Validates at every `validate_every`-th step and at the end; keeps the weights if none were better."""
+        """Validate at every `validate_every`-th step and at the end; keep the weights if none were better so far."""
         state = self.state
         due = (self._is_due(self.config.validate_every) and state.step > 0) or self.is_finished
         if not due or state.validated_step == state.step:
@@ -191,31 +194,31 @@ class Trainer:
             state.best_step = state.validated_step = state.step
             self._keep_model({})
             return True
-        found = self.process.decide(partial(self._validation, self.validate))
-        if state.judge(found):
-            self._keep_model(found.metrics)
-        row = {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | found.metrics
+        validation = self.process.decide(partial(self._validation, self.validate))
+        if state.judge(validation):
+            self._keep_model(validation.metrics)
+        row = {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | validation.metrics
         self._observe_row(row, may_be_logged=True)
         return True
 
     def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
         started = self.clock()
         with self.signals.at_once():
-            found = validate(self.best_model)
+            validation = validate(self.best_model)
         self.state.validation_seconds += self.clock() - started
-        if not math.isfinite(found.goodness):
+        if not math.isfinite(validation.goodness):
             raise DivergedError(
-                f"step {self.state.step}: the validation gives {found.goodness}, which is no number to go by. Lower "
-                "optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are there."
+                f"step {self.state.step}: the validation gives {validation.goodness}, which is no number to go by. "
+                "Lower optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are there."
             )
-        return found
+        return validation
 
     def _keep_model(self, metrics: dict[str, float]) -> None:
         facts = {"step": self.state.step, "averaged": self.update.average is not None, "validation": metrics}
         self.process.decide(lambda: self.store.write_model(dict(self.best_model.named_parameters()), facts))
 
     def _save(self) -> None:
-        """Writes a checkpoint from which the run goes on exactly as if it had not stopped."""
+        """Write a checkpoint from which training resumes exactly as if it had not stopped."""
         self._count_outcomes()
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
         if self.update.average is not None:
@@ -229,25 +232,28 @@ class Trainer:
         )
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Puts back what `_save` wrote. What was left of an epoch is left out if its batches are others now."""
+        """Restore what `_save` wrote. The rest of an epoch is skipped if its batches have changed since."""
         self.state = TrainerState.from_dict(state)
         self.state.leave_plan(self._order.depends_on)
         load_weights(self.model, _with_prefix(tensors, "model."))
-        if self.update.average is not None:  # switched on only now, it begins with the weights as they are
+        if self.update.average is not None:  # if it was switched on since, it starts from the current weights
             load_weights(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
             optimizer = self.update.optimizer_of(parameter)
             for slot in slot_names(optimizer):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
-                    # The count of steps stays a float32 on the device of its parameter: what fused Adam expects.
+                    # Including Adam's step count: fused Adam expects it as a float32 tensor beside its parameter.
                     optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 
     def _observe_row(self, row: dict[str, Any], *, may_be_logged: bool = False) -> None:
-        """With `may_be_logged`, a row that a sitting wrote before it was killed, unsaved, is not written twice."""
+        """Log a row and call the observers.
+
+        With `may_be_logged`, a row is not repeated if a session wrote it and was killed before its next checkpoint.
+        """
         if self.process.is_main:
-            here = (row["kind"], row["step"])
-            if not (may_be_logged and here in [(old["kind"], old["step"]) for old in self.store.metrics()[-1:]]):
+            key = (row["kind"], row["step"])
+            if not (may_be_logged and key in [(old["kind"], old["step"]) for old in self.store.metrics()[-1:]]):
                 self.store.append_metrics(row)
             for observe in self.observers:
                 observe(row)
@@ -259,7 +265,7 @@ class Trainer:
 
 
 def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
-    """The steps of a run on `pairs`."""
+    """Order of the training steps of a run on `pairs`."""
     return StepOrder(
         pairs,
         batch_tokens=config.batch_tokens,
@@ -277,7 +283,7 @@ def seconds_per_step(
     num_steps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """How long a step takes: the mean of `num_steps`, made on the first ones of `plan`."""
+    """Seconds per step: the mean over `num_steps` steps, on the first batches of `plan`."""
     started = clock()
     for done in range(num_steps):
         outcome = update(pairs, plan[done % len(plan)], done + 1)
