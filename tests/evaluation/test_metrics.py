@@ -120,7 +120,7 @@ def test_the_signature_is_sacrebleus_with_resamples_and_seed():
     assert evaluate(["bleu"], ["a b"], [["a c"]])[0].signature == str(metric.get_signature())
 
 
-def test_blanks_alone_divide_what_is_tokenised_already():
+def test_tokenized_text_is_split_at_spaces_only():
     (found,) = evaluate(["tokenized_bleu"], ["a b c.d e"], [["a b c.d f"]])
     assert found.value == pytest.approx(BLEU(tokenize="none").corpus_score(["a b c.d e"], [["a b c.d f"]]).score)
     assert found.value != pytest.approx(evaluate(["bleu"], ["a b c.d e"], [["a b c.d f"]])[0].value)
@@ -161,7 +161,7 @@ def test_wer_divides_all_edits_by_all_reference_words():
     assert evaluate(["wer"], hypotheses, references)[0].value == pytest.approx(100 * 2 / 6)
 
 
-def test_cer_counts_code_points_and_blanks():
+def test_cer_counts_code_points_and_spaces():
     assert evaluate(["cer"], ["ab cd"], [["abcd"]])[0].value == pytest.approx(100 * 1 / 4)
     assert evaluate(["cer"], ["naïve"], [["naive"]])[0].value == pytest.approx(100 * 1 / 5)
 
@@ -194,7 +194,7 @@ def test_word_error_and_exact_match_add_up_to_all_segments():
     assert word_error.value + exact_match.value == pytest.approx(100)
 
 
-def test_a_double_blank_is_no_phoneme_error():
+def test_a_double_space_is_no_phoneme_error():
     word_error, per = evaluate_pronunciation(["cat"], ["k ae  t "], [["k ae t"]])
     assert (word_error.value, per.value) == (0, 0)
 
@@ -422,7 +422,7 @@ def test_another_seed_gives_another_interval_and_the_same_score():
         (lambda: group_by_source(["a", "b"], ["a"], [["a"]]), "2 sources but 1 hypotheses"),
     ],
 )
-def test_a_wrong_call_is_told_what_is_wrong_in_one_line(call, message):
+def test_a_wrong_call_is_explained_in_one_line(call, message):
     with pytest.raises(TransduceError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -88,7 +88,7 @@ def every_answer(seed: int, sentence: int, max_len: int, config: DecodingConfig)
 
 @each_case
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_beam_as_wide_as_the_space_is_exhaustive_search_among_right_answers(length_penalty, asked, is_right):
+def test_a_beam_as_wide_as_the_space_is_exhaustive_search_among_allowed_outputs(length_penalty, asked, is_right):
     config = DecodingConfig(beam_size=130, length_norm="power", length_penalty=length_penalty)
     rules = Rules(eos_id=EOS, **asked)
     for seed in range(3):
@@ -101,14 +101,14 @@ def test_a_beam_as_wide_as_the_space_is_exhaustive_search_among_right_answers(le
 
 
 @each_case
-def test_a_narrow_beam_answers_rightly(asked, is_right):
+def test_a_narrow_beam_keeps_its_constraints(asked, is_right):
     for seed in range(20):
         for answers in beam(seed, [Rules(eos_id=EOS, **asked)] * 2, DecodingConfig(beam_size=3), num_best=1):
             assert is_right(answers[0].ids), (seed, answers)
 
 
 @each_case
-def test_greedy_search_and_draws_answer_rightly(asked, is_right):
+def test_greedy_search_and_samples_keep_their_constraints(asked, is_right):
     if "required" in asked:
         pytest.skip("needs a beam")
     rules, config = [Rules(eos_id=EOS, **asked)] * 2, DecodingConfig(temperature=1.0)
@@ -155,14 +155,14 @@ def test_what_is_required_is_forced_when_the_room_gets_tight():
     assert holds(found.ids, (B, B))
 
 
-def test_an_answer_ends_where_everything_is_forbidden():
+def test_an_output_ends_where_everything_is_forbidden():
     rules = [Rules(eos_id=EOS, min_len=9, forbidden=forbidding("a") + forbidding("b"))]
     script = Script(random_score(1), 1)
     (found,) = greedy_search(script.step, script, torch.tensor([9]), SPECIAL, config=DecodingConfig(), rules=rules)
     assert found.ids == []
 
 
-def test_a_forbidden_text_may_begin_and_end_inside_pieces():
+def test_a_forbidden_text_may_begin_and_end_inside_tokens():
     pieces = [b"", b"", b"", "Käfig".encode(), b" K", "ä".encode()[:1], "ä".encode()[1:], b"fi", b"figur"]
     text = ForbiddenText("äfi".encode(), pieces)
     assert text.completed_by([]) == [3]

@@ -73,7 +73,9 @@ def data_of(html: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "decoding", [{}, {"beam_size": 1}, {"beam_size": 5, "length_penalty": 0.0}, {"temperature": 1.0, "seed": 3}]
 )
-def test_the_answer_is_the_one_that_predict_gives(text: str, decoding: dict[str, Any], predictor: Predictor) -> None:
+def test_the_explained_output_is_the_one_that_predict_gives(
+    text: str, decoding: dict[str, Any], predictor: Predictor
+) -> None:
     own = with_decoding(predictor, **decoding)
     [[expected]] = own.predict_n_best([text], 1)
     found = explain(own, text)
@@ -148,7 +150,7 @@ def test_branches_are_those_of_a_plain_beam_search(text: str, beam_size: int, pr
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_branch_that_won_is_the_answer(text: str, predictor: Predictor) -> None:
+def test_the_branch_that_won_is_the_output(text: str, predictor: Predictor) -> None:
     found = explain(predictor, text)
     winners = [[(place, b) for place, b in enumerate(step) if b.is_winner] for step in found.branches]
     path = [won[0] for won in winners[: len(found.written)]]
@@ -178,7 +180,7 @@ def test_constraints_are_seen_in_the_search(predictor: Predictor) -> None:
     assert not any(b.token.name == "a" for step in found.branches for b in step)
 
 
-def test_watching_changes_no_answer_of_a_batch(predictor: Predictor) -> None:
+def test_watching_changes_no_output_of_a_batch(predictor: Predictor) -> None:
     sources, _ = predictor.encode(TEXTS)
     seen = []
     watched = predictor.search(sources, 2, watch=lambda step: lambda *given: seen.append(given[0]) or step(*given))

@@ -68,7 +68,7 @@ def test_a_token_is_aligned_to_the_source_token_it_looked_at_most(predictor, sou
             assert found.alignment[place] == max(candidates, key=lambda k: looked[k])
 
 
-def test_the_predictor_annotates_its_own_answers(predictor):
+def test_the_predictor_annotates_its_own_outputs(predictor):
     answers = [best[0] for best in predictor.predict_n_best(TEXTS, 1)]
     for answer, found in zip(answers, predictor.annotate(TEXTS, answers), strict=True):
         assert sum(found.log_probs) == pytest.approx(answer.log_prob, abs=1e-4)

@@ -25,14 +25,14 @@ def by_hand(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_a_map_in_bytes_is_the_arithmetic_of_codes(rows):
+def test_an_int8_map_is_the_arithmetic_of_codes(rows):
     generator = np.random.default_rng(3)
     x, weight, bias = (generator.normal(size=shape).astype(np.float32) for shape in ((rows, 48), (80, 48), 80))
     found = int8_map(torch.from_numpy(weight), torch.from_numpy(bias))(torch.from_numpy(x))
     np.testing.assert_allclose(found.numpy(), by_hand(x, weight, bias), rtol=0, atol=1e-4)
 
 
-def test_a_map_in_bytes_is_near_the_exact_one():
+def test_an_int8_map_is_near_the_exact_one():
     torch.manual_seed(5)
     x, weight = torch.randn(32, 256), torch.randn(64, 256)
     exact = x @ weight.t()
@@ -64,7 +64,7 @@ def test_small_matrices_stay_as_they_are(monkeypatch):
 
 
 @torch.inference_mode()
-def test_a_network_in_bytes_answers_nearly_the_same():
+def test_a_network_in_int8_predicts_nearly_the_same():
     model = small_model().float()
     tokens, parents = torch.ones(3, 1, dtype=torch.long), torch.zeros(3, 1, dtype=torch.long)
     exact, found = (
@@ -76,6 +76,6 @@ def test_a_network_in_bytes_answers_nearly_the_same():
     assert 0 < gap < 0.2
 
 
-def test_bytes_are_for_cpus():
+def test_int8_is_for_cpus():
     with pytest.raises(TransduceError, match="int8 is for answers on a CPU"):
         Predictor(small_model().to("meta"), tokenizer=None, int8=True)  # type: ignore[arg-type]

@@ -54,13 +54,15 @@ def untrained(max_len: int, **settings: object) -> Predictor:
     )
 
 
-def test_line_k_is_answered_in_place_k(predictor: Predictor) -> None:
+def test_output_k_is_that_of_line_k(predictor: Predictor) -> None:
     together = predictor.predict(LINES)
     assert together == [predictor.predict([line])[0] for line in LINES]
     assert len(set(together)) > 3
 
 
-def test_blank_texts_are_answered_without_the_model(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_texts_have_empty_outputs_without_the_model(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the model was called")
 
@@ -70,7 +72,7 @@ def test_blank_texts_are_answered_without_the_model(predictor: Predictor, monkey
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
-def test_batching_order_and_neighbours_change_no_answer(
+def test_batching_order_and_neighbors_change_no_output(
     beam_size: int, predictor: Predictor, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
@@ -87,7 +89,9 @@ def test_batching_order_and_neighbours_change_no_answer(
 
 @pytest.mark.proof
 @pytest.mark.parametrize("beam_size", [1, 5])
-def test_500_lines_are_answered_alike_in_six_batchings(beam_size: int, predictor: Predictor, lines: list[str]) -> None:
+def test_500_lines_have_the_same_outputs_in_six_batchings(
+    beam_size: int, predictor: Predictor, lines: list[str]
+) -> None:
     predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
     together = predictor.predict(lines)
     assert len(lines) == 500
@@ -118,7 +122,7 @@ def test_n_best_is_sorted_begins_with_the_best_and_repeats_no_ids(predictor: Pre
 @pytest.mark.parametrize("beam_size", [4, 1])
 @pytest.mark.parametrize(("length_norm", "length_penalty"), [("wu", 0.6), ("power", 1.0), ("wu", 0.0)])
 @torch.no_grad()
-def test_scores_are_those_of_a_full_pass_over_the_answer(
+def test_scores_are_those_of_a_full_pass_over_the_output(
     length_norm: str, length_penalty: float, beam_size: int, predictor: Predictor
 ) -> None:
     predictor.decoding = DecodingConfig(beam_size=beam_size, length_norm=length_norm, length_penalty=length_penalty)
@@ -135,7 +139,7 @@ def test_scores_are_those_of_a_full_pass_over_the_answer(
             assert answer.score == pytest.approx(total / base**length_penalty, abs=1e-4)
 
 
-def test_a_beam_larger_than_the_vocabulary_finds_at_least_as_good_an_answer() -> None:
+def test_a_beam_larger_than_the_vocabulary_finds_at_least_as_good_an_output() -> None:
     predictor = untrained(8, beam_size=1, length_penalty=0.0, max_len_ratio=0.0, max_len_extra=3)
     (greedy,) = predictor.predict_n_best(["abc"], 1)[0]
     size = predictor.tokenizer.target_vocab_size
@@ -156,7 +160,7 @@ def test_a_source_too_long_is_truncated_counted_and_reported_once() -> None:
     assert answers[1] == answers[2] == answers[0]  # what is left of each is the same
 
 
-def test_asking_for_more_answers_than_hypotheses_is_refused_before_any_work(predictor: Predictor) -> None:
+def test_more_outputs_than_hypotheses_are_refused_before_any_work(predictor: Predictor) -> None:
     for num_best in (0, -1, predictor.decoding.beam_size + 1):
         with pytest.raises(TransduceError, match="beam size"):
             predictor.predict_n_best([], num_best)
@@ -198,7 +202,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.usefixtures("two_threads")
-def test_workers_answer_as_one_does(beam_size, predictor, lines, monkeypatch) -> None:
+def test_workers_predict_as_one_does(beam_size, predictor, lines, monkeypatch) -> None:
     predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
     monkeypatch.setattr("transduce.inference.predictor._TOKENS_AT_ONCE", 100 * beam_size)  # many batches
     seen = set()
@@ -242,7 +246,7 @@ def test_a_thread_that_first_computes_during_a_prediction_has_as_many_threads_as
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_what_goes_wrong_in_a_worker_is_told(predictor, lines, monkeypatch) -> None:
+def test_an_error_in_a_worker_is_raised(predictor, lines, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise TransduceError("a worker failed")
 
@@ -305,7 +309,7 @@ def test_each_text_has_constraints_of_its_own_and_mates_change_nothing(predictor
             assert answer == free[row]
 
 
-def test_a_letter_of_the_free_answer_can_be_forbidden(predictor, lines) -> None:
+def test_a_letter_of_the_free_output_can_be_forbidden(predictor, lines) -> None:
     free = predictor.predict(lines[:20])
     found = predictor.predict(lines[:20], [Constraints(forbidden=(answer[0],)) for answer in free])
     assert not any(answer[0] in other for answer, other in zip(free, found, strict=True))
@@ -318,7 +322,7 @@ def test_another_number_of_constraints_than_of_texts_is_refused(number: int, pre
 
 
 @pytest.mark.parametrize("asked", [{"prefix": "ab"}, {"required": ("xx", "abc")}])
-def test_a_text_that_is_asked_for_cannot_be_forbidden(asked: dict[str, object]) -> None:
+def test_a_required_text_cannot_be_forbidden(asked: dict[str, object]) -> None:
     with pytest.raises(TransduceError, match="choose one"):
         Constraints(forbidden=("b",), **asked)
 
@@ -326,7 +330,7 @@ def test_a_text_that_is_asked_for_cannot_be_forbidden(asked: dict[str, object]) 
 # Drawing
 
 
-def test_the_same_seed_draws_the_same_answers_and_another_one_others(predictor: Predictor) -> None:
+def test_the_same_seed_samples_the_same_outputs_and_another_one_others(predictor: Predictor) -> None:
     predictor.decoding = DRAWING
     texts = ["abcdef", "ghijkl", "mnopqr"]
     drawn = predictor.predict(texts)
@@ -335,20 +339,20 @@ def test_the_same_seed_draws_the_same_answers_and_another_one_others(predictor: 
     assert predictor.predict(texts) != drawn
 
 
-def test_drawn_answers_do_not_depend_on_the_lines_before(predictor: Predictor) -> None:
+def test_samples_do_not_depend_on_the_lines_before(predictor: Predictor) -> None:
     predictor.decoding = DRAWING
     expected = [[answer.text for answer in answers] for answers in predictor.predict_n_best(LINES, 3)]
     last = predictor.predict_n_best(LINES[-1:], 3, first_row=len(LINES) - 1)
     assert [answer.text for answer in last[0]] == expected[-1]
 
 
-def test_several_draws_for_one_line_differ(predictor: Predictor) -> None:
+def test_several_samples_for_one_line_differ(predictor: Predictor) -> None:
     predictor.decoding = DRAWING
     answers = predictor.predict_n_best(["abcdefgh"], 8)[0]
     assert len({answer.text for answer in answers}) > 1
 
 
-def test_drawing_leaves_the_callers_random_numbers_alone(predictor: Predictor) -> None:
+def test_sampling_leaves_the_callers_random_numbers_alone(predictor: Predictor) -> None:
     predictor.decoding = DRAWING
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -95,7 +95,7 @@ every_search = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES
 
 
 @every_search
-def test_an_answer_ends_at_its_own_longest_length(search):
+def test_an_output_ends_at_its_own_longest_length(search):
     endless = [0.0, 0.0, -60.0, 0.3, 0.2, 0.1]
     max_lens = [3, 1, 7, 2]
     assert [len(found.ids) for found in search(lambda _sentence, _prefix: endless, max_lens)] == [2, 0, 6, 1]
@@ -109,7 +109,7 @@ def test_padding_and_the_begin_symbol_are_never_chosen(search):
 
 
 @every_search
-def test_a_model_that_ends_at_once_answers_nothing(search):
+def test_a_model_that_ends_at_once_has_an_empty_output(search):
     ending = [0.0, 0.0, 60.0, 0.0, 0.0, 0.0]
     assert [found.ids for found in search(lambda _sentence, _prefix: ending, [5, 3])] == [[], []]
 
@@ -125,7 +125,7 @@ def test_scores_that_are_no_numbers_are_refused(search, broken):
 
 
 @every_search
-def test_a_log_probability_is_that_of_the_answer_and_its_end(search):
+def test_a_log_probability_is_that_of_the_output_and_its_end(search):
     score, max_lens = random_score(3), [6, 4, 5]
     for sentence, found in enumerate(search(score, max_lens)):
         tokens = [*found.ids, EOS]
@@ -161,7 +161,7 @@ def test_finished_sentences_are_dropped():
 # --- greedy and beam search ------------------------------------------------------------------------------------------
 
 
-def test_greedy_takes_the_likeliest_token_each_time():
+def test_greedy_takes_the_most_likely_token_each_time():
     score = random_score(7)
     (found,) = greedy(score, [9])
     tokens = [*found.ids, EOS]
@@ -233,7 +233,7 @@ def slow_beam_search(score: Score, max_len: int, config: DecodingConfig, num_bes
 @pytest.mark.parametrize("length_norm", ["wu", "power"])
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.7])
 @pytest.mark.parametrize(("beam_size", "num_best"), [(2, 1), (3, 1), (3, 2), (5, 5)])
-def test_stopping_early_never_changes_an_answer(length_norm, length_penalty, beam_size, num_best):
+def test_stopping_early_never_changes_an_output(length_norm, length_penalty, beam_size, num_best):
     config = DecodingConfig(beam_size=beam_size, length_norm=length_norm, length_penalty=length_penalty)
     for seed in range(20):
         (found,) = beam(random_score(seed), [7], config, num_best)
@@ -247,7 +247,7 @@ def test_a_beam_stops_when_nothing_better_can_come():
     assert len(script.rows_seen) < 10
 
 
-def test_a_larger_length_penalty_favours_the_longer_answer():
+def test_a_larger_length_penalty_favors_the_longer_output():
     def score(_sentence: int, prefix: Prefix) -> list[float]:
         return [-60, -60, 0.1, 0.0, -60, -60] if len(prefix) == 1 else [-60, -60, 0.0, -60, -60, -60]
 
@@ -257,7 +257,7 @@ def test_a_larger_length_penalty_favours_the_longer_answer():
     assert (short, long) == ([], [3])
 
 
-def test_answers_are_different_and_the_best_comes_first():
+def test_outputs_are_different_and_the_best_comes_first():
     for found in beam(random_score(8), [6, 5, 7], DecodingConfig(beam_size=5), num_best=5):
         assert len({tuple(answer.ids) for answer in found}) == len(found) == 5
         assert [answer.score for answer in found] == sorted((answer.score for answer in found), reverse=True)
@@ -288,14 +288,14 @@ def frequencies(config: DecodingConfig) -> list[float]:
         ({"top_k": 3, "top_p": 0.75}, [0, 4 / 7, 0, 3 / 7]),  # 0.4 and 0.3 are more than 0.75 of 0.9
     ],
 )
-def test_tokens_are_drawn_as_often_as_they_are_likely(settings, expected):
+def test_tokens_are_sampled_as_often_as_they_are_likely(settings, expected):
     found = frequencies(replace(SAMPLING, **settings))
     assert [share == 0 for share in found] == [share == 0 for share in expected]
     chi_square = sum(NUM_DRAWS * (a - b) ** 2 / b for a, b in zip(found, expected, strict=True) if b)
     assert chi_square < 16.3  # 3 degrees of freedom: exceeded once in a thousand seeds
 
 
-def test_a_draw_depends_on_its_own_numbers_alone():
+def test_a_sample_depends_on_its_own_numbers_alone():
     score, uniforms = random_score(9), uniform_numbers(5, 7)
     together = draw(score, [7] * 5, SAMPLING, uniforms)
     changed = uniforms.clone()
@@ -306,13 +306,13 @@ def test_a_draw_depends_on_its_own_numbers_alone():
 
 
 @pytest.mark.parametrize("edge", [0.0, 1 - 2**-24])
-def test_numbers_at_the_edge_draw_a_token_that_is_allowed(edge):
+def test_numbers_at_the_edge_sample_a_token_that_is_allowed(edge):
     (found,) = draw(lambda _sentence, _prefix: LOGITS, [3], SAMPLING, torch.full((1, 3), edge))
     assert set(found.ids) <= {3, 4, 5}
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 5e-324])
-def test_a_tiny_temperature_draws_what_greedy_search_finds(temperature):
+def test_a_tiny_temperature_samples_what_greedy_search_finds(temperature):
     config, max_lens = replace(SAMPLING, temperature=temperature), [7] * 9
     drawn = draw(random_score(4), max_lens, config, uniform_numbers(9, 7))
     assert [found.ids for found in drawn] == [found.ids for found in greedy(random_score(4), max_lens)]
@@ -321,7 +321,7 @@ def test_a_tiny_temperature_draws_what_greedy_search_finds(temperature):
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_has_room_for_a_multiple_of_the_source_and_some_more():
+def test_an_output_has_room_for_a_multiple_of_the_source_and_some_more():
     assert DecodingConfig(max_len_ratio=1.5, max_len_extra=7).max_len(11) == 16 + 7
 
 
