@@ -1,4 +1,4 @@
-"""Whether an exported model answers as the run does: the same lines, asked of both, compared one by one."""
+"""Certificate of an export: the same lines, predicted by the run and by the exported model, compared one by one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +16,8 @@ from transduce.inference.predictor import Predictor
 from transduce.inference.search import length_norm_of
 
 MOST_LINES = 1_000
-TIE = 1e-4  # two answers whose scores differ by no more are equally good: rounding decides between them
-LARGEST_LOG_PROB_DIFFERENCE = 1e-4  # what float32 may lose on the way through another engine
+TIE = 1e-4  # two outputs whose scores differ by no more are equally good: rounding decides between them
+LARGEST_LOG_PROB_DIFFERENCE = 1e-4  # rounding to float32 in another order of operations
 
 SEARCHES = (
     DecodingConfig(beam_size=1),
@@ -33,22 +33,25 @@ Ids = list[int]
 
 
 class Engine(Protocol):
-    """An exported model, run by the program it was exported for. Ids are ours: sources with their ends, answers not."""
+    """An exported model, run by the program it was exported for.
+
+    Ids are those of the run's tokenizer: sources end with eos, outputs do not.
+    """
 
     @property
     def searches(self) -> tuple[DecodingConfig, ...]:
-        """The searches that this engine has as well; their longest lengths come separately."""
+        """The searches that this engine has, too, whatever their length limits."""
 
     def search(self, sources: list[Ids], max_lens: list[int], decoding: DecodingConfig) -> list[Ids]:
-        """The best answer to each source, of at most so many tokens with its end."""
+        """The best output for each source, of at most `max_lens` tokens with its end."""
 
-    def log_probs(self, sources: list[Ids], answers: list[Ids]) -> list[list[float]]:
-        """Natural log-probability of each token of each answer and of its end, given what is before it."""
+    def log_probs(self, sources: list[Ids], outputs: list[Ids]) -> list[list[float]]:
+        """Natural log-probability of each token of each output and of its end, given the tokens before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """What both are asked; `references` are sets of one right answer to each line, if any are known."""
+    """The lines to compare on; `references[r][i]` is the r-th reference of line i, if any are known."""
 
     sources: Sequence[str]
     references: Sequence[Sequence[str]] = ()
@@ -61,18 +64,18 @@ class Lines:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What a certificate is about."""
+    """The export that a certificate is about."""
 
     format: str
     precision: str  # float32 or int8
     versions: dict[str, str]
     model_sha256: str
-    unexpressed: list[str]  # the run's decoding settings that the format does not know, one line each
+    unexpressed: list[str]  # the run's decoding settings that the format cannot express, one line each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A line with two answers; the scores of both are the run's own, normalised by length."""
+    """A line with two outputs; the scores of both are by the run's own model, normalized by length."""
 
     line: int  # counted from 1
     source: str
@@ -80,34 +83,34 @@ class Difference:
     engine: str
     native_score: float
     engine_score: float
-    is_at_limit: bool  # one of them is as long as an answer may be, where searches end it in their own ways
+    is_at_limit: bool  # one of them has the maximum length, where searches end a hypothesis each in its own way
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchComparison:
-    """All lines, answered by one kind of search."""
+    """The outputs for all lines by one kind of search, counted."""
 
     beam_size: int
     length_penalty: float
     length_norm: str
     num_equal: int
-    num_tied: int  # other answers, but as good to the run's own model (see TIE)
+    num_tied: int  # other outputs, with the same score by the run's own model (see TIE)
     num_different: int
-    num_different_at_limit: int  # of these
+    num_different_at_limit: int  # of the different ones
     differences: list[Difference]  # the first of those that are not tied
-    native_bleu: float | None  # None: no right answers are known
+    native_bleu: float | None  # None: no references are known
     engine_bleu: float | None
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         if self.beam_size == 1:
             return "greedy"
         return f"beam {self.beam_size}" + (f", / length^{self.length_penalty:g}" if self.length_penalty else "")
 
     @property
     def bleu_difference(self) -> float | None:
-        """Of the engine, less that of the run."""
+        """BLEU of the engine minus that of the run."""
         if self.native_bleu is None or self.engine_bleu is None:
             return None
         return self.engine_bleu - self.native_bleu
@@ -115,173 +118,173 @@ class SearchComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What was compared, and how it came out."""
+    """The results of the comparison of an export with its run."""
 
     exported: Exported
     lines_from: str
     num_lines: int
     searches: list[SearchComparison]
     num_lines_scored: int
-    log_prob_difference: float  # largest between the two, of any token of the run's own answers
+    log_prob_difference: float  # the largest, over the tokens of the run's own outputs
 
     @property
     def is_equal(self) -> bool:
-        """Whether every line got the same answer or one as good, with the same log-probabilities but for rounding."""
+        """Whether all outputs are the same or tied, and all log-probabilities the same up to rounding."""
         has_same_scores = self.log_prob_difference <= LARGEST_LOG_PROB_DIFFERENCE  # False for NaN
-        return has_same_scores and not any(found.num_different for found in self.searches)
+        return has_same_scores and not any(comparison.num_different for comparison in self.searches)
 
     @property
     def verdict(self) -> str:
-        """One sentence on the answers and one on their scores."""
-        different = sum(found.num_different for found in self.searches)
-        at_limit = sum(found.num_different_at_limit for found in self.searches)
-        answers = "Every answer is the run's, or as good to its model."
+        """A sentence on the outputs and one on their log-probabilities."""
+        different = sum(comparison.num_different for comparison in self.searches)
+        at_limit = sum(comparison.num_different_at_limit for comparison in self.searches)
+        outputs = "Every answer is the run's, or as good to its model."
         if different:
-            asked = len(self.searches) * self.num_lines
-            answers = f"{different:,} of {asked:,} answers are not the run's"
-            answers += f" ({at_limit:,} of these are as long as an answer may be)." if at_limit else "."
+            num_outputs = len(self.searches) * self.num_lines
+            outputs = f"{different:,} of {num_outputs:,} answers are not the run's"
+            outputs += f" ({at_limit:,} of these are as long as an answer may be)." if at_limit else "."
         return (
-            f"{answers} Log-probabilities differ by at most {self.log_prob_difference:.1e}; rounding to float32 may "
+            f"{outputs} Log-probabilities differ by at most {self.log_prob_difference:.1e}; rounding to float32 may "
             f"account for {LARGEST_LOG_PROB_DIFFERENCE:.0e}."
         )
 
     def table(self) -> list[list[str]]:
-        """The searches in rows, below their headings."""
+        """The header and a row for each search."""
         rows = [["search", "equal", "tied", "different"]]
-        for found in self.searches:
-            rows.append([found.name, *(f"{n:,}" for n in (found.num_equal, found.num_tied, found.num_different))])
-            if found.native_bleu is not None and found.engine_bleu is not None:
-                rows[-1] += [f"{found.native_bleu:.2f}", f"{found.engine_bleu:.2f}"]
+        for comparison in self.searches:
+            counts = (comparison.num_equal, comparison.num_tied, comparison.num_different)
+            rows.append([comparison.name, *(f"{count:,}" for count in counts)])
+            if comparison.native_bleu is not None and comparison.engine_bleu is not None:
+                rows[-1] += [f"{comparison.native_bleu:.2f}", f"{comparison.engine_bleu:.2f}"]
         if len(rows[-1]) > len(rows[0]):
             rows[0] += ["BLEU of the run", "BLEU of the export"]
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        found = asdict(self)
-        for row, search in zip(found["searches"], self.searches, strict=True):
+        values = asdict(self)
+        for row, search in zip(values["searches"], self.searches, strict=True):
             row["bleu_difference"] = search.bleu_difference
         limits = {"log_prob_difference_limit": LARGEST_LOG_PROB_DIFFERENCE, "tie": TIE}
-        return {"is_equal": self.is_equal} | found.pop("exported") | found | limits
+        return {"is_equal": self.is_equal} | values.pop("exported") | values | limits
 
 
 @dataclass(frozen=True)
-class _Question:
-    line: int  # counted from 1
+class _TestLine:
+    number: int  # counted from 1
     text: str
     ids: Ids
-    max_len: int  # of an answer, with its end
+    max_len: int  # of an output, with its end
 
 
 def certify(predictor: Predictor, engine: Engine, lines: Lines, exported: Exported) -> Certificate:
-    """Asks both about the first MOST_LINES lines that are not blank."""
-    questions = _questions(predictor, lines)
-    references = [[answers[question.line - 1] for question in questions] for answers in lines.references]
-    sources, max_lens = [question.ids for question in questions], [question.max_len for question in questions]
-    found: list[SearchComparison] = []
+    """The certificate of an export, from the first MOST_LINES lines that are not blank."""
+    test_lines = _test_lines(predictor, lines)
+    references = [[column[line.number - 1] for line in test_lines] for column in lines.references]
+    sources, max_lens = [line.ids for line in test_lines], [line.max_len for line in test_lines]
+    comparisons: list[SearchComparison] = []
     scored: list[tuple[Ids, Ids]] = []
     for search in engine.searches:
         native = Predictor(predictor.model, predictor.tokenizer, _with_search(predictor.decoding, search))
-        own = [best.ids for best, *_ in native.search(sources)]
-        theirs = engine.search(sources, max_lens, native.decoding)
-        found.append(_compare(native, questions, own=own, theirs=theirs, references=references))
-        scored = scored or list(zip(sources, own, strict=True))[:_LINES_SCORED]
+        native_outputs = [best.ids for best, *_ in native.search(sources)]
+        engine_outputs = engine.search(sources, max_lens, native.decoding)
+        comparisons.append(_compare(native, test_lines, (native_outputs, engine_outputs), references))
+        # Log-probabilities are compared on the outputs of the first search: they depend on no search.
+        scored = scored or list(zip(sources, native_outputs, strict=True))[:_LINES_SCORED]
     return Certificate(
         exported=exported,
         lines_from=lines.origin,
-        num_lines=len(questions),
-        searches=found,
+        num_lines=len(test_lines),
+        searches=comparisons,
         num_lines_scored=len(scored),
         log_prob_difference=_log_prob_difference(predictor, engine, scored),
     )
 
 
-def _questions(predictor: Predictor, lines: Lines) -> list[_Question]:
-    """The lines as a predictor reads them: none that is blank, long ones cut off."""
+def _test_lines(predictor: Predictor, lines: Lines) -> list[_TestLine]:
+    """The lines as a predictor reads them: blank ones left out, long ones truncated."""
     numbers = [number for number, text in enumerate(lines.sources, start=1) if text.strip()][:MOST_LINES]
     texts = [lines.sources[number - 1] for number in numbers]
     sources, _ = predictor.encode(texts)
     return [
-        _Question(number, text, ids, predictor.max_len(ids))
+        _TestLine(number, text, ids, predictor.max_len(ids))
         for number, text, ids in zip(numbers, texts, sources, strict=True)
     ]
 
 
 def _with_search(decoding: DecodingConfig, search: DecodingConfig) -> DecodingConfig:
-    """Another search for the answers that `decoding` finds long enough."""
+    """The settings of `search`, with the length limits of `decoding`."""
     return replace(search, max_len_ratio=decoding.max_len_ratio, max_len_extra=decoding.max_len_extra)
 
 
 def _compare(
     native: Predictor,
-    questions: Sequence[_Question],
-    *,
-    own: Sequence[Ids],
-    theirs: Sequence[Ids],
+    test_lines: Sequence[_TestLine],
+    outputs: tuple[list[Ids], list[Ids]],
     references: Sequence[Sequence[str]],
 ) -> SearchComparison:
-    """What came of one search, answer by answer."""
-    decoding = native.decoding
-    differing = [row for row, (a, b) in enumerate(zip(own, theirs, strict=True)) if a != b]
-    scores = [_scores(native, [(questions[row].ids, answers[row]) for row in differing]) for answers in (own, theirs)]
+    """The comparison of one search's outputs, those of the run and those of the engine, line by line."""
+    differing = [row for row, (a, b) in enumerate(zip(*outputs, strict=True)) if a != b]
+    # Both get the score that the run's own model gives them. Where these are equal to rounding, either output may be
+    # the best one: the search came down to a tie, and the engine is not to blame.
+    scores = [_scores(native, [(test_lines[row].ids, side[row]) for row in differing]) for side in outputs]
     different = [
-        _difference(native, questions[row], answers=(own[row], theirs[row]), scores=pair)
+        _difference(native, test_lines[row], outputs=[side[row] for side in outputs], scores=pair)
         for row, *pair in zip(differing, *scores, strict=True)
         if not abs(pair[0] - pair[1]) <= TIE
     ]
-    native_bleu, engine_bleu = (_bleu(native, answers, references) for answers in (own, theirs))
+    native_bleu, engine_bleu = (_bleu(native, side, references) for side in outputs)
+    decoding = native.decoding
     return SearchComparison(
         beam_size=decoding.beam_size,
         length_penalty=decoding.length_penalty,
         length_norm=decoding.length_norm,
-        num_equal=len(questions) - len(differing),
+        num_equal=len(test_lines) - len(differing),
         num_tied=len(differing) - len(different),
         num_different=len(different),
-        num_different_at_limit=sum(found.is_at_limit for found in different),
+        num_different_at_limit=sum(difference.is_at_limit for difference in different),
         differences=different[:_DIFFERENCES_SHOWN],
         native_bleu=native_bleu,
         engine_bleu=engine_bleu,
     )
 
 
-def _difference(
-    native: Predictor, question: _Question, *, answers: tuple[Ids, Ids], scores: Sequence[float]
-) -> Difference:
-    own, theirs = (native.tokenizer.decode_target(ids) for ids in answers)
+def _difference(native: Predictor, line: _TestLine, *, outputs: Sequence[Ids], scores: Sequence[float]) -> Difference:
+    native_text, engine_text = (native.tokenizer.decode_target(ids) for ids in outputs)
     return Difference(
-        line=question.line,
-        source=question.text,
-        native=own,
-        engine=theirs,
+        line=line.number,
+        source=line.text,
+        native=native_text,
+        engine=engine_text,
         native_score=scores[0],
         engine_score=scores[1],
-        is_at_limit=max(map(len, answers)) + 1 >= question.max_len,
+        is_at_limit=max(map(len, outputs)) + 1 >= line.max_len,
     )
 
 
 def _scores(native: Predictor, pairs: Sequence[tuple[Ids, Ids]]) -> list[float]:
-    """What the run's own model says of each (source, answer), normalised as its search does it."""
-    found = list(_batched(pairs, lambda sources, answers: token_log_probs(native.model, sources, answers)))
-    norms = length_norm_of(torch.tensor([float(len(log_probs)) for log_probs in found]), native.decoding)
-    return [sum(log_probs) / norm for log_probs, norm in zip(found, norms.tolist(), strict=True)]
+    """The run's score of each (source, output): its log-probability, normalized by length as its search does it."""
+    log_probs = list(_batched(pairs, lambda sources, outputs: token_log_probs(native.model, sources, outputs)))
+    norms = length_norm_of(torch.tensor([float(len(row)) for row in log_probs]), native.decoding)
+    return [sum(row) / norm for row, norm in zip(log_probs, norms.tolist(), strict=True)]
 
 
 def _log_prob_difference(predictor: Predictor, engine: Engine, pairs: Sequence[tuple[Ids, Ids]]) -> float:
-    ours = _batched(pairs, lambda sources, answers: token_log_probs(predictor.model, sources, answers))
-    theirs = _batched(pairs, engine.log_probs)
-    return float(np.abs(np.subtract([*chain(*ours)], [*chain(*theirs)])).max())
+    native = _batched(pairs, lambda sources, outputs: token_log_probs(predictor.model, sources, outputs))
+    exported = _batched(pairs, engine.log_probs)
+    return float(np.abs(np.subtract([*chain(*native)], [*chain(*exported)])).max())
 
 
 def _batched(
     pairs: Sequence[tuple[Ids, Ids]], log_probs: Callable[[list[Ids], list[Ids]], list[list[float]]]
 ) -> Iterator[list[float]]:
-    """The `log_probs` of each (source, answer), asked for some at a time."""
+    """The `log_probs` of each (source, output), computed batch by batch."""
     for start in range(0, len(pairs), _SENTENCES_AT_ONCE):
-        batch = pairs[start : start + _SENTENCES_AT_ONCE]
-        yield from log_probs([source for source, _ in batch], [answer for _, answer in batch])
+        sources, outputs = zip(*pairs[start : start + _SENTENCES_AT_ONCE], strict=True)
+        yield from log_probs([*sources], [*outputs])
 
 
-def _bleu(native: Predictor, answers: Sequence[Ids], references: Sequence[Sequence[str]]) -> float | None:
+def _bleu(native: Predictor, outputs: Sequence[Ids], references: Sequence[Sequence[str]]) -> float | None:
     if not references:
         return None
-    texts = [native.tokenizer.decode_target(ids) for ids in answers]
+    texts = [native.tokenizer.decode_target(ids) for ids in outputs]
     return evaluate(["bleu"], texts, references, num_resamples=1)[0].value

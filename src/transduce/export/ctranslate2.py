@@ -1,7 +1,7 @@
-"""A run as a model of CTranslate2, a fast engine for the CPU, in float32 or in bytes.
+"""Export to CTranslate2, a fast inference engine for the CPU, in float32 or int8.
 
-Its network can be any of ours. Its beam search is ours, too, but for an answer that reaches the longest length: there
-it takes the best hypothesis as it stands, where ours lets each pay for its end first.
+It can express every network of ours. Its beam search is ours, too, except at the maximum length: there it takes the
+best hypothesis as it stands, where ours first adds the score of the end symbol to each.
 """
 
 from pathlib import Path
@@ -26,14 +26,15 @@ from transduce.text.tokenizer import Tokenizer
 
 TITLE = "CTranslate2"
 
-# Without a penalty, it ends a search at once when the likeliest continuation is an end, though fewer answers are found
-# than the beam is wide. This penalty changes no score, as length^1e-30 is 1, and leaves it the rule that is ours.
+# Without a length penalty CTranslate2 ends a search as soon as the most likely continuation is the end symbol, although
+# fewer hypotheses than the beam size are complete. This penalty makes it wait for them, as ours does, and changes no
+# score: length^1e-30 is 1.
 _NO_PENALTY = 1e-30
 
 _SENTENCES_AT_ONCE = 32
 
 
-def refuse(predictor: Predictor, *, int8: bool) -> None:  # noqa: ARG001 - every network can be in bytes
+def refuse(predictor: Predictor, *, int8: bool) -> None:  # noqa: ARG001 - every network can be int8
     """Raises TransduceError for the tokenizer of an imported model, and where the package is missing."""
     library_tokenizer(predictor.tokenizer, "source")
     try:
@@ -43,7 +44,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:  # noqa: ARG001 - every
 
 
 def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:
-    """Writes weights, vocabularies, and the tokenizers that turn text into their tokens."""
+    """Writes the weights, the vocabularies and the tokenizers of both sides."""
     model, tokenizer = predictor.model, predictor.tokenizer
     spec = _network(model)
     source, target = library_tokenizer(tokenizer, "source"), library_tokenizer(tokenizer, "target")
@@ -51,19 +52,19 @@ def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:
         write_atomically(folder / f"{side}_tokenizer.json", library.to_str(pretty=True).encode())
     spec.register_source_vocabulary([source.id_to_token(i) for i in range(tokenizer.source_vocab_size)])
     spec.register_target_vocabulary([target.id_to_token(i) for i in range(tokenizer.num_target_ids)])
-    spec.config.unk_token = source.id_to_token(tokenizer.pad_id)  # it wants one; no text has any
+    spec.config.unk_token = source.id_to_token(tokenizer.pad_id)  # it needs one; no text has any
     spec.validate()
     spec.optimize("int8" if int8 else None)
     spec.save(str(folder))
 
 
-def open_engine(folder: Path, predictor: Predictor) -> "CTranslate2Engine":  # noqa: ARG001 - the folder says it all
+def open_engine(folder: Path, predictor: Predictor) -> "CTranslate2Engine":  # noqa: ARG001 - the folder has everything
     """The written files, run on one thread."""
     return CTranslate2Engine(folder)
 
 
 def unexpressed(decoding: DecodingConfig) -> list[str]:
-    """What a run's own search does and that of CTranslate2 does not."""
+    """The run's decoding settings that CTranslate2 cannot express, one line each."""
     if decoding.temperature > 0:
         return [f"decoding.temperature = {decoding.temperature}: {TITLE} draws other random numbers; here it searches."]
     if decoding.beam_size == 1:
@@ -86,7 +87,7 @@ def unexpressed(decoding: DecodingConfig) -> list[str]:
 
 
 def usage(predictor: Predictor) -> str:
-    """Text in, text out, by the run's own search as far as CTranslate2 has it."""
+    """A Python program that predicts with the exported folder, by the run's search as far as CTranslate2 has it."""
     decoding, longest = predictor.decoding, predictor.model.config.max_len
     options = "".join(f"        {name}={value!r},\n" for name, value in _options(decoding).items())
     return f"""\
@@ -119,7 +120,7 @@ print(answer("a line of text"))
 
 
 class CTranslate2Engine:
-    """A written model, asked in our ids."""
+    """The exported model, called with our ids."""
 
     searches = SEARCHES
 
@@ -132,26 +133,26 @@ class CTranslate2Engine:
         )
 
     def search(self, sources: list[list[int]], max_lens: list[int], decoding: DecodingConfig) -> list[list[int]]:
-        """The best answer to each source. All of a call have one longest length, so there is a call for each."""
-        found: list[list[int]] = [[] for _ in sources]
+        """The best output for each source. One call has one maximum length, so there is a call for each length."""
+        outputs: list[list[int]] = [[] for _ in sources]
         for longest in sorted(set(max_lens)):
             rows = [row for row, max_len in enumerate(max_lens) if max_len == longest]
             results = self._translator.translate_batch(
                 [self._names(self._source, sources[row]) for row in rows],
                 max_batch_size=_SENTENCES_AT_ONCE,
-                max_decoding_length=max(1, longest - 1),  # ours leaves the last place to the end symbol
+                max_decoding_length=max(1, longest - 1),  # ours keeps the last position for the end symbol
                 **_options(decoding),
             )
             for row, result in zip(rows, results, strict=True):
                 ids = [self._target.token_to_id(name) for name in result.hypotheses[0]]
-                found[row] = [i for i in ids if i != Tokenizer.eos_id]
-        return found
+                outputs[row] = [i for i in ids if i != Tokenizer.eos_id]
+        return outputs
 
-    def log_probs(self, sources: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
-        """Natural log-probability of each token of each answer and of its end, given what is before it."""
+    def log_probs(self, sources: list[list[int]], outputs: list[list[int]]) -> list[list[float]]:
+        """Natural log-probability of each token of each output and of its end, given the tokens before it."""
         scored = self._translator.score_batch(
             [self._names(self._source, ids) for ids in sources],
-            [self._names(self._target, ids) for ids in answers],
+            [self._names(self._target, ids) for ids in outputs],
             max_input_length=0,
         )
         return [result.log_probs for result in scored]
@@ -162,7 +163,7 @@ class CTranslate2Engine:
 
 
 def _options(decoding: DecodingConfig) -> dict[str, Any]:
-    """Our search in CTranslate2's words, but for the longest length."""
+    """The search settings under CTranslate2's names, without the maximum length."""
     options = {
         "beam_size": decoding.beam_size,
         "length_penalty": decoding.length_penalty or _NO_PENALTY,
@@ -171,8 +172,9 @@ def _options(decoding: DecodingConfig) -> dict[str, Any]:
         "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
         "max_input_length": 0,
     }
-    # What it suppresses leaves its probability to the other tokens: no matter to the likeliest one, but beams rank by
-    # sums of what ours never moves. There, nothing is: no trained model gives padding enough to be ranked.
+    # The probability of a suppressed token goes to the others. That leaves the order of one step as it is, which is all
+    # that greedy search looks at, but a beam ranks sums of log-probabilities, which ours never renormalizes. So with a
+    # beam nothing is suppressed: no trained model gives padding enough probability to be ranked.
     return options | ({"suppress_sequences": [["<pad>"], ["<s>"]]} if decoding.beam_size == 1 else {})
 
 
@@ -180,7 +182,7 @@ def _options(decoding: DecodingConfig) -> dict[str, Any]:
 
 
 def _network(model: Transformer) -> Any:
-    """CTranslate2's description of the network, with our weights in it."""
+    """CTranslate2's specification of the network, filled with our weights."""
     from ctranslate2.specs import TransformerDecoderSpec, TransformerEncoderSpec, TransformerSpec
 
     config, num_target_ids, shape = model.config, model.vocabulary.num_target_ids, _shape(model.config)
@@ -227,7 +229,7 @@ def _shape(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _position_table(config: TransformerConfig, positions: nn.Module | None) -> Tensor:
-    """What is added at each position: without a table, CTranslate2 would add sinusoids in an order of its own."""
+    """The vector added at each position: without a table CTranslate2 would add sinusoids in another order."""
     if config.positions == "sinusoidal":
         return sinusoidal_table(config.max_len, config.d_model)
     if isinstance(positions, LearnedPositions):
@@ -272,4 +274,4 @@ def _set_norm(spec: Any, norm: Any) -> None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()  # `optimize` rounds in place, and the run goes on with its weights
+    return tensor.detach().cpu().clone()  # `optimize` quantizes in place, and the run still needs its weights

@@ -1,4 +1,4 @@
-"""The folder of an exported model: refused early, certified by its own engine, there whole or not at all."""
+"""Export of a run: a new folder, certified by the engine it is for, written whole or not at all."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from transduce.files.folders import new_folder
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 
-# The packages that each format is written and run by; its module has the format's name.
+# The packages that write and run each format; the format's module has its name.
 _PACKAGES = {
     "ctranslate2": ("ctranslate2",),
     "onnx": ("onnx", "onnxruntime"),
@@ -26,7 +26,7 @@ _PACKAGES = {
 
 
 class Format(Protocol):
-    """What a module of this package knows of the format it is named after."""
+    """The interface of the modules of this package that are named after a format."""
 
     TITLE: str
 
@@ -47,30 +47,30 @@ def export_run(
     model_sha256: str,
     report: Callable[[str], None],
 ) -> Certificate:
-    """Writes the model as `format` has it into the new folder `output`, and says how far its answers are the run's.
+    """Export a model to the new folder `output`; return the certificate of how far its outputs are the run's.
 
-    Raises TransduceError before anything is written where the format cannot hold the run, RunFolderError where
-    `output` exists or cannot be written. However it ends, nothing but a whole folder is left.
+    Raises TransduceError, before anything is written, if the format cannot express the run, RunFolderError if `output`
+    exists or cannot be written. Whatever happens, no partial folder is left.
     """
-    known = cast(Format, import_module(f"transduce.export.{format}"))
-    known.refuse(predictor, int8=int8)
+    module = cast(Format, import_module(f"transduce.export.{format}"))
+    module.refuse(predictor, int8=int8)
     exported = Exported(
         format=format,
         precision="int8" if int8 else "float32",
         versions=_versions(format),
         model_sha256=model_sha256,
-        unexpressed=known.unexpressed(predictor.decoding),
+        unexpressed=module.unexpressed(predictor.decoding),
     )
-    num_bytes = sum(4 * parameter.numel() for parameter in predictor.model.parameters())  # at most
+    num_bytes = sum(4 * parameter.numel() for parameter in predictor.model.parameters())  # in float32, the largest
     _refuse_place(output)
     with new_folder(output, num_bytes) as folder:
-        known.write(predictor, folder, int8=int8)
-        engine = known.open_engine(folder, predictor)
-        report(f"written; comparing the answers of {known.TITLE} with those of the run")
+        module.write(predictor, folder, int8=int8)
+        engine = module.open_engine(folder, predictor)
+        report(f"written; comparing the answers of {module.TITLE} with those of the run")
         certificate = certify(predictor, engine, lines, exported)
         for name, text in (
             ("certificate.json", json.dumps(certificate.as_dict(), ensure_ascii=False, indent=1) + "\n"),
-            ("README.md", _readme(known, predictor, certificate)),
+            ("README.md", _readme(module, predictor, certificate)),
         ):
             write_atomically(folder / name, text.encode())
     return certificate
@@ -88,21 +88,21 @@ def _versions(format: str) -> dict[str, str]:
     return {"transduce": machine.version(), "torch": torch.__version__, **installed}
 
 
-def _readme(known: Format, predictor: Predictor, certificate: Certificate) -> str:
-    """How to use the folder without this package, and how far it can be trusted."""
+def _readme(module: Format, predictor: Predictor, certificate: Certificate) -> str:
+    """The README of an exported folder: how to use it without this package, and how far it equals the run."""
     exported = certificate.exported
     versions = ", ".join(f"{name} {version}" for name, version in exported.versions.items())
     header, *rows = [f"| {' | '.join(row)} |\n" for row in certificate.table()]
     rule = "|---" * len(certificate.table()[0]) + "|\n"
     unexpressed = "".join(f"- {line}\n" for line in exported.unexpressed)
-    not_said = f"\nThe run was made to be searched in ways that {known.TITLE} does not have:\n\n{unexpressed}"
+    limitations = f"\nThe run was made to be searched in ways that {module.TITLE} does not have:\n\n{unexpressed}"
     return f"""\
-# A model of transduce for {known.TITLE}
+# A model of transduce for {module.TITLE}
 
-From text to text, with {known.TITLE} alone, in this folder:
+From text to text, with {module.TITLE} alone, in this folder:
 
 ```python
-{known.usage(predictor)}```
+{module.usage(predictor)}```
 
 The answer to a blank line is a blank line; nothing was trained on one.
 
@@ -113,7 +113,7 @@ The answer to a blank line is a blank line; nothing was trained on one.
 
 {header}{rule}{"".join(rows)}
 {certificate.verdict}
-{not_said if unexpressed else ""}
+{limitations if unexpressed else ""}
 Weights: {exported.precision}, of the run whose `model.safetensors` has the SHA-256 `{exported.model_sha256}`.
 Written by {versions}.
 """

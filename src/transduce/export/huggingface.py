@@ -1,9 +1,9 @@
-"""A run as a folder that Hugging Face's transformers opens by itself, without remote code.
+"""Export to a folder that Hugging Face transformers opens without remote code.
 
-Post-norm is its Marian, pre-norm its Pegasus. What they arrange differently is moved: their sinusoids stand in two
-halves, sines before cosines, so every weight at the residual stream gets its channels in that order; they have one
-table of embeddings, so where ours are two, the rows of the source stand below those of the target; their softmax
-ranges over the whole table, so a bias takes from it what cannot be written.
+A post-norm model becomes a Marian model, a pre-norm model a Pegasus model. Three things are arranged differently
+there. Their sinusoids stand in two halves, sines before cosines, so every weight at the residual stream gets its
+channels in that order. They have one embedding table, so where ours are two, the source rows stand below the target
+rows. Their softmax ranges over the whole table, so a bias excludes the ids that are no target ids.
 """
 
 import json
@@ -33,10 +33,10 @@ from transduce.text.tokenizer import Tokenizer
 
 TITLE = "Hugging Face transformers"
 
-# Finite, so that no sum of scores is NaN, and zero in a softmax.
+# Finite, so that no sum of scores is NaN, and yet exactly 0 after a softmax.
 _NEVER = -1e9
 
-# ((5 + length) / 6)^alpha grows with the length as length^(0.7 alpha) does where answers have some twelve tokens.
+# ((5 + length) / 6)^alpha grows with the length as length^(0.7 alpha) does for outputs of some twelve tokens.
 _POWER_LIKE_WU = 0.7
 
 _SENTENCES_AT_ONCE = 64
@@ -71,7 +71,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:
 
 
 def unexpressed(decoding: DecodingConfig) -> list[str]:
-    """The run's decoding settings that `generation_config.json` cannot hold, one line each."""
+    """The run's decoding settings that `generation_config.json` cannot express, one line each."""
     lines = [
         f"decoding.max_len_ratio = {decoding.max_len_ratio} and decoding.max_len_extra = {decoding.max_len_extra}: "
         "generate() bounds all answers by one number, here model.max_len."
@@ -111,7 +111,7 @@ def _library_tokenizer(predictor: Predictor) -> tokenizers.Tokenizer:
 
 
 def _is_shared(model: Transformer) -> bool:
-    """Whether source and target ids have one embedding, hence mean the same."""
+    """Whether source and target share one embedding, hence one vocabulary."""
     return model.src_embedding is model.tgt_embedding
 
 
@@ -130,29 +130,29 @@ def _config(model: Transformer) -> dict[str, Any]:
         "dropout": config.dropout,
         "scale_embedding": True,
         "tie_word_embeddings": config.tie_embeddings,
-        "forced_eos_token_id": None,  # by default they force the id that ends their own texts
+        "forced_eos_token_id": None,  # by default they force the id of their own end symbol
         **_SPECIAL_IDS,
     }
 
 
 def _search_settings(decoding: DecodingConfig, max_len: int) -> dict[str, Any]:
-    """The settings of `generate` that make it search as we do."""
+    """The settings with which `generate` searches as the run does."""
     settings: dict[str, Any] = {
         "num_beams": decoding.beam_size,
         "max_new_tokens": max_len,
         "min_new_tokens": decoding.min_len,
         "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
-        "suppress_tokens": [Tokenizer.pad_id, Tokenizer.bos_id],  # after the softmax, where they have their share
+        "suppress_tokens": [Tokenizer.pad_id, Tokenizer.bos_id],  # after the softmax, as in our search
         **_SPECIAL_IDS,
     }
     if decoding.beam_size > 1:
-        # A sentence is done with as many answers as the beam is wide; without this, earlier, by a guess.
+        # A search ends when as many hypotheses as the beam size are complete, not earlier by a heuristic.
         settings |= {"length_penalty": _length_penalty(decoding), "early_stopping": True}
     return settings
 
 
 def _length_penalty(decoding: DecodingConfig) -> float:
-    """The power of the length that a log-probability is divided by."""
+    """The exponent of the length that a log-probability is divided by."""
     is_power = decoding.length_norm == "power" or decoding.beam_size == 1
     return decoding.length_penalty if is_power else round(_POWER_LIKE_WU * decoding.length_penalty, 3)
 
@@ -163,7 +163,7 @@ def _tokenizer_config(model: Transformer) -> dict[str, Any]:
         "pad_token": "<pad>",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "split_special_tokens": True,  # their names in a text are text
+        "split_special_tokens": True,  # "</s>" in a text is text
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model.config.max_len,
@@ -171,7 +171,7 @@ def _tokenizer_config(model: Transformer) -> dict[str, Any]:
 
 
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Their names and our weights, on the CPU, the channels of the residual stream in their order."""
+    """The weights on the CPU, under their names there, the channels of the residual stream in the order there."""
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     halves = torch.cat((torch.arange(0, model.config.d_model, 2), torch.arange(1, model.config.d_model, 2)))
     for name, tensor in (*_embeddings(model, state), *_position_tables(model, state)):
@@ -189,7 +189,7 @@ def _embeddings(model: Transformer, state: dict[str, Tensor]) -> Iterator[tuple[
     if not _is_shared(model):
         table = torch.cat((state["tgt_embedding.weight"], table))
     yield "model.shared.weight", table
-    if not model.config.tie_embeddings:  # then they take each for a matrix of its own
+    if not model.config.tie_embeddings:  # then each is a matrix of its own
         yield "model.encoder.embed_tokens.weight", table
         yield "model.decoder.embed_tokens.weight", table
         output = state["separate_output_weight"]
@@ -221,21 +221,21 @@ _NORMS = {
 
 
 def _layer_tensors(name: str, tensor: Tensor, halves: Int[Tensor, " d_model"]) -> Iterator[tuple[str, Tensor]]:
-    """What one of our encoder's or decoder's tensors is there, the channels of the residual stream in their order."""
-    module, _, what = name.rpartition(".")
+    """The tensors there that one of our encoder's or decoder's becomes, channels of the residual stream in order."""
+    module, _, kind = name.rpartition(".")
     for number, norm in enumerate(_NORMS[name.partition(".")[0]], start=1):
         module = module.replace(f"residual_{number}.norm", norm)
     for ours, theirs in _MODULES.items():
         module = module.replace(ours, theirs)
-    if module.endswith(("qkv_proj", "fc1")):  # reads the stream
-        tensor = tensor[:, halves] if what == "weight" else tensor
+    if module.endswith(("qkv_proj", "fc1")):  # reads the residual stream
+        tensor = tensor[:, halves] if kind == "weight" else tensor
     else:
         tensor = tensor[halves]
     if module.endswith("qkv_proj"):
         for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-            yield f"model.{module.replace('qkv', letter)}.{what}", part
+            yield f"model.{module.replace('qkv', letter)}.{kind}", part
     else:
-        yield f"model.{module}.{what}", tensor
+        yield f"model.{module}.{kind}", tensor
 
 
 def open_engine(folder: Path, predictor: Predictor) -> "TransformersEngine":
@@ -244,7 +244,7 @@ def open_engine(folder: Path, predictor: Predictor) -> "TransformersEngine":
 
     with _no_progress_bars():
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    model.generation_config = transformers.GenerationConfig()  # of the folder's own, none holds for other searches
+    model.generation_config = transformers.GenerationConfig()  # the folder's own would mix with those of each search
     ours = predictor.model
     return TransformersEngine(model, 0 if _is_shared(ours) else ours.vocabulary.target)
 
@@ -264,31 +264,31 @@ def _no_progress_bars() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TransformersEngine:
-    """A written model, asked in our ids."""
+    """The exported model, called with our ids."""
 
     model: Any
     first_source_id: int
     searches: tuple[DecodingConfig, ...] = SEARCHES
 
     def search(self, sources: list[list[int]], max_lens: list[int], decoding: DecodingConfig) -> list[list[int]]:
-        """The best answer to each source, without its end."""
-        found: list[list[int]] = [[] for _ in sources]
+        """The best output for each source, without its end."""
+        outputs: list[list[int]] = [[] for _ in sources]
         by_len = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         for start in range(0, len(by_len), _SENTENCES_AT_ONCE):
             batch = by_len[start : start + _SENTENCES_AT_ONCE]
-            answers = self._generate([sources[i] for i in batch], [max_lens[i] for i in batch], decoding)
-            for i, ids in zip(batch, answers, strict=True):
-                found[i] = ids[: ids.index(Tokenizer.eos_id)]
-        return found
+            batch_outputs = self._generate([sources[i] for i in batch], [max_lens[i] for i in batch], decoding)
+            for i, ids in zip(batch, batch_outputs, strict=True):
+                outputs[i] = ids[: ids.index(Tokenizer.eos_id)]
+        return outputs
 
     @torch.inference_mode()
-    def log_probs(self, sources: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
-        """Natural log-probability of each token of each answer and of its end, given what is before it."""
-        tgt_in = pad_sources([[Tokenizer.bos_id, *ids] for ids in answers])
-        tgt_out = pad_sources([[*ids, Tokenizer.eos_id] for ids in answers])
+    def log_probs(self, sources: list[list[int]], outputs: list[list[int]]) -> list[list[float]]:
+        """Natural log-probability of each token of each output and of its end, given the tokens before it."""
+        tgt_in = pad_sources([[Tokenizer.bos_id, *ids] for ids in outputs])
+        tgt_out = pad_sources([[*ids, Tokenizer.eos_id] for ids in outputs])
         logits = self.model(**self._inputs(sources), decoder_input_ids=tgt_in, use_cache=False).logits
         chosen = logits.log_softmax(dim=-1).gather(2, tgt_out[..., None])[..., 0].tolist()
-        return [row[: len(ids) + 1] for row, ids in zip(chosen, answers, strict=True)]
+        return [row[: len(ids) + 1] for row, ids in zip(chosen, outputs, strict=True)]
 
     def _inputs(self, sources: list[list[int]]) -> dict[str, Tensor]:
         ids = pad_sources(sources)
@@ -299,29 +299,29 @@ class TransformersEngine:
         import transformers
 
         limits = torch.tensor(max_lens).repeat_interleave(decoding.beam_size)
-        found = self.model.generate(
+        generated = self.model.generate(
             **self._inputs(sources),
             generation_config=transformers.GenerationConfig(**_search_settings(decoding, max(max_lens))),
             logits_processor=transformers.LogitsProcessorList([_EndAtLimit(limits)]),
         )
-        return [ids[1:] for ids in found.tolist()]
+        return [ids[1:] for ids in generated.tolist()]
 
 
 @dataclass(frozen=True)
 class _EndAtLimit:
-    """Leaves a hypothesis only the end symbol, at its own score, where it has room for no more."""
+    """A logits processor that lets a hypothesis of the maximum length only end, at the score of the end symbol."""
 
     limits: Int[Tensor, " rows"]
 
     def __call__(self, ids: Int[Tensor, "rows len"], scores: Tensor) -> Tensor:
-        is_at_limit = ids.size(1) >= self.limits  # the begin symbol stands for the end to come
+        is_at_limit = ids.size(1) >= self.limits  # counting the begin symbol in place of the end symbol
         ended = torch.full_like(scores, -torch.inf)
         ended[:, Tokenizer.eos_id] = scores[:, Tokenizer.eos_id]
         return torch.where(is_at_limit[:, None], ended, scores)
 
 
 def usage(predictor: Predictor) -> str:
-    """Text in, text out, by transformers alone."""
+    """A Python program that predicts with the exported folder, by transformers alone."""
     decoding, longest = predictor.decoding, predictor.model.config.max_len
     return f"""\
 # pip install transformers torch

@@ -1,11 +1,12 @@
-"""Makes a run folder of a Marian translation model in Hugging Face form, as the OPUS-MT models are published.
+"""Import of a Marian translation model in Hugging Face form, as the OPUS-MT models are published.
 
-The network is ours but for the order of things. Marian adds all sines, then all cosines, where ours alternate: so the
-channels of whatever reads or writes the residual stream are put into our order. Controls come first among our ids. And
-Marian has no begin symbol but begins with its padding: our begin symbol has the embedding of that.
+The network is ours except for the order of channels and ids. Marian's sinusoids are all sines, then all cosines, where
+ours alternate: so the channels of every weight at the residual stream are put into our order. Control symbols come
+first among our ids. And Marian has no begin symbol but begins with padding, whose embedding our begin symbol gets.
 
-Logits are those of the transformers library. Answers are those of its `generate` with early_stopping = true, which ends
-a search as ours does; at the longest length the library may end an answer at no cost, where ours pays for the end.
+Logits are those of the transformers library. Outputs are those of its `generate` with early_stopping = true, which ends
+a search as ours does; at the maximum length the library may end an output at no cost, where ours adds the score of the
+end symbol.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ _FILE_NAMES = ("config.json", "generation_config.json", "model.safetensors", "so
 _PAD, _EOS = "<pad>", "</s>"
 _KINDS = ("weight", "bias")
 
-# What a model must be for ours to equal it, and what is meant where nothing is set.
+# The settings that a model must have to equal ours, each with the library's default.
 _NEEDED = {
     "scale_embedding": (True, False),
     "normalize_before": (False, False),
@@ -50,22 +51,22 @@ _NEEDED = {
 }
 _ACTIVATIONS = {"swish": "silu", "silu": "silu", "gelu": "gelu", "relu": "relu"}
 
-# A file has the one matrix of embeddings under one of these names or more, and may have the sinusoids.
+# A file has the one embedding matrix under one or more of these names, and may have the sinusoids.
 _EMBEDDINGS = (
     "model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight",
 )  # fmt: skip
 _POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 _SEARCH_SETTINGS = {"num_beams", "length_penalty", "max_length", "renormalize_logits"}
-_WITHOUT_EFFECT = {  # the ids that have a meaning, of which padding is never chosen here either; and notes
+_WITHOUT_EFFECT = {  # ids of control symbols (padding is never predicted here either), and notes
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_eos_token_id", "pad_token_id",
     "transformers_version", "use_cache", "_from_model_config",
 }  # fmt: skip
 
-# Taken from a logit: e^-100 of a probability is lost in any sum, and 100 is a number in 16 bits, too.
-_NEVER = 100.0
+# Subtracted from a logit: e^-100 of a probability vanishes in any sum, and 100 fits 16 bits, too.
+_EXCLUSION = 100.0
 
-_MEND = "Get it again from where it came from."
+_ADVICE = "Get it again from where it came from."
 _NOTE = """\
 # This model was imported: run.json says of what. [tokenizer], [model] and [decoding] are its own; the other sections
 # are defaults, and say nothing of how it was trained.
@@ -75,26 +76,26 @@ _NOTE = """\
 def import_marian(
     source: str | Path, output: str | Path, report: Callable[[str], None] = lambda _line: None
 ) -> RunFolder:
-    """The run folder `output`, made of the files in `source`; `report` gets a line on each setting that is lost.
+    """Write the run folder `output` from the files in `source`; `report` gets a line on each setting that is lost.
 
-    Raises MissingInputError or DamagedFileError for a file that is not as it should be, TransduceError for a model
-    that ours cannot equal, RunFolderError if `output` is in use.
+    Raises MissingInputError or DamagedFileError for a file that is missing or damaged, TransduceError for a model that
+    ours cannot equal, RunFolderError if `output` is in use.
     """
     source, output = Path(source), Path(output)
     RunFolder(output).refuse_other_use()
     config = _read_json(source / "config.json")
     _refuse_unlike(config, source / "config.json")
     search_path = source / "generation_config.json"
-    search = _read_json(search_path) if search_path.exists() else config  # where it was before it had its own file
+    search = _read_json(search_path) if search_path.exists() else config  # older models have them in one file
     pieces = _read_pieces(source / "vocab.json", config)
-    ids = [config["pad_token_id"], config["pad_token_id"], config["eos_token_id"]]  # theirs, in our order
+    ids = [config["pad_token_id"], config["pad_token_id"], config["eos_token_id"]]  # Marian's ids, in our order
     ids += [i for i in range(len(pieces)) if i not in ids]
     tokenizer = _build_tokenizer(source, [pieces[i] for i in ids[len(CONTROL_NAMES) :]])
     settings = _settings(config, search, tokenizer.config)
-    weights = _Weights(source, settings.model).translated(ids)
-    weights["output_bias"][tokenizer.bos_id] -= _NEVER
-    if search.get("renormalize_logits"):  # after padding was ruled out, which thus has no part in the sum
-        weights["output_bias"][tokenizer.pad_id] -= _NEVER
+    weights = _Converter(source, settings.model).convert(ids)
+    weights["output_bias"][tokenizer.bos_id] -= _EXCLUSION
+    if search.get("renormalize_logits"):  # then `generate` excludes padding from the softmax
+        weights["output_bias"][tokenizer.pad_id] -= _EXCLUSION
     if search_path.exists():
         for name in sorted(name for name in search.keys() - _SEARCH_SETTINGS - _WITHOUT_EFFECT if search[name]):
             report(f"{search_path}: {name} = {search[name]!r} has nothing here that does the same")
@@ -106,13 +107,13 @@ def import_marian(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The values that are set in a file."""
-    found = json_object(read_bytes(path), path, _MEND)
-    return {name: value for name, value in found.items() if value is not None}
+    """The values of a JSON file that are not null."""
+    values = json_object(read_bytes(path), path, _ADVICE)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
-    """Raises TransduceError if ours cannot equal this model."""
+    """Raises TransduceError if our network cannot equal this model."""
     if config.get("model_type") != "marian":
         raise TransduceError(f"{path}: model_type is {config.get('model_type')!r}: only 'marian' can be imported.")
     for name, (needed, default) in _NEEDED.items():
@@ -129,22 +130,22 @@ def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
                 f"{path}: {name} ({config.get(name)!r}) and {other} ({config[other]!r}) differ: they can be imported "
                 "if they are the same."
             )
-    if (activation := config.get("activation_function")) not in list(_ACTIVATIONS):  # it may be a value of any type
+    if (activation := config.get("activation_function")) not in list(_ACTIVATIONS):  # any type, also an unhashable one
         raise TransduceError(
             f"{path}: activation_function is {activation!r}: it can be imported if one of {', '.join(_ACTIVATIONS)}."
         )
 
 
 def _read_pieces(path: Path, config: Mapping[str, Any]) -> list[str]:
-    """The pieces by Marian's ids, after a check that both files mean the same ids."""
+    """The pieces in the order of Marian's ids. Raises DamagedFileError if the files disagree on the ids."""
     vocabulary = _read_json(path)
     for piece, name in ((_PAD, "pad_token_id"), (_EOS, "eos_token_id")):
         if piece not in vocabulary or vocabulary[piece] != config.get(name):
-            raise damaged(path, f"{piece} is {vocabulary.get(piece)}, in config.json it is {config.get(name)}", _MEND)
+            raise damaged(path, f"{piece} is {vocabulary.get(piece)}, in config.json it is {config.get(name)}", _ADVICE)
     ids = [str(i) for i in range(len(vocabulary))]
     piece_of = {str(i): piece for piece, i in vocabulary.items()}
     if piece_of.keys() != set(ids) or UNKNOWN not in vocabulary:
-        raise damaged(path, f"its ids should be 0, 1, 2, ..., one of them of {UNKNOWN}", _MEND)
+        raise damaged(path, f"its ids should be 0, 1, 2, ..., one of them of {UNKNOWN}", _ADVICE)
     return [piece_of[i] for i in ids]
 
 
@@ -165,7 +166,7 @@ def _read_side(path: Path, pieces: tuple[str, ...]) -> SentencePieces:
 
 
 def _settings(config: Mapping[str, Any], search: Mapping[str, Any], tokenizer: TokenizerConfig) -> ExperimentConfig:
-    """All settings of the run; TransduceError for values that are of no use."""
+    """The settings of the run. Raises TransduceError for values that cannot be used."""
     shape = {
         "d_model": config.get("d_model"),
         "d_ff": config.get("encoder_ffn_dim"),
@@ -188,7 +189,7 @@ def _settings(config: Mapping[str, Any], search: Mapping[str, Any], tokenizer: T
         "length_penalty": search.get("length_penalty", 1.0),
         "length_norm": "power",
         "max_len_ratio": 0.0,
-        "max_len_extra": max_length - 1,  # theirs counts what an answer begins with
+        "max_len_extra": max_length - 1,  # theirs counts the begin symbol
     }
     return ExperimentConfig(
         data=DataConfig(train=("unknown (imported)",), max_len=min(DataConfig.max_len, model.max_len)),
@@ -199,13 +200,13 @@ def _settings(config: Mapping[str, Any], search: Mapping[str, Any], tokenizer: T
     )
 
 
-class _Weights:
-    """The tensors of a file, by and by taken from it."""
+class _Converter:
+    """The tensors of a file; each is removed once converted, so that what is left over can be reported."""
 
     def __init__(self, source: Path, config: TransformerConfig) -> None:
         self.path = source / "model.safetensors"
         self.config = config
-        # Of Marian's channels, the sines are the first half: the place of each in ours.
+        # Marian's channels: the first half sines, the second half cosines; in our order they alternate.
         half = (config.d_model + 1) // 2
         self.order = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).flatten()[: config.d_model]
         if not self.path.exists() and (source / "pytorch_model.bin").exists():
@@ -217,59 +218,61 @@ class _Weights:
             try:
                 self.tensors = load_file(self.path)
             except SafetensorError as error:
-                raise damaged(self.path, str(error), _MEND) from None
+                raise damaged(self.path, str(error), _ADVICE) from None
 
-    def translated(self, ids: list[int]) -> dict[str, Tensor]:
-        """All of them by our names, in our order; `ids` are Marian's by ours."""
+    def convert(self, ids: list[int]) -> dict[str, Tensor]:
+        """All weights under our names, channels and ids in our order; `ids[i]` is Marian's id of our id i."""
         vocab_size, d_model = max(ids) + 1, self.config.d_model
-        found = self._layers("encoder", self.config.num_encoder_layers, {"self_attn": "self_attention"})
+        weights = self._layers("encoder", self.config.num_encoder_layers, {"self_attn": "self_attention"})
         attentions = {"self_attn": "self_attention", "encoder_attn": "cross_attention"}
-        found |= self._layers("decoder", self.config.num_decoder_layers, attentions)
-        there = [name for name in _EMBEDDINGS if name in self.tensors] or [_EMBEDDINGS[0]]
-        embedding, *_ = [self._take(name, vocab_size, d_model) for name in there]
-        found["src_embedding.weight"] = embedding[ids][:, self.order]
-        found["output_bias"] = self._take("final_logits_bias", 1, vocab_size)[0, ids]
+        weights |= self._layers("decoder", self.config.num_decoder_layers, attentions)
+        present = [name for name in _EMBEDDINGS if name in self.tensors] or [_EMBEDDINGS[0]]
+        # The names are of one tied matrix: each is taken, the first is kept.
+        embedding, *_ = [self._take(name, vocab_size, d_model) for name in present]
+        weights["src_embedding.weight"] = embedding[ids][:, self.order]
+        weights["output_bias"] = self._take("final_logits_bias", 1, vocab_size)[0, ids]
         sinusoids = sinusoidal_table(self.config.max_len, d_model)
         for name in [name for name in _POSITIONS if name in self.tensors]:
             if not torch.allclose(self._take(name, *sinusoids.shape)[:, self.order], sinusoids, atol=1e-3):
                 raise TransduceError(f"{self.path}: {name} is not the sinusoids, and only these can be imported.")
         if self.tensors:
             raise TransduceError(f"{self.path}: {min(self.tensors)} is in no model that can be imported.")
-        return found
+        return weights
 
     def _layers(self, side: str, count: int, attentions: dict[str, str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        d_model, d_ff = self.config.d_model, self.config.d_ff
         names = [(f"model.{side}.layers.{i}", f"{side}.layers.{i}", kind) for i in range(count) for kind in _KINDS]
         for theirs, ours, kind in names:
             for name, our_name in attentions.items():
-                attention, own = f"{theirs}.{name}", f"{ours}.{our_name}"
-                parts = [self._reading(f"{attention}.{part}_proj.{kind}", self.config.d_model) for part in "qkv"]
-                found[f"{own}.qkv_proj.{kind}"] = torch.cat(parts)
-                found[f"{own}.out_proj.{kind}"] = self._writing(f"{attention}.out_proj.{kind}", self.config.d_model)
-            found[f"{ours}.feed_forward.up_proj.{kind}"] = self._reading(f"{theirs}.fc1.{kind}", self.config.d_ff)
-            found[f"{ours}.feed_forward.down_proj.{kind}"] = self._writing(f"{theirs}.fc2.{kind}", self.config.d_ff)
+                parts = [self._take_input(f"{theirs}.{name}.{part}_proj.{kind}", d_model) for part in "qkv"]
+                weights[f"{ours}.{our_name}.qkv_proj.{kind}"] = torch.cat(parts)
+                out_proj = self._take_output(f"{theirs}.{name}.out_proj.{kind}", d_model)
+                weights[f"{ours}.{our_name}.out_proj.{kind}"] = out_proj
+            weights[f"{ours}.feed_forward.up_proj.{kind}"] = self._take_input(f"{theirs}.fc1.{kind}", d_ff)
+            weights[f"{ours}.feed_forward.down_proj.{kind}"] = self._take_output(f"{theirs}.fc2.{kind}", d_ff)
             for number, name in enumerate([*attentions, "final"], start=1):
-                norm = self._take(f"{theirs}.{name}_layer_norm.{kind}", self.config.d_model)
-                found[f"{ours}.residual_{number}.norm.{kind}"] = norm[self.order]
-        return found
+                norm = self._take(f"{theirs}.{name}_layer_norm.{kind}", d_model)
+                weights[f"{ours}.residual_{number}.norm.{kind}"] = norm[self.order]
+        return weights
 
-    def _reading(self, name: str, num_rows: int) -> Tensor:
-        """Half of a product with the residual stream: its matrix or its bias."""
+    def _take_input(self, name: str, num_rows: int) -> Tensor:
+        """The matrix or bias of a projection that reads the residual stream."""
         if name.endswith("bias"):
             return self._take(name, num_rows)
         return self._take(name, num_rows, self.config.d_model)[:, self.order]
 
-    def _writing(self, name: str, num_columns: int) -> Tensor:
-        """Half of a product that is added to the residual stream."""
+    def _take_output(self, name: str, num_columns: int) -> Tensor:
+        """The matrix or bias of a projection that is added to the residual stream."""
         shape = (self.config.d_model,) if name.endswith("bias") else (self.config.d_model, num_columns)
         return self._take(name, *shape)[self.order]
 
     def _take(self, name: str, *shape: int) -> Tensor:
         if name not in self.tensors:
-            raise damaged(self.path, f"it has no {name}", _MEND)
+            raise damaged(self.path, f"it has no {name}", _ADVICE)
         tensor = self.tensors.pop(name)
         if tensor.shape != shape:
-            raise damaged(self.path, f"{name} has shape {list(tensor.shape)}, not {list(shape)}", _MEND)
+            raise damaged(self.path, f"{name} has shape {list(tensor.shape)}, not {list(shape)}", _ADVICE)
         if not (tensor := tensor.float()).isfinite().all():
-            raise damaged(self.path, f"{name} holds values that are no numbers", _MEND)
+            raise damaged(self.path, f"{name} holds values that are no numbers", _ADVICE)
         return tensor

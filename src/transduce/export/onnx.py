@@ -1,4 +1,4 @@
-"""A run as ONNX: an encoder, a decoder step with a cache, and `greedy.py`, a short program that searches with them."""
+"""Export to ONNX: an encoder, a decoder step with a cache, and `greedy.py`, a short program that searches with them."""
 
 import json
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TITLE = "ONNX Runtime"
 
-_LARGEST_FILE = 2**31 - 1  # bytes that a protobuf message can hold: twice as many as the paper's big model has
+_LARGEST_FILE = 2**31 - 1  # bytes in a protobuf message: twice as many as the weights of the paper's big model
 _PACKAGES = ("onnx", "onnxruntime")
 _PROGRAM = Path(__file__).with_name("greedy_onnx.py")
 
@@ -33,7 +33,7 @@ print(answer(["a text", "another text"]))
 
 
 def refuse(predictor: Predictor, *, int8: bool) -> None:
-    """Raises TransduceError for a run that cannot be written: too large a one, as the graphs can hold any other."""
+    """Raises TransduceError for weights too large for a file, and where a package is missing."""
     for package in _PACKAGES:
         if find_spec(package) is None:
             raise TransduceError(f"this export needs {package}: pip install 'transduce[export]'")
@@ -48,7 +48,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:
 
 
 def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:
-    """Writes the two graphs, the tokenizers of both sides, the settings of the search and the program."""
+    """Writes the two graphs, the tokenizers of both sides, the search settings and the program."""
     from transduce.export.onnx_graph import encoder_graph, step_graph
 
     for name, graph in (("encoder", encoder_graph), ("decoder_step", step_graph)):
@@ -61,7 +61,7 @@ def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:
     write_atomically(folder / "greedy.py", _PROGRAM.read_bytes())
 
 
-def open_engine(folder: Path, predictor: Predictor) -> "OnnxEngine":  # noqa: ARG001 - the folder says it all
+def open_engine(folder: Path, predictor: Predictor) -> "OnnxEngine":  # noqa: ARG001 - the folder has everything
     """The written files in ONNX Runtime, on one thread."""
     from transduce.export.greedy_onnx import Greedy
 
@@ -69,16 +69,16 @@ def open_engine(folder: Path, predictor: Predictor) -> "OnnxEngine":  # noqa: AR
 
 
 def unexpressed(decoding: DecodingConfig) -> list[str]:
-    """What a run's own search does and `greedy.py` does not."""
-    told = {
+    """The run's decoding settings that `greedy.py` does not have, one line each."""
+    limitations = {
         "temperature": (0.0, "takes the likeliest token, it does not draw"),
         "beam_size": (1, "follows one hypothesis"),
         "min_len": (0, "lets an answer end anywhere"),
         "no_repeat_ngram_size": (0, "lets an answer repeat itself"),
     }
     return [
-        f"decoding.{name} = {getattr(decoding, name)}: greedy.py {what_it_does}"
-        for name, (expressed, what_it_does) in told.items()
+        f"decoding.{name} = {getattr(decoding, name)}: greedy.py {limitation}"
+        for name, (expressed, limitation) in limitations.items()
         if getattr(decoding, name) != expressed
     ]
 
@@ -99,23 +99,23 @@ class OnnxEngine:
         assert decoding.beam_size == 1, "the only search there is"
         return self._greedy.search(sources, max_lens)
 
-    def log_probs(self, sources: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
-        """Token after token through the cached step, as the search goes."""
+    def log_probs(self, sources: list[list[int]], outputs: list[list[int]]) -> list[list[float]]:
+        """Natural log-probability of each token of each output and of its end, by the cached step of the search."""
         from transduce.export.greedy_onnx import batches
 
         greedy = self._greedy
-        found: list[list[float]] = [[] for _ in sources]
-        for batch in batches([max(len(sources[i]), len(answers[i]) + 1) for i in range(len(sources))]):
+        output_log_probs: list[list[float]] = [[] for _ in sources]
+        for batch in batches([max(len(sources[i]), len(outputs[i]) + 1) for i in range(len(sources))]):
             state = greedy.start([sources[i] for i in batch])
-            ends = [[*answers[i], greedy.eos_id] for i in batch]
+            ends = [[*outputs[i], greedy.eos_id] for i in batch]
             tokens = np.full(len(batch), greedy.bos_id)
             for position in range(max(map(len, ends))):
                 log_probs, state = greedy.step(tokens, state)
-                tokens = np.array([ids[min(position, len(ids) - 1)] for ids in ends])  # after the end anything goes
+                tokens = np.array([ids[min(position, len(ids) - 1)] for ids in ends])  # after the end any token will do
                 for row, i in enumerate(batch):
                     if position < len(ends[row]):
-                        found[i].append(float(log_probs[row, tokens[row]]))
-        return found
+                        output_log_probs[i].append(float(log_probs[row, tokens[row]]))
+        return output_log_probs
 
 
 def _settings(predictor: Predictor) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The network as two graphs of ONNX operators, put together one by one: nothing is traced, weights keep their names.
+"""The network as two graphs of ONNX operators, added one by one: nothing is traced, weights keep their names.
 
 `encoder_graph` turns sources into the keys and values that the decoder's layers attend to; `step_graph` appends one
-token to each answer and gives the log-probabilities of the next. Both need the package `onnx`.
+token to each output and gives the log-probabilities of the next. Both need the package `onnx`.
 Letters: B batch, S source, T queries, P tokens so far, L decoder layers, H heads, D d_model, K head_dim.
 """
 
@@ -17,12 +17,12 @@ from transduce.model.positional import sinusoidal_table
 from transduce.model.residual import build_norm
 from transduce.model.transformer import Transformer
 
-_OPSET, _IR_VERSION = 17, 8  # of 2022: the first with layer normalisation, known to every engine since
+_OPSET, _IR_VERSION = 17, 8  # of 2022: the first with layer normalization, known to every engine since
 
-# Seven bits of a weight's eight: then a sum of two products fits the 16 bits that many a CPU adds them in.
+# Weights use 7 of their 8 bits: then the sum of two products fits the 16 bits in which many CPUs add them.
 _LARGEST_WEIGHT_CODE = 63
-_ZERO_CODE = 128  # of an activation, which is a byte without sign
-_TINY = 1e-30  # a row of zeros has a scale too
+_ZERO_CODE = 128  # of an activation, which is an unsigned byte
+_TINY = 1e-30  # so that a row of zeros has a scale, too
 
 _PAST, _PRESENT, _CROSS = (("layers", "batch", "heads", f"{which}len", "head_dim") for which in ("past_", "", "src_"))
 _STATE = {"past_keys": _PAST, "past_values": _PAST, "cross_keys": _CROSS, "cross_values": _CROSS}
@@ -40,19 +40,19 @@ def encoder_graph(model: Transformer, *, int8: bool = False) -> ModelProto:
     for index in range(config.num_encoder_layers):
         x = _encoder_layer(graph, x, f"encoder.layers.{index}", positions, mask)
     keys, values = _project_memory(graph, graph.final_norm(x, "encoder"))
-    graph.take("source_ids", TensorProto.INT64, ("batch", "src_len"))
-    graph.give(keys, "cross_keys", TensorProto.FLOAT, _CROSS)
-    graph.give(values, "cross_values", TensorProto.FLOAT, _CROSS)
-    graph.give(source_mask, "source_mask", TensorProto.BOOL, ("batch", "src_len"))
+    graph.add_input("source_ids", TensorProto.INT64, ("batch", "src_len"))
+    graph.add_output(keys, "cross_keys", TensorProto.FLOAT, _CROSS)
+    graph.add_output(values, "cross_values", TensorProto.FLOAT, _CROSS)
+    graph.add_output(source_mask, "source_mask", TensorProto.BOOL, ("batch", "src_len"))
     return graph.finish("encoder")
 
 
 def step_graph(model: Transformer, *, int8: bool = False) -> ModelProto:
-    """One more token: tokens (B,), what `encoder_graph` gave, past_keys and past_values (L, B, H, P, K) ->
-    log_probs (B, num_target_ids), keys and values (L, B, H, P + 1, K), which are the past of the next step.
+    """One more token: tokens (B,), the outputs of `encoder_graph`, past_keys and past_values (L, B, H, P, K) ->
+    log_probs (B, num_target_ids), keys and values (L, B, H, P + 1, K), the past of the next step.
     """
     graph, num_layers = _Graph(model, int8=int8), model.config.num_decoder_layers
-    position = graph.add("Shape", "past_keys", start=3, end=4)  # as many tokens as there are so far
+    position = graph.add("Shape", "past_keys", start=3, end=4)  # the number of tokens so far
     mask = graph.add("Unsqueeze", "source_mask", graph.constant([1, 2]))
     x = graph.embed(graph.add("Unsqueeze", "tokens", graph.constant([1])), position, "tgt")
     keys, values = [], []
@@ -62,13 +62,13 @@ def step_graph(model: Transformer, *, int8: bool = False) -> ModelProto:
         values.append(v)
     hidden = graph.reshape(graph.final_norm(x, "decoder"), -1, model.config.d_model)  # (B, 1, D) -> (B, D)
     log_probs = graph.add("LogSoftmax", graph.logits(hidden), axis=-1)
-    graph.take("tokens", TensorProto.INT64, ("batch",))
+    graph.add_input("tokens", TensorProto.INT64, ("batch",))
     for name, shape in _STATE.items():
-        graph.take(name, TensorProto.FLOAT, shape)
-    graph.take("source_mask", TensorProto.BOOL, ("batch", "src_len"))
-    graph.give(log_probs, "log_probs", TensorProto.FLOAT, ("batch", model.vocabulary.num_target_ids))
-    graph.give(graph.stack(keys), "keys", TensorProto.FLOAT, _PRESENT)
-    graph.give(graph.stack(values), "values", TensorProto.FLOAT, _PRESENT)
+        graph.add_input(name, TensorProto.FLOAT, shape)
+    graph.add_input("source_mask", TensorProto.BOOL, ("batch", "src_len"))
+    graph.add_output(log_probs, "log_probs", TensorProto.FLOAT, ("batch", model.vocabulary.num_target_ids))
+    graph.add_output(graph.stack(keys), "keys", TensorProto.FLOAT, _PRESENT)
+    graph.add_output(graph.stack(values), "values", TensorProto.FLOAT, _PRESENT)
     return graph.finish("decoder_step")
 
 
@@ -82,7 +82,7 @@ def _encoder_layer(graph: "_Graph", x: str, name: str, positions: str, mask: str
 
 
 def _decoder_layer(graph: "_Graph", x: str, index: int, position: str, mask: str) -> tuple[str, str, str]:
-    """The layer's output, and the keys and values of all tokens so far."""
+    """The layer's output, and its keys and values of all tokens so far."""
     name, number = f"decoder.layers.{index}", graph.constant(index)
     past_k, past_v, cross_k, cross_v = (graph.add("Gather", cache, number, axis=0) for cache in _STATE)
     k, v = past_k, past_v
@@ -111,9 +111,9 @@ def _project_memory(graph: "_Graph", memory: str) -> Sequence[str]:
 
 
 class _Graph:
-    """Operators added one after the other. Values are known by name: methods take names and return names.
+    """A graph under construction. Values are known by name: methods take names and return names.
 
-    With `int8` every matrix is held in bytes, with a scale for each of its rows.
+    With `int8` every matrix is held in bytes, with a scale for each row.
     """
 
     def __init__(self, model: Transformer, *, int8: bool) -> None:
@@ -134,7 +134,7 @@ class _Graph:
         return self._add("Split", (x,), num_parts, {"axis": -1})
 
     def reshape(self, x: str, *shape: int) -> str:
-        """In `shape` 0 keeps an axis as it is and -1 takes what is left."""
+        """`x` in another shape, in which 0 keeps an axis and -1 takes the rest."""
         return self.add("Reshape", x, self.constant(shape))
 
     def stack(self, parts: Sequence[str]) -> str:
@@ -142,13 +142,13 @@ class _Graph:
         return self.add("Concat", *(self.add("Unsqueeze", part, self.constant([0])) for part in parts), axis=0)
 
     def constant(self, value: ArrayLike) -> str:
-        """Whole numbers become int64, others float32."""
+        """A constant: int64 for whole numbers, else float32."""
         array = np.asarray(value)
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         return self._initialize(f"{array.dtype}{array.tolist()}", array)
 
     def product(self, x: str, name: str) -> str:
-        """x W^T, with the matrix called `name`: (..., in) -> (..., out). An engine transposes it once, on loading."""
+        """x W^T for the matrix `name`: (..., in) -> (..., out). An engine transposes it once, on loading."""
         if self._int8:
             return self._int8_product(x, name)
         return self.add("MatMul", x, self.add("Transpose", self._weight(name), perm=(1, 0)))
@@ -199,7 +199,7 @@ class _Graph:
         return q, k, v
 
     def attention(self, q: str, k: str, v: str, name: str, mask: str | None = None) -> str:
-        """Equation 1, heads side by side, and W^O: (B, T, D)."""
+        """Multi-head attention: equation 1, heads concatenated, and W^O: (B, T, D)."""
         scaled = self.add("Mul", q, self.constant(self.heads[1] ** -0.5))
         scores = self.add("MatMul", scaled, self.add("Transpose", k, perm=(0, 1, 3, 2)))
         if mask is not None:
@@ -217,12 +217,12 @@ class _Graph:
             inner = {"relu": self._relu, "gelu": self._gelu, "silu": self._silu}[self._config.feed_forward](up)
         return self.linear(inner, f"{name}.down_proj")
 
-    def take(self, name: str, kind: int, shape: Sequence[str | int]) -> None:
-        """Declares an input."""
+    def add_input(self, name: str, kind: int, shape: Sequence[str | int]) -> None:
+        """Declare an input of the graph."""
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def give(self, value: str, name: str, kind: int, shape: Sequence[str | int]) -> None:
-        """Declares `value` an output called `name`."""
+    def add_output(self, value: str, name: str, kind: int, shape: Sequence[str | int]) -> None:
+        """Declare `value` an output of the graph, called `name`."""
         self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
@@ -245,21 +245,21 @@ class _Graph:
         return self._initialize(name, self._weights[name])
 
     def _rows(self, name: str, ids: str) -> str:
-        """The rows of a matrix that `ids` name."""
+        """The rows `ids` of a matrix."""
         if not self._int8:
             return self.add("Gather", self._weight(name), ids)
         codes, scales = (self.add("Gather", part, ids) for part in self._codes(name))
         return self.add("Mul", self._float(codes), self.add("Unsqueeze", scales, self.constant([-1])))
 
     def _codes(self, name: str) -> tuple[str, str]:
-        """A matrix in bytes, and what one step of them is worth in each row."""
+        """A matrix in int8, and the scale of each row."""
         weight = self._weights[name]
         scales = np.maximum(np.abs(weight).max(axis=1), _TINY) / _LARGEST_WEIGHT_CODE
         codes = np.round(weight / scales[:, None]).astype(np.int8)
         return self._initialize(f"{name}.codes", codes), self._initialize(f"{name}.scales", scales)
 
     def _int8_product(self, x: str, name: str) -> str:
-        """The product in whole numbers. Each token has a scale of its own, so that no sentence sees its neighbours."""
+        """The product in integers. Each token has its own scale, so that no sentence depends on its batch."""
         codes, scales = self._codes(name)
         largest = self.add("Max", self.add("ReduceMax", self.add("Abs", x), axes=(-1,)), self.constant(_TINY))
         x_scale = self.add("Div", largest, self.constant(_ZERO_CODE - 1.0))
@@ -273,16 +273,16 @@ class _Graph:
         return self.add("Cast", x, to=TensorProto.FLOAT)
 
     def _rotate(self, x: str, positions: str) -> str:
-        """Rotary positions: each pair of channels turned by its angle, as x cos + (x turned by 90 degrees) sin."""
+        """Rotary positions: each pair of channels rotated by its angle, as x cos + (x rotated by 90 degrees) sin."""
         head_dim = self.heads[1]
-        sines_and_cosines = sinusoidal_table(self._config.max_len, head_dim).numpy()  # in turn, column by column
+        sines_and_cosines = sinusoidal_table(self._config.max_len, head_dim).numpy()  # in alternate columns
         quarter_turn = np.kron(np.eye(head_dim // 2), [[0, 1], [-1, 0]]).astype(np.float32)
         sin, cos = (
             self.add("Gather", self._initialize(part, sines_and_cosines[:, first::2].repeat(2, axis=1)), positions)
             for part, first in (("sines", 0), ("cosines", 1))
         )
-        turned = self.add("MatMul", x, self._initialize("quarter_turn", quarter_turn))
-        return self.add("Add", self.add("Mul", x, cos), self.add("Mul", turned, sin))
+        rotated = self.add("MatMul", x, self._initialize("quarter_turn", quarter_turn))
+        return self.add("Add", self.add("Mul", x, cos), self.add("Mul", rotated, sin))
 
     def _relu(self, x: str) -> str:
         return self.add("Relu", x)
@@ -296,15 +296,15 @@ class _Graph:
 
 
 def _weights_of(model: Transformer) -> dict[str, NDArray[np.float32]]:
-    """The weights by name, the projections of cross-attention in the parts that are used apart."""
+    """The weights by name, the cross-attention projections split into queries (by layer) and memory (of all layers)."""
     weights = {name: tensor.float().cpu().numpy() for name, tensor in model.state_dict().items()}
-    # Ids beyond are never written: only a source has them.
+    # Target ids come first; the ids after them occur in sources only.
     weights["tgt_embedding.weight"] = weights["tgt_embedding.weight"][: model.vocabulary.num_target_ids]
-    of_memory: dict[str, list[NDArray[np.float32]]] = {"weight": [], "bias": []}
+    memory_parts: dict[str, list[NDArray[np.float32]]] = {"weight": [], "bias": []}
     for index in range(model.config.num_decoder_layers):
         name = f"decoder.layers.{index}.cross_attention"
-        for part, of_all_layers in of_memory.items():
+        for part, parts_of_layers in memory_parts.items():
             q, k, v = np.split(weights[f"{name}.qkv_proj.{part}"], 3)
             weights[f"{name}.q_proj.{part}"] = q
-            of_all_layers.append(np.concatenate((k, v)))
-    return weights | {f"memory_proj.{part}": np.concatenate(layers) for part, layers in of_memory.items()}
+            parts_of_layers.append(np.concatenate((k, v)))
+    return weights | {f"memory_proj.{part}": np.concatenate(layers) for part, layers in memory_parts.items()}

@@ -1,11 +1,11 @@
-"""Our tokenizer as one of the `tokenizers` library: a JSON file that needs neither torch nor this package.
+"""A run's tokenizer as one of the `tokenizers` library: a JSON file that needs neither torch nor this package.
 
-Ids and text are ours, for every line. The fixed ids get the names that the library spells unknown characters by
-(<0x00> to <0xFF>); no line reads as one of them, because letters, digits and punctuation are in different pieces and
-a word has a blank before it. Special tokens are not declared: the library would find their names in the text.
+It gives the same ids and the same text for every line. The fixed ids get the names by which the library spells unknown
+characters (<0x00> to <0xFF>); no line is read as one of them, because letters, digits and punctuation are in different
+subwords and a word has a space before it. Special tokens are not declared: the library would find their names in text.
 
-Differs from ours in ids that no text is encoded to: a run of bytes that is not UTF-8 becomes one U+FFFD per byte, where
-ours keeps what can be read of it, and an end symbol between pieces is skipped, where ours ends the text.
+Differs from ours only for ids that no text is encoded to: bytes that are not UTF-8 become one U+FFFD each, where ours
+keeps what can be read of them, and an end symbol inside is skipped, where ours ends the text.
 """
 
 import json
@@ -21,16 +21,16 @@ from transduce.text.vocabulary import SUBWORD_BORDERS, Vocabulary
 
 Side = Literal["source", "target"]
 
-_MARK = "\n"  # in no line: text cannot be read as a piece whose name holds it
+_MARK = "\n"  # in no line: no text is read as a token whose name has it
 _NEWLINE_BYTE = r"\A<0x0A>\z"
 _CONTROL = rf"\A({'|'.join(CONTROL_NAMES)})\z"
 
 
 def library_tokenizer(tokenizer: Tokenizer, side: Side) -> tokenizers.Tokenizer:
-    """Turns a line into the ids of one side, ended by eos, and ids into text.
+    """The library's tokenizer of one side: a line to ids, ended by eos, and ids to text.
 
-    Of a target it may make source-only pieces, which `Tokenizer.encode_target` spells by others. Raises TransduceError
-    for the tokenizer of an imported model.
+    It may encode a target by source-only subwords, which `Tokenizer.encode_target` spells by others. Raises
+    TransduceError for the tokenizer of an imported model.
     """
     vocabulary = _vocabulary(tokenizer, side)
     names = _names(vocabulary)
@@ -39,19 +39,19 @@ def library_tokenizer(tokenizer: Tokenizer, side: Side) -> tokenizers.Tokenizer:
 
 
 def two_sided_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """Turns a line into source ids and target ids into text, for a library that has one tokenizer for both sides.
+    """One tokenizer for both sides: a line to source ids, and target ids to text.
 
-    Target ids are ours; source ids come after them, each moved up by `target_vocab_size`.
+    Target ids are ours; source ids come after them, each raised by `target_vocab_size`.
     """
     source, target = _vocabulary(tokenizer, "source"), _vocabulary(tokenizer, "target")
-    writes, reads = _names(target), _names(source)
+    target_names, source_names = _names(target), _names(source)
     num_controls = len(CONTROL_NAMES)
-    names = [*writes[:num_controls], *(_MARK + name for name in writes[num_controls:])]
-    names += [*(_MARK + name for name in reads[:num_controls]), *reads[num_controls:]]
-    scores = (0.0,) * (len(writes) + NUM_FIXED_IDS) + source.scores
+    names = [*target_names[:num_controls], *(_MARK + name for name in target_names[num_controls:])]
+    names += [*(_MARK + name for name in source_names[:num_controls]), *source_names[num_controls:]]
+    scores = (0.0,) * (len(target_names) + NUM_FIXED_IDS) + source.scores
     strip_mark = decoders.Replace(tokenizers.Regex(rf"\A{_MARK}"), "")
     decoder = decoders.Sequence([strip_mark, _decoder(target.kind)])
-    return _assemble(source, names, scores, len(writes) + tokenizer.eos_id, decoder)
+    return _assemble(source, names, scores, len(target_names) + tokenizer.eos_id, decoder)
 
 
 def _vocabulary(tokenizer: Tokenizer, side: Side) -> Vocabulary:
@@ -66,9 +66,9 @@ def _vocabulary(tokenizer: Tokenizer, side: Side) -> Vocabulary:
 
 
 def _names(vocabulary: Vocabulary) -> list[str]:
-    """What the library calls each id: its piece, but for the fixed ids and the empty word.
+    """The name of each id in the library: its subword, except for the fixed ids and the empty word.
 
-    An empty word is a blank; under that name the library would take it for the first character of an unknown word.
+    An empty word is a space; under that name the library would take it for the first character of an unknown word.
     """
     fixed = [vocabulary.name(i) for i in range(NUM_FIXED_IDS)]
     pieces = vocabulary.pieces[NUM_FIXED_IDS:]
@@ -76,19 +76,19 @@ def _names(vocabulary: Vocabulary) -> list[str]:
 
 
 def _assemble(
-    reads: Vocabulary, names: list[str], scores: tuple[float, ...], eos_id: int, decoder: decoders.Decoder
+    vocabulary: Vocabulary, names: list[str], scores: tuple[float, ...], eos_id: int, decoder: decoders.Decoder
 ) -> tokenizers.Tokenizer:
-    """The library's tokenizer that reads lines into the last of `names` and writes by `decoder`."""
+    """The library's tokenizer that encodes lines by `vocabulary`, whose ids have the last of `names`."""
     id_of = {name: i for i, name in enumerate(names)}
-    assert len(id_of) == len(names), "no piece has the name of another id"
-    if reads.kind == "unigram":  # its unknown id is asked for, but never used: every character has its bytes
+    assert len(id_of) == len(names), "no subword has the name of another id"
+    if vocabulary.kind == "unigram":  # it needs an unknown id, but never uses it: every character has its bytes
         library = tokenizers.Tokenizer(models.Unigram(list(zip(names, scores, strict=True)), 0, byte_fallback=True))
     else:
-        is_whole = reads.kind == "words"
+        is_whole = vocabulary.kind == "words"
         library = tokenizers.Tokenizer(
-            models.BPE(id_of, list(reads.merges), byte_fallback=True, ignore_merges=is_whole)
+            models.BPE(id_of, list(vocabulary.merges), byte_fallback=True, ignore_merges=is_whole)
         )
-    _split_as(library, reads)
+    _split_as(library, vocabulary)
     end = names[eos_id]
     library.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, eos_id)])
     library.decoder = decoder
@@ -96,12 +96,12 @@ def _assemble(
 
 
 def _split_as(library: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
-    """Sets how the library cuts a line before it looks for pieces."""
-    prepend_blank = normalizers.Prepend(" ")  # not to the empty line
+    """Set how the library splits a line before it looks for subwords."""
+    prepend_space = normalizers.Prepend(" ")  # except to the empty line
     if vocabulary.kind == "words":
         name_empty_words = normalizers.Replace(tokenizers.Regex(r" (?= |\z)"), _MARK)
-        knows_empty_words = " " in vocabulary.pieces  # otherwise they are spelled by a byte
-        steps = [prepend_blank, name_empty_words] if knows_empty_words else [prepend_blank]
+        has_empty_words = " " in vocabulary.pieces  # else they are spelled by a byte
+        steps = [prepend_space, name_empty_words] if has_empty_words else [prepend_space]
         library.normalizer = normalizers.Sequence(steps)
         library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(f"{_MARK}| [^ {_MARK}]*"), "isolated")
     elif vocabulary.kind != "characters":
@@ -109,12 +109,12 @@ def _split_as(library: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
         known = "".join(rf"\x{{{ord(character):X}}}" for character in alphabet)
         # As in `vocabulary`, the newline keeps the brackets from being empty.
         unknown_apart = pre_tokenizers.Split(tokenizers.Regex(f"[^{_MARK}{known}]"), "isolated")
-        library.normalizer = prepend_blank
+        library.normalizer = prepend_space
         library.pre_tokenizer = pre_tokenizers.Sequence([unknown_apart, SUBWORD_BORDERS])
 
 
 def _decoder(kind: Kind) -> decoders.Decoder:
-    """Joins the names of ids to text."""
+    """The decoder, which joins the names of ids to text."""
     steps: list[decoders.Decoder] = [
         decoders.Replace(tokenizers.Regex(_CONTROL), ""),
         decoders.Replace(tokenizers.Regex(_NEWLINE_BYTE), "\N{REPLACEMENT CHARACTER}"),  # text stays one line
