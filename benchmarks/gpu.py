@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transduce.cli.benchmark import usage
-from transduce.cli.benchmark.matrix_products import synchronise
+from transduce.cli.benchmark.matrix_products import synchronize
 from transduce.data.batches import EncodedPairs, bucket_batches, collate, plan_epoch
 from transduce.data.packed_batches import collate_packed, pack_batches
 from transduce.devices import machine
@@ -335,11 +335,11 @@ def measure(work: Work, mode: str, device: torch.device) -> dict[str, Any]:
     warm_up_seconds = time.perf_counter() - started
     seconds = []
     for block in range(1, work.num_blocks + 1):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         for number, micro_batches in enumerate(plan):
             outcome = update(pairs, micro_batches, block * len(plan) + number + 1)
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     flops = model_flops(work.model, work.vocabulary, pairs.src_lens[rows], pairs.tgt_lens[rows])
     num_tokens, peak = int(pairs.tgt_lens[rows].sum()), peak_of(device)

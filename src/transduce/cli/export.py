@@ -27,7 +27,7 @@ def export_command(arguments: argparse.Namespace) -> int:
         output,
         format=arguments.format,
         int8=arguments.int8,
-        lines=lines_of(folder, places_of_environment(), arguments.source, arguments.target),
+        lines=read_test_lines(folder, places_of_environment(), arguments.source, arguments.target),
         model_sha256=folder.model_sha256,
         report=report,
     )
@@ -46,8 +46,10 @@ def import_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def lines_of(folder: RunFolder, places: Places, source: str | None, targets: Sequence[str] | None = None) -> Lines:
-    """Those of `source`, with the right answers in `targets`; else pairs that were held out of training, if at hand."""
+def read_test_lines(
+    folder: RunFolder, places: Places, source: str | None, targets: Sequence[str] | None = None
+) -> Lines:
+    """The lines of `source` with the references in `targets`; without one, pairs that the run held out of training."""
     if targets and not source:
         raise TransduceError("--target has the right answers to the lines of --source: add --source FILE.")
     if source:

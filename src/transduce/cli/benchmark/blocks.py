@@ -1,4 +1,4 @@
-"""Blocks of timed work: where they were timed, and what their figures say together."""
+"""Statistics of timed blocks: machine and versions, spread, CPU time of other programs."""
 
 import platform
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from transduce.devices import machine
 
 
 def where_timed(device: torch.device) -> dict[str, Any]:
-    """The machine and the code."""
+    """The machine, the versions and the commit of a measurement."""
     return {
         "machine": {
             "cpu": machine.cpu_model(),
@@ -24,7 +24,7 @@ def where_timed(device: torch.device) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
     named = {"median": median(values), "min": min(values), "max": max(values)}
     return {name: round(value, digits) for name, value in named.items()}
 
@@ -32,7 +32,7 @@ def spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
 def had_by_others(
     before: tuple[float, float] | None, after: tuple[float, float] | None, own_seconds: float
 ) -> dict[str, float]:
-    """CPU seconds of other programs, and of other guests of the machine, by `machine.cpu_seconds` around a block."""
+    """CPU seconds of other programs, and of other guests of the hypervisor, from `usage.cpu_seconds` around a block."""
     if before is None or after is None:
         return {}
     busy, stolen = (now - then for then, now in zip(before, after, strict=True))
@@ -40,7 +40,7 @@ def had_by_others(
 
 
 def shares_of_others(blocks: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """What others had of the time of all cores during the blocks; None where the machine does not tell."""
+    """The shares of all cores' time that others used during the blocks; None where the machine has no counters."""
     core_seconds = sum(block["seconds"] for block in blocks) * machine.num_cores()
     return {
         f"{who}_share": round(sum(block[f"{who}_seconds"] for block in blocks) / core_seconds, 4)

@@ -1,4 +1,4 @@
-"""Subcommand: benchmark."""
+"""Subcommand: benchmark train, benchmark decode."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from transduce.cli.benchmark.decoding import measure_decoding
 from transduce.cli.benchmark.tables import print_decoding_speed, print_training_speed
 from transduce.cli.benchmark.training import TrainingWork, measure_training
 from transduce.cli.console import open_output, print_json, refuse_missing_folder, report_of
-from transduce.cli.export import lines_of
+from transduce.cli.export import read_test_lines
 from transduce.cli.processes import spawn
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
@@ -20,7 +20,7 @@ from transduce.training.distributed import num_processes
 def benchmark_command(arguments: argparse.Namespace) -> int:
     refuse_missing_folder(arguments.output)
     if arguments.topic == "decode":
-        found: dict[str, Any] | None = _measure_answers(arguments)
+        result: dict[str, Any] | None = _measure_run(arguments)
     elif arguments.processes > 1 and num_processes() == 1:
         return spawn(arguments.processes, arguments.words)
     else:
@@ -30,19 +30,19 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
             steps=arguments.steps or 0,
             batch_tokens=arguments.batch_tokens,
         )
-        found = measure_training(work, arguments.device, places_of_environment(), report_of(arguments))
-    if found is None:  # another process tells
+        result = measure_training(work, arguments.device, places_of_environment(), report_of(arguments))
+    if result is None:  # the first process prints it
         return 0
     if arguments.output:
         with open_output(arguments.output) as file:
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
     show = print_decoding_speed if arguments.topic == "decode" else print_training_speed
-    (print_json if arguments.json else show)(found)
+    (print_json if arguments.json else show)(result)
     return 0
 
 
-def _measure_answers(arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure_run(arguments: argparse.Namespace) -> dict[str, Any]:
     report = report_of(arguments)
-    lines = lines_of(RunFolder.open(Path(arguments.run)), places_of_environment(), arguments.source)
+    lines = read_test_lines(RunFolder.open(Path(arguments.run)), places_of_environment(), arguments.source)
     predictor = load(arguments.run, device=arguments.device, int8=arguments.int8, report=report)
     return {"run": arguments.run, "lines_from": lines.origin} | measure_decoding(predictor, lines.sources, report)

@@ -1,6 +1,7 @@
-"""The matrix products that a piece of work executes: recorded while it runs, then timed alone.
+"""Matrix products of a workload: recorded while it runs, then timed alone.
 
-The second is the machine's own rate at the same shapes: whatever the work takes beyond it is not multiplying.
+Timed alone they give the rate that the machine reaches at the same shapes: the rest of the workload's time is not spent
+multiplying.
 """
 
 import time
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Their last two tensors are what is multiplied. The products inside a fused attention kernel are not among them.
+# The last two tensors of each are the factors. Products inside a fused attention kernel are not recorded.
 _PRODUCTS = {"mm", "addmm", "addmm_", "_addmm_activation", "bmm", "baddbmm", "baddbmm_"}
 
 
 @dataclass(frozen=True)
 class Operand:
-    """What the speed of a product depends on: the layout of a matrix, not its numbers."""
+    """The layout of a matrix, on which the speed of a product depends; its values do not matter."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -27,7 +28,7 @@ class Operand:
 
     @classmethod
     def of(cls, value: Any) -> Any:
-        """The layout of a tensor; anything else as it is."""
+        """The layout of a tensor; any other value unchanged."""
         return cls(tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else value
 
     def build(self, device: torch.device) -> Tensor:
@@ -36,7 +37,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """One call of a kernel that multiplies matrices."""
+    """A call of a kernel that multiplies matrices."""
 
     kernel: Callable[..., Any]
     args: tuple[Any, ...]
@@ -44,25 +45,25 @@ class Product:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions."""
+        """Floating-point operations: multiplications and additions."""
         left, right = [arg for arg in self.args if isinstance(arg, Operand)][-2:]
         return 2 * torch.Size(left.shape).numel() * right.shape[-1]
 
     def seconds(self, device: torch.device, repeats: int) -> float:
-        """How long a call takes: the mean of `repeats`, after one to warm up."""
+        """Seconds of a call: the mean of `repeats`, after one to warm up."""
         args = [arg.build(device) if isinstance(arg, Operand) else arg for arg in self.args]
         options = {name: value.build(device) if isinstance(value, Operand) else value for name, value in self.options}
         self.kernel(*args, **options)
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         for _ in range(repeats):
             self.kernel(*args, **options)
-        synchronise(device)
+        synchronize(device)
         return (time.perf_counter() - started) / repeats
 
 
 class RecordedProducts(TorchDispatchMode):
-    """While entered, counts every matrix product that is executed, forward and backward."""
+    """A context that counts the matrix products executed in it, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,13 +81,13 @@ class RecordedProducts(TorchDispatchMode):
         return sum(product.flops * count for product, count in self.counts.items())
 
     def seconds_alone(self, device: torch.device) -> float:
-        """How long all of them take with nothing in between: each distinct one is timed, and counted as often."""
-        repeats = 20 if device.type == "cuda" else 2  # a GPU is asked for several before the first is done
+        """Seconds of all products with nothing in between: each distinct one is timed, times its count."""
+        repeats = 20 if device.type == "cuda" else 2  # a GPU queues kernels
         with torch.no_grad():
             return sum(product.seconds(device, repeats) * count for product, count in self.counts.items())
 
 
-def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was asked; a CPU always has."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has executed its queued kernels; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""How fast the trainer trains here, and which share of the time the machine spends multiplying matrices."""
+"""Training speed on this machine, and the share of the time spent multiplying matrices."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from transduce.cli.benchmark import usage
 from transduce.cli.benchmark.blocks import had_by_others, shares_of_others, spread, where_timed
-from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronise
+from transduce.cli.benchmark.matrix_products import RecordedProducts, synchronize
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.data.download import Places
@@ -32,16 +32,16 @@ MULTI30K, WMT_LIKE = "multi30k-en-de", "wmt-like"
 DEFAULT_STEPS = {"tiny": 40, "small": 20, "base": 10, "big": 5}
 PARTS = ("data", "forward", "loss", "backward", "exchange", "optimizer")  # as the trainer marks them
 
-_MOST_BLOCKS = 5  # each makes the same steps again, so they differ by what else happens on the machine alone
+_MOST_BLOCKS = 5  # all of the same steps, so that they differ only by what else the machine does
 _PROFILED_STEPS = 3
-_WMT_VOCABULARY = 37_000  # pieces of both languages (section 5.1)
+_WMT_VOCABULARY = 37_000  # subwords of both languages (section 5.1)
 _WMT_PAIRS, _WMT_MEAN_LEN, _WMT_LEN_SPREAD, _WMT_SIDE_SPREAD = 20_000, 27.0, 0.6, 0.15  # spreads: of logarithms
 _WMT_MOST_TOKENS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingWork:
-    """What to train, and for how long."""
+    """The workload: a model, data, and the number of steps."""
 
     model: str = "tiny"
     data: str = ""  # MULTI30K or WMT_LIKE; empty: the first for tiny and small, the second for base and big
@@ -55,7 +55,7 @@ class TrainingWork:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """How many blocks of how many steps; the last steps that fill no block are left out."""
+        """Number of blocks, and of steps in each; the last steps, which fill no block, are left out."""
         steps = self.steps or DEFAULT_STEPS[self.model]
         num = min(_MOST_BLOCKS, steps)
         return num, steps // num
@@ -64,35 +64,35 @@ class TrainingWork:
 def measure_training(
     work: TrainingWork, device: str, places: Places, report: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """Trains some blocks of steps and tells how fast that was; None on every process but the first.
+    """Train blocks of steps and measure their speed; None on every process but the first.
 
     Steps are those of `transduce train`: each is one update from one planned batch, shared by all processes.
     """
-    own = own_device(find_device(device))
-    with joined(own) as process, torch.random.fork_rng(devices=[]):
+    resolved = own_device(find_device(device))
+    with joined(resolved) as process, torch.random.fork_rng(devices=[]):
         torch.manual_seed(work.seed)
         if not process.is_main:
             report = lambda _line: None  # noqa: E731
         pairs, vocabulary = _read_pairs(work, MODELS[work.model], process, places, report)
-        update = build_update(work, Transformer(MODELS[work.model], vocabulary).to(own), process)
+        update = build_update(work, Transformer(MODELS[work.model], vocabulary).to(resolved), process)
         num_blocks, num_steps = work.blocks
         steps = planned_steps(update, pairs, work, num_steps)
         report(f"{num_steps} steps to see which matrices they multiply")
         products = record_products(update, pairs, steps)
-        blocks, held = [], 0.0
+        blocks, peak_memory = [], 0.0
         usage.forget_peak_memory(update.device)
         for number in range(num_blocks):
             report(f"block {number + 1} of {num_blocks}")
             blocks.append(_time_block(update, pairs, steps, first_step=1 + (number + 1) * num_steps))
-            held = usage.peak_memory(update.device)  # now, as the products below hold their own
+            peak_memory = usage.peak_memory(update.device)  # now, as the products below hold their own
             blocks[-1] |= _time_products(products, process, update.device)
         parts = _time_parts(update, pairs, steps[:_PROFILED_STEPS], first_step=1 + (num_blocks + 1) * num_steps)
-        facts = {"peak_memory_mib": _from_all(process, held, update.device), "parts_ms": parts}
+        facts = {"peak_memory_mib": _from_all(process, peak_memory, update.device), "parts_ms": parts}
         return _report(work, update, pairs, steps, blocks) | facts if process.is_main else None
 
 
 def build_update(work: TrainingWork, model: Transformer, process: Process) -> TrainStep:
-    """The step of real training, with the settings of the paper."""
+    """The training step, with the paper's optimizer settings."""
     config = TrainingConfig(steps=100_000, batch_tokens=work.batch_tokens, seed=work.seed)
     return TrainStep(model, config=config, optim=OptimConfig(), process=process)
 
@@ -128,7 +128,7 @@ def wmt_like_pairs(seed: int) -> EncodedPairs:
 def planned_steps(
     update: TrainStep, pairs: EncodedPairs, work: TrainingWork, num_steps: int
 ) -> list[list[NDArray[np.intp]]]:
-    """The first steps of an epoch, from its start again if it is short: one planned batch each, or one for each GPU."""
+    """The first steps of an epoch, repeated if it is short: a planned batch each, or one for each GPU."""
     num = 1 if update.device.type == "cpu" else update.process.world_size
     plan = plan_epoch(pairs, batch_tokens=work.batch_tokens, micro_batches=num, seed=work.seed, epoch=0)
     return [plan[number % len(plan)] for number in range(num_steps)]
@@ -137,7 +137,7 @@ def planned_steps(
 def record_products(
     update: TrainStep, pairs: EncodedPairs, steps: Sequence[list[NDArray[np.intp]]]
 ) -> RecordedProducts:
-    """The matrix products that this process executes in these steps, which it makes."""
+    """The matrix products of these steps, which this process executes."""
     with RecordedProducts() as products:
         for number, micro_batches in enumerate(steps):
             update(pairs, micro_batches, number + 1)
@@ -147,25 +147,25 @@ def record_products(
 def _time_block(
     update: TrainStep, pairs: EncodedPairs, steps: Sequence[list[NDArray[np.intp]]], first_step: int
 ) -> dict[str, Any]:
-    """Target tokens, seconds of the slowest process, CPU seconds of all; and the CPU seconds that others had."""
+    """Target tokens, seconds of the slowest process, CPU seconds of all processes and of other programs."""
     process, device = update.process, update.device
     _from_all(process, 0.0, device)  # all begin together
-    machine_before, cpu, started = usage.cpu_seconds(), time.process_time(), time.perf_counter()
+    machine_before, cpu_seconds, started = usage.cpu_seconds(), time.process_time(), time.perf_counter()
     for number, micro_batches in enumerate(steps):
         update(pairs, micro_batches, first_step + number)
-    synchronise(device)
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    synchronize(device)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_seconds
     machine_after = usage.cpu_seconds()
-    found: dict[str, Any] = {
+    block: dict[str, Any] = {
         "tokens": sum(int(pairs.tgt_lens[rows].sum()) for step in steps for rows in step),
         "seconds": max(_from_all(process, seconds, device)),
-        "cpu_seconds": sum(_from_all(process, cpu, device)),
+        "cpu_seconds": sum(_from_all(process, cpu_seconds, device)),
     }
-    return found | had_by_others(machine_before, machine_after, found["cpu_seconds"])
+    return block | had_by_others(machine_before, machine_after, block["cpu_seconds"])
 
 
 def _time_products(products: RecordedProducts, process: Process, device: torch.device) -> dict[str, float]:
-    """How long the products of a block take alone, in all processes at the same time; the mean over them."""
+    """Seconds of a block's products alone, in all processes at the same time: the mean over processes."""
     _from_all(process, 0.0, device)
     seconds = _from_all(process, products.seconds_alone(device), device)
     flops = _from_all(process, float(products.flops), device)
@@ -175,9 +175,9 @@ def _time_products(products: RecordedProducts, process: Process, device: torch.d
 def _time_parts(
     update: TrainStep, pairs: EncodedPairs, steps: Sequence[list[NDArray[np.intp]]], first_step: int
 ) -> dict[str, float]:
-    """Milliseconds of a step by part, as the first process sees them; on a GPU, until the work is handed to it."""
+    """Milliseconds of a step by part, in the first process; on a GPU, until its kernels are queued."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to standard error
-    synchronise(update.device)
+    synchronize(update.device)
     started = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for number, micro_batches in enumerate(steps):
@@ -185,13 +185,13 @@ def _time_parts(
         seconds = time.perf_counter() - started
     total = {event.key: event.cpu_time_total / 1e3 / len(steps) for event in profiled.key_averages()}
     parts = {part: total.get(part, 0.0) for part in PARTS}
-    parts["optimizer"] -= parts["exchange"]  # which lies within it
+    parts["optimizer"] -= parts["exchange"]  # which is inside it
     parts["rest"] = max(0.0, seconds * 1e3 / len(steps) - sum(parts.values()))
     return {part: round(value, 2) for part, value in parts.items()}
 
 
 def _from_all(process: Process, value: float, device: torch.device) -> list[float]:
-    """The value of every process, by rank; each waits for the last."""
+    """The values of all processes, by rank; each waits for the last."""
     values = torch.zeros(process.world_size, dtype=torch.float64, device=device)
     values[process.rank] = value
     process.sum_([values])
@@ -207,7 +207,7 @@ def _report(
 ) -> dict[str, Any]:
     is_gpu = update.device.type == "cuda"
     gflops = [block["product_flops"] / block["seconds"] / 1e9 for block in blocks]
-    alone = [block["product_flops"] / block["product_seconds"] / 1e9 for block in blocks]
+    gflops_alone = [block["product_flops"] / block["product_seconds"] / 1e9 for block in blocks]
     return {
         "benchmark": "train",
         "settings": _settings(work, update),
@@ -218,7 +218,7 @@ def _report(
         ),
         "product_share": spread([block["product_seconds"] / block["seconds"] for block in blocks], digits=4),
         "gflops": spread(gflops),
-        "gflops_of_products_alone": spread(alone),
+        "gflops_of_products_alone": spread(gflops_alone),
         "padding": padding_shares(pairs, [part for step in steps for part in update.parts(pairs, step)]),
         **shares_of_others(blocks),
         "blocks": blocks,
@@ -247,7 +247,7 @@ def _settings(work: TrainingWork, update: TrainStep) -> dict[str, Any]:
 
 
 def padding_shares(pairs: EncodedPairs, batches: Sequence[NDArray[np.intp]]) -> dict[str, float]:
-    """The share of the positions of rectangular batches that is padding, of each side."""
+    """The share of padding in the positions of rectangular batches, for each side."""
     shares = {}
     for side, lens in (("source", pairs.src_lens), ("target", pairs.tgt_lens)):
         num_real = sum(int(lens[rows].sum()) for rows in batches)

@@ -1,4 +1,4 @@
-"""What a measurement took of the machine: time of its cores, and memory."""
+"""CPU time of the machine, and peak memory of this process."""
 
 import os
 import sys
@@ -10,9 +10,9 @@ _STAT, _STATUS, _CLEAR = Path("/proc/stat"), Path("/proc/self/status"), Path("/p
 
 
 def cpu_seconds() -> tuple[float, float] | None:
-    """CPU time since the machine started, over all cores: had by its programs, and by other guests of the one below.
+    """CPU seconds since boot, over all cores: used by this machine, and stolen by other guests of the hypervisor.
 
-    None where no file tells.
+    None where /proc/stat does not have them.
     """
     try:
         ticks = [int(word) for word in _STAT.read_text().split("\n", 1)[0].split()[1:]]
@@ -24,7 +24,7 @@ def cpu_seconds() -> tuple[float, float] | None:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """From here on `peak_memory` counts, where the machine can be told so; else from the start of this process."""
+    """Reset `peak_memory`, where the system can; else it counts from the start of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -35,14 +35,14 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most MiB that this process held: of the GPU if it computes there, else of the machine's memory."""
+    """Peak memory of this process in MiB: of the GPU if it computes there, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         status = dict(line.split(":", 1) for line in _STATUS.read_text().split("\n") if ":" in line)
         return int(status["VmHWM"].split()[0]) / 2**10
-    except (OSError, KeyError):  # not Linux, or a sandbox that does not tell
+    except (OSError, KeyError):  # not Linux, or a sandbox without /proc
         import resource
 
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (2**20 if sys.platform == "darwin" else 2**10)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
