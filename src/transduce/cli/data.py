@@ -47,7 +47,7 @@ def write_dataset(
     folder: str | Path,
     places: Places = Places(),  # noqa: B008 - frozen
 ) -> list[Path]:
-    """Writes every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
+    """Write every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
 
     The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`. Returns what was written. Raises RunFolderError,
     with nothing written, if one of them is there already and is not of an earlier export of the same set.
@@ -71,7 +71,7 @@ def write_dataset(
 
 
 def _refuse_other_files(dataset: Dataset, folder: Path) -> None:
-    """Raises RunFolderError if something that was not exported from `dataset` would be replaced."""
+    """Raises RunFolderError if a file that was not written from `dataset` would be replaced."""
     readme = folder / "README.md"
     if readme.is_file() and read_bytes(readme).startswith(f"{_title(dataset)}\n".encode()):
         return

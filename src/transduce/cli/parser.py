@@ -134,28 +134,22 @@ def _add_predict(subparsers: Subparsers) -> None:
         help="one JSON object per line: scores, tokens, alignment",
     )
     _add_decoding(parser)
-    constraints = parser.add_argument_group("what answers must hold")
-    constraints.add_argument("--prefix", metavar="TEXT", default="", help="how every answer begins")
-    constraints.add_argument(
+    group = parser.add_argument_group("what answers must hold")
+    group.add_argument("--prefix", metavar="TEXT", default="", help="how every answer begins")
+    group.add_argument(
         "--require", metavar="TEXT", action="append", default=[], help="in every answer; can be repeated"
     )
-    constraints.add_argument(
+    group.add_argument(
         "--forbid", metavar="TEXT", action="append", default=[], help="in no answer, not even inside a word; repeatable"
     )
-    constraints.add_argument(
-        "--min-length", type=_number_from_0, metavar="N", help="tokens at least, the end not counted"
-    )
-    constraints.add_argument(
-        "--max-length", type=_positive, metavar="N", help="tokens at most (default: by the source)"
-    )
-    constraints.add_argument(
-        "--no-repeat-ngram", type=_number_from_0, metavar="N", help="no N tokens in a row come twice"
-    )
-    sampling = parser.add_argument_group("drawing instead of searching")
-    sampling.add_argument("--temperature", type=float, help="above 0: draw; 1 draws from the model's distribution")
-    sampling.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens alone")
-    sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens that have P together")
-    sampling.add_argument("--seed", type=_number_from_0, help="of the draws (default: that of the run)")
+    group.add_argument("--min-length", type=_number_from_0, metavar="N", help="tokens at least, the end not counted")
+    group.add_argument("--max-length", type=_positive, metavar="N", help="tokens at most (default: by the source)")
+    group.add_argument("--no-repeat-ngram", type=_number_from_0, metavar="N", help="no N tokens in a row come twice")
+    group = parser.add_argument_group("drawing instead of searching")
+    group.add_argument("--temperature", type=float, help="above 0: draw; 1 draws from the model's distribution")
+    group.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest tokens alone")
+    group.add_argument("--top-p", type=float, metavar="P", help="from the likeliest tokens that have P together")
+    group.add_argument("--seed", type=_number_from_0, help="of the draws (default: that of the run)")
 
 
 def _add_explain(subparsers: Subparsers) -> None:

@@ -16,10 +16,10 @@ _GRACE_SECONDS = 10.0
 
 
 def spawn(num: int, words: Sequence[str]) -> int:
-    """Runs `transduce WORDS` as `num` processes on this machine, which share its cores; their exit status.
+    """Run `transduce WORDS` as `num` processes that share the cores of this machine; return their exit status.
 
-    A signal to this process is passed on to each of them, once: they save and stop. It counts even if they were at
-    their end already. If one fails, the others, who would wait for it, are stopped as well.
+    A signal to this process is passed on to each of them, once: they save and stop. It sets the exit status even if
+    they had finished already. If one fails, the others, which would wait for it forever, are killed.
     """
     command, environment = python_module("transduce")
     environment = {"OMP_NUM_THREADS": str(max(1, machine.usable_cores() // num))} | environment  # the user's own wins

@@ -1,7 +1,7 @@
-"""Results that can be had again: recipes and their test sets, what came out of each seed, and what others published.
+"""Recipes of the reproducible results: their test sets, the recorded result of each seed, and published scores.
 
 A recipe is a config that `transduce train` takes, and a row of `recipes/index.toml` that says what it is scored on.
-What came out of it is in `recipes/NAME.json`, one entry for each seed.
+Its results are in `recipes/NAME.json`, one entry for each seed.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ _PACKAGE = Path(__file__).parents[1]
 _FOLDER = next(  # of an installed package, or of a checkout
     folder for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if folder.is_dir()
 )
-# Settings that change no weights: what data say is compared by hash, validation has a width of its own and, as it is
-# greedy, no use for what lengths are worth.
+# Settings that change no weights: data are compared by hash; validation has its own beam size and, as it is greedy,
+# no use for length penalties.
 _WITHOUT_EFFECT = {
     *("data.dataset", "data.train", "data.valid", "data.more"),
     *("decoding.beam_size", "decoding.length_penalty", "decoding.length_norm"),
@@ -48,7 +48,7 @@ _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What others report of the same task."""
+    """Scores that others published for the same task."""
 
     by: str
     scores: dict[str, float]  # by "SPLIT METRIC"
@@ -56,7 +56,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One row of the results: what is trained, on what it is scored, and what came out."""
+    """A row of the results: a training config, test sets and metrics, and the recorded results."""
 
     name: str
     title: str
@@ -66,33 +66,33 @@ class Recipe:
 
     @property
     def config_path(self) -> Path:
-        """The file that `transduce train` takes."""
+        """The config file for `transduce train`."""
         return _FOLDER / f"{self.name}.toml"
 
     @property
     def settings(self) -> str:
-        """A digest of the settings in its file: results of others are not this recipe's.
+        """Digest of the settings in the config file: only results with the same digest are this recipe's.
 
-        Settings that are not there have their defaults, which are those of the commit that a result names.
+        Settings not in the file have their defaults, which are those of the commit that a result names.
         """
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
-        # `word_error` was `wer` when the first results were recorded, which are still of these settings.
+        # `word_error` was called `wer` when the first results were recorded: their digest must stay the same.
         text = json.dumps(table, sort_keys=True).replace('"word_error"', '"wer"')
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def config(self, seed: int) -> ExperimentConfig:
-        """Its settings with this seed."""
+        """The settings with this seed."""
         text = self.config_path.read_text(encoding="utf-8")
         return load_config(text, str(self.config_path), ["--training.seed", str(seed)])
 
     @property
     def results_path(self) -> Path:
-        """Where `results` are; there need be nothing."""
+        """The file of `results`, which need not exist."""
         return _FOLDER / f"{self.name}.json"
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """What `measure` found of each seed with these settings, in the order of seeds."""
+        """The recorded `measure` of each seed with these settings, ordered by seed."""
         if not self.results_path.is_file():
             return []
         rows: list[dict[str, Any]] = json.loads(self.results_path.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
-    """In what a run is not this recipe's with `seed`, from its first step on: settings, and weights it began with."""
+    """How a run differs from this recipe with `seed`: settings changed at any step, and inherited weights."""
     changed = set(differences(run.settings, recipe.config(seed)))
     for resumption in run.facts.get("resumed", []):
         changed |= set(resumption["changes"])
@@ -126,9 +126,9 @@ def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
 
 
 def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_seconds: float) -> dict[str, Any]:
-    """Scores a finished run on the recipe's test sets: what its JSON has of a seed.
+    """Score a finished run on the recipe's test sets: the entry of a seed in the results file.
 
-    `cpu_seconds` are those of this sitting: they are left out for a run that had several. The clock's count all.
+    `cpu_seconds` are those of this session: a run of several sessions has None. Wall seconds count all of them.
     """
     config = run.settings
     predictor = load(run.path, device=device)
@@ -171,30 +171,30 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
 
 
 def sessions_of(run: RunFolder) -> list[dict[str, Any]]:
-    """On what machine, with how many processes and threads, each sitting of a run was."""
+    """The machine, processes and threads of each session of a run."""
     return [run.facts["started"], *(resumption["machine"] for resumption in run.facts.get("resumed", []))]
 
 
 def commits_of(run: RunFolder) -> list[str]:
-    """Those of a run's sittings, in order, without equal neighbours; none of code that lay in no checkout."""
+    """The commits of a run's sessions, in order, without repetitions; an installed package has none."""
     commits = [session["commit"] for session in sessions_of(run) if session.get("commit")]
     return [commit for commit, _ in itertools.groupby(commits)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number of one test set over seeds, beside what others published."""
+    """A score of one test set over seeds, beside published scores."""
 
     test: str
     metric: str
     values: tuple[float, ...]  # one for each seed
     is_higher_better: bool
     resolution: float  # what one segment of the test set can change
-    published: dict[str, float]  # by whom
+    published: dict[str, float]  # by author
 
     @property
     def seeds(self) -> str:
-        """How many, in words."""
+        """The number of seeds, in words."""
         return f"{len(self.values)} seed{'s' if len(self.values) > 1 else ''}"
 
     @property
@@ -203,14 +203,14 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """Standard deviation between seeds; NaN of one."""
+        """Standard deviation between seeds; NaN for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     @property
     def margin(self) -> float:
-        """How far a further seed may be from the mean: half of its 95 % prediction interval; infinite after one.
+        """Half of the 95 % prediction interval of a further seed around the mean; infinite after one seed.
 
-        Seeds that happen to be equal say little of the next: it may be one segment away.
+        Seeds that happen to be equal say little about the next, so it is at least one segment.
         """
         count = len(self.values)
         if count == 1:
@@ -221,7 +221,7 @@ class Row:
 def rows_of(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The table of a recipe: a row for each test set and metric that every seed was scored by."""
     rows = []
-    for test, metric in ((test, metric) for test in recipe.tests for metric in recipe.metrics):
+    for test, metric in itertools.product(recipe.tests, recipe.metrics):
         scores = [result["scores"].get(test, {}).get(metric) for result in results]
         if not scores or None in scores:
             continue
@@ -239,9 +239,9 @@ def rows_of(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def verdicts(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
-    """A line for each number of `result`: whether it came out as with other seeds, and what is published.
+    """A line for each score of `result`: whether it agrees with the recorded seeds, and published scores.
 
-    A number that did not is one of twenty that only seem so, or the machine, the versions or the code differ.
+    One in twenty disagrees by chance; otherwise the machine, the versions or the code differ.
     """
     recorded = {(row.test, row.metric): row for row in rows_of(recipe, recipe.results)}
     lines = []
@@ -257,7 +257,7 @@ def verdicts(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
 
 
 def _with_current_names(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What `measure` found of scores grouped by source, of which an older record has the former names."""
+    """A recorded result of scores grouped by source under their current names; older records have the former ones."""
     by_name = partial(scores_by_name, group_sources=True)
     scores = {
         test: {name: {**score, "name": name} for name, score in by_name(scores_of_test).items()}

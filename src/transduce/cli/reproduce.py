@@ -35,7 +35,7 @@ _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to sto
 
 
 def reproduce_command(arguments: argparse.Namespace) -> int:
-    """Trains as the recipe says, scores once on its test sets, and compares with what is recorded and published."""
+    """Train a recipe, score it once on its test sets, and compare with recorded and published scores."""
     if arguments.name is None:
         if options := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:
             option = "-o" if options[0] == "output" else f"--{options[0].replace('_', '-')}"
@@ -68,7 +68,7 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
-    """Trains the recipe in processes of its own, by a command that anyone can give as well; the exit status."""
+    """Train the recipe by `transduce train`, in child processes; return the exit status."""
     processes, threads = _num_processes(arguments), arguments.threads
     if arguments.resume and (run_dir / "run.json").exists():
         run = RunFolder.open(run_dir)
@@ -82,7 +82,7 @@ def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
 
 
 def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple[int, int]) -> None:
-    """Raises ConfigMismatchError if a run is not this recipe's from its first step on, or not on as many cores."""
+    """Raises ConfigMismatchError if a run differs from the recipe at any step, or uses another number of cores."""
     if differences := differences_from(recipe, run, seed=seed):
         raise ConfigMismatchError(
             f"{run.path} was not trained as {recipe.name} says for seed {seed} ({', '.join(differences)}): choose "
@@ -110,7 +110,7 @@ def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> di
 
 
 def _num_processes(arguments: argparse.Namespace) -> int:
-    """As many as share a step best: two on a CPU, one on a GPU."""
+    """Number of processes: --processes, or the fastest: two on a CPU, one on a GPU."""
     on_cpu = find_device(arguments.device).type == "cpu"
     return int(arguments.processes or (min(2, machine.usable_cores()) if on_cpu else 1))
 

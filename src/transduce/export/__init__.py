@@ -1,4 +1,4 @@
-"""A trained run as other programs read it, with a certificate of how far their outputs are the run's."""
+"""Export to CTranslate2, ONNX and Hugging Face, each with a certificate that compares outputs; import from Marian."""
 
 from typing import TYPE_CHECKING
 

@@ -1,1 +1,1 @@
-"""What `transduce benchmark` measures."""
+"""Subcommand `benchmark`: training and decoding speed."""
