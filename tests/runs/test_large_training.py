@@ -13,6 +13,7 @@ import pytest
 
 from calling import command
 from smallest_model import SMALLEST_MODEL
+from transduce.data import batches
 from transduce.data.download import Places
 from transduce.data.large import prepare as preparation
 from transduce.runs import corpus
@@ -20,7 +21,7 @@ from transduce.runs.corpus import count_training_overlap
 from transduce.runs.folder import RunFolder
 from transduce.training import trainer
 
-NUM_PAIRS, PAIRS_PER_SHARD = 90, 13
+NUM_PAIRS, PAIRS_PER_WINDOW = 90, 13
 
 SETTINGS = f"""
 [data]
@@ -47,10 +48,11 @@ metrics = []
 LARGE_TRANSDUCE = f"""
 import json, os, sys
 from transduce.cli import main as cli
+from transduce.data import batches
 from transduce.data.large import prepare as preparation
 from transduce.runs import corpus
 from transduce.training import trainer
-preparation.PAIRS_PER_SHARD = {PAIRS_PER_SHARD}
+batches.PAIRS_PER_WINDOW = {PAIRS_PER_WINDOW}
 preparation.LINES_PER_BLOCK = 40
 corpus.is_large = lambda *_: True
 train_step = trainer.Trainer.train_step
@@ -80,7 +82,8 @@ def folder(tmp_path: Path) -> Path:
 
 def start(folder: Path, launcher: list[str], words: list[str], name: str) -> "subprocess.Popen[str]":
     """A process whose steps go to the file `name`.steps and whose prepared corpora to `name`.cache."""
-    common = {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    common = {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     own = {"STEPS": str(folder / f"{name}.steps"), "TRANSDUCE_CACHE": str(folder / f"{name}.cache")}
     line = [sys.executable, "-W", "ignore", "-m", *launcher, "large_transduce", "train", "settings.toml", *words]
     return subprocess.Popen(line, cwd=folder, env=os.environ | common | own, stderr=subprocess.PIPE, text=True)
@@ -103,7 +106,7 @@ def losses_of(folder: Path, run: str) -> list[float]:
 def as_in_other_processes(patch: pytest.MonkeyPatch) -> None:
     """What LARGE_TRANSDUCE changes, changed here until the patch is undone."""
     for module, name in (
-        (preparation, "PAIRS_PER_SHARD"),
+        (batches, "PAIRS_PER_WINDOW"),
         (preparation, "LINES_PER_BLOCK"),
         (corpus, "is_large"),
         (trainer.Trainer, "train_step"),
@@ -133,9 +136,9 @@ def test_two_machines_train_like_one_process_which_goes_on_where_they_stopped(
     told = [outcome_of(machine) for machine in machines]
     assert "training: 90 pairs" in told[0]
     assert "pairs" not in told[1]
-    prepared = [sorted((folder / f"machine-{rank}.cache").rglob("*.safetensors")) for rank in (0, 1)]
-    assert len(prepared[0]) == round(NUM_PAIRS / PAIRS_PER_SHARD)
-    assert [path.read_bytes() for path in prepared[0]] == [path.read_bytes() for path in prepared[1]]
+    prepared = [list((folder / f"machine-{rank}.cache").rglob("*.safetensors")) for rank in (0, 1)]
+    ((one,), (other,)) = prepared
+    assert one.read_bytes() == other.read_bytes()
 
     # Another number of processes goes on, in the order of a run that never stopped.
     with monkeypatch.context() as patch:
@@ -202,17 +205,43 @@ def test_train_starts_at_once_on_what_prepare_made_and_says_the_same_of_it(large
     assert json.loads(again.out)["path"] == found["path"]
 
 
-def test_epochs_of_shards_are_counted_and_overlap_is_left_out(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transduce.data.large.prepare.PAIRS_PER_SHARD", 20)
+def test_epochs_of_windows_are_counted_and_overlap_is_left_out(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transduce.data.batches.PAIRS_PER_WINDOW", 20)
     options = ["--training.steps=0", "--training.epochs=1", "--training.batch_tokens=400", "--training.micro_batches=1"]
     trained = command("train", "settings.toml", "--run-dir", "run", *options)
     assert trained.status == 0, trained.err
     folder = RunFolder.open(large / "run")
     steps = folder.checkpoints()[-1]
     assert f"1 epochs are {steps} steps" in trained.err
-    assert folder.read_checkpoint(steps)[1]["shard"] == round(NUM_PAIRS / 20) - 1  # at the end of the last one
+    assert folder.read_checkpoint(steps)[1]["window"] == round(NUM_PAIRS / 20) - 1  # at the end of the last one
     config = folder.settings
     assert count_training_overlap(config, folder, ["a"], ["b"], Places()) is None
+
+
+def test_a_run_that_was_begun_on_a_folder_of_shards_goes_on_with_the_next_epoch(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transduce.data.batches.PAIRS_PER_WINDOW", PAIRS_PER_WINDOW)
+    options = ["train", "settings.toml", "--run-dir", "run"]
+    assert command(*options, "--training.steps", "2").status == 0
+    folder = RunFolder.open(large / "run")
+    tensors, state = folder.read_checkpoint(2)
+    # What format 1 left: a folder that holds shards, and a checkpoint in the second of its seven.
+    (prepared,) = (large / "cache/prepared").glob("*.safetensors")
+    (prepared.with_suffix("")).mkdir()
+    prepared.rename(prepared.with_suffix("") / "shard-00000.safetensors")
+    del state["window"]
+    state |= {"epoch": 3, "shard": 1, "position": 1, "plan_of": [1, 60, 2, NUM_PAIRS, 7]}
+    folder.write_checkpoint(2, tensors, state, keep=9)
+
+    resumed = command(*options, "--training.steps", "4", "--resume")
+    assert resumed.status == 0, resumed.err
+    assert "prepared 90 pairs in" in resumed.err
+    assert "the batches are others now: going on with the next epoch" in resumed.err
+    assert folder.read_checkpoint(4)[1]["epoch"] == 4
+    again = command(*options, "--training.steps", "5", "--resume")
+    assert "prepared 90 pairs in" not in again.err
+    assert "others now" not in again.err
 
 
 def test_a_corpus_that_fits_into_memory_needs_no_preparation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from transduce.data.large.workers import python_module
 from transduce.devices import machine
 
 _GRACE_SECONDS = 10.0
@@ -21,7 +20,7 @@ def spawn(num: int, words: Sequence[str]) -> int:
     A signal to this process is passed on to each of them, once: they save and stop. It sets the exit status even if
     they had finished already. If one fails, the others, which would wait for it forever, are killed.
     """
-    command, environment = python_module("transduce")
+    command, environment = machine.python_module("transduce")
     environment = {"OMP_NUM_THREADS": str(max(1, machine.usable_cores() // num))} | environment  # the user's own wins
     environment |= {
         "WORLD_SIZE": str(num),

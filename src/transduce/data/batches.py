@@ -10,13 +10,15 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transduce.data.large.folder import PreparedFolder, mending
-from transduce.data.large.shards import Rows, read_shard
+from transduce.data.large.prepared_file import PreparedFile
 from transduce.data.pairs import Pairs
 from transduce.data.parsing import refuse_all_too_long
 from transduce.errors import TransduceError
 from transduce.text.ragged import Ragged
 from transduce.text.tokenizer import Tokenizer
+
+PAIRS_PER_WINDOW = 250_000  # about: so many of a corpus too large for memory are in memory and planned together
+_MAPPED_BYTES = 1 << 26  # of a file, at a time
 
 # (src_lens, tgt_lens, *, batch_tokens, order) -> the rows of `order` in batches: `bucket_batches` or one like it.
 CutBatches = Callable[..., list[NDArray[np.intp]]]
@@ -47,21 +49,21 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @runtime_checkable
 class TrainingPairs(Protocol):
-    """A corpus as ids, in one or more shards; each is an even sample of the whole, and one is in memory at a time."""
+    """A corpus as ids. An epoch goes through it in windows: even samples, of which one is in memory at a time."""
 
-    num_shards: int
+    num_windows: int
 
     def __len__(self) -> int:
-        """Number of pairs in all shards."""
+        """Number of pairs in all windows."""
 
-    def shard(self, number: int) -> "EncodedPairs":
-        """The pairs of shard `number`, in a fixed order."""
+    def window(self, number: int, random: np.random.Generator, /) -> "EncodedPairs":
+        """Window `number` of an epoch, to which `random`, in its first state, belongs."""
 
 
 class EncodedPairs:
-    """Pairs as ids, each side and row ending with eos; at most 4 bytes an id. As a corpus, it is its only shard."""
+    """Pairs as ids, each side and row ending with eos; at most 4 bytes an id. As a corpus, it is its only window."""
 
-    num_shards = 1
+    num_windows = 1
 
     def __init__(self, src: Sequence[Sequence[int]], tgt: Sequence[Sequence[int]]) -> None:
         if len(src) != len(tgt):
@@ -69,18 +71,17 @@ class EncodedPairs:
         self._src, self._tgt = _ragged(src), _ragged(tgt)
 
     @classmethod
-    def from_rows(cls, src: Ragged | Rows, tgt: Ragged | Rows) -> "EncodedPairs":
+    def of_rows(cls, src: Ragged, tgt: Ragged) -> "EncodedPairs":
         """Pairs whose ids lie end to end already."""
         pairs = cls.__new__(cls)
-        pairs._src, pairs._tgt = (Ragged(rows.ids, rows.lens.astype(np.int32)) for rows in (src, tgt))
+        pairs._src, pairs._tgt = src, tgt
         return pairs
 
     def __len__(self) -> int:
         return len(self._src.lens)
 
-    def shard(self, number: int) -> "EncodedPairs":
+    def window(self, _number: int, _random: np.random.Generator, /) -> "EncodedPairs":
         """See `TrainingPairs`."""
-        assert number == 0
         return self
 
     @property
@@ -102,7 +103,7 @@ class EncodedPairs:
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "EncodedPairs":
         """The pairs of these rows, in this order."""
         index = np.asarray(rows, dtype=np.intp)
-        return EncodedPairs.from_rows(self._src.select(index), self._tgt.select(index))
+        return EncodedPairs.of_rows(self._src.select(index), self._tgt.select(index))
 
     def padded(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sources and targets of these rows as two rectangles, filled up with the padding id."""
@@ -114,21 +115,28 @@ class EncodedPairs:
         return src.ids.astype(np.int64), tgt.ids.astype(np.int64)
 
 
-class ShardedPairs:
-    """A prepared corpus: shards on disk, mapped into memory when they are asked for, their bytes verified first."""
+class PreparedPairs:
+    """A prepared corpus on disk, of which only windows are read."""
 
-    def __init__(self, folder: PreparedFolder) -> None:
-        self._folder = folder
-        self._shards = folder.manifest.shards
-        self.num_shards = len(self._shards)
+    def __init__(self, file: PreparedFile) -> None:
+        self._file = file
+        self.num_windows = max(1, round(len(self) / PAIRS_PER_WINDOW))
 
     def __len__(self) -> int:
-        return sum(shard["num_pairs"] for shard in self._shards)
+        return self._file.manifest.num_pairs - self._file.manifest.num_long
 
-    def shard(self, number: int) -> EncodedPairs:
-        """See `TrainingPairs`. Raises DamagedFileError if a byte is not as written."""
-        shard, path = self._shards[number], self._folder.path
-        return EncodedPairs.from_rows(*read_shard(path / shard["name"], sha256=shard["sha256"], mend=mending(path)))
+    def window(self, number: int, random: np.random.Generator, /) -> EncodedPairs:
+        """See `TrainingPairs`. Of each `num_windows` rows in a row, one is in every window, drawn anew each epoch."""
+        first = np.arange(0, len(self), self.num_windows)
+        rows = first + (random.integers(self.num_windows, size=len(first)) + number) % self.num_windows
+        # Pages that were touched count as memory as long as the file is mapped: so it is, part by part.
+        parts = np.array_split(rows[rows < len(self)], 1 + self._file.num_bytes // _MAPPED_BYTES)
+        return EncodedPairs.of_rows(
+            *(Ragged.chained([self._side(side).select(part) for part in parts]) for side in ("src", "tgt"))
+        )
+
+    def _side(self, side: str) -> Ragged:
+        return Ragged(self._file.array(f"{side}.ids"), self._file.array(f"{side}.starts"))
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[EncodedPairs, int]:
@@ -195,18 +203,18 @@ def plan_epoch(
     micro_batches: int,
     seed: int,
     epoch: int,
-    shard: int = 0,
+    window: int = 0,
     cut: CutBatches = bucket_batches,
 ) -> list[list[NDArray[np.intp]]]:
-    """The optimizer steps of an epoch on one shard: each a list of `micro_batches` batches of rows; the last may have
+    """The optimizer steps of an epoch on one window: each a list of `micro_batches` batches of rows; the last may have
     fewer.
 
     Every pair occurs once. `cut` makes the batches. The plan is a pure function of the lengths and of (`seed`,
-    `epoch`, `shard`); it is made without knowing how many processes share the work.
+    `epoch`, `window`); it is made without knowing how many processes share the work.
     """
     if micro_batches < 1:
         raise TransduceError(f"micro_batches ({micro_batches}) must be at least 1.")
-    random = np.random.default_rng([seed, epoch, shard] if shard else [seed, epoch])
+    random = np.random.default_rng([seed, epoch, window] if window else [seed, epoch])
     # Shuffled before they are sorted, so that pairs of equal lengths meet other neighbours in every epoch.
     order = random.permutation(len(pairs))
     batches = cut(pairs.src_lens, pairs.tgt_lens, batch_tokens=batch_tokens, order=order)
@@ -215,10 +223,9 @@ def plan_epoch(
 
 
 class StepOrder:
-    """The optimizer steps of a run, shard after shard; one shard is open and planned at a time.
+    """The optimizer steps of a run, window after window; one is open and planned at a time.
 
-    An epoch goes through the shards in an order that is a pure function of (`seed`, epoch), so that any step is found
-    without planning those before it.
+    What is in a window is a pure function of (`seed`, epoch), so that any step is found without planning those before.
     """
 
     def __init__(
@@ -232,8 +239,8 @@ class StepOrder:
     ) -> None:
         self.corpus = corpus
         self.depends_on: list[int | str] = [seed, batch_tokens, micro_batches, len(corpus)]
-        if corpus.num_shards > 1:
-            self.depends_on.append(corpus.num_shards)
+        if corpus.num_windows > 1:
+            self.depends_on.append(f"{corpus.num_windows} windows")
         if cut is not bucket_batches:
             self.depends_on.append(cut.__name__)
         self._seed = seed
@@ -242,24 +249,22 @@ class StepOrder:
         self.pairs: EncodedPairs
         self.steps: list[list[NDArray[np.intp]]] = []
 
-    def open(self, epoch: int, place: int) -> None:
-        """Opens and plans the shard at `place`, counted from 0, in the order of `epoch`: see `pairs` and `steps`."""
-        if self._opened == (epoch, place):
+    def open(self, epoch: int, window: int) -> None:
+        """Opens and plans a window of an epoch: see `pairs` and `steps`."""
+        if self._opened == (epoch, window):
             return
-        num_shards = self.corpus.num_shards
-        # A number that no shard has, so that the order and the plans are drawn apart.
-        order = np.random.default_rng([self._seed, epoch, num_shards]).permutation(num_shards)
-        shard = int(order[place])
         self._opened, self.steps = None, []  # one plan in memory at a time
-        self.pairs = self.corpus.shard(shard)
-        self.steps = plan_epoch(self.pairs, seed=self._seed, epoch=epoch, shard=shard, **self._settings)
-        self._opened = (epoch, place)
+        # A number that no window has, so that the windows and their plans are drawn apart.
+        random = np.random.default_rng([self._seed, epoch, self.corpus.num_windows])
+        self.pairs = self.corpus.window(window, random)
+        self.steps = plan_epoch(self.pairs, seed=self._seed, epoch=epoch, window=window, **self._settings)
+        self._opened = (epoch, window)
 
     def steps_of_epoch(self) -> int:
-        """How many steps the first epoch has; shards are planned one after the other."""
+        """How many steps the first epoch has; windows are planned one after the other."""
         num_steps = 0
-        for place in range(self.corpus.num_shards):
-            self.open(0, place)
+        for window in range(self.corpus.num_windows):
+            self.open(0, window)
             num_steps += len(self.steps)
         return num_steps
 

@@ -71,17 +71,18 @@ def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
         end = piece.rfind(b"\n") + 1
         lines: list[str] = []
         if end:
-            lines = _next_lines(b"".join([*unfinished, piece[:end]]), name, num_lines)
+            lines = next_lines(b"".join([*unfinished, piece[:end]]), name, num_lines)
             num_lines += len(lines)
             unfinished, num_unfinished = [], 0
         unfinished.append(piece[end:])
         num_unfinished += len(unfinished[-1])
         refuse_long_line(num_unfinished, name, num_lines + 1)
         yield lines
-    yield _next_lines(b"".join(unfinished), name, num_lines)
+    yield next_lines(b"".join(unfinished), name, num_lines)
 
 
-def _next_lines(content: bytes, name: str, num_before: int) -> list[str]:
+def next_lines(content: bytes, name: str, num_before: int) -> list[str]:
+    """The lines of some whole lines of a file, of which `num_before` come before these. Raises DataError as above."""
     if num_before == 0:
         refuse_other_content(content, name)
     text = decode(content, name, first_line=num_before + 1)

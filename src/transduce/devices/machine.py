@@ -6,6 +6,7 @@ Nothing here imports torch by itself: the version is told by `transduce --help`.
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,15 @@ def usable_cores() -> int:
         if quota > 0:  # the older files say -1 where there is none
             num = min(num, max(1, round(quota / period)))
     return num
+
+
+def python_module(module: str) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that run a module of this package, found where it was found here.
+
+    Without `-P` every package would be looked for in the current folder first, and a file of that name be run.
+    """
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def device_name(device: "torch.device") -> str:

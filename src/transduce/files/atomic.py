@@ -3,15 +3,13 @@
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# For `data.large`, until it imports them from where they are:
-from transduce.files.content import read_bytes, sha256_of, sha256_of_file  # noqa: F401
-from transduce.files.locks import lock as waiting_lock  # noqa: F401
-from transduce.files.system_errors import explained_read_errors, explained_write_errors  # noqa: F401
+from transduce.files.system_errors import explained_write_errors
 
 
 @contextmanager
@@ -42,10 +40,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what a killed process left of `replacing` in `folder`. Nobody may be writing there."""
+    """Removes what a killed process left in `folder`, of `replacing` or as a folder. Nobody may be writing there."""
     for temporary in sorted(folder.glob(".*.tmp")):
         with explained_write_errors(temporary):
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""The bytes of safetensors files that carry their own hash; `tensor_files` has the tensors, `shards` the arrays.
+"""The bytes of safetensors files that carry their own hash; `tensors` has the tensors,
+`data.large.prepared_file` the arrays.
 
 The SHA-256 of all bytes stands in the header, computed while the 64 digits of the hash itself read as zeros.
 """

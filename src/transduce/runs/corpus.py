@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from transduce.config.settings import ExperimentConfig
-from transduce.data.batches import EncodedPairs, ShardedPairs, TrainingPairs, encode_pairs
+from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, encode_pairs
 from transduce.data.config import DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.download import DEFAULT_CACHE, Places
-from transduce.data.large.folder import PreparedFolder
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
+from transduce.data.large.prepared_file import PreparedFile
 from transduce.data.large.scan import text_bytes
 from transduce.data.pairs import Pairs, count_overlap, read_pairs, with_more
 from transduce.errors import ConfigMismatchError, MissingInputError, TransduceError
@@ -100,16 +100,16 @@ def learn_and_encode(
         listener = Listener(report, progress)
 
         def prepare() -> tuple[str, str]:
-            text, folder = large.prepared(config.tokenizer, given, max_len=max_len, listener=listener)
-            return text, folder.path.name
+            text, file = large.prepared(config.tokenizer, given, max_len=max_len, listener=listener)
+            return text, file.path.name
 
-        text, key = process.decide(prepare)
+        text, name = process.decide(prepare)
         # Another machine, whose cache is not that of the first process, prepares the same from its own files.
-        folder = large.find(key) or large.prepared(config.tokenizer, text, max_len=max_len, listener=listener)[1]
-    if folder.path.name != key:
+        file = large.find(name) or large.prepared(config.tokenizer, text, max_len=max_len, listener=listener)[1]
+    if file.path.name != name:
         raise _other_data(" and ".join(large.names))
-    _report_prepared(folder, corpus.valid, report)
-    return LearntFrom(Tokenizer.from_json(text), ShardedPairs(folder), folder.manifest.num_pairs)
+    _report_prepared(file, corpus.valid, report)
+    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), file.manifest.num_pairs)
 
 
 def _other_data(what: str) -> ConfigMismatchError:
@@ -123,7 +123,7 @@ def prepare(
     *,
     report: Callable[[str], None],
     show_progress: bool,
-) -> PreparedFolder | None:
+) -> PreparedFile | None:
     """Does ahead what training pairs that are too large for memory need; None if they are not."""
     train = read_corpus(config.data, places, report).train
     if isinstance(train, Pairs):
@@ -131,9 +131,9 @@ def prepare(
     given = tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
-        folder = train.prepared(config.tokenizer, given, max_len=config.data.max_len, listener=listener)[1]
-    _report_prepared(folder, train.valid, report)
-    return folder
+        file = train.prepared(config.tokenizer, given, max_len=config.data.max_len, listener=listener)[1]
+    _report_prepared(file, train.valid, report)
+    return file
 
 
 def is_large(paths: Sequence[str | Path]) -> bool:
@@ -144,15 +144,15 @@ def is_large(paths: Sequence[str | Path]) -> bool:
         return False  # told by whoever reads them
 
 
-def _report_prepared(folder: PreparedFolder, valid: Pairs | None, report: Callable[[str], None]) -> None:
-    found = folder.manifest
+def _report_prepared(file: PreparedFile, valid: Pairs | None, report: Callable[[str], None]) -> None:
+    found = file.manifest
     _report_read("training", found.num_pairs, found.skipped, found.notes, report)
     if valid is not None and found.valid == list(valid.sha256.values()):
         _report_overlap(found.overlap, report)
     elif valid is not None:
         report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
     _report_long(found.num_long, found.max_len, report)
-    report(f"in {len(found.shards):,} shards in {folder.path}")
+    report(f"in {file.path}")
 
 
 def _report_read(

@@ -1,6 +1,7 @@
 """Rows of different lengths in one flat array."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -8,33 +9,41 @@ from numpy.typing import NDArray
 
 
 class Ragged:
-    """Rows of ids, end to end: `lens[k]` of them for row k."""
+    """Rows of ids, end to end: row k is `ids[starts[k] : starts[k + 1]]`."""
 
-    def __init__(self, ids: NDArray[np.integer], lens: NDArray[np.integer]) -> None:
-        self.ids, self.lens = ids, lens
-        self._starts = _starts(lens)
+    def __init__(self, ids: NDArray[np.integer], starts: NDArray[np.integer]) -> None:
+        self.ids, self.starts = ids, starts
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
         """The rows, at 4 bytes an id."""
         lens = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        return cls(np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum(dtype=np.int64))), lens)
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lens.sum(dtype=np.int64)))
+        return cls(ids, starts_of(lens))
+
+    @classmethod
+    def chained(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """The rows of several, one after the other."""
+        lens = np.concatenate([part.lens for part in parts])
+        return cls(np.concatenate([part.ids for part in parts]), starts_of(lens))
+
+    @cached_property
+    def lens(self) -> NDArray[np.int32]:
+        """How many ids each row has."""
+        return np.diff(self.starts).astype(np.int32)
 
     def row(self, row: int) -> NDArray[np.integer]:
         """The ids of one row."""
-        return self.ids[self._starts[row] : self._starts[row] + self.lens[row]]
+        return self.ids[self.starts[row] : self.starts[row + 1]]
 
     def select(self, rows: NDArray[np.integer]) -> "Ragged":
         """These rows, in this order."""
-        lens = self.lens[rows]
+        lens = self.starts[rows + 1] - self.starts[rows]
+        starts = starts_of(lens)
         # Where the ids of each row lie here is where they will lie, moved by the difference of its starts.
-        positions = np.repeat(self._starts[rows] - _starts(lens), lens) + np.arange(lens.sum(dtype=np.int64))
-        return Ragged(self.ids[positions], lens)
-
-    def followed_by(self, more: "Ragged") -> "Ragged":
-        """The rows of both."""
-        return Ragged(np.concatenate([self.ids, more.ids]), np.concatenate([self.lens, more.lens]))
+        return Ragged(self.ids[np.repeat(self.starts[rows] - starts[:-1], lens) + np.arange(starts[-1])], starts)
 
 
-def _starts(lens: NDArray[np.integer]) -> NDArray[np.int64]:
-    return np.cumsum(lens, dtype=np.int64) - lens
+def starts_of(lens: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Where rows of these lengths begin, one after the other, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lens, dtype=np.int64)])

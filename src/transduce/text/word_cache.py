@@ -49,7 +49,7 @@ class WordTable:
     def _learn(self, num_new: int) -> None:
         """Adds the ids of the units that were numbered last."""
         new = [unit.replace("\n", " ") for unit in islice(reversed(self._number_of), num_new)][::-1]
-        self._units = self._units.followed_by(Ragged.of(list(self._encode_whole(new))))
+        self._units = Ragged.chained([self._units, Ragged.of(list(self._encode_whole(new)))])
         self._has_long_unit = any(len(unit) > _LONGEST_UNIT_KEPT for unit in new)
 
 

@@ -32,8 +32,8 @@ class TrainerState:
 
     step: int = 0
     epoch: int = 0
-    shard: int = 0  # shards of the corpus that are done in this epoch
-    position: int = 0  # steps done in this shard
+    window: int = 0  # windows of the corpus that are done in this epoch
+    position: int = 0  # steps done in this window
     plan_of: list[int | str] = field(default_factory=list)  # what the batches depend on; `position` counts in these
     seconds: float = 0.0  # spent in training steps, over all sessions
     validation_seconds: float = 0.0
@@ -50,6 +50,7 @@ class TrainerState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
+        values = {"window": values.get("shard", 0), **values}  # its name in older files
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def is_finished(self, *, steps: int, patience: int, minutes: float) -> bool:
@@ -72,14 +73,14 @@ class TrainerState:
 
     def leave_plan(self, plan_of: list[int | str]) -> None:
         """Go to the next epoch if this one has begun and its batches have changed since."""
-        if (self.shard or self.position) and self.plan_of != plan_of:
-            self.epoch, self.shard, self.position = self.epoch + 1, 0, 0
+        if (self.window or self.position) and self.plan_of != plan_of:
+            self.epoch, self.window, self.position = self.epoch + 1, 0, 0
 
-    def end_shard(self, num_shards: int) -> None:
-        """Go to the next shard of the epoch, or to the next epoch."""
-        self.shard, self.position = self.shard + 1, 0
-        if self.shard >= num_shards:
-            self.epoch, self.shard = self.epoch + 1, 0
+    def end_window(self, num_windows: int) -> None:
+        """Go to the next window of the epoch, or to the next epoch."""
+        self.window, self.position = self.window + 1, 0
+        if self.window >= num_windows:
+            self.epoch, self.window = self.epoch + 1, 0
 
     def take_row(self, last: StepResult) -> dict[str, Any]:
         """Row of metrics over the steps since the previous row; `last` is the result of the latest step."""

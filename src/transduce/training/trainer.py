@@ -71,7 +71,9 @@ class Trainer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
-        self.pairs = pairs.shard(0)  # the open shard, which rows are indices into
+        self.pairs: EncodedPairs  # the open window, which rows are indices into
+        if isinstance(pairs, EncodedPairs):
+            self.pairs = pairs
         self.config = config
         self.store = store
         self.validate = validate
@@ -143,7 +145,7 @@ class Trainer:
         started = self.clock()
         self._load_plan()
         if state.position == len(self._order.steps):
-            state.end_shard(self._order.corpus.num_shards)
+            state.end_window(self._order.corpus.num_windows)
             self._load_plan()
         self._unread.append(self.train_step(self._order.steps[state.position], state.step + 1))
         state.advance(self.clock() - started)
@@ -165,7 +167,7 @@ class Trainer:
         self.state.seconds += self.clock() - started
 
     def _load_plan(self) -> None:
-        self._order.open(self.state.epoch, self.state.shard)
+        self._order.open(self.state.epoch, self.state.window)
         self.pairs, self.state.plan_of = self._order.pairs, self._order.depends_on
 
     def _agree(self) -> None:

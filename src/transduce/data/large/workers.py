@@ -1,7 +1,7 @@
-"""A few processes of this machine that do jobs for this one: asked and answered in JSON, a line each.
+"""A few processes of this machine that encode for this one: asked and answered in JSON, with bytes behind it.
 
 Plain subprocesses rather than `multiprocessing`: that would fork a process with threads in it, or run the caller's main
-script a second time, and it speaks in pickles.
+script a second time; its processes outlive the one they work for when that is killed; and it speaks in pickles.
 """
 
 import json
@@ -9,105 +9,105 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import IO, Any
 
 from transduce import errors
-from transduce.errors import TransduceError
-
-Job = dict[str, Any]
+from transduce.data.large.jobs import Message, block_encoder
+from transduce.devices.machine import python_module
 
 
 @contextmanager
-def worker_processes(num: int, module: str) -> Iterator[Callable[[Iterable[Job]], Iterator[Any]]]:
-    """Yields a function that gives jobs to `num` processes of `python -m MODULE` and returns their results in order.
+def answers_in_order(
+    settings: dict[str, Any], questions: Iterable[Message], *, num: int, module: str = "transduce.data.large.workers"
+) -> Iterator[Iterator[Message]]:
+    """Yields the answers of `num` processes, each with a `block_encoder`, to questions, which are taken as needed.
 
-    The first job, in order, that raises a TransduceError raises it here. All processes end with the block, and by
-    themselves when this process is killed.
+    The first question, in order, at which one raises a TransduceError raises it here. All processes end with the block,
+    and by themselves when this process is killed.
     """
-    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-
-    def do(job: Job) -> Any:
-        process = idle.get()
-        try:
-            return _ask(process, job)
-        finally:
-            idle.put(process)
-
-    workers = [_start(module) for _ in range(num)]
-    threads = ThreadPoolExecutor(num)
-    for worker in workers:
-        idle.put(worker)
+    command, environment = python_module(module)
+    environment |= {"TOKENIZERS_PARALLELISM": "false"}  # every core has a process of ours
+    workers = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which ends the others
+        )
+        for _ in range(num)
+    ]
     try:
-        yield lambda jobs: threads.map(do, jobs)
+        yield _answers(workers, settings, iter(questions))
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.kill()
-        threads.shutdown()
         for worker in workers:
-            worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                assert pipe is not None
-                pipe.close()
+            worker.communicate()
 
 
-def serve(jobs: Mapping[str, Callable[..., Any]]) -> None:
-    """What such a process does: the job `{"do": NAME, ...}` calls the function of that name with all the rest."""
-    answers = os.fdopen(os.dup(1), "wb")
+def _serve() -> None:
+    """What such a process does: gets the settings of its encoder, then answers question after question."""
+    output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing but answers goes to the other side
-    for line in sys.stdin.buffer:
-        job = json.loads(line)
-        try:
-            answer = {"result": jobs[job.pop("do")](**job)}
-        except TransduceError as error:
-            answer = {"error": type(error).__name__, "message": str(error)}
-        except Exception:
-            answer = {"error": "", "message": traceback.format_exc()}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
+    with suppress(EOFError, BrokenPipeError):  # the other side has ended
+        encode_block = block_encoder(**_receive(sys.stdin.buffer)[0])
+        while True:
+            question = _receive(sys.stdin.buffer)
+            try:
+                answer = encode_block(*question)
+            except Exception as error:
+                message = str(error) if isinstance(error, errors.TransduceError) else traceback.format_exc()
+                answer = {"error": type(error).__name__, "message": message}, ()
+            _send(output, answer)
 
 
-def python_module(module: str) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment that run a module of this package, found where it was found here.
-
-    Without `-P` every package would be looked for in the current folder first, and a file of that name be run.
-    """
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _start(module: str) -> "subprocess.Popen[bytes]":
-    command, environment = python_module(module)
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which ends the others
-    )
-
-
-def _ask(process: "subprocess.Popen[bytes]", job: Job) -> Any:
-    assert process.stdin is not None and process.stdout is not None
+def _answers(workers: Sequence[Any], settings: dict[str, Any], questions: Iterator[Message]) -> Iterator[Message]:
+    """From one process after the other, so that they come in order; each has one question at a time."""
+    asked = deque[Any]()
     try:
-        process.stdin.write(json.dumps(job).encode() + b"\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
-        line = b""
+        for worker, question in zip(workers, questions, strict=False):
+            _send(worker.stdin, (settings, ()))
+            _send(worker.stdin, question)
+            asked.append(worker)
+        while asked:
+            worker = asked.popleft()
+            answer, content = _receive(worker.stdout)
+            if "error" in answer:
+                raise getattr(errors, answer["error"], RuntimeError)(answer["message"])
+            for question in islice(questions, 1):  # before the answer is looked at: the process need not wait
+                _send(worker.stdin, question)
+                asked.append(worker)
+            yield answer, content
+    except (BrokenPipeError, EOFError):
+        raise errors.TransduceError(
+            "a process that prepares the corpus came to its end early: was it killed, or is there too little memory? "
+            "Start again."
+        ) from None
+
+
+def _send(stream: IO[bytes], message: Message) -> None:
+    value, content = message
+    stream.write(json.dumps([value, [len(part) for part in content]]).encode() + b"\n")
+    stream.writelines(content)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> Message:
+    """Raises EOFError unless all of it came."""
+    line = stream.readline()
     if not line.endswith(b"\n"):
-        raise TransduceError(
-            f"a process that prepares the corpus came to its end early (status {process.wait()}): was it killed, or is "
-            "there too little memory? Start again."
-        )
-    answer = json.loads(line)
-    if "result" in answer:
-        return answer["result"]
-    if not answer["error"]:
-        raise RuntimeError(answer["message"])
-    raise getattr(errors, answer["error"])(answer["message"])
+        raise EOFError
+    value, sizes = json.loads(line)
+    content = [stream.read(size) for size in sizes]
+    if [len(part) for part in content] != sizes:
+        raise EOFError
+    return value, content
+
+
+if __name__ == "__main__":
+    _serve()
