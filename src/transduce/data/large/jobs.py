@@ -13,7 +13,7 @@ from transduce.text.tokenizer import Tokenizer
 
 Message = tuple[dict[str, Any], Sequence[bytes]]  # what JSON can hold, and what it cannot
 
-NO_LEN = 1 << 40  # longer than any
+NO_LEN = 2**31 - 1  # longer than any
 
 
 def block_encoder(
