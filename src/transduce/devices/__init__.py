@@ -1,1 +1,1 @@
-"""The machine: its device, threads, captured graphs, and what it is called."""
+"""The machine: devices, CPU threads, CUDA graphs, and their names."""

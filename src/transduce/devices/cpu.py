@@ -1,4 +1,4 @@
-"""What makes a CPU faster and changes no answer: settings of this process, and workers that share its threads."""
+"""CPU speed without a change of results: process-wide settings, and workers that share the threads."""
 
 import contextlib
 import ctypes
@@ -16,10 +16,10 @@ _MOST_WORKERS = 8  # each of which holds the keys and values of a batch
 
 
 def speed_up_cpu() -> None:
-    """Call it once, before training or decoding."""
+    """Flush denormals to zero and keep freed memory. Call it once, before training or decoding."""
     torch.set_flush_denormal(True)  # numbers near zero slow a CPU down a hundredfold
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator than glibc's
-        # A step allocates what the one before it freed. Given back in between, it costs a page fault for every 4 kB.
+        # A step allocates what the one before it freed: memory given back in between costs a page fault for every 4 kB.
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(_M_MMAP_THRESHOLD, _BYTES_KEPT) or mallopt(_M_MMAP_THRESHOLD, _MOST_BYTES_OF_OLD_GLIBC):
             mallopt(_M_TRIM_THRESHOLD, _BYTES_KEPT)
@@ -27,8 +27,8 @@ def speed_up_cpu() -> None:
 
 @contextlib.contextmanager
 def workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` over that many tasks. On a CPU several are computed at once, by fewer threads each: the products of a
-    small model are too small to be shared.
+    """A `map` for `num_tasks` tasks. A CPU computes several at once, each with fewer threads: the matrix products of
+    a small model are too small to be shared.
     """
     num_threads = torch.get_num_threads()
     num_workers = min(num_threads, num_tasks, _MOST_WORKERS)
@@ -36,20 +36,21 @@ def workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iter
         yield map
         return
 
-    def begin() -> None:
-        # torch sets the number of the calling thread and the one that each thread takes when it first computes, for
-        # life. So workers take theirs, change it, and have the other set back before there is anything to do.
+    def start_worker() -> None:
+        # `set_num_threads` changes the number of the calling thread, and the default that every thread adopts for life
+        # when it first asks. So each worker adopts the default, changes its own number, and waits until the default is
+        # restored: only then may work begin.
         torch.get_num_threads()
         torch.set_num_threads(num_threads // num_workers)
-        all_have_begun.wait()
+        all_started.wait()
 
-    def set_back() -> None:
-        with ThreadPoolExecutor(1) as other:  # one whose own number does not matter
-            other.submit(torch.set_num_threads, num_threads)
+    def restore_default() -> None:
+        with ThreadPoolExecutor(1) as pool:  # a thread whose number does not matter
+            pool.submit(torch.set_num_threads, num_threads)
 
-    all_have_begun = Barrier(num_workers, action=set_back)
-    with ThreadPoolExecutor(num_workers, initializer=begin) as pool:
+    all_started = Barrier(num_workers, action=restore_default)
+    with ThreadPoolExecutor(num_workers, initializer=start_worker) as pool:
         try:
             yield pool.map
         finally:
-            all_have_begun.abort()  # nobody waits any more, unless the system refused a thread
+            all_started.abort()  # nobody waits anymore, unless the system refused a thread

@@ -1,4 +1,4 @@
-"""Which device a process computes on."""
+"""The device that a process computes on."""
 
 import os
 
@@ -8,7 +8,10 @@ from transduce.errors import TransduceError
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `name`, a CPU or CUDA one; "auto" is the first GPU if there is one, else the CPU."""
+    """The CPU or CUDA device called `name`; "auto" is the first GPU if there is one, else the CPU.
+
+    Raises TransduceError if the device is not available.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,8 +28,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs the one with its number on this machine, as `torchrun` counts."""
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: on several GPUs, the one numbered by the local rank that `torchrun` sets."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device

@@ -1,4 +1,7 @@
-"""The kernels of a step, recorded once and replayed: a small model keeps a GPU waiting for Python otherwise."""
+"""CUDA graphs: the kernels of a step, recorded once and replayed.
+
+A small model otherwise keeps the GPU waiting for Python, which takes longer to start a kernel than the kernel to run.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
@@ -7,9 +10,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-B = TypeVar("B")  # a tensor, or a dataclass of such and of numbers
+B = TypeVar("B")  # a tensor, or a dataclass of tensors and numbers
 
-_MOST_GRAPHS = 16  # one for each shape of batch, first come first served; others run as they are
+_MOST_GRAPHS = 16  # one for each batch shape, first come first served; other shapes run without a graph
 _WARM_UP_RUNS = 3  # libraries choose and allocate in their first calls, which must not be recorded
 
 
@@ -20,30 +23,31 @@ class _Recording(NamedTuple):
 
 
 class GraphedWork(Generic[B]):
-    """`work` as a CUDA graph for each shape of batch: what it adds to gradients is added by a replay, too.
+    """`work` as one CUDA graph for each batch shape; a replay also adds to the gradients, as `work` does.
 
-    `work` must not wait for the device and must always do the same with a batch of one shape. The gradients must be
-    zeroed, never dropped: a graph adds to the tensors it was recorded with.
+    `work` must not wait for the device and must run the same kernels for every batch of one shape. Gradients must be
+    zeroed, never set to None: a graph adds to the tensors it was recorded with.
     """
 
     def __init__(self, work: Callable[[B], tuple[Tensor, ...]], parameters: Iterable[nn.Parameter]) -> None:
         self._work = work
         self._parameters = list(parameters)
         self._recordings: dict[Any, _Recording] = {}
-        self._pool: Any = None  # of memory: graphs never run at once, so what is in flight in them may lie in one place
+        self._pool: Any = None  # graphs never run at the same time, so they may share their memory
 
     def __call__(self, batch: B) -> tuple[Tensor, ...]:
-        """What `work` returns; the tensors are overwritten by the next call."""
+        """The result of `work`; the next call overwrites its tensors."""
         shape = _shape_of(batch)
         if shape not in self._recordings:
             if len(self._recordings) == _MOST_GRAPHS:
                 return self._work(batch)
-            # Drawn numbers are a function of the seed: those of the warm-up must not come before the others.
+            # The warm-up must not advance the random state: dropout masks are a function of the seed alone.
             with torch.random.fork_rng({parameter.device for parameter in self._parameters if parameter.is_cuda}):
                 self._recordings[shape] = self._record(batch)
         recording = self._recordings[shape]
-        for recorded, given in zip(_tensors_of(recording.batch), _tensors_of(batch), strict=True):
-            recorded.copy_(given)
+        # A graph reads from fixed addresses: a new batch is copied to where the recorded one lies.
+        for recorded, new in zip(_tensors_of(recording.batch), _tensors_of(batch), strict=True):
+            recorded.copy_(new)
         recording.graph.replay()
         return recording.results
 
@@ -53,6 +57,7 @@ class GraphedWork(Generic[B]):
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         before = [gradient.clone() for gradient in gradients]
+        # Warmed up on a side stream, as it will be captured on one: the default stream cannot be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -60,7 +65,7 @@ class GraphedWork(Generic[B]):
                 self._work(batch)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads, such as NCCL's watchdog, may go on asking the device.
+        # "thread_local": other threads, such as NCCL's watchdog, may go on querying the device.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = self._work(batch)
         self._pool = graph.pool()
@@ -71,12 +76,12 @@ class GraphedWork(Generic[B]):
 def _tensors_of(batch: Any) -> list[Tensor]:
     if isinstance(batch, Tensor):
         return [batch]
-    inner = fields(batch) if is_dataclass(batch) else ()
-    return [tensor for field in inner for tensor in _tensors_of(getattr(batch, field.name))]
+    members = fields(batch) if is_dataclass(batch) else ()
+    return [tensor for field in members for tensor in _tensors_of(getattr(batch, field.name))]
 
 
 def _shape_of(batch: Any) -> tuple[Any, ...]:
-    """All that is baked into a recording: the shapes of the tensors, and the numbers beside them."""
+    """Everything that a recording is fixed to: the shapes of the tensors, and the numbers beside them."""
     if isinstance(batch, Tensor):
         return tuple(batch.shape)
     if is_dataclass(batch):

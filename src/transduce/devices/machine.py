@@ -1,6 +1,6 @@
-"""The machine that a run or a measurement was made on, the version of the package, and the commit of its code.
+"""The names of the machine, the package version, and the commit of the code: where a run or a figure comes from.
 
-Nothing here imports torch by itself: the version is told by `transduce --help`.
+Nothing here imports torch when it is loaded: `transduce --help` shows the version.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# A container's microseconds of processor time, and in how many: of control groups of version 2, and of version 1.
+# A container's quota of CPU time and the period it holds for, in microseconds: control groups of version 2, version 1.
 _QUOTAS = [
     [Path("/sys/fs/cgroup/cpu.max")],
     [Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")],
@@ -22,7 +22,7 @@ _QUOTAS = [
 
 
 def cpu_model() -> str:
-    """The name that the CPU gives itself, or else its kind."""
+    """The model name of the CPU, or else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n")
     except OSError:
@@ -32,21 +32,21 @@ def cpu_model() -> str:
 
 
 def num_cores() -> int:
-    """As many as the machine has, whoever may use them."""
+    """Logical cores of the machine, regardless of CPU affinity."""
     return os.cpu_count() or 1
 
 
 def usable_cores() -> int:
-    """How many cores this process may use, at least 1: also within a container that is given less than the machine."""
-    num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores()
+    """Cores that this process may use, at least 1, by its CPU affinity and the quota of its container."""
+    num_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores()
     for files in _QUOTAS:
         try:
             quota, period = (int(word) for path in files for word in path.read_text().split())
         except (OSError, ValueError):  # no such files, or no quota: "max"
             continue
         if quota > 0:  # the older files say -1 where there is none
-            num = min(num, max(1, round(quota / period)))
-    return num
+            num_usable = min(num_usable, max(1, round(quota / period)))
+    return num_usable
 
 
 def python_module(module: str) -> tuple[list[str], dict[str, str]]:
@@ -59,14 +59,14 @@ def python_module(module: str) -> tuple[list[str], dict[str, str]]:
 
 
 def device_name(device: "torch.device") -> str:
-    """The name of the GPU, or of the CPU."""
+    """The model name of the GPU or the CPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
 def version() -> str:
-    """The version of this package; "0+unknown" of a checkout that is not installed."""
+    """The version of this package; "0+unknown" in a checkout that is not installed."""
     try:
         return metadata.version("transduce")
     except metadata.PackageNotFoundError:
@@ -74,7 +74,7 @@ def version() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code lies in, "-dirty" if files differ from it; None if in no checkout."""
+    """The commit of the checkout that holds this code, with "-dirty" if files differ; None outside a checkout."""
     checkout = Path(__file__).parents[3]
     if not (checkout / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, locks, and files that certify themselves."""
+"""Atomic writes, locks, and files that carry their own hash."""
 
 from transduce import import_when_used
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: the one place where the package writes to disk."""
+"""Atomic writes: the one place where the package writes to disk; a file appears whole or not at all."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ from transduce.files.system_errors import explained_write_errors
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`; when the block ends well it takes the place of `path` in one rename.
+    """Open a temporary file beside `path`, which replaces `path` in one rename when the block ends without an error.
 
-    A reader sees the old content or the new, never a part, whenever the process or the machine stops: the data are
-    on disk before the rename, and the rename before the return. If the block raises, nothing is left behind.
+    A reader sees the old content or the new, never a part, whenever the process or the machine stops: the data reach
+    the disk before the rename does, and the rename before the return. If the block raises, nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -34,20 +34,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, whole or not at all. Raises RunFolderError where the disk refuses."""
+    """Write `content` to `path`, whole or not at all. Raises RunFolderError if the disk refuses."""
     with explained_write_errors(path, len(content)), replacing(path) as file:
         file.write(content)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what a killed process left in `folder`, of `replacing` or as a folder. Nobody may be writing there."""
+    """Remove the temporary files and folders that a killed process left in `folder`. Nobody may be writing to it."""
     for temporary in sorted(folder.glob(".*.tmp")):
         with explained_write_errors(temporary):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the folder's entries (a rename, a removal) survive a power cut."""
+    """Flush the folder's entries to disk, so that a rename or a removal survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """JSON documents that carry their own hash, under the key "sha256".
 
-What is hashed differs between the kinds of document: each passes a function that makes those bytes of a document.
+Which bytes are hashed depends on the kind of document: each passes a function that returns them.
 """
 
 import json
@@ -15,12 +15,12 @@ HashedBytes = Callable[[dict[str, Any]], bytes]
 
 
 def with_digest(document: dict[str, Any], hashed: HashedBytes) -> dict[str, Any]:
-    """The document with its hash, in the place of a "sha256" that it has already."""
+    """The document with its hash, which replaces a "sha256" that it already has."""
     return document | {"sha256": sha256_of(hashed(document))}
 
 
 def read_with_digest(text: str | bytes, hashed: HashedBytes) -> dict[str, Any]:
-    """A document that has the hash which it states; an empty one for any other text."""
+    """The document in `text` if it has the hash that it states, else an empty one."""
     try:
         document = json.loads(text)
         return document if document["sha256"] == sha256_of(hashed(document)) else {}
@@ -28,12 +28,12 @@ def read_with_digest(text: str | bytes, hashed: HashedBytes) -> dict[str, Any]:
         return {}
 
 
-def json_object(text: str | bytes, where: Path | str, mend: str) -> dict[str, Any]:
-    """The JSON object in `text`, which has no hash. Raises DamagedFileError, ending in `mend`, if it holds none."""
+def json_object(text: str | bytes, name: Path | str, advice: str) -> dict[str, Any]:
+    """The JSON object in `text`, without a hash. Raises DamagedFileError, ending in `advice`, if there is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise damaged(where, "it should hold a JSON object", mend)
+        raise damaged(name, "it should hold a JSON object", advice)
     return value

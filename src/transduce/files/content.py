@@ -1,4 +1,4 @@
-"""The bytes of files, and their hash."""
+"""File contents and their SHA-256."""
 
 import hashlib
 from pathlib import Path

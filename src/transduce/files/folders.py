@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic folders: each appears whole or not at all."""
 
 import glob
 import os
@@ -16,10 +16,10 @@ from transduce.files.system_errors import explained_write_errors
 
 @contextmanager
 def new_folder(path: Path, num_bytes: int = 0) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends well, and is gone if it does not.
+    """A temporary folder beside `path`, renamed to `path` when the block ends without an error and else removed.
 
     It is locked while it is written. What killed processes left of folders of this name is removed first. Raises
-    RunFolderError, which tells that `num_bytes` are needed, where the disk refuses.
+    RunFolderError, which says that `num_bytes` are needed, if the disk refuses.
     """
     remove_leftovers(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -36,14 +36,14 @@ def new_folder(path: Path, num_bytes: int = 0) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Removes what killed processes left in `folder` of folders of this name, a pattern; not what others write now."""
-    for left in folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
-        with suppress(OSError, RunFolderError), lock_folder(left):
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove temporary folders left by killed processes, of names that match the pattern; not those being written."""
+    for leftover in folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError, RunFolderError), lock_folder(leftover):  # it is locked if it is being written
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
-    """Puts all of the folder on disk: other programs wrote some of it."""
+    """Flush everything in the folder to disk: other programs wrote some of it."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
             sync_folder(path)

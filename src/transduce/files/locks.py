@@ -1,6 +1,6 @@
-"""Locks on files and folders; they end with the process that holds them, however that ends.
+"""Locks on files and folders, released when their process ends, however it ends.
 
-The package filelock, which torch brings, tells nobody who holds a lock, and where a disk knows no locks it can fall
+The package filelock, which comes with torch, does not say who holds a lock, and on a disk without locks it can fall
 back to a file that outlives its process.
 """
 
@@ -15,9 +15,9 @@ from transduce.files.system_errors import explained_write_errors
 
 @contextmanager
 def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the file `path` locked; what is in it says which process does.
+    """Hold a lock on the file `path`, which names the process that holds it.
 
-    While another one holds it: tells `report` and waits; without `report`, raises RunFolderError.
+    While another process holds it: calls `report` with a message and waits; without `report`, raises RunFolderError.
     """
     with explained_write_errors(path):
         file = path.open("ab+", buffering=0)  # unbuffered: nothing is left to be written when it is closed
@@ -40,7 +40,7 @@ def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[No
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Holds a folder locked, with nothing written into it. Raises RunFolderError while another process holds it."""
+    """Hold a lock on a folder without writing into it. Raises RunFolderError while another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if not _take(descriptor, folder):

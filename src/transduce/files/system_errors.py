@@ -1,4 +1,4 @@
-"""What the system says when a file cannot be read or written, as one line that helps."""
+"""Errors of the operating system as one line that says what to do."""
 
 import errno
 import shutil
@@ -13,10 +13,10 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turns what the system says while `path` is written into one line that helps (a RunFolderError)."""
+    """Turn an error of the system while `path` is written into a RunFolderError that says what to do."""
     try:
         yield
-    except BrokenPipeError:  # a reader that has left: nothing is wrong with the place
+    except BrokenPipeError:  # the reader of a pipe has left: nothing is wrong with the path
         raise
     except OSError as error:
         reason = f"{path}: cannot be written: {error.strerror or error}"
@@ -30,7 +30,7 @@ def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
 
 @contextmanager
 def explained_read_errors(path: Path) -> Iterator[None]:
-    """Turns what the system says while `path` is read into MissingInputError, or DamagedFileError on a bad disk."""
+    """Turn an error of the system while `path` is read into MissingInputError, or DamagedFileError on a bad disk."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

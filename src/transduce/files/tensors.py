@@ -1,8 +1,8 @@
-"""Files of tensors that certify themselves, and what is done with the tensors of several.
+"""Tensor files that carry their own hash, and the average of several.
 
-A .safetensors file written here carries the SHA-256 of all its bytes inside its own header, computed while the 64
-digits of the hash itself read as zeros. So one file is one rename is one commit, any byte that changes is noticed
-before a tensor is used, and every other tool still reads an ordinary safetensors file. Nothing is ever unpickled.
+A .safetensors file written here carries the SHA-256 of all its bytes inside its own header (see `files.certified`).
+So one file is one rename is one commit, any byte that changes is noticed before a tensor is used, and every other tool
+still reads an ordinary safetensors file. Nothing is ever unpickled.
 """
 
 import re
@@ -24,15 +24,15 @@ _DTYPE_NAMES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 _TENSOR_NAME = re.compile(r"\w+([.-]\w+)*", re.ASCII)  # a name is never a path
-MEND_TENSORS = "Restore it from a copy; a checkpoint may be deleted, training then resumes from the one before it."
+TENSOR_ADVICE = "Restore it from a copy; a checkpoint may be deleted, training then resumes from the one before it."
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that certifies itself; the same content gives the same bytes in every process.
+    """Write a safetensors file with its own hash; the same content gives the same bytes in every process.
 
     The library's own writer orders the metadata differently at each call, so the header is written here.
     """
-    # Wide elements first, as the library does it: then every tensor lies at a multiple of its element's size.
+    # Wide elements first, as the library does: then every tensor lies at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     _check_names(names, tensors)
     entries = {
@@ -56,6 +56,7 @@ def read_tensors(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], di
 
 
 def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    # Two names for one memory would be two tensors after loading: they would drift apart in training.
     owners: dict[tuple[int, torch.Size], str] = {}
     for name in names:
         tensor = tensors[name]
@@ -70,29 +71,29 @@ def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The open file (of safetensors) and its metadata, after the hash of all its bytes was found right."""
+    """An open safetensors file and its metadata, after a check of the hash of all its bytes."""
     with explained_read_errors(path):
-        check_digest(path, MEND_TENSORS)
+        check_digest(path, TENSOR_ADVICE)
         try:
-            with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dict
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
                     if not _TENSOR_NAME.fullmatch(name):
-                        raise damaged(path, f"{name!r} is no name for a tensor", MEND_TENSORS)
-                metadata = opened.metadata() or {}
-                yield opened, {key: metadata[key] for key in sorted(metadata) if key != "sha256"}
-        except SafetensorError as error:  # a file made to look right: its hash holds, its content does not
-            raise damaged(path, str(error), MEND_TENSORS) from None
+                        raise damaged(path, f"{name!r} is no name for a tensor", TENSOR_ADVICE)
+                metadata = file.metadata() or {}
+                yield file, {key: metadata[key] for key in sorted(metadata) if key != "sha256"}
+        except SafetensorError as error:  # a forged file: its hash is right, its content is not
+            raise damaged(path, str(error), TENSOR_ADVICE) from None
 
 
-def average_tensors(many: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The arithmetic mean (section 6.1), added up in float64; one set beside the sum is in memory at a time.
+def average_tensors(sets: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The arithmetic mean of sets of tensors (section 6.1), summed in float64; one set at a time is in memory.
 
     Raises TransduceError if the sets differ in a name or a shape, or if there is none.
     """
     sums: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     count = 0
-    for count, tensors in enumerate(many, start=1):
+    for count, tensors in enumerate(sets, start=1):
         if count == 1:
             sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}

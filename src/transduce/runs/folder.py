@@ -21,7 +21,7 @@ from transduce.files.certified_json import json_object, read_with_digest, with_d
 from transduce.files.content import read_bytes, sha256_of
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_write_errors
-from transduce.files.tensors import MEND_TENSORS, read_tensors, verified, write_tensors
+from transduce.files.tensors import TENSOR_ADVICE, read_tensors, verified, write_tensors
 from transduce.model.transformer import Transformer
 from transduce.model.weights import load_weights
 from transduce.text.tokenizer import Tokenizer
@@ -146,7 +146,7 @@ class RunFolder:
     @property
     def model_sha256(self) -> str:
         """SHA-256 of the model's file, verified. Raises MissingInputError if there is none yet."""
-        return check_digest(self.path / "model.safetensors", MEND_TENSORS)
+        return check_digest(self.path / "model.safetensors", TENSOR_ADVICE)
 
     @property
     def has_model(self) -> bool:
@@ -330,9 +330,9 @@ class RunFolder:
     ) -> dict[str, Any]:
         """The JSON object under `key`, after a check that the file belongs to this run and to this place in it."""
         if header.get("tokenizer") != self._tokenizer_sha256:
-            raise damaged(path, "it belongs to a run with another tokenizer", MEND_TENSORS)
+            raise damaged(path, "it belongs to a run with another tokenizer", TENSOR_ADVICE)
         if header.get("step") != (None if step is None else str(step)):
-            raise damaged(path, f"it was written for step {header.get('step')}", MEND_TENSORS)
+            raise damaged(path, f"it was written for step {header.get('step')}", TENSOR_ADVICE)
         return json_object(header[key], path, _MEND_TEXT)
 
     def _has_had_model(self) -> bool:

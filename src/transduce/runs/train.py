@@ -29,7 +29,7 @@ from transduce.config.toml import differences, to_toml
 from transduce.data.batches import TrainingPairs
 from transduce.data.download import Places
 from transduce.devices import machine
-from transduce.devices.device import find_device, own_device
+from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
@@ -77,7 +77,7 @@ def train(
     run_dir, chosen = Path(run_dir), find_device(device)
     # The commit is asked for first: during the long work that follows, another may be committed.
     environment = machine_facts(chosen) | {"commit": machine.commit()}
-    with joined(own_device(chosen)) as process, ExitStack() as locks:
+    with joined(local_device(chosen)) as process, ExitStack() as locks:
         if not process.is_main:
             report, observers, show_progress = lambda _line: None, (), False
         saved = process.decide(lambda: find_run(run_dir, resume=resume))
@@ -96,7 +96,7 @@ def train(
         origin = saved or ancestor
         tokenizer = origin.tokenizer if origin else None
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
-        model = build_model(config, learnt.tokenizer).to(own_device(chosen))
+        model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         folder = saved
         if folder is None:
             if ancestor is not None:

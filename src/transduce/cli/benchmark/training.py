@@ -17,7 +17,7 @@ from transduce.cli.benchmark.matrix_products import RecordedProducts, synchroniz
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.data.download import Places
-from transduce.devices.device import find_device, own_device
+from transduce.devices.device import find_device, local_device
 from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.transformer import Transformer
 from transduce.text.config import TokenizerConfig
@@ -68,7 +68,7 @@ def measure_training(
 
     Steps are those of `transduce train`: each is one update from one planned batch, shared by all processes.
     """
-    resolved = own_device(find_device(device))
+    resolved = local_device(find_device(device))
     with joined(resolved) as process, torch.random.fork_rng(devices=[]):
         torch.manual_seed(work.seed)
         if not process.is_main:
