@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "__version__", "fit", "load", "train"]
 
-# Where the modules of version 0.1 went. Those that are packages now hand out the names they once held.
+# Modules of version 0.1 and where they are now. One that has become a package still gives the names it once held.
 _MOVED = {
     "annotation": "inference.forced_decoding", "beams": "inference.beam_search",
     "benchmarking": "cli.benchmark.training", "catalogue": "data.catalogue", "certified_files": "files.certified",
-    "checkpoint": "runs.folder", "cli": "cli.main",
-    "config": "config.toml", "constraints": "inference.constraints", "corpus": "runs.corpus",
-    "cpu_settings": "devices.cpu", "cuda_graphs": "devices.graphs", "data": "data.batches",
+    "checkpoint": "runs.folder", "cli": "cli.main", "config": "config.toml", "constraints": "inference.constraints",
+    "corpus": "runs.corpus", "cpu_settings": "devices.cpu", "cuda_graphs": "devices.graphs", "data": "data.batches",
     "datasets": "data.datasets", "decoding": "inference.search", "decoding_speed": "cli.benchmark.decoding",
     "decompression": "data.compression", "distributed": "training.distributed", "experiment": "runs.train",
     "explaining": "inference.explain", "explanation_page": "inference.explain_page", "fetching": "data.download",
@@ -45,7 +44,7 @@ _MOVED = {
 
 
 class _Package(ModuleType):
-    """A package that imports a public name when it is first used: help and settings need not wait for torch."""
+    """A package that imports a public name on first use, so that help and settings do not wait for torch."""
 
     _homes: Mapping[str, str] = {}
 
@@ -54,22 +53,22 @@ class _Package(ModuleType):
             return import_module("transduce.devices.machine").version()
         if name in self._homes:
             return getattr(import_module(f"{self.__name__}.{self._homes[name]}"), name)
-        once = _MOVED.get(self.__name__.removeprefix("transduce."))
-        if once and not name.startswith("_") and find_spec(f"{self.__name__}.{name}") is None:
-            module = import_module(f"transduce.{once}")
+        new = _MOVED.get(self.__name__.removeprefix("transduce."))
+        if new and not name.startswith("_") and find_spec(f"{self.__name__}.{name}") is None:
+            module = import_module(f"transduce.{new}")
             if hasattr(module, name):
-                _tell_new_home(f"{self.__name__}.{name}", f"{module.__name__}.{name}")
+                _warn_of_move(f"{self.__name__}.{name}", f"{module.__name__}.{name}")
                 return getattr(module, name)
         raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A submodule never hides the public name that it is called after: `attention` is a function of `model`.
+        # The import of a submodule does not hide a public name that it shares: `model.attention` is a function.
         if not (isinstance(value, ModuleType) and name in self._homes):
             super().__setattr__(name, value)
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Finds a module of version 0.1 where it is now."""
+    """The import of a module of version 0.1 from where it is now."""
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
         package, _, old = name.rpartition(".")
@@ -77,16 +76,16 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         new = f"transduce.{_MOVED[module.__name__.rpartition('.')[2]]}"
-        _tell_new_home(module.__name__, new)
+        _warn_of_move(module.__name__, new)
         sys.modules[module.__name__] = import_module(new)
 
 
-def _tell_new_home(old: str, new: str) -> None:
+def _warn_of_move(old: str, new: str) -> None:
     warnings.warn(f"{old} is now {new}: the old name works until version 0.3.", DeprecationWarning, stacklevel=3)
 
 
 def import_when_used(package: str, homes: Mapping[str, str]) -> None:
-    """Gives `package` its public names, each with the submodule that is imported when the name is first used."""
+    """Give `package` its public names, each imported from its submodule on first use."""
     module = sys.modules[package]
     module.__class__ = _Package
     module.__dict__["_homes"] = homes

@@ -1,4 +1,4 @@
-"""Every setting of a run; TOML, overrides, and what a resumed run may change."""
+"""All settings of a run: TOML, overrides, and which of them a resumed run may change."""
 
 from transduce import import_when_used
 

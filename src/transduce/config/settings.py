@@ -43,7 +43,7 @@ ON_RESUME = {
         "training.steps", "training.epochs", "training.minutes", "training.save_every", "training.keep_checkpoints",
         "training.log_every", "training.patience", "decoding.*", "data.dataset", "data.train", "data.valid",
         "data.more",
-    ],  # where the data lie is free: what they say is compared by hash
+    ],  # the paths of the data are free, as their content is compared by hash
     "with --accept-changes": [
         "optim.*", "validation.*", "data.max_len", "training.batch_tokens", "training.micro_batches",
         "training.label_smoothing", "training.validate_every", "training.precision", "training.compile",
@@ -57,7 +57,7 @@ ON_RESUME = {
 
 
 def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The settings in a TOML document, with overrides such as `--model.dropout 0.1`; `name` stands for it in errors.
+    """The settings in a TOML document, with overrides such as `--model.dropout 0.1`; `name` identifies it in errors.
 
     `model.preset` ("tiny", "small", "base", "big") gives the other model settings their defaults.
     """
@@ -72,38 +72,38 @@ def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> Experime
             raise TransduceError(f"model.preset is {preset!r}: it must be one of {', '.join(PRESETS)}.")
         table["model"] = dataclasses.asdict(PRESETS[preset]) | model
     if isinstance(validation := table.get("validation"), Mapping) and validation.get("group_sources") is True:
-        table["validation"] = {key: _by_names_now(value) for key, value in validation.items()}
+        table["validation"] = {key: _current_names(value) for key, value in validation.items()}
     return build(ExperimentConfig, table)
 
 
-def _by_names_now(value: Any) -> Any:
-    """The value of a setting of grouped scores, in which a text can only be the name of one."""
+def _current_names(value: Any) -> Any:
+    """A validation setting with scores under their current names; any string in it is the name of a score."""
     if isinstance(value, list):
-        return [_by_names_now(item) for item in value]
+        return [_current_names(item) for item in value]
     return name_of_score(value, group_sources=True) if isinstance(value, str) else value
 
 
 def refuse_changes(changes: Mapping[str, tuple[Any, Any]], *, accept_changes: bool) -> None:
-    """Raises ConfigMismatchError, showing the differences, if a resumed run may not have them."""
+    """Raise ConfigMismatchError, which lists them, if a resumed run may not have these changes: name -> (old, new)."""
 
-    def told(names: Sequence[str]) -> str:
+    def shown(names: Sequence[str]) -> str:
         return ", ".join(f"{name} ({changes[name][0]!r} -> {changes[name][1]!r})" for name in names)
 
     if never := [name for name in changes if resume_class(name) == "never"]:
         raise ConfigMismatchError(
-            f"a run cannot go on with another {told(never)}: start a new one in another --run-dir, or undo the change."
+            f"a run cannot go on with another {shown(never)}: start a new one in another --run-dir, or undo the change."
         )
     flagged = [name for name in changes if resume_class(name) == "with --accept-changes"]
     if flagged and not accept_changes:
         raise ConfigMismatchError(
-            f"the settings differ from those the run was started with: {told(flagged)}. Undo the change, or add "
+            f"the settings differ from those the run was started with: {shown(flagged)}. Undo the change, or add "
             "--accept-changes to go on with it (it is recorded)."
         )
 
 
-def refuse_other_data(had: Mapping[str, list[str]], has: Mapping[str, list[str]], run_dir: Path) -> None:
-    """Raises ConfigMismatchError if the hashes of a run's data, by side, are not those that it was started with."""
-    if changed := [side for side in ("train", "valid") if has.get(side) != had.get(side)]:
+def refuse_other_data(old: Mapping[str, list[str]], new: Mapping[str, list[str]], run_dir: Path) -> None:
+    """Raise ConfigMismatchError if the hashes of a run's data, by split, are not those that it was started with."""
+    if changed := [split for split in ("train", "valid") if new.get(split) != old.get(split)]:
         raise ConfigMismatchError(
             f"the {' and '.join(changed)} data are not those that {run_dir} was started with: put them back, or "
             f"start a new run on them with --init-from {run_dir} and another --run-dir."
@@ -111,38 +111,39 @@ def refuse_other_data(had: Mapping[str, list[str]], has: Mapping[str, list[str]]
 
 
 def resume_class(name: str) -> str:
-    """In which class of ON_RESUME a setting is."""
-    classes = [kind for kind, patterns in ON_RESUME.items() if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    """The class of ON_RESUME that a setting belongs to."""
+    classes = [label for label, patterns in ON_RESUME.items() if any(fnmatch.fnmatch(name, p) for p in patterns)]
     assert len(classes) == 1, (name, classes)
     return classes[0]
 
 
 def carry_over(config: ExperimentConfig, saved: ExperimentConfig) -> ExperimentConfig:
-    """`config` with what was worked out at the start of the saved run, where it is still left open."""
-    asked, had = config.training, saved.training
-    validate_every = asked.validate_every or had.validate_every
-    return replace(config, training=replace(asked, steps=_steps_to_go_on(asked, had), validate_every=validate_every))
+    """`config` with the values that the saved run derived at its start (steps, validate_every) where it sets none."""
+    new, old = config.training, saved.training
+    validate_every = new.validate_every or old.validate_every
+    return replace(config, training=replace(new, steps=_resumed_steps(new, old), validate_every=validate_every))
 
 
-def _steps_to_go_on(asked: TrainingConfig, had: TrainingConfig) -> int:
-    """The steps of a resumed run; 0 if they must be worked out anew, as its limit is of another kind."""
-    if asked.steps:
-        return asked.steps
-    if (asked.epochs, asked.minutes) == (had.epochs, had.minutes):
-        return had.steps
-    if asked.epochs and had.epochs:
-        return round(had.steps * asked.epochs / had.epochs)
-    if asked.minutes and had.minutes and not (asked.epochs or had.epochs):
-        return round(had.steps * asked.minutes / had.minutes)
+def _resumed_steps(new: TrainingConfig, old: TrainingConfig) -> int:
+    """The total steps of a resumed run; 0 if they must be derived anew, as its limit is of another kind."""
+    if new.steps:
+        return new.steps
+    if (new.epochs, new.minutes) == (old.epochs, old.minutes):
+        return old.steps
+    # The same kind of limit, raised or lowered: the steps follow in proportion, and so does the schedule.
+    if new.epochs and old.epochs:
+        return round(old.steps * new.epochs / old.epochs)
+    if new.minutes and old.minutes and not (new.epochs or old.epochs):
+        return round(old.steps * new.minutes / old.minutes)
     return 0
 
 
 def with_shape_of(other: ExperimentConfig, config: ExperimentConfig) -> ExperimentConfig:
-    """`config` with the tokenizer and the shape of the model of another run; the dropout stays its own."""
+    """`config` with the tokenizer and the model shape of another run; it keeps its dropout."""
     return replace(config, tokenizer=other.tokenizer, model=replace(other.model, dropout=config.model.dropout))
 
 
 def with_steps(config: ExperimentConfig, steps: int) -> ExperimentConfig:
-    """`config` for a run of so many steps, with the validations that it leaves open."""
+    """`config` for a run of `steps` steps, which validates ten times unless it says how often."""
     validate_every = config.training.validate_every or max(1, steps // 10)
     return replace(config, training=replace(config.training, steps=steps, validate_every=validate_every))

@@ -1,4 +1,4 @@
-"""Settings: a TOML file and overrides from the command line <-> frozen dataclasses. Knows none of them."""
+"""Conversion between frozen dataclasses and TOML, with overrides from the command line; knows no setting by name."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ Table = dict[str, Any]
 
 
 def parse_toml(text: str, name: str) -> Table:
-    """The tables of a TOML document; `name` stands for it in the error."""
+    """The tables of a TOML document; `name` identifies it in the error."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -25,24 +25,20 @@ def parse_toml(text: str, name: str) -> Table:
 
 
 def to_toml(settings: object) -> str:
-    """The TOML document that `build` turns into `settings` again."""
+    """The TOML document that `parse_toml` and `build` turn into `settings` again."""
     return tomli_w.dumps(to_table(settings))
 
 
 def to_table(settings: Any) -> Table:
     """A dataclass as nested dicts and lists."""
-    return {
-        field.name: to_table(value) if dataclasses.is_dataclass(value) else _plain(value)
-        for field in dataclasses.fields(settings)
-        for value in [getattr(settings, field.name)]
-    }
+    return dataclasses.asdict(settings, dict_factory=_with_lists)
 
 
 def override(table: Table, arguments: Sequence[str], kind: type | None = None) -> Table:
-    """`table` with settings such as `--model.dropout 0.1` or `--model.dropout=0.1` replaced; the table stays as it is.
+    """A copy of `table` with settings such as `--model.dropout 0.1` or `--model.dropout=0.1` replaced.
 
-    A value is read as TOML if it can be (0.1, true, ["a", "b"]), else as the text it is. Where the field of `kind`, the
-    dataclass of all settings, holds text, what TOML takes for a number or a date is text, too: `--data.train 2024`.
+    A value is parsed as TOML if it can be (0.1, true, ["a", "b"]) and else is text. If the field of `kind`, the
+    dataclass of all settings, holds text, then a number or a date is text, too: `--data.train 2024`.
     """
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
     words = list(arguments)
@@ -63,7 +59,7 @@ def override(table: Table, arguments: Sequence[str], kind: type | None = None) -
 
 
 def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
-    """The dataclass `kind` with the settings of `table`; what it does not mention keeps its default.
+    """The dataclass `kind` with the settings of `table`, and defaults for all others.
 
     Raises TransduceError for a key that does not exist (naming the nearest that does), a value of the wrong type, and
     a value that the dataclass itself refuses.
@@ -89,8 +85,8 @@ def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
 
 def differences(old: object, new: object) -> dict[str, tuple[Any, Any]]:
     """The settings in which two configs differ: dotted name -> (old value, new value)."""
-    before, after = _flatten(to_table(old)), _flatten(to_table(new))
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    old_values, new_values = _flatten(to_table(old)), _flatten(to_table(new))
+    return {key: (value, new_values[key]) for key, value in old_values.items() if value != new_values[key]}
 
 
 def _flatten(table: Table, path: str = "") -> Table:
@@ -100,8 +96,8 @@ def _flatten(table: Table, path: str = "") -> Table:
     return flat
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _with_lists(items: Sequence[tuple[str, Any]]) -> Table:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def _kind_of(kind: Any, name: str) -> Any:
@@ -112,7 +108,7 @@ def _kind_of(kind: Any, name: str) -> Any:
 
 
 def _holds_text(kind: Any) -> bool:
-    """True of text, of a choice between texts, and of any number of texts."""
+    """Whether a type is a string, a choice of strings, or a tuple of strings."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return all(isinstance(choice, str) for choice in arguments)
@@ -147,9 +143,9 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             raise TransduceError(f"{name} is {value}: it must be a finite number.")
         return value
-    raise TransduceError(f"{name} is {value!r}: it must be {_described(kind)}.")
+    raise TransduceError(f"{name} is {value!r}: it must be {_type_name(kind)}.")
 
 
-def _described(kind: type | types.UnionType) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return words.get(typing.cast(type, kind), str(kind))
+def _type_name(kind: type | types.UnionType) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(typing.cast(type, kind), str(kind))
