@@ -237,8 +237,8 @@ def test_the_tokenizer_is_learnt_from_an_even_sample_and_writes_all_targets(
     config = TokenizerConfig(source="words", target="words", joint=False)
     learnt, file = LargePairs([path], tmp_path / "made").prepared(config, None, max_len=99)
     tokenizer = Tokenizer.from_json(learnt)
-    assert sorted(tokenizer._source.pieces[259:]) == [" early", " later"]
-    assert sorted(tokenizer._target.pieces[259:]) == sorted(f" t{k}" for k in range(0, 30, 4))  # 8: with 15, too many
+    assert sorted(tokenizer._source.tokens[259:]) == [" early", " later"]
+    assert sorted(tokenizer._target.tokens[259:]) == sorted(f" t{k}" for k in range(0, 30, 4))  # 8: with 15, too many
     targets = [tokenizer.decode_target(target) for _, target in in_order(file)]
     assert targets == [f"t{k}" for k in range(30)]
 

@@ -151,7 +151,7 @@ def _read_pieces(path: Path, config: Mapping[str, Any]) -> list[str]:
 
 def _build_tokenizer(source: Path, pieces: list[str]) -> Tokenizer:
     src, tgt = (_read_side(source / name, (*CONTROL_NAMES, *pieces)) for name in ("source.spm", "target.spm"))
-    size = len(tgt.pieces)
+    size = len(tgt.tokens)
     config = TokenizerConfig(source="sentencepiece", target="sentencepiece", joint=True, vocab_size=size)
     return Tokenizer(config, src, tgt, num_target_ids=size)
 

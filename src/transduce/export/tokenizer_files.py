@@ -71,7 +71,7 @@ def _names(vocabulary: Vocabulary) -> list[str]:
     An empty word is a space; under that name the library would take it for the first character of an unknown word.
     """
     fixed = [vocabulary.name(i) for i in range(NUM_FIXED_IDS)]
-    pieces = vocabulary.pieces[NUM_FIXED_IDS:]
+    pieces = vocabulary.tokens[NUM_FIXED_IDS:]
     return [*fixed, *(_MARK if vocabulary.kind == "words" and piece == " " else piece for piece in pieces)]
 
 
@@ -100,12 +100,12 @@ def _split_as(library: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
     prepend_space = normalizers.Prepend(" ")  # except to the empty line
     if vocabulary.kind == "words":
         name_empty_words = normalizers.Replace(tokenizers.Regex(r" (?= |\z)"), _MARK)
-        has_empty_words = " " in vocabulary.pieces  # else they are spelled by a byte
+        has_empty_words = " " in vocabulary.tokens  # else they are spelled by a byte
         steps = [prepend_space, name_empty_words] if has_empty_words else [prepend_space]
         library.normalizer = normalizers.Sequence(steps)
         library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(f"{_MARK}| [^ {_MARK}]*"), "isolated")
     elif vocabulary.kind != "characters":
-        alphabet = (piece for piece in vocabulary.pieces[NUM_FIXED_IDS:] if len(piece) == 1)
+        alphabet = (piece for piece in vocabulary.tokens[NUM_FIXED_IDS:] if len(piece) == 1)
         known = "".join(rf"\x{{{ord(character):X}}}" for character in alphabet)
         # As in `vocabulary`, the newline keeps the brackets from being empty.
         unknown_apart = pre_tokenizers.Split(tokenizers.Regex(f"[^{_MARK}{known}]"), "isolated")

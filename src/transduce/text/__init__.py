@@ -1,1 +1,1 @@
-"""Text to ids and back: characters, words, BPE, unigram, and the pieces of imported models."""
+"""Tokenizers: characters, words, BPE, unigram, and SentencePiece for imported models."""

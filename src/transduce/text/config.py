@@ -1,4 +1,4 @@
-"""The settings of a tokenizer, and the ids that every vocabulary begins with."""
+"""Settings of a tokenizer, and the ids at the start of every vocabulary."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,17 +11,17 @@ AnyKind = Literal[Kind, "sentencepiece"]
 CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
 _NUM_CONTROL_IDS = len(CONTROL_NAMES)
 NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
-_MIN_VOCAB_SIZE = 300  # the fixed ids and some room for text
+_MIN_VOCAB_SIZE = 300  # the fixed ids, and some for text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """What the pieces are on each side; `vocab_size` counts control ids and bytes too."""
+    """The kind of tokens on each side; `vocab_size` counts control ids and bytes, too."""
 
-    source: AnyKind = "bpe"  # "sentencepiece": not learnt, of an imported model
+    source: AnyKind = "bpe"  # "sentencepiece": of an imported model, never learned
     target: AnyKind = "bpe"
-    joint: bool = True  # one vocabulary for both sides, which must then be of one kind; else one each
-    vocab_size: int = 8000  # at most, for bpe and unigram, per vocabulary; characters and words take all they see
+    joint: bool = True  # one vocabulary for both sides, which must be of one kind; else one each
+    vocab_size: int = 8000  # at most, per vocabulary, for bpe and unigram; characters and words take all they see
 
     def __post_init__(self) -> None:
         for side, kind in (("source", self.source), ("target", self.target)):

@@ -1,4 +1,4 @@
-"""The pieces of one side of an imported model, which the `sentencepiece` library splits text into and joins again."""
+"""The SentencePiece vocabulary of one side of an imported model; the `sentencepiece` library splits and joins text."""
 
 import base64
 import re
@@ -17,17 +17,17 @@ _LANGUAGE_CODE = re.compile(">>.*?<<", re.DOTALL)
 
 @dataclass(frozen=True)
 class SentencePieces:
-    """Pieces numbered by a list of their own, and the model that splits a line into them.
+    """A list that numbers the pieces, and the model that splits a line into them.
 
-    As Marian's tokenizer in the transformers library has it, without its optional Moses normalisation of punctuation:
-    the model normalises the text by its own rules, and what is in no piece becomes `UNKNOWN`. So, unlike with every
-    vocabulary that is learnt here, text is NOT kept: decoding gives it back but for that. A language code at the
-    beginning of a line, such as >>deu<<, is one piece if it is in the list, and otherwise the text that it is; the
-    name of a control id is text everywhere.
+    Works as Marian's tokenizer in the transformers library does, without its optional Moses normalization of
+    punctuation: the model normalizes the text by its own rules, and text outside every piece becomes `UNKNOWN`. So,
+    unlike in every vocabulary that is learned here, decoding does NOT give back the exact text. A language code at the
+    beginning of a line, such as >>deu<<, is one piece if it is in the list, and otherwise ordinary text; the name of a
+    control id is ordinary text everywhere.
     """
 
     kind: ClassVar[Literal["sentencepiece"]] = "sentencepiece"
-    pieces: tuple[str, ...]  # by id, the names of the control ids first
+    tokens: tuple[str, ...]  # pieces by id, after the names of the control ids
     model: bytes  # a .spm file
 
     def encode(self, lines: Sequence[str]) -> Iterator[list[int]]:
@@ -35,25 +35,25 @@ class SentencePieces:
         return (self._encode_line(line) for line in lines)
 
     def respell(self, ids: list[int], _end: int) -> list[int]:
-        """The same ids: all of them can be written."""
+        """The same ids: a model can write all of them."""
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; control ids and `UNKNOWN` are skipped."""
-        pieces = [self.pieces[i] for i in ids if i >= len(CONTROL_NAMES) and self.pieces[i] != UNKNOWN]
+        pieces = [self.tokens[i] for i in ids if i >= len(CONTROL_NAMES) and self.tokens[i] != UNKNOWN]
         text: str = self._processor.decode_pieces(pieces)
         return text.replace("▁", " ").strip().replace("\n", "\N{REPLACEMENT CHARACTER}")
 
     def name(self, i: int) -> str:
-        """What pictures and tables show for one id: a blank as ▁."""
-        return self.pieces[i]
+        """The readable name of one id, with ▁ for a space."""
+        return self.tokens[i]
 
     def bytes_of(self, i: int) -> bytes:
-        """What one id adds to a text, in UTF-8."""
-        return b"" if i < len(CONTROL_NAMES) or self.pieces[i] == UNKNOWN else self.pieces[i].replace("▁", " ").encode()
+        """The UTF-8 bytes that one id adds to a text."""
+        return b"" if i < len(CONTROL_NAMES) or self.tokens[i] == UNKNOWN else self.tokens[i].replace("▁", " ").encode()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "pieces": self.pieces, "model": base64.b64encode(self.model).decode()}
+        return {"kind": self.kind, "pieces": self.tokens, "model": base64.b64encode(self.model).decode()}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "SentencePieces":
@@ -61,7 +61,7 @@ class SentencePieces:
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
-        return {piece: i for i, piece in enumerate(self.pieces) if i >= len(CONTROL_NAMES)}
+        return {piece: i for i, piece in enumerate(self.tokens) if i >= len(CONTROL_NAMES)}
 
     @cached_property
     def _processor(self) -> Any:

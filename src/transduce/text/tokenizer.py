@@ -1,7 +1,7 @@
-"""Text <-> ids, exactly: decoding what was encoded gives back every character, seen in training or not.
+"""Lossless tokenizer: decoding an encoded text gives back every character, seen in training or not.
 
-How a line is split into pieces, and what the pieces of one side are, is in `vocabulary`. The tokenizer of an imported
-model keeps text as far as that model does: see `sentencepieces`.
+`text.vocabulary` holds the tokens of one side and splits lines into them. The tokenizer of an imported model is only
+as lossless as that model: see `text.sentencepiece`.
 """
 
 import json
@@ -29,15 +29,16 @@ _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
 
 AnyVocabulary = Vocabulary | SentencePieces
-LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.integer], NDArray[np.integer]]]  # all ids end to end; how many
+# Lines -> the ids of all, end to end, and the number of ids of each.
+LineEncoder = Callable[[Sequence[str]], tuple[NDArray[np.integer], NDArray[np.integer]]]
 
 
 class Tokenizer:
-    """Lines of text <-> ids, for the source and the target side.
+    """Conversion between lines of text and ids, for the source and the target side.
 
-    Ids come in this order: controls, bytes, pieces that occur in the target lines learnt from, source-only pieces. (Of
-    an imported model: controls, then its own pieces, which have no bytes among them.)
-    An output layer over the ids below `num_target_ids` can write every target there is.
+    Ids are in this order: controls, bytes, tokens of the target lines that it was learned from, source-only tokens.
+    (In an imported model: controls, then its pieces, without bytes.) So an output layer over the ids below
+    `num_target_ids` can write every possible target.
     """
 
     pad_id: ClassVar[int] = 0
@@ -45,7 +46,7 @@ class Tokenizer:
     eos_id: ClassVar[int] = 2
 
     def __init__(self, config: TokenizerConfig, source: AnyVocabulary, target: AnyVocabulary, num_target_ids: int):
-        """For `learn`, `from_json` and imports; with `config.joint`, an id is the same piece on both sides."""
+        """For `learn`, `from_json` and imports; with `config.joint`, an id is the same token on both sides."""
         self.config = config
         self.num_target_ids = num_target_ids
         self._source = source
@@ -53,7 +54,7 @@ class Tokenizer:
 
     @classmethod
     def learn(cls, config: TokenizerConfig, src_lines: Sequence[str], tgt_lines: Sequence[str]) -> "Tokenizer":
-        """Learns the vocabularies; the same lines give the same tokenizer, byte for byte."""
+        """Learn the vocabularies; the same lines give the same tokenizer, byte for byte."""
         if config.source == "sentencepiece" or config.target == "sentencepiece":
             raise TransduceError(
                 "tokenizer source or target is 'sentencepiece', which is not learnt but comes with an imported model: "
@@ -63,19 +64,19 @@ class Tokenizer:
         _check_lines(tgt_lines)
         if config.joint:
             both = learn_vocabulary(config.target, [*src_lines, *tgt_lines], config.vocab_size)
-            both, num_target_ids = both.with_target_pieces_first(tgt_lines)
+            both, num_target_ids = both.with_target_tokens_first(tgt_lines)
             return cls(config, both, both, num_target_ids)
         source = learn_vocabulary(config.source, src_lines, config.vocab_size)
         target = learn_vocabulary(config.target, tgt_lines, config.vocab_size)
-        return cls(config, source, target, len(target.pieces))
+        return cls(config, source, target, len(target.tokens))
 
     @property
     def source_vocab_size(self) -> int:
-        return len(self._source.pieces)
+        return len(self._source.tokens)
 
     @property
     def target_vocab_size(self) -> int:
-        return len(self._target.pieces)
+        return len(self._target.tokens)
 
     @property
     def is_joint(self) -> bool:
@@ -83,7 +84,7 @@ class Tokenizer:
 
     @property
     def vocabulary_sizes(self) -> VocabularySizes:
-        """What the network has to know of the vocabularies."""
+        """The vocabulary sizes that the network needs."""
         return VocabularySizes(
             source=self.source_vocab_size,
             target=self.target_vocab_size,
@@ -99,16 +100,16 @@ class Tokenizer:
     def encode_target(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, ended by eos, without bos. Raises TransduceError at a newline or a lone surrogate.
 
-        All are below `num_target_ids`: a source-only piece is spelled by others, so a model can write any target.
+        All are below `num_target_ids`: other tokens spell a source-only one, so a model can write any target.
         """
         return [self._target.respell(ids, self.num_target_ids) for ids in self._encode(self._target, lines)]
 
     def source_encoder(self) -> LineEncoder:
-        """The ids of `encode_source` as arrays, for text that comes in portions: words of earlier ones are known."""
+        """An encoder to the ids of `encode_source` as arrays, for many portions of text: it remembers words."""
         return self._line_encoder(self._source, self.encode_source)
 
     def target_encoder(self) -> LineEncoder:
-        """The ids of `encode_target` as arrays, for text that comes in portions: words of earlier ones are known."""
+        """An encoder to the ids of `encode_target` as arrays, for many portions of text: it remembers words."""
         return self._line_encoder(self._target, self.encode_target)
 
     def decode_source(self, ids: Sequence[int]) -> str:
@@ -118,20 +119,20 @@ class Tokenizer:
     def decode_target(self, ids: Sequence[int]) -> str:
         """The text of `ids` up to the first eos, always one line.
 
-        Bytes that are not UTF-8, and a newline spelled by its byte, become U+FFFD: a model may write anything.
+        A model may write anything: bytes that are not UTF-8, and the byte of a newline, become U+FFFD.
         """
         return self._decode(self._target, ids)
 
     def source_tokens(self, ids: Sequence[int]) -> list[str]:
-        """One readable name per id, for pictures and tables; a blank shows as ▁."""
+        """One readable name per id, for figures and tables, with ▁ for a space."""
         return [self._source.name(i) for i in ids]
 
     def target_tokens(self, ids: Sequence[int]) -> list[str]:
-        """One readable name per id, for pictures and tables; a blank shows as ▁."""
+        """One readable name per id, for figures and tables, with ▁ for a space."""
         return [self._target.name(i) for i in ids]
 
     def target_bytes(self) -> list[bytes]:
-        """What each id that can be written adds to a text, in UTF-8; a blank before a word belongs to the word."""
+        """The UTF-8 bytes that each id of the output layer adds to a text; the space before a word is part of it."""
         return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
 
     def to_json(self) -> str:
@@ -154,7 +155,7 @@ class Tokenizer:
         return cls(TokenizerConfig(**content["config"]), source, target, content["num_target_ids"])
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
-        return Tokenizer.from_json, (self.to_json(),)  # between processes it travels as what its file says
+        return Tokenizer.from_json, (self.to_json(),)  # sent to another process as the content of its file
 
     def _encode(self, vocabulary: AnyVocabulary, lines: Sequence[str]) -> list[list[int]]:
         _check_lines(lines)
@@ -163,7 +164,7 @@ class Tokenizer:
     def _line_encoder(
         self, vocabulary: AnyVocabulary, encode: Callable[[Sequence[str]], list[list[int]]]
     ) -> LineEncoder:
-        # A blank between characters is a piece of its own, and sentencepiece may normalise across one.
+        # A space between characters is a token of its own, and sentencepiece may normalize across one.
         if vocabulary.kind in ("characters", "sentencepiece"):
 
             def flatten(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
@@ -189,20 +190,20 @@ def _vocabulary(saved: dict[str, Any]) -> AnyVocabulary:
 
 def _check_lines(lines: Sequence[str]) -> None:
     for start in range(0, len(lines), _LINES_PER_CHECK):
-        together = "".join(lines[start : start + _LINES_PER_CHECK])
+        joined = "".join(lines[start : start + _LINES_PER_CHECK])
         try:
-            together.encode()  # far faster than a search, which is left for the message
-            if "\n" in together:
+            joined.encode()  # far faster than the search below, which only finds the place for the message
+            if "\n" in joined:
                 break
         except UnicodeEncodeError:
             break
     else:
         return
     for number, line in enumerate(lines, start=1):
-        if found := _NOT_A_LINE_OF_TEXT.search(line):
-            what = "a newline: give one line at a time" if found[0] == "\n" else "a lone surrogate, which is no text"
+        if match := _NOT_A_LINE_OF_TEXT.search(line):
+            problem = "a newline: give one line at a time" if match[0] == "\n" else "a lone surrogate, which is no text"
             raise TransduceError(
-                f"text {number} of {len(lines)}, character {found.start() + 1} (U+{ord(found[0]):04X}) is {what}."
+                f"text {number} of {len(lines)}, character {match.start() + 1} (U+{ord(match[0]):04X}) is {problem}."
             )
 
 

@@ -1,12 +1,12 @@
-"""The pieces of one side: learning them from text, splitting a line into them, and joining them to text again.
+"""Vocabulary of one side: learns tokens from text, splits a line into them, and joins them to text again.
 
-A piece is a stretch of the text itself, blanks included. Every vocabulary begins with fixed ids that are not text:
-pad, bos, eos and the 256 bytes. Each is the piece `chr(_FIXED_BASE + id)`, from a block of private-use characters
-that no other piece may contain. A character (for "words": a word) outside the vocabulary is spelled by its UTF-8
-bytes, and so is a character of that block: whatever the text, no stretch of it reads as a byte or a control id.
+A token is a substring of the text itself, spaces included. Every vocabulary begins with fixed ids that are not text:
+pad, bos, eos and the 256 bytes. Each is the token `chr(_FIXED_BASE + id)`, from a block of private-use characters
+that no other token may contain. A character (for "words": a word) outside the vocabulary is spelled by its UTF-8
+bytes, and so is a character of that block: whatever the text, no part of it can pass for a byte or a control id.
 
-All kinds but "characters" work on " " + line, so that a word is the same piece at the start of a line and inside it.
-The `tokenizers` library learns subwords and splits into them; it is told of no special token, normaliser or decoder.
+All kinds but "characters" work on " " + line, so that a word is the same token at the start of a line and inside it.
+The `tokenizers` library learns subwords and splits into them, without special tokens, normalizer or decoder.
 """
 
 import json
@@ -26,29 +26,29 @@ from transduce.text.unigram import learn_unigram_scores
 from transduce.text.word_cache import WordTable
 
 _FIXED_BASE = 0x10F000
-_FIXED_PIECES = tuple(chr(_FIXED_BASE + i) for i in range(NUM_FIXED_IDS))
-_FIXED = f"{_FIXED_PIECES[0]}-{_FIXED_PIECES[-1]}"  # inside the brackets of a regular expression
+_FIXED_TOKENS = tuple(chr(_FIXED_BASE + i) for i in range(NUM_FIXED_IDS))
+_FIXED = f"{_FIXED_TOKENS[0]}-{_FIXED_TOKENS[-1]}"  # inside the brackets of a regular expression
 _FIXED_RUN = re.compile(f"[{_FIXED}]+")
 
-_MIN_PAIR_COUNT = 2  # a pair of pieces seen once is no reason for a BPE merge
+_MIN_PAIR_COUNT = 2  # a pair of tokens seen once is no reason for a BPE merge
 
-_MAX_RESPELL_LEN = 32  # characters, of a piece that spells a part of another; bounds the search in endless words
+_MAX_RESPELL_LEN = 32  # characters of a token that spells a part of another; bounds the search in endless words
 
-_LINES_PER_CALL = 10_000  # bounds the library's memory per call, and lets Ctrl-C through between calls
+_LINES_PER_CALL = 10_000  # bounds the memory of the library, which Ctrl-C cannot interrupt within a call
 
-# A word carries the blank before it; letters with their marks, single digits and punctuation part; nothing is lost.
+# A word carries the space before it; letters with their marks, single digits and punctuation are apart; none is lost.
 _SUBWORD = rf"[{_FIXED}]| ?[\p{{L}}\p{{M}}]+| ?\p{{N}}| ?[^ \p{{L}}\p{{M}}\p{{N}}{_FIXED}]+| +(?= )| "
 SUBWORD_BORDERS = pre_tokenizers.Split(tokenizers.Regex(_SUBWORD), "isolated")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The pieces of one side and how a line is split into them; control ids are numbered here and used elsewhere."""
+    """The tokens of one side, and how a line is split into them; the tokenizer adds the control ids."""
 
     kind: Kind
-    pieces: tuple[str, ...]  # by id, the fixed ones first
-    merges: tuple[tuple[str, str], ...] = ()  # bpe: the pairs to join, first come first
-    scores: tuple[float, ...] = ()  # unigram: natural log-probability of each piece that is not fixed
+    tokens: tuple[str, ...]  # by id, the fixed ones first
+    merges: tuple[tuple[str, str], ...] = ()  # bpe: the pairs to join, in order of priority
+    scores: tuple[float, ...] = ()  # unigram: natural log-probability of each token that is not fixed
 
     def encode(self, lines: Sequence[str]) -> Iterator[list[int]]:
         """The ids of each line, which must be free of newlines and lone surrogates."""
@@ -59,72 +59,72 @@ class Vocabulary:
         return self._encode_subwords(lines)
 
     def respell(self, ids: list[int], end: int) -> list[int]:
-        """The same text in ids below `end`: other pieces, the longest first, and bytes where there is none."""
+        """The same text in ids below `end`: a token above is split into the longest ones below, or else bytes."""
         if max(ids) < end:
             return ids
-        return list(chain.from_iterable([i] if i < end else self._respell_piece(self.pieces[i], end) for i in ids))
+        return list(chain.from_iterable([i] if i < end else self._respell_token(self.tokens[i], end) for i in ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; control ids are skipped."""
-        text = "".join(self.pieces[i] for i in ids if i >= len(CONTROL_NAMES))
+        text = "".join(self.tokens[i] for i in ids if i >= len(CONTROL_NAMES))
         text = _FIXED_RUN.sub(_read_bytes, text)
         return text if self.kind == "characters" else text.removeprefix(" ")
 
     def name(self, i: int) -> str:
-        """What pictures and tables show for one id: a word without its blank, in other pieces a blank as ▁."""
+        """The readable name of one id: a word without its space, any other token with ▁ for a space."""
         if i < len(CONTROL_NAMES):
             return CONTROL_NAMES[i]
         if i < NUM_FIXED_IDS:
             return f"<0x{i - len(CONTROL_NAMES):02X}>"
-        piece = self.pieces[i]
-        return piece[1:] if self.kind == "words" and piece != " " else piece.replace(" ", "▁")
+        token = self.tokens[i]
+        return token[1:] if self.kind == "words" and token != " " else token.replace(" ", "▁")
 
     def bytes_of(self, i: int) -> bytes:
-        """What one id adds to a text, in UTF-8: a piece may be a part of a character."""
+        """The UTF-8 bytes that one id adds to a text, maybe only a part of a character."""
         if i < NUM_FIXED_IDS:
             return bytes([i - len(CONTROL_NAMES)]) if i >= len(CONTROL_NAMES) else b""
-        return self.pieces[i].encode()
+        return self.tokens[i].encode()
 
-    def with_target_pieces_first(self, tgt_lines: Sequence[str]) -> tuple["Vocabulary", int]:
-        """The same vocabulary numbered anew, and how many ids are fixed or occur in `tgt_lines`."""
+    def with_target_tokens_first(self, tgt_lines: Sequence[str]) -> tuple["Vocabulary", int]:
+        """The vocabulary renumbered, and how many ids come first: the fixed ones and those in `tgt_lines`."""
         seen = set(chain.from_iterable(self.encode(tgt_lines)))
-        learnt = range(NUM_FIXED_IDS, len(self.pieces))
-        order = sorted(learnt, key=lambda i: i not in seen)  # stable: within each half the order stays
+        learned = range(NUM_FIXED_IDS, len(self.tokens))
+        order = sorted(learned, key=lambda i: i not in seen)  # stable: within each half the order stays
         renumbered = replace(
             self,
-            pieces=_FIXED_PIECES + tuple(self.pieces[i] for i in order),
+            tokens=_FIXED_TOKENS + tuple(self.tokens[i] for i in order),
             scores=tuple(self.scores[i - NUM_FIXED_IDS] for i in order) if self.scores else (),
         )
-        return renumbered, NUM_FIXED_IDS + sum(i in seen for i in learnt)
+        return renumbered, NUM_FIXED_IDS + sum(i in seen for i in learned)
 
     def to_dict(self) -> dict[str, Any]:
-        learnt = self.pieces[NUM_FIXED_IDS:]
-        return {"kind": self.kind, "pieces": learnt, "merges": self.merges, "scores": self.scores}
+        learned = self.tokens[NUM_FIXED_IDS:]
+        return {"kind": self.kind, "pieces": learned, "merges": self.merges, "scores": self.scores}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Vocabulary":
         merges = tuple((left, right) for left, right in saved["merges"])
-        return cls(saved["kind"], _FIXED_PIECES + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
+        return cls(saved["kind"], _FIXED_TOKENS + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
-        return {piece: i for i, piece in enumerate(self.pieces)}
+        return {token: i for i, token in enumerate(self.tokens)}
 
     @cached_property
     def _unknown(self) -> re.Pattern[str]:
-        return _any_character_outside(piece for piece in self.pieces[NUM_FIXED_IDS:] if len(piece) == 1)
+        return _any_character_outside(token for token in self.tokens[NUM_FIXED_IDS:] if len(token) == 1)
 
     @cached_property
     def _splitter(self) -> tokenizers.Tokenizer:
         if self.kind == "bpe":
             return _splitter_of(models.BPE(self._id_of, list(self.merges)))
-        scores = (0.0,) * NUM_FIXED_IDS + self.scores  # a fixed piece has no rival, so any score does
-        return _splitter_of(models.Unigram(list(zip(self.pieces, scores, strict=True)), None, False))
+        scores = (0.0,) * NUM_FIXED_IDS + self.scores  # nothing else spells a fixed token, so any score does
+        return _splitter_of(models.Unigram(list(zip(self.tokens, scores, strict=True)), None, False))
 
     def _spell_unknown(self, text: str) -> str:
-        return self._unknown.sub(lambda match: "".join(_FIXED_PIECES[i] for i in _byte_ids(match[0])), text)
+        return self._unknown.sub(lambda match: "".join(_FIXED_TOKENS[i] for i in _byte_ids(match[0])), text)
 
-    def _respell_piece(self, text: str, end: int) -> list[int]:
+    def _respell_token(self, text: str, end: int) -> list[int]:
         ids: list[int] = []
         while text:
             prefixes = (text[:length] for length in range(min(len(text), _MAX_RESPELL_LEN), 0, -1))
@@ -141,12 +141,12 @@ class Vocabulary:
         return ids
 
     def _encode_subwords(self, lines: Sequence[str]) -> Iterator[list[int]]:
-        # A piece begins at every blank that stands alone between words (see _SUBWORD), as a WordTable needs it.
+        # A token begins at every single space between words (see _SUBWORD), as a WordTable needs it.
         table = WordTable(self._encode_whole)
         for start in range(0, len(lines), _LINES_PER_CALL):
             ids, lens = table.encode(lines[start : start + _LINES_PER_CALL])
-            rest = iter(ids.tolist())
-            yield from (list(islice(rest, length)) for length in lens.tolist())
+            remaining = iter(ids.tolist())
+            yield from (list(islice(remaining, length)) for length in lens.tolist())
 
     def _encode_whole(self, lines: Sequence[str]) -> Iterator[list[int]]:
         batch = [self._spell_unknown(" " + line) if line else "" for line in lines]
@@ -154,35 +154,35 @@ class Vocabulary:
 
 
 def learn_vocabulary(kind: Kind, lines: Sequence[str], vocab_size: int) -> Vocabulary:
-    """The pieces that `lines` suggest; `vocab_size` bounds bpe and unigram, the other kinds take all they see."""
+    """Learn the tokens of `lines`; `vocab_size` bounds bpe and unigram, the other kinds take all they see."""
     if kind == "characters":
-        return Vocabulary(kind, _FIXED_PIECES + _by_frequency(chain.from_iterable(lines)))
+        return Vocabulary(kind, _FIXED_TOKENS + _by_frequency(chain.from_iterable(lines)))
     if kind == "words":
-        return Vocabulary(kind, _FIXED_PIECES + _by_frequency(word for line in lines for word in _words(line)))
-    room = vocab_size - NUM_FIXED_IDS
-    # Half the room at most for single characters: a rare one costs a few bytes, a frequent word more.
-    alphabet = _by_frequency(chain.from_iterable(" " + line for line in lines if line))[: room // 2]
+        return Vocabulary(kind, _FIXED_TOKENS + _by_frequency(word for line in lines for word in _words(line)))
+    num_tokens = vocab_size - NUM_FIXED_IDS
+    # At most half of them single characters: a rare character costs a few bytes, a frequent word without a token more.
+    alphabet = _by_frequency(chain.from_iterable(" " + line for line in lines if line))[: num_tokens // 2]
     rare = _any_character_outside(alphabet)
-    stretches = (stretch for line in lines if line for stretch in rare.split(" " + line))
-    return (_learn_bpe if kind == "bpe" else _learn_unigram)(alphabet, stretches, room)
+    spans = (span for line in lines if line for span in rare.split(" " + line))  # between characters spelled by bytes
+    return (_learn_bpe if kind == "bpe" else _learn_unigram)(alphabet, spans, num_tokens)
 
 
-def _learn_bpe(alphabet: tuple[str, ...], stretches: Iterator[str], room: int) -> Vocabulary:
-    """Byte-pair encoding (Sennrich et al. 2016); the library breaks ties by id, so it repeats itself exactly."""
+def _learn_bpe(alphabet: tuple[str, ...], spans: Iterator[str], num_tokens: int) -> Vocabulary:
+    """Byte-pair encoding (Sennrich et al. 2016), reproducible as the library breaks ties by id."""
     trainer = trainers.BpeTrainer(
-        vocab_size=room, min_frequency=_MIN_PAIR_COUNT, initial_alphabet=list(alphabet), show_progress=False
+        vocab_size=num_tokens, min_frequency=_MIN_PAIR_COUNT, initial_alphabet=list(alphabet), show_progress=False
     )
     splitter = _splitter_of(models.BPE())
-    splitter.train_from_iterator(stretches, trainer)
-    learnt = json.loads(splitter.to_str())["model"]
-    pieces = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
-    return Vocabulary("bpe", _FIXED_PIECES + tuple(pieces), merges=tuple((a, b) for a, b in learnt["merges"]))
+    splitter.train_from_iterator(spans, trainer)
+    model = json.loads(splitter.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return Vocabulary("bpe", _FIXED_TOKENS + tuple(tokens), merges=tuple((a, b) for a, b in model["merges"]))
 
 
-def _learn_unigram(alphabet: tuple[str, ...], stretches: Iterator[str], room: int) -> Vocabulary:
-    words = Counter(word for stretch in stretches for word, _ in SUBWORD_BORDERS.pre_tokenize_str(stretch))
-    scores = learn_unigram_scores(words, alphabet, room)
-    return Vocabulary("unigram", _FIXED_PIECES + tuple(scores), scores=tuple(scores.values()))
+def _learn_unigram(alphabet: tuple[str, ...], spans: Iterator[str], num_tokens: int) -> Vocabulary:
+    words = Counter(word for span in spans for word, _ in SUBWORD_BORDERS.pre_tokenize_str(span))
+    scores = learn_unigram_scores(words, alphabet, num_tokens)
+    return Vocabulary("unigram", _FIXED_TOKENS + tuple(scores), scores=tuple(scores.values()))
 
 
 def _splitter_of(model: Any) -> tokenizers.Tokenizer:
@@ -191,19 +191,19 @@ def _splitter_of(model: Any) -> tokenizers.Tokenizer:
     return splitter
 
 
-def _by_frequency(pieces: Iterable[str]) -> tuple[str, ...]:
-    """Each piece that may enter a vocabulary once, frequent ones first, equally frequent ones by code point."""
-    counts = Counter(pieces)
-    return tuple(sorted((p for p in counts if not _FIXED_RUN.search(p)), key=lambda p: (-counts[p], p)))
+def _by_frequency(tokens: Iterable[str]) -> tuple[str, ...]:
+    """The distinct tokens that a vocabulary may hold, frequent ones first, equally frequent ones by code point."""
+    counts = Counter(tokens)
+    return tuple(sorted((t for t in counts if not _FIXED_RUN.search(t)), key=lambda t: (-counts[t], t)))
 
 
 def _any_character_outside(alphabet: Iterable[str]) -> re.Pattern[str]:
-    # The fixed block is outside every alphabet; `\n` is in no line, and keeps the brackets from being empty.
+    # The fixed block is outside every alphabet; a newline is in no line and keeps the brackets from being empty.
     return re.compile("[^\n" + "".join(map(re.escape, alphabet)) + "]")
 
 
 def _words(line: str) -> list[str]:
-    """The words with the blank before each, so that they join to " " + line; none for the empty line."""
+    """The words, each with the space before it, so that they join to " " + line; none for the empty line."""
     return [" " + word for word in line.split(" ")] if line else []
 
 
@@ -212,5 +212,5 @@ def _byte_ids(text: str) -> list[int]:
 
 
 def _read_bytes(run: re.Match[str]) -> str:
-    spelled = bytes(ord(piece) - _FIXED_BASE - len(CONTROL_NAMES) for piece in run[0])
-    return spelled.decode(errors="replace").replace("\n", "\N{REPLACEMENT CHARACTER}")
+    content = bytes(ord(token) - _FIXED_BASE - len(CONTROL_NAMES) for token in run[0])
+    return content.decode(errors="replace").replace("\n", "\N{REPLACEMENT CHARACTER}")

@@ -1,4 +1,4 @@
-"""Lines to ids at the speed of a look-up: what a word is split into is worked out once, not wherever it occurs."""
+"""Word cache in front of a tokenizer: each distinct word is segmented once, not wherever it occurs."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from transduce.text.ragged import Ragged
 
-_MOST_UNITS_KEPT = 200_000  # the table starts anew above: some 50 MB at most
-_LONGEST_UNIT_KEPT = 256  # characters: one longer makes the table start anew after its lines
+_MOST_UNITS_KEPT = 200_000  # some 50 MB; with more, the table starts anew
+_LONGEST_UNIT_KEPT = 256  # characters; after a longer unit, the table starts anew
 
 
 class WordTable:
-    """Encodes lines by their words, of which it remembers the ids; `encode_whole` says the ids of any texts.
+    """Line encoder that looks up the ids of words it has seen; `encode_whole` encodes new ones.
 
-    For an `encode_whole` in which no piece goes on across a single blank between two words, so that the ids of a line
-    are those of its words, joined. A line with other blanks than those is encoded as one word.
+    It needs an `encode_whole` in which no token continues across a single space between two words, so that the ids of
+    a line are those of its words, joined. A line with any other space is encoded as one unit.
     """
 
     def __init__(self, encode_whole: Callable[[list[str]], Iterable[Sequence[int]]]) -> None:
@@ -25,26 +25,26 @@ class WordTable:
         self._forget()
 
     def _forget(self) -> None:
-        self._number_of: dict[str, int] = defaultdict(count().__next__)  # numbers a word when it first comes
+        self._number_of: dict[str, int] = defaultdict(count().__next__)  # numbers a unit when it first occurs
         self._units = Ragged.of([])
         self._has_long_unit = False
 
     def encode(self, lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """The ids of all `lines`, end to end, and how many each line has."""
+        """The ids of all `lines`, end to end, and the number of ids of each line."""
         if not lines:
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
         if self._has_long_unit or len(self._number_of) > _MOST_UNITS_KEPT:
             self._forget()
-        # No line holds a line feed, so it can stand for the blanks of a line that is not to be taken apart.
-        marked = [line if _has_single_blanks(line) else line.replace(" ", "\n") for line in lines]
+        # No line holds a newline, so one can stand for the spaces of a line that must not be split.
+        marked = [line if _has_single_spaces(line) else line.replace(" ", "\n") for line in lines]
         units = " ".join(marked).split(" ")
         num_known = len(self._number_of)
         numbers = np.fromiter(map(self._number_of.__getitem__, units), dtype=np.int64, count=len(units))
         if num_new := len(self._number_of) - num_known:
             self._learn(num_new)
-        found = self._units.select(numbers)
+        encoded = self._units.select(numbers)
         num_units = np.fromiter((line.count(" ") for line in marked), dtype=np.int64, count=len(marked)) + 1
-        return found.ids, np.add.reduceat(found.lens, np.cumsum(num_units) - num_units, dtype=np.int64)
+        return encoded.ids, np.add.reduceat(encoded.lens, np.cumsum(num_units) - num_units, dtype=np.int64)
 
     def _learn(self, num_new: int) -> None:
         """Adds the ids of the units that were numbered last."""
@@ -53,6 +53,6 @@ class WordTable:
         self._has_long_unit = any(len(unit) > _LONGEST_UNIT_KEPT for unit in new)
 
 
-def _has_single_blanks(line: str) -> bool:
-    """Whether the blanks of a line are single and between words."""
+def _has_single_spaces(line: str) -> bool:
+    """Whether every space of a line is single and between words."""
     return "  " not in line and line[:1] != " " and line[-1:] != " "
