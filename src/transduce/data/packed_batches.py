@@ -1,4 +1,4 @@
-"""Batches without padding and of constant shape, for a GPU: sentences end to end in one row (see `model.packing`)."""
+"""Packed batches for a GPU: sentences end to end in one row, of constant shape and unpadded (see `model.packing`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ from transduce.errors import TransduceError
 from transduce.model.packing import Packing
 from transduce.text.tokenizer import Tokenizer
 
-# What is left of a row is filled with this many sentences of padding ids. They are computed and count for nothing.
+# The rest of a row is filled with this many sentences of padding ids, which are computed but have no loss. They are
+# several so as to be short: the longest sentence of a row, filler or not, decides which shape attention gets.
 _NUM_FILLERS = 8
-# Few shapes may occur, as each is recorded or compiled anew: the number of sentences is rounded up to a multiple of
-# this, and the longest sentence of both sides to one power of two, at least the other.
+# A new shape is a new CUDA graph or compilation, so few may occur: the number of sentences is rounded up to a multiple
+# of the first, and the longest sentence of both sides to a power of two, at least the second.
 _CAPACITY_ROUNDING, _LEAST_MAX_LEN = 256, 64
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Pairs of one forward pass, each side end to end in one row; compare `data.Batch`."""
+    """Pairs of one forward pass, each side end to end in one row; compare `data.batches.Batch`."""
 
     src: Int[Tensor, "1 src_tokens"]
     tgt_in: Int[Tensor, "1 tgt_tokens"]
@@ -33,11 +34,11 @@ class PackedBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Packing, Packing]:
-        """What `forward_packed` is given."""
+        """The arguments of `forward_packed`."""
         return self.src, self.tgt_in, self.src_packing, self.tgt_packing
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """Copied in the background if the device is a GPU."""
+        """The batch on another device; to a GPU it is copied in the background."""
         return PackedBatch(
             to_device(self.src, device),
             to_device(self.tgt_in, device),
@@ -63,7 +64,7 @@ def pack_batches(
     batch_tokens: int,
     order: Sequence[int] | NDArray[np.integer],
 ) -> list[NDArray[np.intp]]:
-    """The rows of `order`, as they come, cut into batches of at most `batch_tokens` tokens on either side.
+    """The rows of `order`, in that order, as batches of at most `batch_tokens` tokens on either side.
 
     A pair longer than that is a batch of its own. Nothing is sorted: without padding, lengths may mix.
     """
@@ -72,26 +73,28 @@ def pack_batches(
     rows = np.asarray(order, dtype=np.intp)
     ends = np.stack([np.cumsum(lens[rows], dtype=np.int64) for lens in (src_lens, tgt_lens)])
     starts = [0] if len(rows) else []
+    # Each batch takes as many rows as fit: a binary search in the running sums, on both sides.
     while starts:
         before = ends[:, starts[-1] - 1] if starts[-1] else np.zeros(2, dtype=np.int64)
         fitting = min(int(np.searchsorted(ends[side], before[side] + batch_tokens, side="right")) for side in (0, 1))
-        following = max(fitting, starts[-1] + 1)
-        if following >= len(rows):
+        next_start = max(fitting, starts[-1] + 1)
+        if next_start >= len(rows):
             break
-        starts.append(following)
+        starts.append(next_start)
     return np.split(rows, starts[1:]) if starts else []
 
 
 def collate_packed(
     pairs: EncodedPairs, rows: Sequence[int] | NDArray[np.integer], *, num_tokens: int = 0
 ) -> PackedBatch:
-    """The batch of these rows with at least `num_tokens` tokens a side; the target is shifted as in `data.collate`.
+    """The batch of these rows with at least `num_tokens` tokens a side; the target is shifted as in `batches.collate`.
 
-    All batches of one `num_tokens` that fit into it have equal shapes, but for roundings.
+    All batches that fit into `num_tokens` have equal shapes, except where the roundings above differ.
     """
     index = np.asarray(rows, dtype=np.intp)
     src, tgt_out = pairs.joined(index)
     src_lens, tgt_lens = pairs.src_lens[index].astype(np.int64), pairs.tgt_lens[index].astype(np.int64)
+    # The row shifted by one: each sentence would begin with the eos of the one before it, so bos takes its place.
     tgt_in = np.concatenate([[Tokenizer.bos_id], tgt_out[:-1]])
     tgt_in[np.cumsum(tgt_lens)[:-1]] = Tokenizer.bos_id
     num_tokens = max(num_tokens, len(src), len(tgt_out)) + _NUM_FILLERS  # at least one token for each filler
@@ -115,9 +118,9 @@ def _filled(ids: NDArray[np.int64], num_tokens: int) -> Int[Tensor, "1 tokens"]:
 
 
 def _with_fillers(lens: NDArray[np.int64], num_tokens: int) -> NDArray[np.int64]:
-    num_left = num_tokens - int(lens.sum())
-    filler_lens = np.full(_NUM_FILLERS, num_left // _NUM_FILLERS)
-    filler_lens[: num_left % _NUM_FILLERS] += 1
+    num_free = num_tokens - int(lens.sum())
+    filler_lens = np.full(_NUM_FILLERS, num_free // _NUM_FILLERS)
+    filler_lens[: num_free % _NUM_FILLERS] += 1
     return np.concatenate([lens, filler_lens])
 
 
@@ -125,7 +128,8 @@ def _packing(lens: NDArray[np.int64], num_real: int, capacity: int, max_len: int
     num_tokens, starts = int(lens.sum()), np.cumsum(lens) - lens
     sentences = np.repeat(np.arange(len(lens)), lens)
     positions = np.arange(num_tokens) - np.repeat(starts, lens)
-    positions[sentences >= num_real] = 0  # a filler may be longer than any position that was learnt
+    positions[sentences >= num_real] = 0  # a filler may be longer than any learned position
+    # Sentences that do not exist begin at the end of the row and are empty: the shape depends on `capacity` alone.
     offsets = np.full(capacity + 1, num_tokens, dtype=np.int32)
     offsets[: len(lens)] = starts
     return Packing(torch.from_numpy(sentences), torch.from_numpy(positions), torch.from_numpy(offsets), max_len=max_len)

@@ -1,6 +1,6 @@
-"""Tasks that need no file: `copy`, `reverse` and `sort` of random letters, `addition` of random numbers, and `dates`.
+"""Synthetic tasks: `copy`, `reverse` and `sort` of random letters, `addition` of random numbers, and `dates`.
 
-The rows are the same on every machine and in every version of Python, and no source occurs twice.
+Their rows are the same on every machine and in every version of Python, and no source occurs twice.
 """
 
 import random
@@ -16,54 +16,54 @@ _SHORTEST_WORD, _LONGEST_WORD = 3, 12
 _LARGEST_ADDEND = 999
 _FIRST_YEAR, _LAST_YEAR = 1850, 2049
 
-Below: TypeAlias = Callable[[int], int]  # a random number from 0 to n - 1
+RandBelow: TypeAlias = Callable[[int], int]  # n -> a random number from 0 to n - 1
 
 
 @dataclass(frozen=True)
 class SmallTask:
-    """What a task asks for, and how one row of it is drawn."""
+    """A task, and the function that samples one row of it."""
 
     description: str
-    draw: Callable[[Below], tuple[str, str, str]]  # an identity that is used once, a source, a target
+    sample: Callable[[RandBelow], tuple[str, str, str]]  # an identity that occurs once, a source, a target
 
 
 def generate(name: str, split: str) -> list[tuple[str, str]]:
     """The rows (source, target) of one split of the task of this name."""
-    # Of Python's generators only `random()` is promised to give the same numbers in every version.
-    source_of_numbers = random.Random(name)
+    # Python promises the same numbers in every version for `random()` only, not for `randrange` or `choice`.
+    generator = random.Random(name)
     rows: dict[str, tuple[str, str]] = {}
     while len(rows) < sum(SPLITS.values()):
-        identity, source, target = SMALL_TASKS[name].draw(lambda n: int(source_of_numbers.random() * n))
+        identity, source, target = SMALL_TASKS[name].sample(lambda n: int(generator.random() * n))
         rows.setdefault(identity, (source, target))
     starts = dict(zip(SPLITS, accumulate(SPLITS.values(), initial=0), strict=False))
     return list(rows.values())[starts[split] : starts[split] + SPLITS[split]]
 
 
-def _of_letters(change: Callable[[str], str]) -> Callable[[Below], tuple[str, str, str]]:
-    def draw(below: Below) -> tuple[str, str, str]:
-        length = _SHORTEST_WORD + below(_LONGEST_WORD - _SHORTEST_WORD + 1)
-        word = "".join(_LETTERS[below(len(_LETTERS))] for _ in range(length))
+def _of_letters(change: Callable[[str], str]) -> Callable[[RandBelow], tuple[str, str, str]]:
+    def sample(randbelow: RandBelow) -> tuple[str, str, str]:
+        length = _SHORTEST_WORD + randbelow(_LONGEST_WORD - _SHORTEST_WORD + 1)
+        word = "".join(_LETTERS[randbelow(len(_LETTERS))] for _ in range(length))
         return word, word, change(word)
 
-    return draw
+    return sample
 
 
-def _addition(below: Below) -> tuple[str, str, str]:
-    a, b = below(_LARGEST_ADDEND + 1), below(_LARGEST_ADDEND + 1)
-    # One identity for a+b and b+a: whoever has seen the one knows the other.
+def _addition(randbelow: RandBelow) -> tuple[str, str, str]:
+    a, b = randbelow(_LARGEST_ADDEND + 1), randbelow(_LARGEST_ADDEND + 1)
+    # One identity for a+b and b+a: a model that has seen one knows the other.
     return f"{min(a, b)}+{max(a, b)}", f"{a}+{b}", str(a + b)
 
 
-def _date(below: Below) -> tuple[str, str, str]:
-    """A day in one of the ways in which people write it in English, some with the day of the week."""
+def _date(randbelow: RandBelow) -> tuple[str, str, str]:
+    """A date as people write it in English, in one of several forms, some with the day of the week."""
     first, last = date(_FIRST_YEAR, 1, 1).toordinal(), date(_LAST_YEAR, 12, 31).toordinal()
-    day = date.fromordinal(first + below(last - first + 1))
+    day = date.fromordinal(first + randbelow(last - first + 1))
     month, weekday = _MONTHS[day.month - 1], _WEEKDAYS[day.weekday()]
-    month, weekday = (name[:3] if below(2) else name for name in (month, weekday))
-    number = f"{day.day}{_ordinal_ending(day.day)}" if below(2) else str(day.day)
-    way = ("{d} {m} {y}", "{m} {d}, {y}", "the {d} of {m} {y}", "{y} {m} {d}")[below(4)]
-    text = way.format(d=number, m=month, y=day.year)
-    return day.isoformat(), f"{weekday}, {text}" if below(2) else text, day.isoformat()
+    month, weekday = (name[:3] if randbelow(2) else name for name in (month, weekday))
+    number = f"{day.day}{_ordinal_ending(day.day)}" if randbelow(2) else str(day.day)
+    template = ("{d} {m} {y}", "{m} {d}, {y}", "the {d} of {m} {y}", "{y} {m} {d}")[randbelow(4)]
+    text = template.format(d=number, m=month, y=day.year)
+    return day.isoformat(), f"{weekday}, {text}" if randbelow(2) else text, day.isoformat()
 
 
 def _ordinal_ending(number: int) -> str:
