@@ -396,8 +396,8 @@ def test_right_answers_without_lines_are_refused(run: Path, data: Path, room: Pa
 
 
 def test_the_part_that_fit_held_out_is_compared(own_run: Path, room: Path) -> None:
-    RunFolder(own_run).write_text("test.source", "ab\nba\n")
-    RunFolder(own_run).write_text("test.target", "ab\nba\n")
+    (own_run / "test.source").write_text("ab\nba\n")
+    (own_run / "test.target").write_text("ab\nba\n")
     found = export_of(own_run, room)
     assert (found["lines_from"], found["num_lines"]) == ("the test part that `fit` held out", 2)
 
