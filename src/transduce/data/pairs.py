@@ -1,7 +1,7 @@
-"""Pairs of text from files: the one place where corpora are read.
+"""Parallel text from files: the one place where corpora are read.
 
-A file is read as bytes and split on `\\n` only, so that line k here is line k of `wc -l`, `paste` and `sed`; everything
-else that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085, U+2028, U+2029) is text.
+A file is read as bytes and split on `\\n` only, so that line k is line k of `wc -l`, `paste` and `sed`; everything else
+that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085, U+2028, U+2029) is text.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from transduce.data.compression import decompressed, decompressed_chunks
 from transduce.data.parsing import (
     BYTE_ORDER_MARK,
     decode,
-    in_pieces,
-    mendings,
-    normalised,
+    normalized,
     refuse_long_line,
     refuse_no_pairs,
     refuse_number_of_paths,
     refuse_other_content,
     refuse_unequal,
+    repairs,
     row_reader,
+    split_chunks,
     split_lines,
     without_empty,
 )
@@ -32,12 +32,12 @@ from transduce.files.content import read_bytes, sha256_of
 
 @dataclass(frozen=True)
 class Pairs:
-    """Parallel text: `src[k]` belongs to `tgt[k]`."""
+    """Parallel text: `tgt[k]` is the target of `src[k]`."""
 
     src: list[str]
     tgt: list[str]
     skipped: dict[str, int]  # reason -> number of pairs left out, e.g. {"empty source": 3}
-    notes: list[str]  # what was mended in reading, one line each
+    notes: list[str]  # repairs made in reading, one line each
     sha256: dict[str, str]  # file, as given -> SHA-256 of its bytes on disk
 
     def __len__(self) -> int:
@@ -54,27 +54,27 @@ class _Text:
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, plain or compressed, without their ends (`\\n` or `\\r\\n`) and byte-order mark.
 
-    Raises DataError where the bytes are not UTF-8 or not all there, MissingInputError if there is no such file.
+    Raises DataError if the bytes are not UTF-8 or incomplete, MissingInputError if there is no such file.
     """
     return _read_text(path).lines
 
 
 def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
-    """The lines of a text that comes in chunks: after each one those that have come to their end, if any.
+    """The lines of a text in chunks: after each chunk, the lines that it completes, if any.
 
-    They are the lines of `read_lines`, and only an unfinished one is held. Raises DataError, naming the line, when it
-    comes to bytes that are not UTF-8 or not all there, or to a line of more than MOST_LINE_BYTES.
+    They are the lines of `read_lines`, but only an unfinished one is kept. Raises DataError, which names the line, when
+    it reaches bytes that are not UTF-8 or incomplete, or a line of more than MOST_LINE_BYTES.
     """
     unfinished: list[bytes] = []
     num_lines = num_unfinished = 0
-    for piece in in_pieces(decompressed_chunks(chunks, name)):
-        end = piece.rfind(b"\n") + 1
+    for chunk in split_chunks(decompressed_chunks(chunks, name)):
+        end = chunk.rfind(b"\n") + 1
         lines: list[str] = []
         if end:
-            lines = next_lines(b"".join([*unfinished, piece[:end]]), name, num_lines)
+            lines = next_lines(b"".join([*unfinished, chunk[:end]]), name, num_lines)
             num_lines += len(lines)
             unfinished, num_unfinished = [], 0
-        unfinished.append(piece[end:])
+        unfinished.append(chunk[end:])
         num_unfinished += len(unfinished[-1])
         refuse_long_line(num_unfinished, name, num_lines + 1)
         yield lines
@@ -82,7 +82,7 @@ def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
 
 
 def next_lines(content: bytes, name: str, num_before: int) -> list[str]:
-    """The lines of some whole lines of a file, of which `num_before` come before these. Raises DataError as above."""
+    """The lines in the next bytes of a file, after `num_before` lines. Raises DataError as `iterate_blocks` does."""
     if num_before == 0:
         refuse_other_content(content, name)
     text = decode(content, name, first_line=num_before + 1)
@@ -90,11 +90,11 @@ def next_lines(content: bytes, name: str, num_before: int) -> list[str]:
 
 
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:
-    """Parallel text from one file of pairs or from two files, line k of one belonging to line k of the other.
+    """Parallel text from one file of pairs, or from two files in which line k of one belongs to line k of the other.
 
     One file is `.tsv` (source, tab, target) or `.jsonl` (one object a line with "source" and "target", or "src" and
-    "tgt"); two are plain text under any name. All may be compressed by gzip, xz or Zstandard, which is told from
-    their first bytes. Pairs with an empty or blank side are skipped and counted.
+    "tgt"); two are plain text under any name. All may be compressed by gzip, xz or Zstandard, recognized by
+    their first bytes. Pairs with a side that is empty or all whitespace are skipped and counted.
     """
     refuse_number_of_paths(paths)
     texts = {str(path): _read_text(Path(path)) for path in paths}
@@ -106,8 +106,8 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
 
 
-def with_more(pairs: Pairs, more: Pairs) -> Pairs:
-    """`pairs`, followed by those of `more` that are not among them, each once."""
+def extend_pairs(pairs: Pairs, more: Pairs) -> Pairs:
+    """`pairs`, followed by the distinct pairs of `more` that are not among them."""
     known = set(zip(pairs.src, pairs.tgt, strict=True))
     new = [pair for pair in dict.fromkeys(zip(more.src, more.tgt, strict=True)) if pair not in known]
     skipped = Counter(pairs.skipped) + Counter(more.skipped) + Counter({"already there": len(more) - len(new)})
@@ -121,12 +121,13 @@ def with_more(pairs: Pairs, more: Pairs) -> Pairs:
 
 
 def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
-    """How many rows of `other` occur in `train`: as a "pair", by their "source", by their "target".
+    """The number of rows of `other` that occur in `train`: as "pairs", by their "source", by their "target".
 
-    Compared without regard to case and to the number and kind of blanks.
+    Compared without regard to case and to the amount and kind of whitespace.
     """
-    train_src, train_tgt = [normalised(s) for s in train.src], [normalised(t) for t in train.tgt]
-    src, tgt = [normalised(s) for s in other.src], [normalised(t) for t in other.tgt]
+    train_src, train_tgt, src, tgt = (
+        [normalized(text) for text in side] for side in (train.src, train.tgt, other.src, other.tgt)
+    )
     pairs, sources, targets = set(zip(train_src, train_tgt, strict=True)), set(train_src), set(train_tgt)
     return {
         "pairs": sum(pair in pairs for pair in zip(src, tgt, strict=True)),
@@ -139,9 +140,9 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
     """Train, validation and test parts that share no source and no target, compared as in `count_overlap`.
 
     Rows with the same source or the same target, directly or through others, form a group, and a group stays
-    together. Groups are drawn in the order of their SHA-256 while they fit into `test`, then `valid` rows, so the
-    parts hold at most that many; the largest group always stays in train. The parts depend on the set of rows and
-    not on their order, and neither does the order within a part. Raises DataError if a wanted part would be empty.
+    together. Groups are taken in the order of their SHA-256 while they fit into `test`, then `valid` rows, so the
+    parts hold at most that many; the largest group always stays in train. The parts, and the order within each, depend
+    on the set of rows and not on their order. Raises DataError if a requested part would be empty.
     """
     if valid < 0 or test < 0 or valid + test >= len(pairs):
         raise TransduceError(
@@ -151,22 +152,23 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
     digests = [_digest(source, target) for source, target in zip(pairs.src, pairs.tgt, strict=True)]
 
     def group_digest(rows: list[int]) -> bytes:
-        # Hashed again, for the least of many is small, and large groups would always come first.
+        # Hashed again: the least of many hashes is small, so that large groups would always come first.
         return hashlib.sha256(min(digests[row] for row in rows)).digest()
 
+    # An order by hash is as good as random, but needs no seed and does not change with the order of the rows.
     groups = sorted(_linked_rows(pairs), key=group_digest)
-    kept = max(range(len(groups)), key=lambda number: len(groups[number]))
-    free = groups[:kept] + groups[kept + 1 :]
-    test_rows, free = _draw(free, test)
-    valid_rows, free = _draw(free, valid)
-    for name, asked, rows in (("validation", valid, valid_rows), ("test", test, test_rows)):
-        if asked and not rows:
+    largest = max(range(len(groups)), key=lambda number: len(groups[number]))
+    remaining = groups[:largest] + groups[largest + 1 :]
+    test_rows, remaining = _take(remaining, test)
+    valid_rows, remaining = _take(remaining, valid)
+    for name, limit, rows in (("validation", valid, valid_rows), ("test", test, test_rows)):
+        if limit and not rows:
             raise DataError(
-                f"No {name} part of {asked:,} rows can be held out: the {len(pairs):,} pairs fall into {len(groups):,} "
-                f"groups linked by equal sources or targets, the largest of {len(groups[kept]):,}. "
+                f"No {name} part of {limit:,} rows can be held out: the {len(pairs):,} pairs fall into {len(groups):,} "
+                f"groups linked by equal sources or targets, the largest of {len(groups[largest]):,}. "
                 f"Give a {name} file of your own."
             )
-    train_rows = groups[kept] + [row for rows in free for row in rows]
+    train_rows = groups[largest] + [row for rows in remaining for row in rows]
 
     def part(rows: list[int]) -> Pairs:
         ordered = sorted(rows, key=lambda row: digests[row])
@@ -182,8 +184,8 @@ def _read_text(path: Path) -> _Text:
     text = decode(content, str(path))
     has_mark = text.startswith(BYTE_ORDER_MARK)
     lines = split_lines(text.removeprefix(BYTE_ORDER_MARK))
-    told = mendings(has_mark=has_mark, num_crlf=text.count("\r\n"), num_lines=len(lines))
-    return _Text(lines, [f"{path}: {what}" for what in told], sha256_of(raw))
+    notes = repairs(has_mark=has_mark, num_crlf=text.count("\r\n"), num_lines=len(lines))
+    return _Text(lines, [f"{path}: {note}" for note in notes], sha256_of(raw))
 
 
 def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, str]]:
@@ -196,7 +198,7 @@ def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
     read_row = row_reader(name)
     end = len(lines)
     while end and not lines[end - 1]:
-        end -= 1  # empty lines at the end are a habit of editors
+        end -= 1  # editors like to add empty lines at the end
     return (read_row(line, f"{name}, line {number}") for number, line in enumerate(lines[:end], 1))
 
 
@@ -206,11 +208,12 @@ def _digest(source: str, target: str) -> bytes:
 
 
 def _linked_rows(pairs: Pairs) -> list[list[int]]:
-    """The rows in groups connected by equal sources or equal targets (union-find)."""
-    parents = list(range(len(pairs)))
+    """The rows in groups connected by equal sources or equal targets: the components of a graph, by union-find."""
+    parents = list(range(len(pairs)))  # a forest: each group is a tree, and its root stands for it
 
     def root(row: int) -> int:
         while parents[row] != row:
+            # Path halving: every other node on the way is attached to its grandparent, so that trees stay flat.
             parents[row] = parents[parents[row]]
             row = parents[row]
         return row
@@ -218,20 +221,21 @@ def _linked_rows(pairs: Pairs) -> list[list[int]]:
     for side in (pairs.src, pairs.tgt):
         first_with: dict[str, int] = {}
         for row, text in enumerate(side):
-            parents[root(row)] = root(first_with.setdefault(normalised(text), row))
+            # Union with the first row of the same text; rows that share one are so joined without a look at all pairs.
+            parents[root(row)] = root(first_with.setdefault(normalized(text), row))
     groups: dict[int, list[int]] = {}
     for row in range(len(pairs)):
         groups.setdefault(root(row), []).append(row)
     return list(groups.values())
 
 
-def _draw(groups: list[list[int]], num_rows: int) -> tuple[list[int], list[list[int]]]:
-    """Rows of the first groups that fit into `num_rows`, and the groups left."""
-    drawn: list[int] = []
-    left = []
+def _take(groups: list[list[int]], num_rows: int) -> tuple[list[int], list[list[int]]]:
+    """The rows of the first groups that fit into `num_rows`, and the remaining groups."""
+    taken: list[int] = []
+    remaining = []
     for rows in groups:
-        if len(drawn) + len(rows) <= num_rows:
-            drawn += rows
+        if len(taken) + len(rows) <= num_rows:
+            taken += rows
         else:
-            left.append(rows)
-    return drawn, left
+            remaining.append(rows)
+    return taken, remaining

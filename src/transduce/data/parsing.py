@@ -1,4 +1,4 @@
-"""What the bytes of a corpus say, line by line: text, rows of two sides, and every way in which they can be wrong."""
+"""Parsing of a corpus: bytes to text, lines and rows of two sides, and an error for all that can be wrong with them."""
 
 import json
 from collections import Counter
@@ -10,11 +10,11 @@ from transduce.data.compression import COMPRESSED_SUFFIXES
 from transduce.errors import DataError, TransduceError
 
 BYTE_ORDER_MARK = "\ufeff"
-MOST_LINE_BYTES = 1 << 24  # of a text not to be held in memory: no sentence, and its ids take some hundred megabytes
-PIECE_BYTES = 1 << 16  # looked at together: a chunk unpacked can be a thousand times as long as it was
+MOST_LINE_BYTES = 1 << 24  # of streamed text: more is no sentence, and its ids take some hundred megabytes
+_MOST_CHUNK_BYTES = 1 << 16  # examined together: a decompressed chunk can be a thousand times as long as it was
 _MOST_KEYS_SHOWN = 8
 
-# First bytes -> what it is, what to do. UTF-32 little-endian starts as UTF-16 does, so it stands before it.
+# First bytes -> format, advice. UTF-32 little-endian begins as UTF-16 does, so it comes before it.
 _REFUSED = {
     b"\xff\xfe\x00\x00": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
     b"\x00\x00\xfe\xff": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
@@ -24,11 +24,11 @@ _REFUSED = {
     b"BZh": ("a bzip2 file", "Unpack it with `bunzip2`; .gz, .xz and .zst are read as they are."),
 }
 
-RowReader = Callable[[str, str], tuple[str, str]]  # a line, and where it is -> source and target
+RowReader = Callable[[str, str], tuple[str, str]]  # a line, and its place for errors -> source and target
 
 
 def refuse_number_of_paths(paths: Sequence[object]) -> None:
-    """Raises TransduceError unless there are one or two."""
+    """Raise TransduceError unless there are one or two paths."""
     if len(paths) not in (1, 2) or isinstance(paths, str):
         number = "a bare string" if isinstance(paths, str) else f"{len(paths)} paths"
         raise TransduceError(
@@ -37,14 +37,14 @@ def refuse_number_of_paths(paths: Sequence[object]) -> None:
 
 
 def refuse_other_content(start: bytes, name: str) -> None:
-    """Raises DataError if a file starts as one that is known not to be UTF-8 text."""
+    """Raise DataError if a file begins as a known format does that is not UTF-8 text."""
     for mark, (kind, advice) in _REFUSED.items():
         if start.startswith(mark):
             raise DataError(f"{name}: this is {kind}, not UTF-8 text. {advice}")
 
 
 def decode(content: bytes, name: str, *, first_line: int = 1) -> str:
-    """The text of whole lines, of which the first is line `first_line` of the file. Raises DataError if not UTF-8."""
+    """The text of whole lines from line `first_line` of the file on. Raises DataError if it is not UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -57,20 +57,21 @@ def decode(content: bytes, name: str, *, first_line: int = 1) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines without their ends, `\\n` or `\\r\\n`; what follows the last line end is a line if it is not empty."""
+    """The lines without their ends, `\\n` or `\\r\\n`; text after the last line end is a line if it is not empty."""
     lines = text.replace("\r\n", "\n").split("\n")
     if not lines[-1]:
         lines.pop()
     return lines
 
 
-def in_pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, at most PIECE_BYTES at a time."""
-    return (chunk[start : start + PIECE_BYTES] for chunk in chunks for start in range(0, len(chunk), PIECE_BYTES))
+def split_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in chunks of bounded size."""
+    size = _MOST_CHUNK_BYTES
+    return (chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size))
 
 
 def refuse_long_line(num_bytes: int, name: str, line: int) -> None:
-    """Raises DataError if so many bytes of a line without its end are more than a text that is streamed may have."""
+    """Raise DataError if an unfinished line of streamed text already has more than MOST_LINE_BYTES."""
     if num_bytes > MOST_LINE_BYTES:
         raise DataError(
             f"{name}, line {line}: no line end in {num_bytes:,} bytes, and a line may have {MOST_LINE_BYTES:,}. Give "
@@ -78,17 +79,17 @@ def refuse_long_line(num_bytes: int, name: str, line: int) -> None:
         )
 
 
-def mendings(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
-    """What was mended in reading a file, one line each."""
-    told = ["byte-order mark removed"] if has_mark else []
+def repairs(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
+    """One line for each kind of repair made in reading a file."""
+    notes = ["byte-order mark removed"] if has_mark else []
     if num_crlf:
         share = "" if num_crlf >= num_lines - 1 else f" ({num_crlf:,} of {num_lines:,} lines)"
-        told.append(f"CRLF line ends removed{share}")
-    return told
+        notes.append(f"CRLF line ends removed{share}")
+    return notes
 
 
 def refuse_unequal(names: Sequence[str], num_lines: Sequence[int]) -> None:
-    """Raises DataError if two parallel files differ in their numbers of lines."""
+    """Raise DataError if two parallel files differ in their numbers of lines."""
     if num_lines[0] != num_lines[1]:
         raise DataError(
             f"{names[0]} has {num_lines[0]:,} lines and {names[1]} has {num_lines[1]:,}: line k of one must belong to "
@@ -97,7 +98,7 @@ def refuse_unequal(names: Sequence[str], num_lines: Sequence[int]) -> None:
 
 
 def row_reader(name: str) -> RowReader:
-    """How a line of one file of pairs is read, by the file's name. Raises TransduceError for another name."""
+    """The reader of rows for a file of pairs, by its suffix. Raises TransduceError for any other suffix."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes.pop()
@@ -112,7 +113,7 @@ def row_reader(name: str) -> RowReader:
 
 
 def without_empty(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str], dict[str, int]]:
-    """Both sides of the rows that have two, and how many have not, by reason."""
+    """Sources and targets of the rows in which neither is empty, and the number of other rows by reason."""
     src, tgt = [], []
     skipped: Counter[str] = Counter()
     for source, target in rows:
@@ -127,16 +128,16 @@ def without_empty(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]
 
 
 def refuse_no_pairs(num_pairs: int, skipped: Mapping[str, int], names: Sequence[str]) -> None:
-    """Raises DataError if there is nothing to learn from."""
-    where = " and ".join(names)
+    """Raise DataError if there is nothing to learn from."""
+    files = " and ".join(names)
     if not num_pairs and skipped:
-        raise DataError(f"{where}: no pair left: {', '.join(f'{n} with {why}' for why, n in skipped.items())}.")
+        raise DataError(f"{files}: no pair left: {', '.join(f'{n} with {reason}' for reason, n in skipped.items())}.")
     if not num_pairs:
-        raise DataError(f"{where}: no pairs: the file is empty.")
+        raise DataError(f"{files}: no pairs: the file is empty.")
 
 
 def refuse_all_too_long(num_pairs: int, *, max_len: int, shortest: int) -> None:
-    """Raises DataError if the shortest of the pairs, by its longer side in ids, is longer than `max_len`."""
+    """Raise DataError if even the shortest pair, by its longer side in ids, is longer than `max_len`."""
     if num_pairs and shortest > max_len:
         raise DataError(
             f"No pair is left: in each of the {num_pairs:,} a side is longer than max_len ({max_len}) ids; "
@@ -144,8 +145,8 @@ def refuse_all_too_long(num_pairs: int, *, max_len: int, shortest: int) -> None:
         )
 
 
-def normalised(text: str) -> str:
-    """A text without regard to case and to the number and kind of its blanks."""
+def normalized(text: str) -> str:
+    """A text with case folded and each run of whitespace made one space, for comparisons."""
     return " ".join(text.casefold().split())
 
 
@@ -166,16 +167,16 @@ def _jsonl_row(line: str, where: str) -> tuple[str, str]:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg} at character {error.colno}.") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
         raise DataError(f"{where}: not JSON that can be read ({type(error).__name__}).") from None
-    wanted = 'an object with the strings "source" and "target" (or "src" and "tgt")'
+    expected = 'an object with the strings "source" and "target" (or "src" and "tgt")'
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {wanted} is needed, found {_json_type(row)}.")
+        raise DataError(f"{where}: {expected} is needed, found {_json_type(row)}.")
     for source_key, target_key in (("source", "target"), ("src", "tgt")):
         if source_key in row and target_key in row:
             return _string(row, source_key, where), _string(row, target_key, where)
     shown = [json.dumps(key) for key in list(row)[:_MOST_KEYS_SHOWN]] + ["..."] * (len(row) > _MOST_KEYS_SHOWN)
-    raise DataError(f"{where}: {wanted} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
+    raise DataError(f"{where}: {expected} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
 
 
 def _string(row: dict[str, Any], key: str, where: str) -> str:

@@ -14,7 +14,7 @@ from transduce.data.download import DEFAULT_CACHE, Places
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
 from transduce.data.large.prepared_file import PreparedFile
 from transduce.data.large.scan import text_bytes
-from transduce.data.pairs import Pairs, count_overlap, read_pairs, with_more
+from transduce.data.pairs import Pairs, count_overlap, extend_pairs, read_pairs
 from transduce.errors import ConfigMismatchError, MissingInputError, TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
@@ -181,7 +181,7 @@ def _read_side(side: Literal["train", "valid"], config: DataConfig, places: Plac
         pairs = load_split(config.dataset, side, places)
     else:
         pairs = read_pairs(config.train if side == "train" else config.valid)
-    return with_more(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
+    return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 
 def encode_reporting(

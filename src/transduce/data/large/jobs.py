@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from transduce.data.large.prepared_file import DTYPES
 from transduce.data.pairs import next_lines
-from transduce.data.parsing import normalised, row_reader, without_empty
+from transduce.data.parsing import normalized, row_reader, without_empty
 from transduce.text.tokenizer import Tokenizer
 
 Message = tuple[dict[str, Any], Sequence[bytes]]  # what JSON can hold, and what it cannot
@@ -52,7 +52,7 @@ def block_encoder(
 
 def overlap_keys(src: Iterable[str], tgt: Iterable[str]) -> dict[str, list[str]]:
     """What rows are compared by: as pairs, by source, by target."""
-    sources, targets = [normalised(line) for line in src], [normalised(line) for line in tgt]
+    sources, targets = [normalized(line) for line in src], [normalized(line) for line in tgt]
     return {"pairs": list(map("\n".join, zip(sources, targets, strict=True))), "source": sources, "target": targets}
 
 

@@ -175,7 +175,7 @@ class LargePairs:
             refuse_no_pairs(num["pairs"], skipped, self.names)
             refuse_all_too_long(num["pairs"], max_len=max_len, shortest=min(shortest))
             notes = (
-                f"{name}: {what}" for name, file in zip(self.names, scanned, strict=True) for what in file.mendings
+                f"{name}: {repair}" for name, file in zip(self.names, scanned, strict=True) for repair in file.repairs
             )
             return Manifest(
                 data=list(self.sha256.values()),

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from transduce.data.compression import CHUNK_BYTES, decompressed_chunks, is_compressed
 from transduce.data.pairs import next_lines
-from transduce.data.parsing import BYTE_ORDER_MARK, in_pieces, mendings, refuse_long_line
+from transduce.data.parsing import BYTE_ORDER_MARK, refuse_long_line, repairs, split_chunks
 from transduce.files.system_errors import explained_read_errors
 
 _UNPACKED = 4  # a compressed file counts as so many times its size
@@ -24,7 +24,7 @@ class ScannedFile:
     sha256: str  # of its bytes on disk
     num_lines: int
     num_rows: int  # lines up to the last one with text
-    mendings: list[str]
+    repairs: list[str]
     sample: list[str]  # every k-th line, where k is a power of two
 
 
@@ -46,7 +46,7 @@ def line_blocks(name: str, digest: "hashlib._Hash", *, num_lines: int) -> Iterat
     """
     waiting, num_waiting, num_read, num_unfinished = [b""], 0, 0, 0
     with explained_read_errors(Path(name)), Path(name).open("rb") as raw:
-        for chunk in in_pieces(decompressed_chunks(_digested(raw, digest), name)):
+        for chunk in split_chunks(decompressed_chunks(_digested(raw, digest), name)):
             waiting.append(chunk)
             num_ends = chunk.count(b"\n")
             num_waiting, num_read = num_waiting + num_ends, num_read + num_ends
@@ -75,7 +75,7 @@ def scan(name: str, *, lines_per_block: int, most_sampled: int) -> ScannedFile:
             sample, step = sample[::2], 2 * step
         num_rows = next((num_lines + k for k in range(len(lines), 0, -1) if lines[k - 1]), num_rows)
         num_lines += len(lines)
-    notes = mendings(has_mark=has_mark, num_crlf=num_crlf, num_lines=num_lines)
+    notes = repairs(has_mark=has_mark, num_crlf=num_crlf, num_lines=num_lines)
     return ScannedFile(digest.hexdigest(), num_lines, num_rows, notes, sample)
 
 
