@@ -140,22 +140,21 @@ def split_words(words: set[str]) -> dict[str, set[str]]:
 
 
 def _small_task(name: str) -> Dataset:
-    suffixes = ("source", "target")
-
-    def load(split: str, places: Places) -> Pairs:  # noqa: ARG001 (nothing is read)
-        return _pairs_of(name, split, generate(name, split), suffixes, [])
-
     return Dataset(
         name=name,
         task="small task",
         description=f"{SMALL_TASKS[name].description} Generated; no source occurs twice.",
         home="generated",
         licence="none needed",
-        source_suffix=suffixes[0],
-        target_suffix=suffixes[1],
+        source_suffix="source",
+        target_suffix="target",
         splits=dict(SPLITS),
-        load=load,
+        load=partial(_load_small_task, name),
     )
+
+
+def _load_small_task(name: str, split: str, _places: Places) -> Pairs:
+    return _pairs_of(name, split, generate(name, split), ("source", "target"), [])
 
 
 def _pairs_of(name: str, split: str, rows: list[tuple[str, str]], suffixes: tuple[str, str], notes: list[str]) -> Pairs:

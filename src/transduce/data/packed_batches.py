@@ -39,22 +39,15 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The batch on another device; to a GPU it is copied in the background."""
-        return PackedBatch(
-            to_device(self.src, device),
-            to_device(self.tgt_in, device),
-            to_device(self.tgt_out, device),
-            _packing_on(self.src_packing, device),
-            _packing_on(self.tgt_packing, device),
-        )
+        src, tgt_in, tgt_out = (to_device(ids, device) for ids in (self.src, self.tgt_in, self.tgt_out))
+        src_packing, tgt_packing = (_packing_on(packing, device) for packing in (self.src_packing, self.tgt_packing))
+        return PackedBatch(src, tgt_in, tgt_out, src_packing, tgt_packing)
 
 
 def _packing_on(packing: Packing, device: torch.device) -> Packing:
-    return Packing(
-        to_device(packing.sentences, device),
-        to_device(packing.positions, device),
-        to_device(packing.offsets, device),
-        packing.max_len,
-    )
+    tensors = (packing.sentences, packing.positions, packing.offsets)
+    sentences, positions, offsets = (to_device(tensor, device) for tensor in tensors)
+    return Packing(sentences, positions, offsets, packing.max_len)
 
 
 def pack_batches(

@@ -23,13 +23,13 @@ class Ragged:
 
     @classmethod
     def chained(cls, parts: Sequence["Ragged"]) -> "Ragged":
-        """The rows of several, one after the other."""
+        """The rows of all parts, one after the other."""
         lens = np.concatenate([part.lens for part in parts])
         return cls(np.concatenate([part.ids for part in parts]), starts_of(lens))
 
     @cached_property
     def lens(self) -> NDArray[np.int32]:
-        """How many ids each row has."""
+        """The number of ids of each row."""
         return np.diff(self.starts).astype(np.int32)
 
     def row(self, row: int) -> NDArray[np.integer]:
@@ -40,10 +40,10 @@ class Ragged:
         """These rows, in this order."""
         lens = self.starts[rows + 1] - self.starts[rows]
         starts = starts_of(lens)
-        # Where the ids of each row lie here is where they will lie, moved by the difference of its starts.
+        # Output position minus new start plus old start is the input position; the difference is the same within a row.
         return Ragged(self.ids[np.repeat(self.starts[rows] - starts[:-1], lens) + np.arange(starts[-1])], starts)
 
 
 def starts_of(lens: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where rows of these lengths begin, one after the other, and where the last one ends."""
+    """The starts of rows of these lengths, end to end, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(lens, dtype=np.int64)])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.certified_json import read_with_digest, with_digest
 from transduce.model.config import VocabularySizes
-from transduce.text.config import Kind, TokenizerConfig
+from transduce.text.config import AnyKind, Kind, TokenizerConfig
 from transduce.text.ragged import Ragged
 from transduce.text.sentencepiece import SentencePieces
 from transduce.text.vocabulary import Vocabulary, learn_vocabulary
@@ -106,11 +106,11 @@ class Tokenizer:
 
     def source_encoder(self) -> LineEncoder:
         """An encoder to the ids of `encode_source` as arrays, for many portions of text: it remembers words."""
-        return self._line_encoder(self._source, self.encode_source)
+        return _line_encoder(self._source.kind, self.encode_source)
 
     def target_encoder(self) -> LineEncoder:
         """An encoder to the ids of `encode_target` as arrays, for many portions of text: it remembers words."""
-        return self._line_encoder(self._target, self.encode_target)
+        return _line_encoder(self._target.kind, self.encode_target)
 
     def decode_source(self, ids: Sequence[int]) -> str:
         """The text of `ids` up to the first eos; see `decode_target`."""
@@ -161,31 +161,28 @@ class Tokenizer:
         _check_lines(lines)
         return [[*ids, self.eos_id] for ids in vocabulary.encode(lines)]
 
-    def _line_encoder(
-        self, vocabulary: AnyVocabulary, encode: Callable[[Sequence[str]], list[list[int]]]
-    ) -> LineEncoder:
-        # A space between characters is a token of its own, and sentencepiece may normalize across one.
-        if vocabulary.kind in ("characters", "sentencepiece"):
-
-            def flatten(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-                rows = Ragged.of(encode(lines))
-                return rows.ids, rows.lens
-
-            return flatten
-        table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
-
-        def look_up(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-            ids, lens = table.encode(lines)
-            return np.insert(ids, np.cumsum(lens), self.eos_id), lens + 1
-
-        return look_up
-
     def _decode(self, vocabulary: AnyVocabulary, ids: Sequence[int]) -> str:
         return vocabulary.decode(takewhile(lambda i: i != self.eos_id, ids))
 
 
 def _vocabulary(saved: dict[str, Any]) -> AnyVocabulary:
     return (SentencePieces if saved["kind"] == "sentencepiece" else Vocabulary).from_dict(saved)
+
+
+def _line_encoder(kind: AnyKind, encode: Callable[[Sequence[str]], list[list[int]]]) -> LineEncoder:
+    """`encode` with arrays for its result, and with a table of the words that it has seen where words can be split."""
+    table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
+
+    def flatten(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        rows = Ragged.of(encode(lines))
+        return rows.ids, rows.lens
+
+    def look_up(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        ids, lens = table.encode(lines)
+        return np.insert(ids, np.cumsum(lens), Tokenizer.eos_id), lens + 1
+
+    # A space between characters is a token of its own, and sentencepiece may normalize across one.
+    return flatten if kind in ("characters", "sentencepiece") else look_up
 
 
 def _check_lines(lines: Sequence[str]) -> None:
