@@ -150,46 +150,46 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _tsv_row(line: str, where: str) -> tuple[str, str]:
+def _tsv_row(line: str, place: str) -> tuple[str, str]:
     columns = line.split("\t")
     if len(columns) == 2:
         return columns[0], columns[1]
     if len(columns) == 1:
-        raise DataError(f"{where}: 1 column found, 2 needed: source and target with a tab between them.")
+        raise DataError(f"{place}: 1 column found, 2 needed: source and target with a tab between them.")
     raise DataError(
-        f"{where}: {len(columns)} columns found, 2 needed: source and target with a tab between them. "
+        f"{place}: {len(columns)} columns found, 2 needed: source and target with a tab between them. "
         "If these are the first two, cut them out with `cut -f1,2`."
     )
 
 
-def _jsonl_row(line: str, where: str) -> tuple[str, str]:
+def _jsonl_row(line: str, place: str) -> tuple[str, str]:
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at character {error.colno}.") from None
+        raise DataError(f"{place}: not JSON: {error.msg} at character {error.colno}.") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
-        raise DataError(f"{where}: not JSON that can be read ({type(error).__name__}).") from None
+        raise DataError(f"{place}: not JSON that can be read ({type(error).__name__}).") from None
     expected = 'an object with the strings "source" and "target" (or "src" and "tgt")'
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {expected} is needed, found {_json_type(row)}.")
+        raise DataError(f"{place}: {expected} is needed, found {_json_type(row)}.")
     for source_key, target_key in (("source", "target"), ("src", "tgt")):
         if source_key in row and target_key in row:
-            return _string(row, source_key, where), _string(row, target_key, where)
+            return _string(row, source_key, place), _string(row, target_key, place)
     shown = [json.dumps(key) for key in list(row)[:_MOST_KEYS_SHOWN]] + ["..."] * (len(row) > _MOST_KEYS_SHOWN)
-    raise DataError(f"{where}: {expected} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
+    raise DataError(f"{place}: {expected} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
 
 
-def _string(row: dict[str, Any], key: str, where: str) -> str:
+def _string(row: dict[str, Any], key: str, place: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise DataError(f'{where}: "{key}" must be a string, found {_json_type(value)}.')
+        raise DataError(f'{place}: "{key}" must be a string, found {_json_type(value)}.')
     if "\n" in value:
-        raise DataError(f'{where}: "{key}" holds a line feed, and a text must be one line. Put a blank in its place.')
+        raise DataError(f'{place}: "{key}" holds a line feed, and a text must be one line. Put a blank in its place.')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f'{where}: "{key}" holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character '
+            f'{place}: "{key}" holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character '
             f"{error.start + 1}, which no UTF-8 text can hold. Correct the line."
         ) from None
     return value

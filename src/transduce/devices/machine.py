@@ -50,9 +50,9 @@ def usable_cores() -> int:
 
 
 def python_module(module: str) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment that run a module of this package, found where it was found here.
+    """The command and the environment variables that run a module of this package in a new process.
 
-    Without `-P` every package would be looked for in the current folder first, and a file of that name be run.
+    It finds this copy of the package. Without `-P`, Python would look for every package in the current folder first.
     """
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
