@@ -210,3 +210,11 @@ def test_a_submodule_does_not_hide_the_name_it_is_called_after() -> None:
     from transduce.model import attention
 
     assert callable(attention)
+
+
+def test_commands_installed_with_0_1_find_what_they_call() -> None:
+    from transduce.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0

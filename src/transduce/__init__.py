@@ -34,6 +34,11 @@ _MOVED = {
     "machine": "devices.machine", "metric_definitions": "evaluation.definitions", "metrics": "evaluation.metrics",
     "monitoring": "runs.monitoring", "muon": "training.muon", "optim": "training.optim",
     "packed_batches": "data.packed_batches", "pair_rows": "data.parsing", "parser": "cli.parser",
+    "preparation": "data.large.prepare", "preparation_jobs": "data.large.jobs",
+    "prepared_folder": "data.large.prepared_file", "pronouncing_dictionary": "data.catalogue",
+    "streams": "cli.console", "worker_processes": "data.large.workers",
+    "large_files": "data.large.scan", "matrix_products": "cli.benchmark.matrix_products",
+
     "predictor": "inference.predictor", "progress": "training.state", "reading": "data.pairs",
     "reproducing": "cli.recipes", "scoring": "evaluation.evaluate", "sentencepieces": "text.sentencepiece",
     "settings": "config.settings", "small_tasks": "data.synthetic", "stopping": "training.signals",

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
 from transduce.cli.parser import build_parser
 from transduce.errors import TransduceError
@@ -118,5 +118,11 @@ def _print_message(message: str, status: int) -> int:
     return status
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+class _CallableModule(ModuleType):
+    """Commands that were installed with 0.1 call `transduce.cli.main`, which was a function then."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        return main(argv)
+
+
+sys.modules[__name__].__class__ = _CallableModule

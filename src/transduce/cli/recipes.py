@@ -32,9 +32,9 @@ from transduce.runs.load import load
 from transduce.training.state import TrainerState
 
 _PACKAGE = Path(__file__).parents[1]
-_FOLDER = next(  # of an installed package, or of a checkout
-    folder for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if folder.is_dir()
-)
+_FOLDER = _PACKAGE / "recipes"  # of an installed package, or of a checkout
+if not _FOLDER.is_dir():
+    _FOLDER = _PACKAGE.parents[1] / "recipes"
 # Settings that change no weights: data are compared by hash; validation has its own beam size and, as it is greedy,
 # no use for length penalties.
 _WITHOUT_EFFECT = {

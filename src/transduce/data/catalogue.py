@@ -37,7 +37,7 @@ class Dataset:
     description: str
     home: str
     licence: str
-    source_suffix: str  # file endings of the two sides, for `export`: "en", "de"
+    source_suffix: str  # file endings of the two sides where it is written out: "en", "de"
     target_suffix: str
     splits: dict[str, int]  # split -> number of pairs
     load: Callable[[str, Places], Pairs] = field(repr=False)

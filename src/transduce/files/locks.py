@@ -25,7 +25,7 @@ def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[No
         with explained_write_errors(path):
             if not _take(file.fileno(), path):
                 file.seek(0)
-                owner = file.read().decode().strip() or "unknown"
+                owner = file.read().decode(errors="replace").strip() or "unknown"
                 if report is None:
                     raise RunFolderError(
                         f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another folder."
