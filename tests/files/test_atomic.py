@@ -108,3 +108,10 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypat
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path, size):
     (tmp_path / "x").write_bytes(b"\xa5" * size)
     assert sha256_of_file(tmp_path / "x") == sha256_of(b"\xa5" * size) == hashlib.sha256(b"\xa5" * size).hexdigest()
+
+
+def test_a_folder_under_way_is_not_taken_for_what_a_killed_process_left(tmp_path: Path) -> None:
+    (tmp_path / ".out.01234567.tmp").mkdir()
+    (tmp_path / ".weights.01234567.tmp").touch()
+    remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.01234567.tmp"]

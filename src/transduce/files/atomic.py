@@ -3,7 +3,6 @@
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,10 +39,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files and folders that a killed process left in `folder`. Nobody may be writing to it."""
-    for temporary in sorted(folder.glob(".*.tmp")):
+    """Remove the temporary files that a killed process left in `folder`. Nobody may be writing to it."""
+    # A folder may be an export under way, which has a lock of its own.
+    for temporary in sorted(path for path in folder.glob(".*.tmp") if not path.is_dir()):
         with explained_write_errors(temporary):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
