@@ -17,10 +17,11 @@ from transduce.runs.folder import RunFolder
 def load_predictor(arguments: argparse.Namespace, run: str) -> Predictor:
     """The predictor of a run, with the decoding settings and output constraints of the options."""
     folder = RunFolder.open(Path(run))
+    settings, tokenizer = folder.settings, folder.tokenizer
     return Predictor(
-        folder.load_model().to(find_device(arguments.device)),
-        folder.tokenizer,
-        _decoding(arguments, folder.settings.decoding),
+        folder.load_model(settings.model, tokenizer).to(find_device(arguments.device)),
+        tokenizer,
+        _decoding(arguments, settings.decoding),
         constraints=_constraints(arguments),
         int8=arguments.int8,
         report=report_of(arguments),

@@ -50,9 +50,8 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
-    if (
-        arguments.processes > 1 and num_processes() == 1
-    ):  # after the settings, so that a mistake in them is reported once
+    # After the settings, so that a mistake in them is reported once.
+    if arguments.processes > 1 and num_processes() == 1:
         return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)

@@ -22,6 +22,7 @@ from transduce.files.content import read_bytes, sha256_of
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_write_errors
 from transduce.files.tensors import TENSOR_ADVICE, read_tensors, verified, write_tensors
+from transduce.model.config import TransformerConfig
 from transduce.model.transformer import Transformer
 from transduce.model.weights import load_weights
 from transduce.text.tokenizer import Tokenizer
@@ -158,10 +159,13 @@ class RunFolder:
         header = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
         write_tensors(self.path / "model.safetensors", tensors, header)
 
-    def load_model(self) -> Transformer:
-        """The model with its weights. Raises MissingInputError if there are none yet."""
+    def load_model(self, config: TransformerConfig, tokenizer: Tokenizer) -> Transformer:
+        """The model with its weights, given the run's `settings.model` and tokenizer, which the caller has read.
+
+        Raises MissingInputError if there are no weights yet.
+        """
         with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's seed must not notice
-            model = Transformer(self.settings.model, self.tokenizer.vocabulary_sizes)
+            model = Transformer(config, tokenizer.vocabulary_sizes)
         self.load_weights_into(model)
         return model
 

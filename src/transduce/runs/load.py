@@ -23,5 +23,6 @@ def load(
     model yet, DamagedFileError if a byte of it has changed.
     """
     folder = RunFolder.open(Path(run))
-    model = folder.load_model().to(find_device(device))
-    return Predictor(model, folder.tokenizer, decoding or folder.settings.decoding, int8=int8, report=report)
+    settings, tokenizer = folder.settings, folder.tokenizer
+    model = folder.load_model(settings.model, tokenizer).to(find_device(device))
+    return Predictor(model, tokenizer, decoding or settings.decoding, int8=int8, report=report)
