@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def part_sizes() -> dict[str, int]:
 
 
 def pytest_words() -> list[str]:
-    return [sys.executable, "-m", "pytest", "-m", "proof"]
+    return [sys.executable, "-m", "pytest", "-m", "proof", "-o", "timeout=0"]
 
 
 def prove(parts: list[str], commit: str) -> int:
@@ -134,18 +135,22 @@ def run_part(part: str, commit: str, seconds: float | None = None) -> Row:
 
 def run_for(words: list[str], seconds: float | None) -> tuple[str, bool, int]:
     """Output of a command, whether it was cut off after `seconds`, and its exit status."""
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        return process.communicate(timeout=seconds)[0], False, process.returncode
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-    try:
-        return process.communicate(timeout=SECONDS_TO_END)[0], True, process.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0], True, process.returncode
+    with tempfile.TemporaryFile("w+") as output:  # not a pipe: what a test leaves running may hold that open for ever
+        process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        is_cut = not ends_within(process, seconds)
+        if is_cut:
+            process.send_signal(signal.SIGINT)
+            if not ends_within(process, SECONDS_TO_END):
+                os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+        output.seek(0)
+        return output.read(), is_cut, status
+
+
+def ends_within(process: "subprocess.Popen[bytes]", seconds: float | None) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
 
 
 def recorded(part: str, commit: str) -> Row | None:

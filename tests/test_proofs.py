@@ -37,7 +37,12 @@ import pytest, time
 def test_slow(seconds):
     time.sleep(seconds)
 """
-ENDLESS = SLOW.replace("[0.3] * 50", "[100]")
+ENDLESS = """
+import pytest, subprocess
+@pytest.mark.proof
+def test_endless():  # by a process that neither a signal to this one nor to its group reaches
+    subprocess.run(["sleep", "100"], start_new_session=True)
+"""
 FAILING = """
 import pytest
 @pytest.mark.proof

@@ -297,7 +297,7 @@ preparation.LINES_PER_BLOCK = 50
 def slowly(what, done, total):
     print(what, flush=True)
     if what == "encoding":
-        time.sleep(float(sys.argv[3]))
+        sys.stdin.read()
 found = LargePairs([sys.argv[1]], Path(sys.argv[2])).prepared(
     TokenizerConfig(vocab_size=300), None, max_len=99, listener=Listener(lambda line: print(line, flush=True), slowly)
 )
@@ -305,9 +305,10 @@ print("at last", found[1].path.name, flush=True)
 """
 
 
-def start_preparing(path: Path, folder: Path, pause: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", PREPARE, str(path), str(folder), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start_preparing(path: Path, folder: Path) -> "subprocess.Popen[str]":
+    """A process that waits in the middle of its work until its input ends."""
+    command = [sys.executable, "-c", PREPARE, str(path), str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(process: "subprocess.Popen[str]", start: str) -> list[str]:
@@ -324,7 +325,7 @@ def test_after_a_kill_nothing_is_left_and_of_two_at_once_one_prepares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, folder = numbered(tmp_path, 200), tmp_path / "made"
-    with start_preparing(path, folder, pause=60) as killed:
+    with start_preparing(path, folder) as killed:
         wait_for(killed, "encoding")
         children = children_of(killed.pid)
         killed.send_signal(signal.SIGKILL)
@@ -332,13 +333,13 @@ def test_after_a_kill_nothing_is_left_and_of_two_at_once_one_prepares(
     assert_gone(children)
     assert sorted(p.name[:6] for p in folder.iterdir()) == ["learnt", "prepar"]
 
-    with start_preparing(path, folder, pause=0) as first:
+    with start_preparing(path, folder) as first:
         before = wait_for(first, "encoding")
         assert "learning the tokenizer\n" not in before  # that was done and kept
-        first.send_signal(signal.SIGSTOP)
-        with start_preparing(path, folder, pause=0) as second:
+        with start_preparing(path, folder) as second:
+            second.stdin.close()
             wait_for(second, f"waiting for process {first.pid}, which ")
-            first.send_signal(signal.SIGCONT)
+            first.stdin.close()
             waited = wait_for(second, "at last")
             assert len(waited) == 1  # it did nothing itself
         assert wait_for(first, "at last")[-1] == waited[-1]
