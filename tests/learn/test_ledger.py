@@ -10,6 +10,7 @@ import pytest
 from transduce.errors import MissingInputError, TransduceError
 from transduce.learn import ClaimFailed, Ledger
 from transduce.learn.__main__ import main
+from transduce.learn.retraining import Results, ledger_fields
 
 LEDGER = Path(__file__).parents[2] / "notebooks/claims.toml"
 TEXT = """# first line
@@ -98,11 +99,29 @@ def test_tables_may_be_written_as_toml_allows(tmp_path):
     assert (ledger["slow"].measured, ledger["near-one"].measured) == (4.0, float("inf"))
 
 
-def test_a_refuted_prediction_stays_and_is_shown(tmp_path):
-    (tmp_path / "claims.toml").write_text(TEXT.replace("at_least = 0.9", "at_least = 0.9\npredicted_at_least = 2", 1))
+def test_what_was_expected_first_is_shown_where_it_was_something_else(tmp_path):
+    first = 'first_expected = "at least 2"\nfirst_commit = "0123456789"'
+    (tmp_path / "claims.toml").write_text(TEXT.replace("at_least = 0.9", f"at_least = 0.9\n{first}", 1))
     shown = Ledger.load(tmp_path / "claims.toml")["near-one"].settle(Result(), fast=False)._repr_markdown_()
-    assert "not as predicted" in shown
-    assert "predicted at least 2 · expected from 0.9 to 1.1" in shown
+    assert "first expected at least 2 (0123456) · guarded by from 0.9 to 1.1" in shown
+
+
+@pytest.mark.parametrize(
+    ("bounds", "same", "other"),
+    [
+        ("at_least = 0.4\nfast_at_least = 0.1", 0.2, 0.05),  # the direction is what a fast run has to show
+        ("at_least = 0.4\nshows_when_fast = false", 0.1, -0.1),
+        ("at_most = -0.4\nshows_when_fast = false", -0.1, 0.1),
+        ("at_least = -0.05\nat_most = 0.05\nfast_at_least = -0.1", 0.04, 0.06),  # two things are alike
+    ],
+)
+def test_a_number_measured_otherwise_points_the_same_way_or_not(tmp_path, bounds, same, other):
+    text = TEXT.partition("at_least")[0] + bounds
+    (tmp_path / "claims.toml").write_text(text)
+    claim = Ledger.load(tmp_path / "claims.toml")["near-one"]
+    assert claim.points_the_same_way(same)
+    assert not claim.points_the_same_way(other)
+    assert not claim.points_the_same_way(float("nan"))
 
 
 def test_a_result_without_the_number_is_told(ledger):
@@ -170,6 +189,23 @@ def test_every_claim_of_the_project_names_an_experiment_and_was_measured():
         assert claim.measured is not None, claim.name
         low, high = claim.bounds(fast=False)
         assert (low is None or claim.measured >= low) and (high is None or claim.measured <= high), claim.name
-        low, high = claim.predicted_at_least, claim.predicted_at_most
-        if low is not None or high is not None:  # a prediction is told where it was wrong, and only there
-            assert not ((low is None or claim.measured >= low) and (high is None or claim.measured <= high)), claim.name
+        assert bool(claim.first_expected) == bool(claim.first_commit), claim.name
+
+
+def test_a_claim_about_trainings_holds_otherwise_too_or_says_what_came_then():
+    """At another rate and for four times the steps: see `make claims`, whose rows are those of the ledger."""
+    ledger = Ledger.load(LEDGER)
+    results = Results(LEDGER.with_name("retrainings.jsonl"))
+    compared = [claim for claim in ledger.claims.values() if claim.seeds]
+    assert len(compared) >= 40
+    fields = ledger_fields(ledger, results)
+    for claim in compared:
+        assert fields[claim.name] == {
+            "steps": claim.steps,
+            "rates": list(claim.rates),
+            "at_other_rate": claim.at_other_rate,
+            "longer": claim.longer,
+        }
+        for name in ("at_other_rate", "longer"):
+            holds = claim.points_the_same_way(getattr(claim, name))
+            assert holds or f"{{{name}" in claim.sentence, f"{claim.name}: {name} is not told"

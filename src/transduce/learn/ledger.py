@@ -1,8 +1,9 @@
 """The claims ledger: every claim that the notebooks make, the experiment that settles it, and what was expected.
 
-A claim is a table of `notebooks/claims.toml`. What is expected of it is written down before it is measured; what was
-measured is written beside that by `make notebooks`. Where it came out otherwise, the first expectation stays (as
-`predicted_at_least`, `predicted_at_most`) and is shown, the sentence says what is, and the bounds guard that.
+A claim is a table of `notebooks/claims.toml`. Its bounds guard it: a measurement outside them is an error. Where they
+are not those that stood there before anything was measured, `first_expected` says what did, and is shown. What was
+measured is written into the file by `make notebooks`; how a claim about trainings fares at another rate and for four
+times the steps, by `make claims`.
 """
 
 import json
@@ -26,6 +27,7 @@ from transduce.errors import MissingInputError, TransduceError
 from transduce.files.atomic import write_atomically
 
 FAST = os.environ.get("TRANSDUCE_FAST", "") not in ("", "0")  # experiments at the smallest size that shows the effect
+LONGER = 4  # times the steps of an experiment, where it is tried for longer
 _RECORD = "TRANSDUCE_MEASURED"  # names a file that gets a line of JSON for every claim that is settled
 
 
@@ -40,8 +42,8 @@ class Claim:
     value: str  # the attribute of what the experiment returns
     at_least: float | None = None
     at_most: float | None = None
-    predicted_at_least: float | None = None  # what was expected first, where it turned out to be wrong
-    predicted_at_most: float | None = None
+    first_expected: str = ""  # before anything was measured, where that was something else, in words
+    first_commit: str = ""  # in which it stood so
     fast_at_least: float | None = None  # the same when FAST: the direction alone
     fast_at_most: float | None = None
     shows_when_fast: bool = True  # False: the smallest experiment runs, and is too small to tell the direction
@@ -49,6 +51,12 @@ class Claim:
     is_timing: bool = False  # depends on the machine: not judged when FAST
     measured: float | None = None
     measured_on: str = ""  # date and machine
+    # Of claims that compare trainings (see `retraining`):
+    seeds: int = 0  # over which it was measured; 0: it compares none
+    steps: int = 0
+    rates: tuple[float, ...] = ()  # the highest and the lowest that were tried
+    at_other_rate: float | None = None  # measured, at 0.3 times the rates
+    longer: float | None = None  # measured, for four times the steps, each training at the better rate
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
@@ -59,6 +67,25 @@ class Claim:
                 f"claim {self.name}: which way does it go when fast? Set fast_at_least or fast_at_most, or say "
                 "is_timing = true or shows_when_fast = false."
             )
+
+    def said(self, measured: float) -> str:
+        """The sentence with its numbers."""
+        return self.sentence.format(
+            measured=measured,
+            steps=self.steps,
+            longer_steps=LONGER * self.steps,
+            longer=math.nan if self.longer is None else self.longer,
+            at_other_rate=math.nan if self.at_other_rate is None else self.at_other_rate,
+        )
+
+    def points_the_same_way(self, value: float) -> bool:
+        """Whether a number has the sign that the claim is about; of a claim that two things are alike, its bounds."""
+        if self.at_least is not None and self.at_most is not None and self.at_least < 0 < self.at_most:
+            return self.at_least <= value <= self.at_most
+        low, high = self.bounds(fast=self.shows_when_fast)
+        if not self.shows_when_fast:
+            low, high = (0.0 if low is not None else None), (0.0 if high is not None and high <= 0 else high)
+        return (low is None or value >= low) and (high is None or value <= high)
 
     def bounds(self, *, fast: bool) -> tuple[float | None, float | None]:
         """Least and largest value that the claim allows; None where there is no bound."""
@@ -112,29 +139,26 @@ class Settled:
 
     @property
     def expected(self) -> str:
-        return _in_words(*self.claim.bounds(fast=self.fast)) or "nothing when fast"
-
-    @property
-    def predicted(self) -> str:
-        """What had been expected first, if this came out otherwise."""
-        return _in_words(self.claim.predicted_at_least, self.claim.predicted_at_most)
+        return in_words(*self.claim.bounds(fast=self.fast)) or "nothing when fast"
 
     def __str__(self) -> str:
-        sentence = self.claim.sentence.format(measured=self.measured)
+        sentence = self.claim.said(self.measured)
         verdict = "as expected" if self.holds else "NOT as expected"
         return f"{self.claim.name}: {sentence} Expected {self.expected}, measured {self.measured:.4g}: {verdict}."
 
     def _repr_markdown_(self) -> str:
-        sentence = self.claim.sentence.format(measured=self.measured)
-        where = f"paper, section {self.claim.paper} · " if self.claim.paper else ""
-        against = f" *Against: {self.claim.against}*" if self.claim.against else ""
-        verdict = "Measured, and not as predicted." if self.predicted else "Measured."
-        predicted = f"predicted {self.predicted} · " if self.predicted else ""
-        return (
-            f"> **{verdict}** {sentence}{against}\n>\n"
-            f"> <small>{where}{predicted}expected {self.expected}, measured {self.measured:.4g} · "
-            f"`python -m transduce.learn {self.claim.name}`</small>"
-        )
+        claim = self.claim
+        notes = [
+            f"paper, section {claim.paper}" if claim.paper else "",
+            f"first expected {claim.first_expected} ({claim.first_commit[:7]})" if claim.first_expected else "",
+            f"{'guarded by' if claim.first_expected else 'expected'} {self.expected}",
+            f"measured {self.measured:.4g}",
+            f"{claim.steps:,} steps, seeds: {claim.seeds}" if claim.seeds else "",
+            f"`python -m transduce.learn {claim.name}`",
+        ]
+        against = f" *Against: {claim.against}*" if claim.against else ""
+        small = " · ".join(filter(None, notes))
+        return f"> **Measured.** {claim.said(self.measured)}{against}\n>\n> <small>{small}</small>"
 
 
 class Ledger:
@@ -153,7 +177,7 @@ class Ledger:
             if unknown := set(table) - known:
                 names = ", ".join(sorted(unknown))
                 raise TransduceError(f"{path}: claim {name} has {names}: known are {', '.join(sorted(known))}.")
-            claims[name] = Claim(name=name, **table)
+            claims[name] = Claim(name=name, **table | {"rates": tuple(table.get("rates", ()))})
         return cls(claims, path)
 
     def __getitem__(self, name: str) -> Claim:
@@ -166,26 +190,33 @@ class Ledger:
         return self[name].settle(result, fast=fast)
 
     def write_measured(self, measured: Mapping[str, float]) -> None:
-        """Writes what was measured into the file, beside what was expected; everything else stays as it is."""
-        lines, name, kept = self.path.read_text(encoding="utf-8").rstrip("\n").split("\n"), "", []
+        """Writes what was measured, when and where."""
         said = f"{date.today().isoformat()}, {num_cores()} cores of {cpu_model()}, torch {torch.__version__}"
         said = f"{said}, Python {platform.python_version()}"
-        left = set(measured)
+        self.write({name: {"measured": rounded(value), "measured_on": said} for name, value in measured.items()})
+
+    def write(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes fields of claims into the file, behind what they are measured by; all else stays as it is."""
+        lines, kept = self.path.read_text(encoding="utf-8").rstrip("\n").split("\n"), []
+        new: Mapping[str, Any] = {}
+        left = set(values)
         for line in lines:
             if head := re.match(r"\[([\w-]+)\]", line):
-                name = head[1]
-            if not (re.match(r"measured(_on)?\s*=", line) and name in measured):
+                new = values.get(head[1], {})
+                left.discard(head[1])
+            if not ((field := re.match(r"(\w+)\s*=", line)) and field[1] in new):
                 kept.append(line)
-            if name in measured and re.match(r"value\s*=", line):
-                kept += [f"measured = {_rounded(measured[name])!r}", f'measured_on = "{said}"']
-                left.discard(name)
+            if re.match(r"value\s*=", line):
+                kept += [
+                    f"{name} = {json.dumps(value) if isinstance(value, str) else value}" for name, value in new.items()
+                ]
         if left:
             raise TransduceError(f"{self.path} has no place for what was measured of {', '.join(sorted(left))}.")
         write_atomically(self.path, ("\n".join(kept) + "\n").encode())
         self.claims = Ledger.load(self.path).claims
 
 
-def _in_words(low: float | None, high: float | None) -> str:
+def in_words(low: float | None, high: float | None) -> str:
     """The bounds of a number; nothing if there are none."""
     if low is not None and high is not None:
         return f"from {low:g} to {high:g}"
@@ -194,7 +225,7 @@ def _in_words(low: float | None, high: float | None) -> str:
     return "" if high is None else f"at most {high:g}"
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To four digits; of large numbers, which are counts, to whole ones."""
     return float(round(value)) if 1e4 <= abs(value) < math.inf else float(f"{value:.4g}")
 

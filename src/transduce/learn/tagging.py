@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transduce.learn.tasks import FIRST_SYMBOL
 from transduce.learn.training import Training, optimise, small_transformer
+from transduce.learn.varying import variation
 from transduce.model.config import VocabularySizes
 
 Answers = Int[Tensor, "batch len questions"]
@@ -47,7 +48,7 @@ class Tagger(nn.Module):
 
 def train_tagger(model: Tagger, ask: Ask, *, num_symbols: int, length: int, steps: int) -> Training:
     """Learns to answer `ask` on fresh rows of `length` random symbols at every step: see `optimise`."""
-    random = torch.Generator().manual_seed(1)
+    random = torch.Generator().manual_seed(1 + variation().seed)
 
     def next_loss() -> Tensor:
         symbols = torch.randint(num_symbols, (64, length), generator=random)

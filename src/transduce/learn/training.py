@@ -18,6 +18,7 @@ from transduce.data.batches import Batch
 from transduce.inference.config import DecodingConfig
 from transduce.inference.search import SpecialIds, greedy_search
 from transduce.learn.tasks import BOS, EOS, PAD
+from transduce.learn.varying import Trained, variation
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.training.loss import cross_entropy_sum
@@ -58,7 +59,7 @@ class Training:
 
 def small_transformer(vocabulary: VocabularySizes, seed: int = 1, **settings: Any) -> Transformer:
     """A Transformer of the shipped code, small enough for an experiment; `settings` are those of TransformerConfig."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + variation().seed)
     small = {"d_model": 64, "d_ff": 128, "num_heads": 4, "num_encoder_layers": 2, "num_decoder_layers": 2}
     return Transformer(TransformerConfig(**({"dropout": 0.0, "max_len": 64} | small | settings)), vocabulary)
 
@@ -78,6 +79,7 @@ def train(
 
     The same batches, and the same draws of dropout, for every model of the same seed.
     """
+    seed += variation().seed
     random = torch.Generator().manual_seed(seed)
     model.train()
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers go on as if nothing had been drawn
@@ -107,7 +109,8 @@ def optimise(
 
     A loss that is not finite ends the training: the curve then stops there, and the weights stay as they were before.
     """
-    parameters = list(parameters)
+    parameters, varied = list(parameters), variation()
+    steps, warmup_steps, learning_rate = steps * varied.steps, warmup_steps * varied.steps, learning_rate * varied.rate
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.98), eps=1e-9, fused=True)
     found, started = Training(), time.perf_counter()
     first = max(1, warmup_steps)
@@ -126,6 +129,7 @@ def optimise(
         found.rates.append(optimizer.param_groups[0]["lr"])
     found.seconds = time.perf_counter() - started
     found.is_finished = len(found.losses) == steps
+    varied.trained.append(Trained(steps, learning_rate, found.end(), found.seconds))
     return found
 
 

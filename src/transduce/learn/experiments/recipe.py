@@ -4,6 +4,7 @@ The task is the pronunciation of short English words (CMUdict): real data, in wh
 ways, so that no model can be sure. Losses are in nats per phoneme, ends included, without smoothing or dropout.
 """
 
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import mean
@@ -22,6 +23,7 @@ from transduce.inference.predictor import Predictor
 from transduce.learn.ledger import FAST
 from transduce.learn.tasks import reversal
 from transduce.learn.training import Training, small_transformer, train
+from transduce.learn.varying import Trained, variation
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.text.config import TokenizerConfig
@@ -106,6 +108,9 @@ class Outcome:
 @lru_cache(maxsize=64)
 def learn(recipe: Recipe) -> Outcome:
     """Trains by the shipped update. The same recipe gives the same outcome, so it is computed once."""
+    varied, started = variation(), time.perf_counter()
+    rate = 3e-3 * varied.rate
+    recipe = replace(recipe, steps=recipe.steps * varied.steps, seed=recipe.seed + varied.seed)
     data = words(recipe.num_train, 600 if recipe.num_train > 2_000 else 200)
     model = build(recipe, data.tokenizer)
     training = TrainingConfig(
@@ -113,8 +118,8 @@ def learn(recipe: Recipe) -> Outcome:
     )
     optim = OptimConfig(
         schedule=recipe.schedule,
-        learning_rate=3e-3,
-        warmup_steps=50,
+        learning_rate=rate,
+        warmup_steps=50 * varied.steps,
         beta2=recipe.beta2,
         ema_decay=recipe.ema_decay,
     )
@@ -131,6 +136,7 @@ def learn(recipe: Recipe) -> Outcome:
             losses.append(update(order.pairs, batches, len(losses) + 1).read().loss)
             if len(losses) in due:
                 valid.append((len(losses), corpus_loss(model, data.valid)))
+    varied.trained.append(Trained(recipe.steps, rate, valid[-1][1], time.perf_counter() - started))
     some = data.train.select(range(0, len(data.train), max(1, len(data.train) // len(data.valid))))
     return Outcome(
         losses,

@@ -17,6 +17,7 @@ from transduce.learn.measuring import interleaved, longest_chain, num_calls, one
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq, as_large_as, num_parameters
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask
 from transduce.learn.training import Draw, small_transformer, train, written
+from transduce.learn.varying import variation
 from transduce.model import Transformer
 from transduce.model.config import VocabularySizes
 from transduce.training.loss import cross_entropy_sum
@@ -251,7 +252,7 @@ def recurrent_as_large(transformer: Transformer, config: RecurrentConfig, seed: 
     """The recurrent network like `config` whose width makes it as large as `transformer`."""
 
     def build(width: int) -> nn.Module:
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + variation().seed)
         return RecurrentSeq2Seq(replace(config, d_model=width), transformer.vocabulary)
 
     return as_large_as(num_parameters(transformer), build)  # type: ignore[return-value]

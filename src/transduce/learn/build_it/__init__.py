@@ -1,0 +1,1 @@
+"""The lesson `build_it`: a Transformer in thirteen pieces, their checkers and pictures."""

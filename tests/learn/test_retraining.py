@@ -1,0 +1,86 @@
+"""Experiments are run at other rates, for longer and from other seeds, and what came of it is kept."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from transduce.learn.ledger import Ledger
+from transduce.learn.retraining import BETTER, GIVEN, OTHER, OTHER_RATE, Results, Run, mismatches, runs_of
+from transduce.learn.tasks import copying
+from transduce.learn.training import small_transformer, train
+from transduce.learn.varying import varied
+
+CLAIM = """[near]
+sentence = "{measured}"
+paper = ""
+experiment = "a.b"
+value = "gap"
+at_least = 0.5
+fast_at_least = 0.0
+"""
+
+
+def trained(**how: object) -> tuple[list[float], list[float], list[object]]:
+    with varied(**how) as variation:  # type: ignore[arg-type]
+        task = copying(5, 2, 3)
+        model = small_transformer(task.vocabulary, d_model=16, d_ff=16, num_encoder_layers=1, num_decoder_layers=1)
+        found = train(model, task.draw, steps=6, batch_size=4, learning_rate=0.01, warmup_steps=2)
+    return found.losses, found.rates, variation.trained
+
+
+def test_a_training_is_longer_at_another_rate_and_from_another_seed_within_the_block_alone() -> None:
+    losses, rates, _ = trained()
+    assert trained()[:2] == (losses, rates)
+    longer = trained(steps=2)
+    assert len(longer[0]) == 12 and max(longer[1]) == pytest.approx(max(rates))
+    assert longer[1].index(max(longer[1])) == 3  # the warm-up is as much longer
+    assert trained(rates=[0.5])[1] == pytest.approx([rate / 2 for rate in rates])
+    assert trained(seed=1)[0] != losses
+    (row,) = longer[2]
+    assert (row.steps, row.rate) == (12, 0.01)  # type: ignore[attr-defined]
+    assert row.loss == pytest.approx(sum(longer[0]) / 12)  # type: ignore[attr-defined]
+
+
+def test_a_longer_training_takes_the_rate_at_which_it_ended_lower(tmp_path: Path) -> None:
+    results = Results(tmp_path / "rows.jsonl")
+    given, other, better = runs_of("a.b")
+    assert (given.rates, other.rates, better.rates, better.times) == (GIVEN, OTHER, BETTER, 4)
+    assert (results.factors(given), set(results.factors(other))) == ([], {OTHER_RATE})
+    results.append(given, [{"loss": 1.0}, {"loss": 2.0}], {"near": 1.0})
+    results.append(other, [{"loss": 1.5}, {"loss": 1.0}], {"near": 0.5})
+    assert results.factors(better) == [1.0, OTHER_RATE]
+    again = Results(tmp_path / "rows.jsonl")
+    assert (again.claims, again.trainings) == (results.claims, results.trainings)
+
+
+def test_a_run_cut_off_while_it_was_written_counts_as_none(tmp_path: Path) -> None:
+    path, run = tmp_path / "rows.jsonl", Run("a.b", 1, GIVEN)
+    Results(path).append(run, [{"loss": 1.0}, {"loss": 2.0}], {"near": 1.0})
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join(lines[:2]) + "\n")  # without the line that says that it is whole
+    results = Results(path)
+    assert results.claims == {}
+    results.append(run, [{"loss": 3.0}, {"loss": 4.0}], {"near": 2.0})
+    assert Results(path).trainings[run] == [{"loss": 3.0}, {"loss": 4.0}]
+
+
+def test_what_was_expected_first_is_compared_with_the_history(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        words = ("git", "-c", "user.name=x", "-c", "user.email=x", *words)
+        return subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIM)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    first = git("rev-parse", "HEAD")[:10]
+    assert mismatches(Ledger.load(path)) == []
+    path.write_text(CLAIM.replace("[near]", "[renamed]").replace("0.5", "0.4"))
+    assert mismatches(Ledger.load(path)) == [
+        f'renamed: first_expected = "at least 0.5", first_commit = "{first}" in the history'
+    ]
+    path.write_text(path.read_text() + f"first_expected = {json.dumps('at least 0.5')}\nfirst_commit = '{first}'\n")
+    assert mismatches(Ledger.load(path)) == []
