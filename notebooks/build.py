@@ -3,18 +3,22 @@
     notebooks/build.py [NAME ...] [--fast]
 
 The text form NAME.py (jupytext, percent format) is what is written and reviewed; NAME.ipynb is made of it here and
-nowhere else. With --fast nothing is written: experiments run at their smallest, and only have to go the right way.
+nowhere else. Cells tagged `piece-N` are for the reader to write: such a notebook is run a second time with the solutions
+in them, and what cells tagged `with-solutions` gave then stands below what they give as they are. With --fast nothing is written: experiments run at their smallest, and only have to go the right way.
 """
 
 import argparse
+import copy
+import inspect
 import json
 import os
+import re
 import sys
 import tempfile
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +31,18 @@ from transduce.devices.machine import usable_cores
 from transduce.errors import MissingInputError
 from transduce.files.atomic import write_atomically
 from transduce.learn import Ledger
+from transduce.learn.build_it import pieces
 
 HERE = Path(__file__).parent
 SECONDS_PER_CELL = 900
 MEASURE_TIME = ("why_it_matters",)
+WITH_SOLUTIONS = nbformat.v4.new_output("display_data", {"text/markdown": "*With the solutions:*"})
 
 
 def names() -> list[str]:
-    """The notebooks, the flagship first."""
+    """The notebooks, the main one first, then the workshop."""
     found = sorted(path.stem for path in HERE.glob("*.py") if path.name != Path(__file__).name)
-    return sorted(found, key=lambda name: name != "transformer")
+    return sorted(found, key=lambda name: (name != "transformer", name != "build_it"))
 
 
 def read_text(name: str) -> Any:
@@ -65,6 +71,33 @@ class Executed:
 def execute(name: str, *, fast: bool, num_threads: int = 1) -> Executed:
     """Runs all cells in order. Raises CellExecutionError, CellTimeoutError or DeadKernelError."""
     notebook = read_text(name)
+    solved = with_solutions(notebook)
+    done = run(notebook, fast=fast, num_threads=num_threads)
+    if solved.cells != read_text(name).cells:
+        by_solutions = run(solved, fast=fast, num_threads=num_threads)
+        for cell, solved_cell in zip(done.notebook.cells, by_solutions.notebook.cells, strict=True):
+            if "with-solutions" in tags_of(cell):
+                cell.outputs += [WITH_SOLUTIONS, *solved_cell.outputs]
+        done = replace(done, seconds=done.seconds + by_solutions.seconds)
+    return done
+
+
+def with_solutions(notebook: Any) -> Any:
+    """A copy of a notebook, with each cell that the reader is to write replaced by its solution."""
+    solutions = dict(re.findall(r"^# (\d+) · [^\n]*\n(.*?)(?=^# \d+ · |\Z)", inspect.getsource(pieces), re.M | re.S))
+    solved = copy.deepcopy(notebook)
+    for cell in solved.cells:
+        for tag in tags_of(cell):
+            if tag.startswith("piece-"):
+                cell.source = solutions[tag.removeprefix("piece-")].strip()
+    return solved
+
+
+def tags_of(cell: Any) -> list[str]:
+    return list(cell.metadata.get("tags", []))
+
+
+def run(notebook: Any, *, fast: bool, num_threads: int) -> Executed:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "measured.jsonl"
         settings = {"TRANSDUCE_MEASURED": str(record), "TRANSDUCE_FAST": "1" if fast else ""}

@@ -21,6 +21,7 @@ from transduce.learn.showing import Shown, code, text
 
 _EXERCISES: dict[str, "Exercise"] = {}
 _hints_given: dict[str, int] = {}
+_right: set[str] = set()  # exercises whose latest answer was right
 
 
 class Wrong(Exception):  # noqa: N818 - it reads as what the answer is
@@ -58,16 +59,17 @@ def exercise(
 
 
 def all_exercises() -> dict[str, Exercise]:
-    """Those of all modules of `transduce.learn.exercises`, by name."""
-    package = import_module("transduce.learn.exercises")
-    for module in iter_modules(package.__path__):
-        import_module(f"{package.__name__}.{module.name}")
+    """Those of all lessons, by name."""
+    for package in map(import_module, ("transduce.learn.build_it.checks", "transduce.learn.exercises")):
+        for module in iter_modules(package.__path__):
+            import_module(f"{package.__name__}.{module.name}")
     return _EXERCISES
 
 
 def check(name: str, answer: Any) -> Shown:
     """Says whether `answer` is right, and if not, what is wrong with it; never raises for a wrong answer."""
     known = _find(name)
+    _right.discard(name)
     if answer is ...:
         return text(f"{name}: not answered yet. Replace the `...`; `hint('{name}')` helps.")
     try:
@@ -76,7 +78,7 @@ def check(name: str, answer: Any) -> Shown:
         with torch.random.fork_rng(devices=[]):  # the reader's own random numbers go on as if nothing had been drawn
             known.check(answer)
     except Wrong as wrong:
-        return text(f"{name}: not yet. {wrong}")
+        return text(f"{name}: not yet. {_sentence(str(wrong))}")
     except Exception as error:
         # Whatever the reader's code raises is an answer too, and a notebook goes on.
         what = f"{type(error).__name__}: {error}"
@@ -84,7 +86,13 @@ def check(name: str, answer: Any) -> Shown:
             return text(f"{name}: your code raises {what}")
         unreadable = "what your function returns" if callable(answer) else textwrap.shorten(repr(answer), 80)
         return text(f"{name}: not yet. The checker cannot read {unreadable} ({what}). `hint('{name}')` helps.")
+    _right.add(name)
     return text(f"{name}: right.")
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Those exercises among `names` whose latest answer, if there was one, was not right."""
+    return [name for name in names if _find(name).name not in _right]
 
 
 def returned(found: Any) -> Any:
@@ -149,9 +157,16 @@ def hint(name: str) -> Shown:
 
 
 def solution(name: str) -> Shown:
-    """One right answer: the source of a function, or the value."""
+    """One right answer: the source of a function, a class or several of them, or the value."""
     answer = _find(name).solution
-    return code(textwrap.dedent(inspect.getsource(answer))) if callable(answer) else text(repr(answer))
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    if not all(map(callable, parts)):
+        return text(repr(answer))
+    return code("\n\n".join(textwrap.dedent(inspect.getsource(part)) for part in parts))
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _place_of(check: Callable[[Any], None]) -> tuple[str, str]:

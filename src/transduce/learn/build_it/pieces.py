@@ -1,6 +1,6 @@
 """A Transformer in thirteen pieces of plain PyTorch: the solutions of `build_it`, and the code that the book shows.
 
-Letters in comments: B sentences of a batch, T tokens that look, S tokens that are looked at, D channels (d_model), H heads.
+Letters in comments: B sentences of a batch, T tokens that look, S tokens that are looked at, D channels, H heads.
 """
 
 import math
@@ -146,8 +146,8 @@ def batch_of(pairs):
         longest = max(map(len, rows))
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
-    src, tgt_in = [src + [END] for src, _ in pairs], [[BEGIN] + tgt for _, tgt in pairs]
-    return pad(src), pad(tgt_in), pad([tgt + [END] for _, tgt in pairs])
+    src, tgt_in = [[*src, END] for src, _ in pairs], [[BEGIN, *tgt] for _, tgt in pairs]
+    return pad(src), pad(tgt_in), pad([[*tgt, END] for _, tgt in pairs])
 
 
 def loss_of(logits, tgt_out):
