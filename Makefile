@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 WORKERS ?= 2
 
-.PHONY: demo test proofs proofs-sample notebooks notebooks-fast check clean
+.PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims check clean
 
 demo: $(READY)  ## learn to pronounce English in five minutes, score it, pronounce words that are in no dictionary
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo
@@ -26,6 +26,9 @@ notebooks: $(READY)  ## execute all notebooks, write their outputs, and what was
 
 notebooks-fast: $(READY)  ## execute all notebooks with their smallest experiments; writes nothing
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m proof tests/test_notebooks.py
+
+claims: $(READY)  ## claims about trainings at another rate and for four times the steps: hours; goes on where it stopped
+	$(BIN)/python -m transduce.learn.retraining
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

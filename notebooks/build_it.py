@@ -18,6 +18,7 @@
 
 # %%
 import math
+import time
 
 import torch
 from torch import nn
@@ -466,13 +467,14 @@ steps = min(3_000, len(words.train) // 30)
 if ready():
     torch.manual_seed(1)
     model = Transformer(words.num_letters, words.num_phonemes, 96, 4, 192, 2, 0.0)
+    started = time.perf_counter()
     losses = train(model, words.next_pairs, steps, learning_rate=3e-3, warmup_steps=steps // 10)
-    model.eval()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps:,} steps")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps:,} steps, {time.perf_counter() - started:.0f} s")
     print(f"loss at the start {losses[0]:.2f}, at the end {sum(losses[-20:]) / 20:.3f} nats a phoneme")
 
 # %% tags=["with-solutions"]
 if ready():
+    model.eval()  # no dropout from here on
     src, _, _ = batch_of(words.test)
     outputs = greedy_decode(model, src, max_len=25)
     print(words.score(outputs))
@@ -487,6 +489,7 @@ if ready():
 
 # %% tags=["with-solutions"]
 if ready():
+    model.double()  # so that what differs is no rounding
     ours = shipped(model)
     src, tgt_in, _ = batch_of(words.test)
     with torch.no_grad():

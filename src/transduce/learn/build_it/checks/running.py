@@ -150,6 +150,13 @@ def _check_rates(rates: list[float], expected: list[float], warmup_steps: int) -
 # 13 · greedy decoding
 
 
+def _rows_of(found: Any) -> list[list[int]]:
+    try:
+        return [[int(i) for i in row] for row in returned(found)]
+    except (TypeError, ValueError):
+        raise Wrong("a list of ids was expected for each row of src.") from None
+
+
 class _Automaton:
     """A model whose next token is known: it writes the source backward, and then END. It sees all that is written."""
 
@@ -210,7 +217,7 @@ def _check_greedy(answer: Callable[..., Any]) -> None:
     found = returned(answer(model, src, 6))
     if not model.begins_right:
         raise Wrong("what the decoder is given does not begin with BEGIN.")
-    rows = [list(map(int, row)) for row in found]
+    rows = _rows_of(found)
     expected = [[6, 5, 4, 3], [8, 7]]
     if rows == [[BEGIN, *row] for row in expected]:
         raise Wrong("BEGIN is returned with the tokens; it is no token of the output.")
@@ -220,7 +227,7 @@ def _check_greedy(answer: Callable[..., Any]) -> None:
         raise Wrong("a row goes on after its END: cut it there.")
     if any(len(set(row)) < len(row) for row in rows):
         raise Wrong("it repeats itself: take the scores of the *last* position, [:, -1].")
-    cut_short = returned(answer(_Automaton(), src, 4))
+    cut_short = _rows_of(answer(_Automaton(), src, 4))
     if rows == expected and [len(row) for row in cut_short] != [4, 2]:
         raise Wrong(f"with max_len = 4 a sentence of four tokens is cut to {len(cut_short[0])}.")
     if rows != expected:
