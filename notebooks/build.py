@@ -3,8 +3,11 @@
     notebooks/build.py [NAME ...] [--fast]
 
 The text form NAME.py (jupytext, percent format) is what is written and reviewed; NAME.ipynb is made of it here and
-nowhere else. Cells tagged `piece-N` are for the reader to write: such a notebook is run a second time with the solutions
-in them, and what cells tagged `with-solutions` gave then stands below what they give as they are. With --fast nothing is written: experiments run at their smallest, and only have to go the right way.
+nowhere else. With --fast nothing is written: experiments run at their smallest, and only have to go the right way.
+
+In the text, `{claim:NAME:FORMAT}` is what was measured for a claim, `{claim:NAME.longer:FORMAT}` another field of it.
+Cells tagged `piece-N` are for the reader to write: such a notebook is run a second time with the solutions in them, and
+what cells tagged `with-solutions` gave then stands below what they give as they are.
 """
 
 import argparse
@@ -48,7 +51,10 @@ def names() -> list[str]:
 def read_text(name: str) -> Any:
     """The notebook as its text form says, without outputs; ids of cells are their numbers, so that nothing drifts."""
     notebook = jupytext.read(HERE / f"{name}.py")
+    ledger = Ledger.load(HERE / "claims.toml")
     for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            cell.source = with_numbers(cell.source, ledger)
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
     notebook["metadata"] = {
@@ -56,6 +62,26 @@ def read_text(name: str) -> Any:
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def with_numbers(text: str, ledger: Ledger) -> str:
+    """The text with the ledger's numbers in the places that name them."""
+
+    def number(place: "re.Match[str]") -> str:
+        name, field, form = place.groups()
+        return format(getattr(ledger[name], field or "measured"), form or "")
+
+    return re.sub(r"\{claim:([\w-]+)(?:\.(\w+))?(?::([^}]*))?\}", number, text)
+
+
+def refresh(name: str) -> None:
+    """Puts the text, with the ledger's numbers as they are now, into a notebook that was executed; outputs stay."""
+    path = HERE / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for cell, text in zip(notebook.cells, read_text(name).cells, strict=True):
+        if cell.cell_type == "markdown":
+            cell.source = text.source
+    write_atomically(path, f"{nbformat.writes(notebook)}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -153,6 +179,9 @@ def main() -> int:
             works = {pool.submit(build, n, fast=arguments.fast, num_threads=num_threads): n for n in names_at_once}
             for work in as_completed(works):
                 failed += not tell(works[work], work, fast=arguments.fast)
+    if not (arguments.fast or failed):
+        for name in names():
+            refresh(name)
     print(f"all: {time.perf_counter() - started:.0f} s")
     return 1 if failed else 0
 

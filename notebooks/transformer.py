@@ -4,14 +4,18 @@
 # This notebook goes through the encoder-decoder Transformer of [*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani
 # et al. 2017), box by box, with the code that this package trains and ships. At its end you train a model of your own.
 #
-# **How to read it.** Two or three hours, from top to bottom. Each chapter asks a question, and asks *you* for a guess before it answers:
-# replace `...` by what you expect, then run. Then come the maths, ten naive lines, the installed source (never a copy of it) and a proof
+# **How to read it.** It takes four to six hours, from top to bottom, exercises included. Each chapter asks a question, and asks *you* for a
+# guess before it answers: replace `...` by what you expect, then run. Then come the maths, ten naive lines, the installed source and a proof
 # that both compute the same, a picture, an experiment with a number, and exercises with hints and a checker.
+#
+# **Write it yourself.** [build_it](build_it.ipynb) is the workshop beside this notebook: you write the same boxes, thirteen pieces of plain
+# PyTorch, and end with a Transformer of your own that learns to pronounce English.
 #
 # **What you need.** Python, a little PyTorch (tensors, `@`, autograd), and what a softmax is. No GPU, no network.
 #
-# **The numbers.** Every claim stands in a ledger (`claims.toml`) with what was expected *before* it was measured. Boxes that begin with
-# *Measured* come from this very run; the command in them repeats one experiment alone. What did not come out as hoped is said as plainly.
+# **The numbers.** Boxes that begin with *Measured* come from this very run; the command in them repeats that experiment alone. For each we
+# wrote down the range we expected before we ran anything, and where we were wrong, the box says so. Claims about trained networks were also
+# tried at a lower learning rate and for four times as many steps; where that gave something else, the box has those numbers, too.
 #
 # | chapters | | deeper |
 # |---|---|---|
@@ -54,8 +58,9 @@ ledger = Ledger.load()
 # A Transformer turns one sequence into another. The **encoder** reads the source, all of it at once; the **decoder** writes the target,
 # one token after the other, looking at the encoder's output and at what it has written so far.
 #
-# So that everything below has something to look at, we first train a small one, with the real tokenizer, on a task where one can see what
-# is right: *write the words of a sentence in reverse order*. It takes some fifteen seconds.
+# We need a trained model to look at. Let's train a small one, with the real tokenizer, on a task you can check by eye: *write the words of a
+# sentence in reverse order*. It takes some fifteen seconds. Its **loss** is minus the natural logarithm of the probability that it gave to
+# the right next token, averaged over all tokens; the unit is the *nat*. A model that guesses among $n$ tokens has a loss of $\ln n$.
 
 # %%
 reverser = sentence_reverser()
@@ -80,8 +85,8 @@ figure1.figure_one(shapes, num_encoder_layers=2, num_decoder_layers=2)
 
 # %% [markdown]
 # Two things to notice now, both explained later. **Between the embedding and the last Linear no box changes the shape**: (3, tokens, 64)
-# goes in and comes out, which is what lets layers be stacked and added. And **only attention mixes tokens**: every other box looks at one
-# token at a time (adding positions also at its place).
+# goes in and comes out, which is what lets layers be stacked and added. And **only attention mixes tokens**: every other box handles each
+# token separately.
 #
 # ### One sentence, traced
 #
@@ -123,8 +128,8 @@ explained(Predictor(model, tokenizer), "the old dog finds a fox", height=900)
 # information from *somewhere else in the sentence*, when it is not known beforehand from where?
 #
 # Think of a dictionary: a **query** is compared with **keys**, and the **value** of the matching key comes back. Attention is a
-# dictionary that is soft: every key matches a little, and what comes back is a mixture of all values, by how well their keys match. Soft,
-# so that it has a derivative, and what to ask and what to answer can be learned.
+# dictionary that is soft: every key matches a little, and what comes back is a mixture of all values, by how well their keys match. An
+# exact match has no gradient. A soft one does, so the network can *learn* what to ask for.
 #
 # **Predict.** Twenty random keys, vectors of 256 numbers drawn from $N(0, 1)$, and a random query. How large is the largest of the twenty
 # weights, if weights are the softmax of the products $q \cdot k$?
@@ -179,7 +184,7 @@ print("naive = shipped = torch; every row of weights adds up to 1")
 
 # %% [markdown]
 # **Picture.** Five tokens, five matrices. Row *sees* of the weights says in which proportions the rows of $V$ are mixed to give row
-# *sees* of the result.
+# *sees* of the result. The numbers are random here: the picture shows the mechanics, and who looks at whom means nothing.
 
 # %%
 words = ["the", "dog", "sees", "a", "cat"]
@@ -194,8 +199,7 @@ attention_page(q, k, v, queries=words, keys=words)
 # %% [markdown]
 # **Experiment.** Why the $\sqrt{d_k}$? If the numbers of $q$ and $k$ are independent, with mean 0 and variance 1, $q \cdot k$ has mean 0
 # and variance $d_k$ (the paper's footnote 4): the wider, the larger the scores, and the softmax of large numbers is nearly all on one key.
-# There it is flat: for most queries a small change of the scores hardly changes the weights, and for a few, where two keys are nearly
-# level, it changes them abruptly.
+# Once one weight is close to 1, softmax is flat: nudging a score barely moves the weights, so almost no gradient comes back.
 
 # %%
 saturated = attention_experiments.saturation()
@@ -366,8 +370,8 @@ def my_count(d_model, num_heads):
 check("heads-parameters", my_count)
 
 # %% [markdown]
-# **Paper against code.** The paper's projections have no biases in its formulas; ours have them, as in torch. Its code drops out
-# attention weights; the paper does not say so, and we do not.
+# **Paper against code.** The paper's projections have no biases in its formulas; ours have them, as in torch. The authors' code has dropout
+# on attention weights since October 2017 (tensor2tensor's `base_v2`); in June it was 0, the paper does not mention it, and we have none.
 #
 # **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: the same parameters, the same products; only the
 # softmax has $h$ maps to do instead of one.
@@ -458,8 +462,8 @@ check("embedding-length", my_length)
 #
 # # 4 · Feed-forward networks, position-wise
 #
-# **Question.** After attention has fetched, who *computes*? It is often said: attention moves things, the feed-forward network alone computes. For given
-# weights a head is a linear map, indeed; but the weights depend on what is there.
+# **Question.** Attention collects information. What then does something with it? It is often said: attention moves things, the feed-forward network alone
+# computes. For given weights a head is a linear map, indeed; but the weights depend on what is there.
 #
 # **Maths** (equation 2, section 3.3): the same small network for every position by itself,
 #
@@ -553,8 +557,8 @@ check("ffn-share", my_share)
 # %% [markdown]
 # # 5 · Layer normalisation and residual connections
 #
-# **Question.** Attention and the feed-forward network are each wrapped in the same four words: "Add & Norm". What does the addition do,
-# what does the norm do, and does their order matter?
+# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: "Add & Norm". What does the addition
+# do, what does the norm do, and does their order matter?
 #
 # Short answer: the addition leaves a way from the first layer to the last on which nothing is lost; the norm keeps the size of numbers
 # known; and their order decides what a gradient meets on its way back.
@@ -630,7 +634,8 @@ print(f"right {right[0]:.3f}, with d - 1 {bessel[0]:.3f}{guessed(my_guess_first)
 assert f"{right[0]:.3f} {bessel[0]:.3f}" == "1.732 1.500"
 
 # %% [markdown]
-# Now the whole wrapper, as installed, and by hand. Dropout (chapter 8) sits on the sub-layer's output, before the addition; here it is 0.
+# Now the whole wrapper, as installed, and by hand. Dropout, which sets a random tenth of the numbers to 0 during training so that the network
+# does not rely on any one of them, sits on the sub-layer's output, before the addition; here it is 0.
 
 # %%
 source_of(AddAndNorm)
@@ -643,7 +648,7 @@ for norm_first in (False, True):
     assert torch.allclose(shipped(x, sublayer), by_hand, atol=1e-12)
 
 # %% [markdown]
-# **One difference, followed to its end.** Under post-norm the sum itself is normalised, again and again: whatever leaves a layer has
+# **What difference does the order make?** Under post-norm the sum itself is normalised, again and again: whatever leaves a layer has
 # known size, but the way through passes every norm. Under pre-norm nothing touches the sum. So what leaves the last layer is what came
 # in, plus what each sub-layer has said:
 #
@@ -664,8 +669,8 @@ ledger.settle("the-residual-stream-is-a-sum", found)
 norm_pictures.stream_bars(found)
 
 # %% [markdown]
-# **Picture.** Bars: what each sub-layer of the untrained encoder adds. Line: the sum so far. It grows, about like the root of the number
-# of terms, for vectors that have nothing to do with each other are nearly at right angles. So a late sub-layer changes the direction of
+# **Picture.** Bars: what each sub-layer of the untrained encoder adds. Line: the sum so far. It grows like the root of the number of terms:
+# unrelated vectors are nearly orthogonal, so their squared lengths add up. So a late sub-layer changes the direction of
 # the stream less than an early one. Under post-norm the line would be flat at 1.
 #
 # What becomes of a stack without the addition, why post-norm wants warm-up, and what the gradients look like: twelve layers are trained
@@ -693,8 +698,8 @@ def my_pre_norm(x, sublayer, norm): ...
 check("norms-pre-norm", my_pre_norm)
 
 # %% [markdown]
-# **3.** The input of a pre-norm encoder of twelve layers, and what each sub-layer adds, are independent, with mean 0 and root mean square
-# 1. What is the root mean square of the stream at the end?
+# **3.** The input of a pre-norm encoder of twelve layers, and what each sub-layer adds, are independent; each has mean 0 and a root mean
+# square of 1. What is the root mean square of the stream at the end?
 
 # %%
 my_size = ...
@@ -958,8 +963,8 @@ solution("architecture-decoder-layer")
 # - **"Cross-attention sees the target's future, it has no causal mask."** Its keys are the source, all of which is
 #   known. Each target position asks for itself alone.
 # - **"Encoder and decoder were swapped, and it still trained."** It did: the shapes fit. In keras.io's translation
-#   example the two inputs stood in the wrong order, and its answers repeated the input (keras-team/keras-io#1997,
-#   #1968). Give source and target different lengths in tests, and look at what it writes.
+#   example the two inputs stood in the wrong order, and its answers repeated the input (keras-team/keras-io, issues
+#   1968 and 1997). Give source and target different lengths in tests, and look at what it writes.
 
 # %% [markdown]
 # # 7 · Masks for sequence-to-sequence
@@ -1326,8 +1331,8 @@ source_of(TrainStep._accumulate_gradients, TrainStep._update)
 #
 # ## It has to live with what it wrote
 #
-# The task: steps to the right or left on a ring of six places; the answer is the places passed. Each is the one before, plus or minus
-# one. Told the right place before, a model needs one sign to name the next. After a wrong turn of its own, all that follows is off.
+# You stand on a ring of six places and are given moves: left, right, right, ... Write where you are after each. One mistake, and every
+# later place is wrong too. But a model that is *told* the right place before each move needs that one move to name the next.
 #
 # **Predict.** If it names most tokens rightly when it is told those before: what share of whole answers does it write without a slip?
 
@@ -1343,7 +1348,7 @@ ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
 # So **teacher-forced accuracy is not a score.** It answers "how good is the next token, after a perfect beginning?", and there is no
-# perfect beginning when the model writes. BLEU of teacher-forced tokens has been published as BLEU, too: it is a number of something else
+# perfect beginning when the model writes. BLEU of teacher-forced tokens is a number of something else, too
 # ([real_translation](real_translation.ipynb) has both).
 
 # %%
@@ -1400,7 +1405,7 @@ for beam_size in (1, 2, 4):
 print("the same answers, with the same log-probabilities")
 
 # %% [markdown]
-# Beside the truth of all 364, what do searches miss? A miss is a **search error**: the model thinks better of another answer. (A *model*
+# We can list all 364 answers, so we know the best one. How often does each search miss it? A miss is a **search error**: the model thinks better of another answer. (A *model*
 # error is an answer that is likely and wrong; no search mends that.) **Predict** for how many sources greedy search misses.
 
 # %%
@@ -1484,7 +1489,7 @@ check("decoding-length-score", my_score)
 #
 # # 10 · Why it matters
 #
-# Three reasons made this network the one that most of what came since is built on. Each is a question with an experiment in
+# Three reasons made the Transformer the basis of almost everything since. Each is a question with an experiment in
 # [why_it_matters](why_it_matters.ipynb); here is one screen each.
 #
 # **Parallelisation.** A recurrent network computes position $t$ after position $t - 1$: $T$ steps in a row, however many processors there
@@ -1503,9 +1508,7 @@ check("decoding-length-score", my_score)
 # %%
 rows = [claim for claim in ledger.claims.values() if claim.experiment.startswith(("why.", "why_quality."))]
 said = [
-    f"- {claim.sentence.format(measured=claim.measured)}"
-    if claim.measured is not None
-    else f"- `{claim.name}`: not measured yet"
+    f"- {claim.said(claim.measured)}" if claim.measured is not None else f"- `{claim.name}`: not measured yet"
     for claim in rows
 ]
 said.append(f"\nMeasured on {rows[0].measured_on}.")

@@ -30,8 +30,8 @@ ledger = Ledger.load()
 # ## 0 · What the Transformer replaced
 #
 # A **recurrent** network reads one token after another into a state: a vector $h_t$ of fixed size. The GRU (Cho et al.
-# 2014) has two gates. The update gate $z$ says how much of the old state stays, the reset gate $r$ how much of it is
-# used for the new one.
+# 2014; here in the form of cuDNN and torch, which multiply by $r$ after $U_n$, not before) has two gates. The update gate $z$ says how
+# much of the old state stays, the reset gate $r$ how much of it is used for the new one.
 #
 # $$r = \sigma(W_r x_t + U_r h_{t-1}), \quad z = \sigma(W_z x_t + U_z h_{t-1}), \quad
 # \tilde h = \tanh(W_n x_t + r \odot U_n h_{t-1}), \quad h_t = (1 - z) \odot \tilde h + z \odot h_{t-1}$$
@@ -73,8 +73,8 @@ torch.testing.assert_close(my_gru(looking.encoder, embedded), states, rtol=0, at
 torch.testing.assert_close(nn.GRU.forward(looking.encoder, embedded[None])[0][0], states, rtol=0, atol=1e-10)
 
 # %% [markdown]
-# In 2015 Bahdanau et al. let the decoder look back at **all** states of the encoder: attention, two years before the
-# paper. Only the recurrence was left to remove. Our GRU with attention calls the very function that is equation 1:
+# Bahdanau et al. (arXiv 2014, ICLR 2015) let the decoder look back at **all** states of the encoder: attention, some three
+# years before the paper. One step remained: remove the recurrence. Our GRU with attention calls the very function that is equation 1:
 
 # %%
 source_of(RecurrentSeq2Seq._look_back)
@@ -115,7 +115,7 @@ source_of(longest_chain)
 
 # %% [markdown]
 # **Experiment.** All networks take turns, so that whatever else the machine does disturbs all of them; the numbers are
-# medians. Two of three things can be told before looking at a clock.
+# medians. Two of the three answers need no stopwatch.
 
 # %%
 speed = why.speed()
@@ -274,7 +274,7 @@ ledger.settle("attention-repairs-a-gru", recall)
 # et al. saw it in 2014: their BLEU fell with the length of the sentence. Bahdanau et al. drew the conclusion.)
 #
 # And the curve of the GRU **with attention** is the Transformer's. In one look, it is at any state it likes: nothing has
-# to be carried. So far as distance goes, attention is the cure; to take the recurrence out is not needed for it.
+# to be carried. For distance, attention is the cure; removing recurrence is not.
 # Between the tokens of *one* side, the GRU still goes step by step; that is where self-attention differs.
 #
 # **Exercises.**
