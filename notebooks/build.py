@@ -35,6 +35,7 @@ from transduce.errors import MissingInputError
 from transduce.files.atomic import write_atomically
 from transduce.learn import Ledger
 from transduce.learn.build_it import pieces
+from transduce.learn.notebooks import first_cell
 
 HERE = Path(__file__).parent
 SECONDS_PER_CELL = 900
@@ -52,6 +53,7 @@ def read_text(name: str) -> Any:
     """The notebook as its text form says, without outputs; ids of cells are their numbers, so that nothing drifts."""
     notebook = jupytext.read(HERE / f"{name}.py")
     ledger = Ledger.load(HERE / "claims.toml")
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first_cell(), metadata={"tags": ["hide-input"]}))
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             cell.source = with_numbers(cell.source, ledger)

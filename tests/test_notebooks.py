@@ -1,6 +1,9 @@
 """The committed notebooks are what their text says, executed; and their experiments go the stated way."""
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -101,6 +104,36 @@ def test_every_experiment_runs_at_its_smallest_and_goes_the_stated_way(name):
     assert not [output for output in outputs if output.get("name") == "stderr"]
     settled = re.findall(r"""settle\(\s*["']([\w-]+)["']""", (FOLDER / f"{name}.py").read_text())
     assert sorted(done.measured) == sorted(settled)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The wheel of the package, unpacked: what is installed where there is no checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(FOLDER.parent)]
+    subprocess.run(words, check=True)
+    (wheel,) = folder.glob("*.whl")
+    shutil.unpack_archive(wheel, folder / "site", "zip")
+    return folder / "site"
+
+
+@pytest.mark.proof
+@each
+def test_it_runs_alone_in_an_empty_folder_with_nothing_but_the_installed_package(name, installed, tmp_path):
+    shutil.copy(FOLDER / f"{name}.ipynb", tmp_path)
+    code = (
+        "import sys, nbformat, nbclient\n"
+        "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
+        "nbclient.NotebookClient(notebook, timeout=900, kernel_name='python3').execute()\n"
+        "import transduce\n"
+        "print(transduce.__file__)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed), "TRANSDUCE_FAST": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", code, f"{name}.ipynb"]
+    found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.strip() == str(installed / "transduce/__init__.py")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.ipynb"]
 
 
 def test_what_was_settled_for_want_of_data_is_not_written(monkeypatch, tmp_path):

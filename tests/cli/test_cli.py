@@ -26,7 +26,7 @@ pytest_plugins = ["small_run"]
 
 VERBS = [
     "fit", "train", "predict", "translate", "evaluate", "compare", "average", "describe", "data", "verify", "benchmark",
-    "export", "import", "explain", "reproduce",
+    "export", "import", "explain", "reproduce", "learn",
 ]  # fmt: skip
 HOSTILE = ["abc", "", "a\u2028b", "\u0085", "a\x0bb\x0cc", "\x1c", "a\rb", "   ", "ﷺ 👩‍👩‍👧", "<pad></s>"]
 
@@ -91,6 +91,7 @@ def test_no_command_loads_the_compiler_of_torch_before_it_trains(
         "describe base --json": 0,
         f"verify {run}": 0,
         "data": 0,
+        f"learn {tmp_path / 'notebooks'}": 0,
         f"predict {run} {few['source']} -o {tmp_path / 'answers'}": 0,
         f"predict {run} {few['source']} --json -o {tmp_path / 'rows'}": 0,
         f"evaluate {run} --source {few['source']} --target {few['target']}": 0,

@@ -23,7 +23,8 @@ _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
 _MODULES = {
     "fit": "train", "train": "train", "prepare": "train", "predict": "predict", "explain": "predict",
     "evaluate": "evaluate", "compare": "evaluate", "average": "runs", "describe": "runs", "verify": "runs",
-    "data": "data", "export": "export", "import": "export", "reproduce": "reproduce", "benchmark": "benchmark.command",
+    "data": "data", "learn": "learn", "export": "export", "import": "export", "reproduce": "reproduce",
+    "benchmark": "benchmark.command",
 }  # fmt: skip
 _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 

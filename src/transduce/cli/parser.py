@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(subparsers)
     _add_describe(subparsers)
     _add_data(subparsers)
+    _add_learn(subparsers)
     _add_verify(subparsers)
     _add_export(subparsers)
     _add_import(subparsers)
@@ -228,6 +229,12 @@ def _add_data(subparsers: Subparsers) -> None:
     parser = _add_subcommand(subparsers, "data", "list the named data sets, or write one out as text files")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a data set; without it, all are listed")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder to write to")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_learn(subparsers: Subparsers) -> None:
+    parser = _add_subcommand(subparsers, "learn", "copy the notebooks that explain the Transformer into a folder")
+    parser.add_argument("folder", metavar="DIR", help="folder to copy them to")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 

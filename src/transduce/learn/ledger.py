@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from transduce.devices.machine import cpu_model, num_cores
-from transduce.errors import MissingInputError, TransduceError
+from transduce.errors import TransduceError
 from transduce.files.atomic import write_atomically
+from transduce.learn.notebooks import FOLDER
 
 FAST = os.environ.get("TRANSDUCE_FAST", "") not in ("", "0")  # experiments at the smallest size that shows the effect
 LONGER = 4  # times the steps of an experiment, where it is tried for longer
@@ -169,7 +170,7 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Ledger":
-        """The ledger at `path`; by default the nearest one at or above the current folder."""
+        """The ledger at `path`; by default the nearest one at or above the current folder, or else the package's."""
         path = path or _nearest()
         known = {field.name for field in fields(Claim)} - {"name"}
         claims = {}
@@ -236,4 +237,4 @@ def _nearest() -> Path:
         for path in (folder / "claims.toml", folder / "notebooks/claims.toml"):
             if path.is_file():
                 return path
-    raise MissingInputError("claims.toml is not here: go to the project's folder, or to its notebooks/.")
+    return FOLDER / "claims.toml"

@@ -1,0 +1,20 @@
+"""Where the notebooks lie, and how each of them begins."""
+
+from pathlib import Path
+
+INSTALL_FROM = ""  # what pip is to install where the package is missing; empty as long as there is no public home
+_PACKAGE = Path(__file__).parent
+FOLDER = _PACKAGE / "notebooks"  # of an installed package, or of a checkout
+if not FOLDER.is_dir():
+    FOLDER = _PACKAGE.parents[2] / "notebooks"
+
+
+def first_cell() -> str:
+    """The code of a notebook's first cell: it does nothing where the package is there."""
+    begin = 'import importlib.util\n\nif importlib.util.find_spec("transduce") is None:'
+    if INSTALL_FROM:
+        return f"{begin}\n    %pip install --quiet {INSTALL_FROM}"
+    return (
+        f"{begin}\n"
+        "    raise ImportError(\"the package transduce is missing: in its folder, run  pip install '.[learn]'\")"
+    )
