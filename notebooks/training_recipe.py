@@ -31,9 +31,8 @@ ledger = Ledger.load()
 # %% [markdown]
 # ## 1 · Warm-up
 #
-# **Question.** Why does equation 3 begin with 4,000 gentle steps? **Predict**: a post-norm network of 4 + 4 layers,
-# as in the paper, is trained at a
-# high rate at once. Does it (a) learn as well, (b) learn worse, (c) overflow?
+# **Question.** Why does equation 3 begin with 4,000 gentle steps? **Predict**: a network with the paper's post-norm (4 + 4 layers here, 6 + 6
+# in the paper) is trained at a high rate from its first step on. Does it (a) learn as well, (b) learn worse, (c) overflow?
 
 # %%
 my_guess = ...  # "a", "b" or "c"
@@ -44,12 +43,12 @@ pictures.warm_up(warmed)
 
 # %%
 print(f"(b): without it, it ends {warmed.excess:.2f} nats a token higher{guessed(my_guess)}")
-ledger.settle("post-norm-needs-its-warm-up", warmed)
+ledger.settle("a-warm-up-makes-a-high-rate-possible", warmed)
 
 # %% [markdown]
-# Why is not settled ([norm_and_depth](norm_and_depth.ipynb), section 5). What is sure: Adam moves every weight by about
-# the learning rate in its first steps, whatever the gradient's size. So the first steps are long, nearly arbitrary ones.
-# A warm-up makes them short. Pre-norm networks need less of it.
+# So the warm-up buys a higher rate; at a lower one this network learns as well without it. Why is not settled
+# ([norm_and_depth](norm_and_depth.ipynb), section 5). What is known: in its first steps Adam moves every weight by about the learning rate,
+# whatever the size of the gradient. At a high rate these steps are long, and nearly arbitrary. A warm-up makes them short.
 #
 # **What people get wrong.** Warm-up is counted in *updates*. A popular annotated implementation moves its schedule on
 # after every micro-batch, and updates the weights after every tenth. Its warm-up of 3,000 is then, in updates:
@@ -184,10 +183,9 @@ print(f"falling rate:  {averaged.gain_at_falling_rate:+.3f} nats per phoneme gai
 ledger.settle("averaged-weights-are-better", averaged)
 
 # %% [markdown]
-# At a constant rate the weights jitter around where they are going, and the mean of places around a valley is lower
-# than the places. A rate that falls to
-# zero does the same by itself: then there is little left to gain, and an average that reaches back to worse weights
-# may even lose.
+# At a constant, high rate the weights jitter around the bottom of a valley, and the average of places around it lies lower than the places
+# themselves. Two things take that away. A rate that falls to zero ends the jitter by itself. And while the weights are still traveling, as
+# they are at the lower rate, the average lags behind them, and is worse.
 
 # %%
 source_of(update_average)
@@ -214,10 +212,9 @@ pictures.over_fitting(fitted)
 ledger.settle("dropout-delays-over-fitting", fitted)
 
 # %% [markdown]
-# Without dropout the words are learnt by heart, and the loss on new ones turns around and rises: the model becomes
-# *sure* of wrong things. The cures: more data, stopping at the lowest
-# point (`training.patience`), dropout, a smaller model. Dropout costs speed of learning: with data seen about once, as in
-# chapter 11 of the flagship, there is little to guard against.
+# Without dropout the words are learned by heart, and the loss on new ones turns around and rises: the model becomes *sure* of wrong things.
+# The cures: more data, stopping at the lowest point (`training.patience`), dropout, a smaller model. Dropout slows learning down: as long as
+# nothing is over-fitted (fewer steps, a lower rate, or data seen about once, as in chapter 11 of the main notebook), it costs more than it gives.
 #
 # **Paper against code.** Dropout stands where the paper puts it and nowhere else: not on attention weights, not
 # inside the feed-forward network.

@@ -246,7 +246,7 @@ ledger.settle("nothing-near-nothing-learnt", alone)
 ledger.settle("a-gru-carries-one-thing-far", recall)
 
 # %% [markdown]
-# This is not what one reads, and not what we had written down before: **a GRU can carry a symbol over 200 others.** An
+# This is not what one often reads: **a GRU can carry a symbol over 200 others.** An
 # update gate that learns to be near 1 multiplies by nearly 1, at any distance. What the vanishing gradient spoils is
 # *learning* that, and whether it does depends on the learning rate. At the middle one the GRU learns it from far examples
 # alone as well as from mixed ones. At the smallest it learns nothing from far examples alone, and a part of it where near
@@ -259,7 +259,7 @@ print(f"at the smallest rate: far ones alone {alone.slowest_far:.0%}, near and f
 # And now eight symbols instead of one:
 
 # %%
-ledger.settle("a-gru-fails-at-eight", recall)
+ledger.settle("a-gru-takes-longer-for-eight", recall)
 
 # %%
 ledger.settle("a-transformer-recalls-from-afar", recall)
@@ -269,8 +269,9 @@ ledger.settle("attention-repairs-a-gru", recall)
 
 # %% [markdown]
 # Look at the right picture again: the GRU's curve is *flat*. It does not get worse with distance; it is as bad at 5.
-# What limits it here is **how much** one state has to carry, not only **how far**: eight symbols have to be packed
-# into one vector, kept, and unpacked in order, and 400 steps are too few to learn that. Translation asks for whole sentences. (Cho
+# What slows it down here is **how much** one state has to carry, not only **how far**: eight symbols have to be packed
+# into one vector, kept, and unpacked in order. It does learn that, but it takes longer: after four times the steps it names
+# {claim:a-gru-takes-longer-for-eight.longer:.0%}. Translation asks for whole sentences. (Cho
 # et al. saw it in 2014: their BLEU fell with the length of the sentence. Bahdanau et al. drew the conclusion.)
 #
 # And the curve of the GRU **with attention** is the Transformer's. In one look, it is at any state it likes: nothing has

@@ -48,21 +48,21 @@ def test_a_longer_training_takes_the_rate_at_which_it_ended_lower(tmp_path: Path
     given, other, better = runs_of("a.b")
     assert (given.rates, other.rates, better.rates, better.times) == (GIVEN, OTHER, BETTER, 4)
     assert (results.factors(given), set(results.factors(other))) == ([], {OTHER_RATE})
-    results.append(given, [{"loss": 1.0}, {"loss": 2.0}], {"near": 1.0})
-    results.append(other, [{"loss": 1.5}, {"loss": 1.0}], {"near": 0.5})
+    results.append(given, [{"loss": 1.0}, {"loss": 2.0}], {"gap": 1.0})
+    results.append(other, [{"loss": 1.5}, {"loss": 1.0}], {"gap": 0.5})
     assert results.factors(better) == [1.0, OTHER_RATE]
     again = Results(tmp_path / "rows.jsonl")
-    assert (again.claims, again.trainings) == (results.claims, results.trainings)
+    assert (again.values, again.trainings) == (results.values, results.trainings)
 
 
 def test_a_run_cut_off_while_it_was_written_counts_as_none(tmp_path: Path) -> None:
     path, run = tmp_path / "rows.jsonl", Run("a.b", 1, GIVEN)
-    Results(path).append(run, [{"loss": 1.0}, {"loss": 2.0}], {"near": 1.0})
+    Results(path).append(run, [{"loss": 1.0}, {"loss": 2.0}], {"gap": 1.0})
     lines = path.read_text().split("\n")
     path.write_text("\n".join(lines[:2]) + "\n")  # without the line that says that it is whole
     results = Results(path)
-    assert results.claims == {}
-    results.append(run, [{"loss": 3.0}, {"loss": 4.0}], {"near": 2.0})
+    assert results.values == {}
+    results.append(run, [{"loss": 3.0}, {"loss": 4.0}], {"gap": 2.0})
     assert Results(path).trainings[run] == [{"loss": 3.0}, {"loss": 4.0}]
 
 

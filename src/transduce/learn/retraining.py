@@ -4,7 +4,7 @@
 
 A claim about trained networks may be one about a stopped clock, or about a learning rate. So the experiment of each is
 run as it stands, at 0.3 times its rates, and for four times its steps with each training at the better of the two.
-A line of JSON is written for each training, and one for what each run says of the claims. What stands in the file is
+A line of JSON is written for each training, and one for what each run measured. What stands in the file is
 not run again, so that a run that was stopped goes on. At the end the ledger gets what was found, and what each claim
 was expected to be before it was measured is compared with the history of the ledger.
 """
@@ -62,16 +62,16 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.claims: dict[Run, dict[str, float]] = {}  # what each run says
+        self.values: dict[Run, dict[str, float]] = {}  # what each run measured
         self.trainings: dict[Run, list[dict[str, float]]] = {}
         for line in path.read_text().split("\n") if path.exists() else []:
             if line:
                 self._add(json.loads(line))
 
-    def append(self, run: Run, trainings: list[dict[str, float]], claims: dict[str, float]) -> None:
+    def append(self, run: Run, trainings: list[dict[str, float]], values: dict[str, float]) -> None:
         """Writes what came of a run: the line that says that it is whole comes last."""
         rows = [{"run": asdict(run), "training": number} | row for number, row in enumerate(trainings)]
-        rows.append({"run": asdict(run), "claims": claims})
+        rows.append({"run": asdict(run), "values": values})
         with self.path.open("a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
         for row in rows:
@@ -86,8 +86,8 @@ class Results:
 
     def _add(self, row: dict[str, Any]) -> None:
         run = Run(**row["run"])
-        if "claims" in row:
-            self.claims[run] = row["claims"]
+        if "values" in row:
+            self.values[run] = row["values"]
         else:
             known = {key: value for key, value in row.items() if key not in ("run", "training")}
             trainings = self.trainings.setdefault(run, [])
@@ -95,15 +95,13 @@ class Results:
             trainings.append(known)
 
 
-def carry_out(
-    run: Run, factors: list[float], claims: dict[str, str]
-) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Runs an experiment: each of its trainings, and the values of `claims`, given as name -> attribute."""
+def carry_out(run: Run, factors: list[float], values: set[str]) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Runs an experiment: each of its trainings, and the `values` by which claims are settled."""
     torch.set_num_threads(1)
     speed_up_cpu()
     with varied(run.times, factors, run.seed) as variation:
         result = run_experiment(run.experiment, fast=False)
-    return _rows(variation), {name: float(getattr(result, value)) for name, value in claims.items()}
+    return _rows(variation), {value: float(getattr(result, value)) for value in sorted(values)}
 
 
 def _rows(variation: Variation) -> list[dict[str, float]]:
@@ -115,17 +113,17 @@ def _rows(variation: Variation) -> list[dict[str, float]]:
 
 def run_all(runs: Iterable[Run], ledger: Ledger, results: Results) -> None:
     """Runs what is not in `results` yet, one process on each core, each as soon as what it needs is known."""
-    due = [run for run in runs if run not in results.claims]
+    due = [run for run in runs if run not in results.values]
     # A process for each run: what an experiment keeps in memory was trained in one way.
     pool = ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), max_tasks_per_child=1)
     works: dict[Future[Any], Run] = {}
     with pool:
         while due or works:
-            ready = [run for run in due if all(needed in results.claims for needed in run.needs)]
+            ready = [run for run in due if all(needed in results.values for needed in run.needs)]
             for run in ready[: usable_cores() - len(works)]:
                 due.remove(run)
-                claims = {c.name: c.value for c in ledger.claims.values() if c.experiment == run.experiment}
-                works[pool.submit(carry_out, run, results.factors(run), claims)] = run
+                values = {claim.value for claim in ledger.claims.values() if claim.experiment == run.experiment}
+                works[pool.submit(carry_out, run, results.factors(run), values)] = run
             for work in wait(works, return_when=FIRST_COMPLETED).done:
                 run = works.pop(work)
                 results.append(run, *work.result())
@@ -135,7 +133,7 @@ def run_all(runs: Iterable[Run], ledger: Ledger, results: Results) -> None:
 def told(run: Run, results: Results) -> str:
     """What came of a run, in a line."""
     seconds = sum(training["seconds"] for training in results.trainings[run])
-    values = ", ".join(f"{name} {value:.4g}" for name, value in results.claims[run].items())
+    values = ", ".join(f"{name} {value:.4g}" for name, value in results.values[run].items())
     return f"{run.experiment} x{run.times}, {run.rates} rates, seed +{run.seed}, {seconds:.0f} s: {values}"
 
 
@@ -144,14 +142,14 @@ def ledger_fields(ledger: Ledger, results: Results) -> dict[str, dict[str, Any]]
     fields: dict[str, dict[str, Any]] = {}
     for claim in ledger.claims.values():
         runs = runs_of(claim.experiment, claim.seeds)
-        if claim.seeds and all(run in results.claims for run in runs):
+        if claim.seeds and all(run in results.values for run in runs):
             given, other, better = ([run for run in runs if run.rates == kind] for kind in (GIVEN, OTHER, BETTER))
             rates = [row["rate"] for run in runs for row in results.trainings[run]]
             fields[claim.name] = {
                 "steps": max(row["steps"] for run in given for row in results.trainings[run]),
                 "rates": [max(rates), min(rates)],
-                "at_other_rate": rounded(fmean(results.claims[run][claim.name] for run in other)),
-                "longer": rounded(fmean(results.claims[run][claim.name] for run in better)),
+                "at_other_rate": rounded(fmean(results.values[run][claim.value] for run in other)),
+                "longer": rounded(fmean(results.values[run][claim.value] for run in better)),
             }
     return fields
 
