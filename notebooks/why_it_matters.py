@@ -240,7 +240,7 @@ pictures.recalled(recall, alone)
 # %%
 print(f"one of one, {recall.gru_one_far:.0%}{guessed(my_guess_for_one)};", end=" ")
 print(f"one of {recall.count}, {recall.gru_far:.0%}{guessed(my_guess_for_eight)}")
-ledger.settle("nothing-near-nothing-learnt", alone)
+ledger.settle("far-alone-is-learned-late", alone)
 
 # %%
 ledger.settle("a-gru-carries-one-thing-far", recall)
@@ -248,9 +248,9 @@ ledger.settle("a-gru-carries-one-thing-far", recall)
 # %% [markdown]
 # This is not what one often reads: **a GRU can carry a symbol over 200 others.** An
 # update gate that learns to be near 1 multiplies by nearly 1, at any distance. What the vanishing gradient spoils is
-# *learning* that, and whether it does depends on the learning rate. At the middle one the GRU learns it from far examples
-# alone as well as from mixed ones. At the smallest it learns nothing from far examples alone, and a part of it where near
-# ones are mixed in:
+# *learning* that, or rather how soon it is learned. At the middle rate the GRU learns it from far examples alone as well as
+# from mixed ones. At the smallest, these steps are too few for far examples alone (four times as many are enough), while
+# near ones that are mixed in teach a part of it:
 
 # %%
 print(f"at the smallest rate: far ones alone {alone.slowest_far:.0%}, near and far ones mixed {recall.slow[-1]:.0%}")
