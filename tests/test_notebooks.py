@@ -81,6 +81,13 @@ def test_every_exercise_is_asked():
     assert set(asked) == set(all_exercises())
 
 
+def test_the_plan_for_teachers_names_exercises_that_there_are():
+    plan = (FOLDER.parent / "docs/TEACHING.md").read_text()
+    named = set(re.findall(r"`([a-z]+-[\w-]+)`", plan))
+    assert len(named) > 30
+    assert named <= set(all_exercises())
+
+
 @each
 def test_its_numbers_are_those_of_the_ledger(name):
     """A notebook's boxes and the ledger are written by different hands: they must not part."""
