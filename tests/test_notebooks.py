@@ -1,5 +1,6 @@
 """The committed notebooks are what their text says, executed; and their experiments go the stated way."""
 
+import base64
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ sys.path.insert(0, str(FOLDER))
 import build  # noqa: E402 - it lies beside the notebooks, outside the package
 
 NAMES = build.names()
-MOST_BYTES = 2_000_000  # of a notebook with its pictures: what a browser shows at once
+MOST_BYTES = 5_000_000  # of a notebook with its pictures: what a browser shows at once
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -52,6 +53,17 @@ def test_every_cell_was_executed_in_order_and_without_an_error(name):
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+@each
+def test_every_figure_is_sharp_and_described(name):
+    for cell in committed(name).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                shown = output.metadata["image/png"]
+                assert len(shown["alt"]) > 20
+                width = int.from_bytes(base64.b64decode(output.data["image/png"])[16:20], "big")
+                assert width >= 1.9 * shown["width"]
 
 
 @each

@@ -102,4 +102,4 @@ def test_lessons_in_pictures_name_what_they_show():
         pictures.smoothed_target(2, 0.1, 5),
         pictures.schedules(),
     ):
-        assert figure._repr_png_().startswith(b"\x89PNG")
+        assert figure._repr_png_()[0].startswith(b"\x89PNG")

@@ -99,4 +99,4 @@ def test_pictures_have_a_row_for_each_choice_and_a_name_for_each_patient():
         pictures.over_fitting(recipe.OverFitting({0.0: outcome, 0.2: outcome})),
         pictures.warm_up(recipe.WarmUp({0: training, 5: training})),
     ):
-        assert figure._repr_png_().startswith(b"\x89PNG")
+        assert figure._repr_png_()[0].startswith(b"\x89PNG")

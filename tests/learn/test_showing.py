@@ -32,7 +32,7 @@ def test_a_page_keeps_to_its_frame():
 def test_a_picture_shows_itself_as_png():
     figure, (axes,) = canvas(width=2, height=1)
     axes.plot([0, 1])
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure._repr_png_()[0].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(3, 2), (2, 2), (3, 3)])

@@ -16,10 +16,10 @@ SERIES = ("#2b6cb0", "#b5443a", "#1f7a53", "#d1701c", "#7b3fa0", "#5b6770")  # o
 MARKERS = "osD^"
 WEIGHTS = "Blues"  # of what lies between 0 and 1
 SIGNED = "RdBu_r"  # of what has a sign; centred on 0
+_SHARPNESS = 2  # pixels of a picture for each pixel on the page
 
 _LOOK: Any = {
     "figure.dpi": 100,
-    "savefig.dpi": 100,
     "font.size": 10,
     "axes.edgecolor": NEUTRAL,
     "axes.labelcolor": INK,
@@ -34,12 +34,32 @@ _LOOK: Any = {
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, without pyplot and whatever its backend is."""
+    """A figure that a notebook shows by itself, without pyplot and whatever its backend is: sharp, and with a text for
+    those who cannot see it."""
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         content = io.BytesIO()
-        self.savefig(content, format="png", metadata={"Software": None})
-        return content.getvalue()
+        self.savefig(content, format="png", dpi=_SHARPNESS * self.dpi, metadata={"Software": None})
+        width, height = (round(size * self.dpi) for size in self.get_size_inches())
+        return content.getvalue(), {"width": width, "height": height, "alt": self.alt}
+
+    @property
+    def alt(self) -> str:
+        """What is shown, in words: titles, axes, and the names of curves."""
+        title = self.get_suptitle()
+        panels = [words for axes in self.axes if (words := _in_words(axes))]
+        if not panels:
+            panels = [text.get_text() for axes in self.axes for text in axes.texts if text.get_text().strip()]
+        return " ".join(" ".join([f"{title}:" if title else "Figure:", "; ".join(panels)]).split())
+
+
+def _in_words(axes: Axes) -> str:
+    """Title, labels and legend of one panel; nothing if it has none of them."""
+    parts = [axes.get_title(), axes.get_title(loc="left")]
+    if axes.get_ylabel() or axes.get_xlabel():
+        parts.append(f"{axes.get_ylabel() or 'values'} by {axes.get_xlabel() or 'place'}")
+    names = [str(line.get_label()) for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    return ", ".join(filter(None, [*parts, *names]))
 
 
 def canvas(rows: int = 1, columns: int = 1, *, width: float = 9.0, height: float = 3.2) -> tuple[Picture, list[Axes]]:
