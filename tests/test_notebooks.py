@@ -84,7 +84,7 @@ def test_what_a_notebook_points_to_is_there(name):
 
 
 def test_every_claim_is_settled_in_exactly_one_notebook_and_nothing_else_is():
-    settled = re.findall(r"""settle\(\s*["']([\w-]+)["']""", texts())
+    settled = re.findall(r"""(?:settle|recorded)\(\s*["']([\w-]+)["']""", texts())
     assert sorted(settled) == sorted(Ledger.load(FOLDER / "claims.toml").claims)
 
 
@@ -112,7 +112,8 @@ def test_its_numbers_are_those_of_the_ledger(name):
     ]
     found = [re.search(r"measured (\S+) · .*`python -m transduce.learn ([\w-]+)`", box).groups() for box in boxes]
     assert found == [(f"{ledger[claim].measured:.4g}", claim) for _, claim in found]
-    assert len(found) == len(re.findall(r"ledger\.settle\(", (FOLDER / f"{name}.py").read_text()))
+    text = (FOLDER / f"{name}.py").read_text()
+    assert len(found) == len(re.findall(r"(?:\.settle|\.recorded)\(", text))
 
 
 @pytest.mark.proof

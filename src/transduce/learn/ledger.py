@@ -186,6 +186,11 @@ class Ledger:
             raise TransduceError(f"there is no claim '{name}' in {self.path}; there are: {', '.join(self.claims)}.")
         return self.claims[name]
 
+    def recorded(self, name: str) -> Settled:
+        """What was measured when the ledger was last written: for what takes longer than a reader waits."""
+        claim = self[name]
+        return Settled(claim, math.nan if claim.measured is None else claim.measured, fast=False)
+
     def settle(self, name: str, result: Any, *, fast: bool = FAST) -> Settled:
         """Compares one attribute of `result` with what was expected of it."""
         return self[name].settle(result, fast=fast)
