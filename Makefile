@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 WORKERS ?= 2
 
-.PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims check clean
+.PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims book check clean
 
 demo: $(READY)  ## learn to pronounce English in five minutes, score it, pronounce words that are in no dictionary
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo
@@ -29,6 +29,10 @@ notebooks-fast: $(READY)  ## execute all notebooks with their smallest experimen
 
 claims: $(READY)  ## claims about trainings at another rate and for four times the steps: hours; goes on where it stopped
 	$(BIN)/python -m transduce.learn.retraining
+
+book: $(READY)  ## the notebooks as a web book, in build/book; needs npm, for the formulas
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
+	$(BIN)/python docs/book/build.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

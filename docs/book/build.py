@@ -1,0 +1,60 @@
+"""Builds the web book out of the committed notebooks: docs/book/build.py [FOLDER]   (default: build/book)
+
+Pages are the notebooks with their outputs, in the order of the book. KaTeX, which renders the formulas, comes from the
+npm registry when the book is built; the pages themselves ask nobody for anything.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NOTEBOOKS = HERE.parents[1] / "notebooks"
+KATEX = "katex@0.19.1"
+
+
+def main() -> int:
+    """Builds it; the exit status of mkdocs."""
+    parser = argparse.ArgumentParser(description="Builds the web book.")
+    parser.add_argument("folder", nargs="?", default="build/book", metavar="FOLDER")
+    folder = Path(parser.parse_args().folder).absolute()
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "pages"
+        source.mkdir()
+        for path in [*NOTEBOOKS.glob("*.ipynb"), HERE / "index.md", HERE / "book.css", HERE / "formulas.js"]:
+            shutil.copy(path, source)
+        fetch_katex(source / "katex")
+        settings = (HERE / "mkdocs.yml").read_text(encoding="utf-8")
+        (Path(name) / "mkdocs.yml").write_text(settings, encoding="utf-8")
+        words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-f", f"{name}/mkdocs.yml"]
+        environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # its own advertisement
+        status = subprocess.run([*words, "-d", str(folder)], env=environment, check=False).returncode
+    if status == 0:
+        print(f"the book begins at {folder / 'index.html'}")
+    return status
+
+
+def fetch_katex(folder: Path) -> None:
+    """Puts what a page needs of KaTeX into the folder: its style, its scripts, its fonts in the one form browsers take."""
+    with tempfile.TemporaryDirectory() as name:
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", KATEX], cwd=name, check=True, capture_output=True, text=True
+        )
+        with tarfile.open(Path(name) / packed.stdout.strip()) as archive:
+            archive.extractall(name, filter="data")
+        dist = Path(name) / "package/dist"
+        folder.mkdir()
+        for path in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js"):
+            shutil.copy(dist / path, folder)
+        (folder / "fonts").mkdir()
+        for font in (dist / "fonts").glob("*.woff2"):
+            shutil.copy(font, folder / "fonts")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
