@@ -28,6 +28,7 @@ def main() -> int:
         source.mkdir()
         for path in [*NOTEBOOKS.glob("*.ipynb"), HERE / "index.md", HERE / "book.css", HERE / "formulas.js"]:
             shutil.copy(path, source)
+        shutil.copytree(HERE / "live", source / "live")
         fetch_katex(source / "katex")
         settings = (HERE / "mkdocs.yml").read_text(encoding="utf-8")
         (Path(name) / "mkdocs.yml").write_text(settings, encoding="utf-8")
@@ -40,7 +41,7 @@ def main() -> int:
 
 
 def fetch_katex(folder: Path) -> None:
-    """Puts what a page needs of KaTeX into the folder: its style, its scripts, its fonts in the one form browsers take."""
+    """Puts what a page needs of KaTeX into the folder: style, scripts, and fonts in the one form that browsers take."""
     with tempfile.TemporaryDirectory() as name:
         packed = subprocess.run(
             ["npm", "pack", "--silent", KATEX], cwd=name, check=True, capture_output=True, text=True
