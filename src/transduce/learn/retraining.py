@@ -145,8 +145,11 @@ def ledger_fields(ledger: Ledger, results: Results) -> dict[str, dict[str, Any]]
         if claim.seeds and all(run in results.values for run in runs):
             given, other, better = ([run for run in runs if run.rates == kind] for kind in (GIVEN, OTHER, BETTER))
             rates = [row["rate"] for run in runs for row in results.trainings[run]]
+            steps = {int(row["steps"]) for run in given for row in results.trainings[run]}
             fields[claim.name] = {
-                "steps": max(row["steps"] for run in given for row in results.trainings[run]),
+                "steps": claim.steps
+                if claim.steps in steps
+                else max(steps),  # some experiments have trainings beside it
                 "rates": [max(rates), min(rates)],
                 "at_other_rate": rounded(fmean(results.values[run][claim.value] for run in other)),
                 "longer": rounded(fmean(results.values[run][claim.value] for run in better)),
