@@ -326,7 +326,7 @@ for name, guess in (("1 head", my_one), ("4 heads", my_four)):
 attention_pictures.look_up_bars(found)
 
 # %%
-ledger.settle("heads-one-mean-is-not-two", found)
+ledger.settle("four-heads-learn-two-look-ups-sooner", found)
 
 # %%
 attention_pictures.look_up_maps(found, "4 heads", "symbol ")
@@ -521,7 +521,7 @@ table = feed_forward_experiments.random_table()
 attention_pictures.attention_alone_curves((f"a random table of {table.num_entries:,} entries", table))
 
 # %%
-ledger.settle("ffn-is-where-tables-are", table)
+ledger.settle("ffn-learns-tables-sooner", table)
 
 # %% [markdown]
 # **Exercises.**
