@@ -72,7 +72,7 @@ added = norms.residuals()
 pictures.residual_curves(added)
 
 # %%
-ledger.settle("depth-without-residuals-does-not-learn", added)
+ledger.settle("depth-without-residuals-learns-late", added)
 
 # %%
 ledger.settle("depth-with-residuals-learns", added)
@@ -87,7 +87,7 @@ for norm, run in added.without.items():
     print(f"{norm}-norm, without: {ends}{guessed(my_guess_without)}")
 
 # %% [markdown]
-# Parameters are not what is missing; a way is. Without additions each attention *replaces* every vector by a mixture
+# The parameters are all there. What is missing is a path for the signal; some of the source arrives after many more steps. Without additions each attention *replaces* every vector by a mixture
 # of all of them, and after a few such mixtures all positions hold nearly the same vector (Dong et al. 2021 call it
 # rank collapse). Here is how alike the vectors at different positions of a source are, layer by layer, before any
 # training: the mean cosine of all pairs, 1 if they point the same way.

@@ -336,8 +336,8 @@ for word, right, said in quality.samples[:4]:
 # %% [markdown]
 # Plainly: **at this size and after this little training the GRU with attention wins**, and the one without loses to
 # both. Pronunciation is nearly monotone, letter by letter from left to right; a recurrent network has that order
-# built in, the Transformer has to learn it from the data. The more steps, the smaller the difference becomes. What is
-# built in helps most where there is least to learn from.
+# built in, the Transformer has to learn it from the data. The more steps, the smaller the difference becomes: after four times as many it is
+# {claim:quality-beside-a-gru-with-attention.longer:+.1f} points. What is built in helps most where there is least to learn from.
 #
 # **What the paper's table 2 says** is about another world: 4.5 million pairs (English-German) and 36 million
 # (English-French), days on eight GPUs.
