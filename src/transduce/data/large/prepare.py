@@ -14,11 +14,11 @@ from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
-from transduce.data.large.jobs import NO_LEN, Message, overlap_keys, read_rows
+from transduce.data.large.jobs import NO_LEN, Message
 from transduce.data.large.prepared_file import Manifest, PreparedFile, alone_in, key_of, write_prepared
 from transduce.data.large.scan import ScannedFile, line_blocks, scan
 from transduce.data.large.workers import answers_in_order
-from transduce.data.pairs import Pairs
+from transduce.data.pairs import Pairs, overlap_keys, read_rows
 from transduce.data.parsing import (
     refuse_all_too_long,
     refuse_no_pairs,
