@@ -35,7 +35,7 @@ from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
 from transduce.runs.corpus import Corpus, LearntFrom, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import TerminalDisplay, learning_curve
+from transduce.runs.monitoring import learning_curve, training_display
 from transduce.runs.validation import build_validation
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
@@ -218,7 +218,7 @@ def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, sta
     with ExitStack() as stack:
         if show_progress:
             first_step = run.checkpoint[1]["step"] if run.checkpoint else 0
-            observers = [*observers, stack.enter_context(TerminalDisplay(steps, first_step=first_step))]
+            observers = [*observers, stack.enter_context(training_display(steps, first_step=first_step))]
         trainer = Trainer(
             run.model,
             run.pairs,
