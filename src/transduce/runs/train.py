@@ -33,7 +33,7 @@ from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import Corpus, LearntFrom, learn_and_encode, read_corpus
+from transduce.runs.corpus import Corpus, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import learning_curve, training_display
 from transduce.runs.validation import build_validation
@@ -99,9 +99,12 @@ def train(
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         folder = saved
         if folder is None:
+            facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
             if ancestor is not None:
                 ancestor.load_weights_into(model)
-            folder = process.decide(lambda: _create(run_dir, config, corpus, learnt, environment, ancestor))
+                facts["initialised_from"] = str(ancestor.path)
+            texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
+            folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts={"data": corpus.sha256} | facts))
             process.decide(lambda: locks.enter_context(folder.lock()))
         validate = None
         if corpus.valid is not None:
@@ -134,20 +137,6 @@ class _Run:
     process: Process
     report: Callable[[str], None]
     clock: Callable[[], float]
-
-
-def _create(
-    run_dir: Path,
-    config: ExperimentConfig,
-    corpus: Corpus,
-    learnt: LearntFrom,
-    environment: Mapping[str, Any],
-    ancestor: RunFolder | None,
-) -> RunFolder:
-    facts = {"data": corpus.sha256, "num_train_pairs": learnt.num_text_pairs, "started": environment}
-    if ancestor is not None:
-        facts["initialised_from"] = str(ancestor.path)
-    return RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt.tokenizer.to_json(), facts=facts)
 
 
 def _resume(
