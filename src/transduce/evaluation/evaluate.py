@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 from transduce.errors import TransduceError
 from transduce.evaluation.config import GROUPED_METRICS
-from transduce.evaluation.metrics import Score, evaluate, evaluate_pronunciation
+from transduce.evaluation.definitions import References
+from transduce.evaluation.metrics import Score, evaluate, group_by_source
 from transduce.inference.predictor import Predictor
 
 
 def score(
     predictor: Predictor,
     sources: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: References,
     metrics: Sequence[str],
     *,
     group_sources: bool = False,
@@ -30,6 +31,5 @@ def score(
     outputs = dict(zip(distinct, predictor.predict(distinct), strict=True))
     hypotheses = [outputs[source] for source in sources]
     if group_sources:
-        scores = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
-        return [each for each in scores if each.name in metrics]
+        _, hypotheses, references = group_by_source(sources, hypotheses, references)
     return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)
