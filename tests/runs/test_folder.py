@@ -121,12 +121,6 @@ def test_the_stored_hash_is_that_of_the_file_with_zeros_in_its_place(tmp_path):
     assert hashlib.sha256(content.replace(stated.encode(), b"0" * 64)).hexdigest() == stated
 
 
-def test_only_tensors_with_the_prefix_are_read_and_lose_it(tmp_path):
-    write_tensors(tmp_path / "x", value(2.0), {})
-    assert read_tensors(tmp_path / "x", prefix="model.")[0].keys() == {"weight"}
-    assert read_tensors(tmp_path / "x", prefix="ema.")[0] == {}
-
-
 def test_tensors_read_do_not_change_when_the_file_is_overwritten_in_place(tmp_path):
     path = tmp_path / "x"
     write_tensors(path, {"a": torch.arange(1000.0)}, {})

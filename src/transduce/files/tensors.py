@@ -44,15 +44,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_certified(path, header_of(entries, metadata), num_bytes, data)
 
 
-def read_tensors(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors whose names start with `prefix`, without it and on the CPU, and the metadata.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, on the CPU, and the metadata.
 
     Every byte is verified first. Raises MissingInputError, or DamagedFileError if a byte is not as written.
     """
     with verified(path) as (file, metadata):
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
         # Cloned, because the library's tensors are windows on the file: a later change to it would change them.
-        return {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}, metadata
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
 
 
 def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:

@@ -103,7 +103,7 @@ class Trainer:
     def run(self) -> TrainerState:
         """Train to the end, from wherever the state stands. Raises Stopped at a signal, after saving."""
         speed_up_cpu()
-        with self.signals, torch.random.fork_rng(self._cuda_devices()):
+        with self.signals, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             try:
                 self._run()
             except Stopped as stopped:
@@ -226,7 +226,7 @@ class Trainer:
         if self.update.average is not None:
             tensors |= {f"ema.{name}": p for name, p in self.update.average.named_parameters()}
         for name, parameter in self.model.named_parameters():
-            for slot, value in self.update.optimizer_of(parameter).state[parameter].items():
+            for slot, value in self.update.optimizer_of[parameter].state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = value
         keep = self.config.keep_checkpoints
         self.process.decide(
@@ -241,7 +241,7 @@ class Trainer:
         if self.update.average is not None:  # if it was switched on since, it starts from the current weights
             load_weights(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
-            optimizer = self.update.optimizer_of(parameter)
+            optimizer = self.update.optimizer_of[parameter]
             for slot in slot_names(optimizer):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
@@ -259,11 +259,6 @@ class Trainer:
                 self.store.append_metrics(row)
             for observe in self.observers:
                 observe(row)
-
-    def _cuda_devices(self) -> list[int]:
-        if self.device.type != "cuda":
-            return []
-        return [torch.cuda.current_device() if self.device.index is None else self.device.index]
 
 
 def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:

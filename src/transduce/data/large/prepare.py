@@ -122,10 +122,11 @@ class LargePairs:
             if file := self.find(self.name_for(learnt, max_len)):  # made with this very tokenizer before
                 return learnt, file
         path = self.folder / self.name_for(learnt, max_len)
-        num_pairs = self._encode(path, learnt, scanned, max_len, listener.progress).num_pairs
-        seconds = time.perf_counter() - started
+        self._encode(path, learnt, scanned, max_len, listener.progress)
+        seconds, file = time.perf_counter() - started, PreparedFile.open(path)
+        num_pairs = file.manifest.num_pairs
         listener.report(f"prepared {num_pairs:,} pairs in {seconds:.1f} s ({num_pairs / seconds:,.0f} pairs/s)")
-        return learnt, PreparedFile.open(path)
+        return learnt, file
 
     def _scan(self) -> list[ScannedFile]:
         scanned = [scan(name, lines_per_block=LINES_PER_BLOCK, most_sampled=SAMPLED_ROWS) for name in self.names]
@@ -146,8 +147,8 @@ class LargePairs:
 
     def _encode(
         self, path: Path, tokenizer: str, scanned: Sequence[ScannedFile], max_len: int, progress: Progress
-    ) -> Manifest:
-        """Writes the file of ids; returns what was counted."""
+    ) -> None:
+        """Writes the file of ids."""
         learnt, num_rows = Tokenizer.from_json(tokenizer), _num_rows(scanned)
         dtype = "U16" if max(learnt.source_vocab_size, learnt.target_vocab_size) <= 1 << 16 else "I32"
         valid = overlap_keys(self.valid.src, self.valid.tgt) if self.valid else {}
@@ -190,7 +191,7 @@ class LargePairs:
 
         # One more process than cores: each waits while its answer is fetched.
         with answers_in_order(settings, questions, num=usable_cores() + 1) as answers:
-            return write_prepared(path, encoded(answers), dtype=dtype, manifest=manifest)
+            write_prepared(path, encoded(answers), dtype=dtype, manifest=manifest)
 
     def _refuse_if_changed(self, sha256: Sequence[str]) -> None:
         for name, digest in zip(self.names, sha256, strict=True):
