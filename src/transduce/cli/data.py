@@ -44,7 +44,7 @@ def data_command(arguments: argparse.Namespace) -> int:
 def write_dataset(
     name: str,
     folder: str | Path,
-    places: Places = Places(),  # noqa: B008 - frozen
+    places: Places = Places(),
 ) -> list[Path]:
     """Write every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
 

@@ -62,11 +62,7 @@ def find_dataset(name: str) -> Dataset:
     return datasets[name]
 
 
-def load_split(
-    name: str,
-    split: str,
-    places: Places = Places(),  # noqa: B008 - frozen
-) -> Pairs:
+def load_split(name: str, split: str, places: Places = Places()) -> Pairs:
     """The pairs of one split: "train", "valid", "test", or a named test set such as "test2016".
 
     If a data set has only named test sets, "test" is the first of them. Raises MissingInputError if a file is missing

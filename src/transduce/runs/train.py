@@ -59,7 +59,7 @@ def train(
     accept_changes: bool = False,
     init_from: str | Path | None = None,
     device: str = "auto",
-    places: Places = Places(),  # noqa: B008 - frozen
+    places: Places = Places(),
     report: Callable[[str], None] = lambda _line: None,
     observers: Sequence[Observer] = (),
     show_progress: bool = False,

@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
         num_parts: Mapping[nn.Parameter, int],
         *,
         weight_decay: float = 0.0,
-        process: Process = Process(),  # noqa: B008 - frozen
+        process: Process = Process(),
     ) -> None:
         super().__init__([{"params": list(num_parts)}], {"lr": 0.0, "weight_decay": weight_decay})
         self.found_inf: Tensor | None = None  # where it is 1, a step changes nothing, as in fused Adam

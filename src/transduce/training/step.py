@@ -60,7 +60,7 @@ class TrainStep:
         *,
         config: TrainingConfig,
         optim: OptimConfig,
-        process: Process = Process(),  # noqa: B008 - frozen
+        process: Process = Process(),
     ) -> None:
         self.model = model
         self.config = config

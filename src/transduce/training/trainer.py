@@ -66,7 +66,7 @@ class Trainer:
         store: Store,
         validate: Callable[[nn.Module], Validation] | None = None,
         observers: Sequence[Observer] = (),
-        process: Process = Process(),  # noqa: B008 - frozen
+        process: Process = Process(),
         deadline: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
