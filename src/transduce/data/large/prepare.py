@@ -41,16 +41,12 @@ LINES_PER_BLOCK = 10_000  # of each file, encoded by one process at a time: what
 Progress = Callable[[str, int, int], None]
 
 
-def _silence(_text: str, _done: int = 0, _total: int = 0) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Listener:
     """Who is told how a preparation goes on."""
 
-    report: Callable[[str], None] = _silence
-    progress: Progress = _silence  # what is being done, how much of how much
+    report: Callable[[str], None] = lambda _line: None
+    progress: Progress = lambda _stage, _done, _total: None  # what is being done, how much of how much
 
 
 class LargePairs:
