@@ -90,18 +90,16 @@ def average_tensors(sets: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     Raises TransduceError if the sets differ in a name or a shape, or if there is none.
     """
     sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
     count = 0
     for count, tensors in enumerate(sets, start=1):
         if count == 1:
             sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
-            dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        for name in sorted(sums.keys() | shapes.keys()):
-            if name not in sums or name not in shapes or sums[name].shape != shapes[name]:
-                raise TransduceError(f"Cannot average: {name} differs in presence or shape between set 1 and {count}.")
+        first, other = ({(name, tensor.shape) for name, tensor in each.items()} for each in (sums, tensors))
+        if first != other:
+            name = min(name for name, _ in first ^ other)
+            raise TransduceError(f"Cannot average: {name} differs in presence or shape between set 1 and {count}.")
         for name, tensor in tensors.items():
             sums[name] += tensor
     if not count:
         raise TransduceError("Nothing to average: name at least one checkpoint.")
-    return {name: (total / count).to(dtypes[name]) for name, total in sums.items()}
+    return {name: (total / count).to(tensors[name].dtype) for name, total in sums.items()}
