@@ -57,7 +57,7 @@ def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None
 
     Training files that are too large for memory are left where they are, and reported on when they are prepared.
     """
-    is_train_large = not config.dataset and is_large(config.train)
+    is_train_large = is_large(config.train)
     if config.more and (is_train_large or is_large(config.more)):
         raise TransduceError(
             f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
@@ -145,10 +145,7 @@ def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> 
 
 
 def _read_side(side: Literal["train", "valid"], config: DataConfig, places: Places) -> Pairs:
-    if config.dataset:
-        pairs = load_split(config.dataset, side, places)
-    else:
-        pairs = read_pairs(config.train if side == "train" else config.valid)
+    pairs = load_split(config.dataset, side, places) if config.dataset else read_pairs(getattr(config, side))
     return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 
@@ -182,7 +179,7 @@ def pairs_at_hand(
 
     Nothing is fetched for them, and nothing too large for memory is read: None for that as well.
     """
-    if side == "train" and not config.dataset and is_large(config.train):
+    if side == "train" and is_large(config.train):
         return None
     try:
         pairs = _read_side(side, config, places.offline())
