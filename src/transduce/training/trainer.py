@@ -272,21 +272,5 @@ def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
     )
 
 
-def seconds_per_step(
-    update: TrainStep,
-    pairs: EncodedPairs,
-    plan: list[list[np.ndarray]],
-    *,
-    num_steps: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Seconds per step: the mean over `num_steps` steps, on the first batches of `plan`."""
-    started = clock()
-    for done in range(num_steps):
-        outcome = update(pairs, plan[done % len(plan)], done + 1)
-    outcome.read()
-    return (clock() - started) / num_steps
-
-
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
