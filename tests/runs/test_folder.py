@@ -25,8 +25,9 @@ from safetensors import safe_open
 
 import transduce
 from covering import rest_as_proofs
+from transduce.cli.runs import average_tensors
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
-from transduce.files.tensors import average_tensors, read_tensors, write_tensors
+from transduce.files.tensors import read_tensors, write_tensors
 from transduce.runs.folder import RunFolder
 
 CONFIG = "[model]\nd_model = 24  # ä\n"
