@@ -23,7 +23,7 @@ __all__ = ["Predictor", "__version__", "fit", "load", "train"]
 # Modules of version 0.1 and where they are now. One that has become a package still gives the names it once held.
 _MOVED = {
     "annotation": "inference.forced_decoding", "beams": "inference.beam_search",
-    "benchmarking": "cli.benchmark.training", "catalogue": "data.catalogue", "certified_files": "files.certified",
+    "benchmarking": "cli.benchmark.training", "catalogue": "data.datasets", "certified_files": "files.certified",
     "checkpoint": "runs.folder", "cli": "cli.main", "config": "config.toml", "constraints": "inference.constraints",
     "corpus": "runs.corpus", "cpu_settings": "devices.cpu", "cuda_graphs": "devices.graphs", "data": "data.batches",
     "datasets": "data.datasets", "decoding": "inference.search", "decoding_speed": "cli.benchmark.decoding",
@@ -35,7 +35,7 @@ _MOVED = {
     "monitoring": "runs.monitoring", "muon": "training.muon", "optim": "training.optim",
     "packed_batches": "data.packed_batches", "pair_rows": "data.parsing", "parser": "cli.parser",
     "preparation": "data.large.prepare", "preparation_jobs": "data.large.jobs",
-    "prepared_folder": "data.large.prepared_file", "pronouncing_dictionary": "data.catalogue",
+    "prepared_folder": "data.large.prepared_file", "pronouncing_dictionary": "data.datasets",
     "streams": "cli.console", "worker_processes": "data.large.workers",
     "large_files": "data.large.scan", "matrix_products": "cli.benchmark.matrix_products",
 

@@ -14,8 +14,7 @@ import pytest
 from transduce.cli.data import write_dataset
 from transduce.data import datasets
 from transduce.data import download as fetching
-from transduce.data.catalogue import pronunciations, split_words
-from transduce.data.datasets import Dataset, find_dataset, list_datasets, load_split
+from transduce.data.datasets import Dataset, find_dataset, list_datasets, load_split, pronunciations, split_words
 from transduce.data.download import DataFile, Places, locate
 from transduce.data.pairs import Pairs, count_overlap, read_pairs
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError

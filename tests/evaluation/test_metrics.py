@@ -18,7 +18,7 @@ from transduce.errors import DataError, TransduceError
 from transduce.evaluation import metrics
 from transduce.evaluation.config import METRICS
 from transduce.evaluation.definitions import DEFINITIONS, edit_distance
-from transduce.evaluation.metrics import compare, evaluate, evaluate_pronunciation, group_by_source
+from transduce.evaluation.metrics import Score, compare, evaluate, group_by_source
 
 SACREBLEU = {"bleu": BLEU, "tokenized_bleu": partial(BLEU, tokenize="none", force=True), "chrf": CHRF, "ter": TER}
 VOCABULARY = [f"w{number}" for number in range(53)]
@@ -192,6 +192,12 @@ def test_word_error_and_exact_match_add_up_to_all_segments():
     hypotheses, references = coin_flips(7, 3)
     word_error, exact_match = evaluate(["word_error", "exact_match"], hypotheses, references)
     assert word_error.value + exact_match.value == pytest.approx(100)
+
+
+def evaluate_pronunciation(sources, hypotheses, references, **more) -> list[Score]:
+    """The scores of a lexicon, whose rows may repeat a source."""
+    _, hypotheses, references = group_by_source(sources, hypotheses, references)
+    return evaluate(("word_error", "per"), hypotheses, references, **more)
 
 
 def test_a_double_space_is_no_phoneme_error():

@@ -282,7 +282,7 @@ def test_a_saved_tokenizer_is_the_same_and_needs_no_other_file(ours: Predictor) 
     assert loaded.to_json() == ours.tokenizer.to_json()
     assert loaded.encode_source(HOSTILE) == ours.tokenizer.encode_source(HOSTILE)
     assert loaded.encode_target(HOSTILE) == ours.tokenizer.encode_target(HOSTILE)
-    assert loaded.is_joint and loaded.num_target_ids == loaded.source_vocab_size
+    assert loaded.config.joint and loaded.num_target_ids == loaded.source_vocab_size
 
 
 def test_lines_in_portions_have_the_same_ids(ours: Predictor) -> None:

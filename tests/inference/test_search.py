@@ -63,7 +63,7 @@ def norm(length: int, config: DecodingConfig) -> float:
     return base**config.length_penalty
 
 
-def greedy(score: Score, max_lens: list[int], config: DecodingConfig = DecodingConfig()) -> list[Hypothesis]:  # noqa: B008
+def greedy(score: Score, max_lens: list[int], config: DecodingConfig = DecodingConfig()) -> list[Hypothesis]:
     script = Script(score, len(max_lens))
     return greedy_search(script.step, script, torch.tensor(max_lens), SPECIAL, config=config)
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from transduce.cli.tensorboard import TensorBoardWriter
-from transduce.runs.monitoring import TerminalDisplay, learning_curve, metrics_of
+from transduce.runs.monitoring import learning_curve, metrics_of, training_display
 
 TRAINING = {
     "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,
@@ -40,7 +40,7 @@ def test_a_learning_curve_has_a_part_for_every_score() -> None:
 def shown(*rows: dict, is_terminal: bool, width: int = 40, num_steps: int = 1000) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=is_terminal, width=width, highlight=False)
-    with TerminalDisplay(num_steps, console=console) as display:
+    with training_display(num_steps, console=console) as display:
         for row in rows:
             display(row)
     return output.getvalue()

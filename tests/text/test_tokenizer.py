@@ -215,14 +215,14 @@ def test_joint_ids_are_target_pieces_then_source_only_pieces(kind: Kind) -> None
     in_target = {i for ids in tokenizer.encode_target(GERMAN) for i in ids if i >= NUM_FIXED_IDS}
     assert in_target == set(range(NUM_FIXED_IDS, tokenizer.num_target_ids))
     assert tokenizer.num_target_ids < tokenizer.target_vocab_size == tokenizer.source_vocab_size
-    assert tokenizer.is_joint
+    assert tokenizer.config.joint
     assert tokenizer.encode_source(GERMAN) == tokenizer.encode_target(GERMAN)
 
 
 @each_kind
 def test_separate_vocabularies_can_write_all_of_their_own(kind: Kind) -> None:
     tokenizer = learn(kind, ["abc abc abc"], ["xyz xyz"], joint=False)
-    assert not tokenizer.is_joint
+    assert not tokenizer.config.joint
     assert tokenizer.num_target_ids == tokenizer.target_vocab_size
     assert min(tokenizer.encode_source(["abc"])[0][:-1]) >= NUM_FIXED_IDS
     assert any(i < NUM_FIXED_IDS for i in tokenizer.encode_target(["abc"])[0][:-1])
@@ -284,7 +284,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(kind: Kind, joint: bool) -> Non
     assert loaded.to_json() == tokenizer.to_json()
     assert loaded.encode_source(lines) == tokenizer.encode_source(lines)
     assert loaded.encode_target(lines) == tokenizer.encode_target(lines)
-    for name in ("config", "num_target_ids", "source_vocab_size", "target_vocab_size", "is_joint"):
+    for name in ("config", "num_target_ids", "source_vocab_size", "target_vocab_size"):
         assert getattr(loaded, name) == getattr(tokenizer, name)
 
 

@@ -53,7 +53,7 @@ def new_step(
     training: TrainingConfig = TRAINING,
     optim: OptimConfig = OPTIM,
     model: TransformerConfig = MODEL,
-    process: Process = Process(),  # noqa: B008 - frozen
+    process: Process = Process(),
 ) -> TrainStep:
     with torch.random.fork_rng():
         torch.manual_seed(3)

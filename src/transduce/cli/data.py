@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from transduce.cli.console import print_json, print_table, report_of
-from transduce.data.catalogue import Dataset, as_text
-from transduce.data.datasets import find_dataset, list_datasets
+from transduce.data.datasets import Dataset, as_text, find_dataset, list_datasets
 from transduce.data.download import Places
 from transduce.errors import RunFolderError, TransduceError
 from transduce.files.atomic import write_atomically
@@ -45,7 +44,7 @@ def data_command(arguments: argparse.Namespace) -> int:
 def write_dataset(
     name: str,
     folder: str | Path,
-    places: Places = Places(),  # noqa: B008 - frozen
+    places: Places = Places(),
 ) -> list[Path]:
     """Write every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
 

@@ -1,17 +1,17 @@
 """Subcommands: average, describe, verify."""
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from transduce.cli.console import print_description, print_json, report_of
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
-from transduce.files.tensors import average_tensors
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.transformer import Transformer
 from transduce.runs.folder import RunFolder
@@ -38,6 +38,27 @@ def average_command(arguments: argparse.Namespace) -> int:
     result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
     report_of(arguments)(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
     return 0
+
+
+def average_tensors(sets: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The arithmetic mean of sets of tensors (section 6.1), summed in float64; one set at a time is in memory.
+
+    Raises TransduceError if the sets differ in a name or a shape, or if there is none.
+    """
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for count, tensors in enumerate(sets, start=1):
+        if count == 1:
+            sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
+        first, other = ({(name, tensor.shape) for name, tensor in each.items()} for each in (sums, tensors))
+        if first != other:
+            name = min(name for name, _ in first ^ other)
+            raise TransduceError(f"Cannot average: {name} differs in presence or shape between set 1 and {count}.")
+        for name, tensor in tensors.items():
+            sums[name] += tensor
+    if not count:
+        raise TransduceError("Nothing to average: name at least one checkpoint.")
+    return {name: (total / count).to(tensors[name].dtype) for name, total in sums.items()}
 
 
 def describe_command(arguments: argparse.Namespace) -> int:

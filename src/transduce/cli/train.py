@@ -11,11 +11,13 @@ from transduce.cli.console import print_json, print_scores, read_utf8, report_of
 from transduce.cli.processes import spawn
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
-from transduce.runs.corpus import places_of_environment, prepare
+from transduce.data.batches import PreparedPairs
+from transduce.data.large.prepare import LargePairs
+from transduce.runs.corpus import learn_and_encode, places_of_environment, read_corpus
 from transduce.runs.fit import fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.train import train
-from transduce.training.distributed import num_processes
+from transduce.training.distributed import Process, num_processes
 from transduce.training.signals import Stopped
 
 
@@ -80,8 +82,14 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     config = load_config(read_utf8(path), str(path), arguments.overrides)
     report = report_of(arguments)
     tokenizer = RunFolder.open(Path(arguments.init_from)).tokenizer if arguments.init_from else None
-    prepared = prepare(config, tokenizer, places_of_environment(), report=report, show_progress=not arguments.quiet)
-    if prepared is None:
+    corpus, prepared = read_corpus(config.data, places_of_environment(), report), None
+    if isinstance(corpus.train, LargePairs):
+        learnt = learn_and_encode(
+            config, corpus, tokenizer, Process(), report=report, show_progress=not arguments.quiet
+        )
+        assert isinstance(learnt.pairs, PreparedPairs)
+        prepared = learnt.pairs.file
+    else:
         report("these pairs fit into memory: `train` reads them in a moment, nothing needs preparing")
     if arguments.json:
         folder = {"path": str(prepared.path), "bytes": prepared.num_bytes} if prepared else {"path": None}

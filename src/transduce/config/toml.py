@@ -77,8 +77,6 @@ def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
             raise TransduceError(f"'{path}{field.name}' must be set: it has no default.")
     try:
         return kind(**values)
-    except TransduceError:
-        raise
     except ValueError as error:
         raise TransduceError(str(error)) from None
 

@@ -119,24 +119,24 @@ class PreparedPairs:
     """A prepared corpus on disk, of which only windows are read."""
 
     def __init__(self, file: PreparedFile) -> None:
-        self._file = file
+        self.file = file
         self.num_windows = max(1, round(len(self) / PAIRS_PER_WINDOW))
 
     def __len__(self) -> int:
-        return self._file.manifest.num_pairs - self._file.manifest.num_long
+        return self.file.manifest.num_pairs - self.file.manifest.num_long
 
     def window(self, number: int, random: np.random.Generator, /) -> EncodedPairs:
         """See `TrainingPairs`. Of each `num_windows` rows in a row, one is in every window, drawn anew each epoch."""
         first = np.arange(0, len(self), self.num_windows)
         rows = first + (random.integers(self.num_windows, size=len(first)) + number) % self.num_windows
         # Pages that were touched count as memory as long as the file is mapped: so it is, part by part.
-        parts = np.array_split(rows[rows < len(self)], 1 + self._file.num_bytes // _MAPPED_BYTES)
+        parts = np.array_split(rows[rows < len(self)], 1 + self.file.num_bytes // _MAPPED_BYTES)
         return EncodedPairs.of_rows(
             *(Ragged.chained([self._side(side).select(part) for part in parts]) for side in ("src", "tgt"))
         )
 
     def _side(self, side: str) -> Ragged:
-        return Ragged(self._file.array(f"{side}.ids"), self._file.array(f"{side}.starts"))
+        return Ragged(self.file.array(f"{side}.ids"), self.file.array(f"{side}.starts"))
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[EncodedPairs, int]:

@@ -14,9 +14,8 @@ _STARTS = {".gz": _GZIP, ".xz": _XZ, ".zst": _ZSTD}
 COMPRESSED_SUFFIXES = tuple(_STARTS)
 # Parallel compressors (pzstd) begin with a "skippable" frame, numbered in the low half of its first byte.
 _ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
-CHUNK_BYTES = (
-    1 << 16
-)  # small, as the end of each stream copies the rest of its chunk: many small streams would take long
+# Small, as the end of each stream copies the rest of its chunk: many small streams would take long.
+CHUNK_BYTES = 1 << 16
 
 
 def is_compressed(start: bytes) -> bool:

@@ -65,20 +65,29 @@ def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
     They are the lines of `read_lines`, but only an unfinished one is kept. Raises DataError, which names the line, when
     it reaches bytes that are not UTF-8 or incomplete, or a line of more than MOST_LINE_BYTES.
     """
+    num_lines = 0
+    for content in whole_lines(chunks, name):
+        lines = next_lines(content, name, num_lines)
+        num_lines += len(lines)
+        yield lines
+
+
+def whole_lines(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """The text in chunks, decompressed: after each chunk the lines that it completes, and in the end the rest."""
     unfinished: list[bytes] = []
     num_lines = num_unfinished = 0
     for chunk in split_chunks(decompressed_chunks(chunks, name)):
         end = chunk.rfind(b"\n") + 1
-        lines: list[str] = []
+        content = b""
         if end:
-            lines = next_lines(b"".join([*unfinished, chunk[:end]]), name, num_lines)
-            num_lines += len(lines)
+            content = b"".join([*unfinished, chunk[:end]])
+            num_lines += content.count(b"\n")
             unfinished, num_unfinished = [], 0
         unfinished.append(chunk[end:])
         num_unfinished += len(unfinished[-1])
+        yield content
         refuse_long_line(num_unfinished, name, num_lines + 1)
-        yield lines
-    yield next_lines(b"".join(unfinished), name, num_lines)
+    yield b"".join(unfinished)
 
 
 def next_lines(content: bytes, name: str, num_before: int) -> list[str]:
@@ -99,11 +108,24 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     refuse_number_of_paths(paths)
     texts = {str(path): _read_text(Path(path)) for path in paths}
     names = [str(path) for path in paths]
-    rows = _parallel(names, texts) if len(names) == 2 else _rows_of_one_file(names[0], texts[names[0]].lines)
-    src, tgt, skipped = without_empty(rows)
+    sides = [texts[name].lines for name in names]
+    if len(sides) == 2:
+        refuse_unequal(names, [len(lines) for lines in sides])
+    else:
+        while sides[0] and not sides[0][-1]:
+            sides[0].pop()  # editors like to add empty lines at the end
+    src, tgt, skipped = without_empty(read_rows(names[0], sides, 0))
     refuse_no_pairs(len(src), skipped, names)
     notes = [note for text in texts.values() for note in text.notes]
     return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
+
+
+def read_rows(name: str, sides: Sequence[list[str]], num_before: int) -> Iterable[tuple[str, str]]:
+    """Rows from lines of one file of pairs or two parallel ones. Raises DataError when it comes to a bad one."""
+    if len(sides) == 2:
+        return zip(*sides, strict=False)  # a large file that lost some lines meanwhile is noticed by its hash
+    read_row = row_reader(name)
+    return (read_row(line, f"{name}, line {number}") for number, line in enumerate(sides[0], start=num_before + 1))
 
 
 def extend_pairs(pairs: Pairs, more: Pairs) -> Pairs:
@@ -120,20 +142,17 @@ def extend_pairs(pairs: Pairs, more: Pairs) -> Pairs:
     )
 
 
-def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
-    """The number of rows of `other` that occur in `train`: as "pairs", by their "source", by their "target".
+def overlap_keys(src: Iterable[str], tgt: Iterable[str]) -> dict[str, list[str]]:
+    """What rows are compared by, without regard to case and to the amount and kind of whitespace."""
+    sources, targets = [normalized(line) for line in src], [normalized(line) for line in tgt]
+    return {"pairs": list(map("\n".join, zip(sources, targets, strict=True))), "source": sources, "target": targets}
 
-    Compared without regard to case and to the amount and kind of whitespace.
-    """
-    train_src, train_tgt, src, tgt = (
-        [normalized(text) for text in side] for side in (train.src, train.tgt, other.src, other.tgt)
-    )
-    pairs, sources, targets = set(zip(train_src, train_tgt, strict=True)), set(train_src), set(train_tgt)
-    return {
-        "pairs": sum(pair in pairs for pair in zip(src, tgt, strict=True)),
-        "source": sum(source in sources for source in src),
-        "target": sum(target in targets for target in tgt),
-    }
+
+def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
+    """The number of rows of `other` that occur in `train`: as "pairs", by their "source", by their "target"."""
+    wanted, there = overlap_keys(other.src, other.tgt), overlap_keys(train.src, train.tgt)
+    seen = {name: set(keys).intersection(there[name]) for name, keys in wanted.items()}
+    return {name: sum(map(seen[name].__contains__, keys)) for name, keys in wanted.items()}
 
 
 def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, Pairs]:
@@ -180,26 +199,10 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
 def _read_text(path: Path) -> _Text:
     raw = read_bytes(path)
     content = decompressed(raw, str(path))
-    refuse_other_content(content, str(path))
-    text = decode(content, str(path))
-    has_mark = text.startswith(BYTE_ORDER_MARK)
-    lines = split_lines(text.removeprefix(BYTE_ORDER_MARK))
-    notes = repairs(has_mark=has_mark, num_crlf=text.count("\r\n"), num_lines=len(lines))
+    lines = next_lines(content, str(path), 0)
+    has_mark = content.startswith(BYTE_ORDER_MARK.encode())
+    notes = repairs(has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
     return _Text(lines, [f"{path}: {note}" for note in notes], sha256_of(raw))
-
-
-def _parallel(names: list[str], texts: dict[str, _Text]) -> Iterable[tuple[str, str]]:
-    src, tgt = (texts[name].lines for name in names)
-    refuse_unequal(names, [len(src), len(tgt)])
-    return zip(src, tgt, strict=True)
-
-
-def _rows_of_one_file(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
-    read_row = row_reader(name)
-    end = len(lines)
-    while end and not lines[end - 1]:
-        end -= 1  # editors like to add empty lines at the end
-    return (read_row(line, f"{name}, line {number}") for number, line in enumerate(lines[:end], 1))
 
 
 def _digest(source: str, target: str) -> bytes:

@@ -10,7 +10,7 @@ segment i. None marks an absent one; an empty string is a reference that happens
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,38 +45,14 @@ class Metric:
     score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
 
 
-class _KeepsRows(SacreMetric):
-    """A sacreBLEU metric that keeps the rows whose sum it scores, which it resamples in its own significance tests."""
+def _by_sacrebleu(new_metric: Callable[[], SacreMetric]) -> Measure:
+    """sacreBLEU's own score, and the rows whose sum it scores, which it resamples in its own significance tests."""
 
-    def _extract_corpus_statistics(self, hypotheses: Sequence[str], references: Any) -> Any:
-        self.rows = super()._extract_corpus_statistics(hypotheses, references)
-        return self.rows
-
-
-class _BLEU(_KeepsRows, BLEU):
-    """Rows: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4)."""
-
-
-class _TokenizedBLEU(_BLEU):
-    """BLEU of text that is tokenized already, as published tables often have it: split at spaces only."""
-
-    def __init__(self) -> None:
-        super().__init__(tokenize="none", force=True)
-
-
-class _CHRF(_KeepsRows, CHRF):
-    """Rows: for n = 1..6, n-grams in the hypothesis, in the reference, matched."""
-
-
-class _TER(_KeepsRows, TER):
-    """Rows: edits, mean reference length."""
-
-
-def _by_sacrebleu(metric_type: Callable[[], _KeepsRows]) -> Measure:
     def measure(hypotheses: Sequence[str], references: References) -> Measured:
-        metric = metric_type()
-        value = metric.corpus_score(hypotheses, references).score  # type: ignore[arg-type]  # None is allowed there too
-        return Measured(np.array(metric.rows, dtype=np.float64), float(value), metric.get_signature())
+        metric = new_metric()
+        rows = metric._extract_corpus_statistics(hypotheses, references)  # type: ignore[arg-type]  # None is allowed
+        value = metric._aggregate_and_compute(rows).score
+        return Measured(np.array(rows, dtype=np.float64), float(value), metric.get_signature())
 
     return measure
 
@@ -117,7 +93,10 @@ def _rate(sums: Array) -> Array:
 
 
 def _bleu(sums: Array) -> Array:
-    """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match."""
+    """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match.
+
+    A row: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4).
+    """
     hypothesis_len, reference_len = sums[..., 0], sums[..., 1]
     matched, total = sums[..., 2:6], sums[..., 6:10]
     # sacreBLEU scores 0 if nothing matches at all, or if no hypothesis is long enough for an n-gram of some order.
@@ -129,7 +108,10 @@ def _bleu(sums: Array) -> Array:
 
 
 def _chrf(sums: Array) -> Array:
-    """Popović 2015: F2 of precision and recall, each the mean over the orders that both sides have."""
+    """Popović 2015: F2 of precision and recall, each the mean over the orders that both sides have.
+
+    A row: for n = 1..6, n-grams in the hypothesis, in the reference, matched.
+    """
     num_hypothesis, num_reference, num_matched = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
     is_counted = (num_hypothesis > 0) & (num_reference > 0)
     num_orders = np.maximum(is_counted.sum(-1), 1)
@@ -169,11 +151,13 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
     return distance
 
 
+# BLEU of text that is tokenized already, as published tables often have it: split at spaces only.
+_TOKENIZED_BLEU = partial(BLEU, tokenize="none", force=True)
 DEFINITIONS = {
-    "bleu": Metric("BLEU", True, _by_sacrebleu(_BLEU), _bleu),
-    "tokenized_bleu": Metric("tokenised BLEU", True, _by_sacrebleu(_TokenizedBLEU), _bleu),
-    "chrf": Metric("chrF2", True, _by_sacrebleu(_CHRF), _chrf),
-    "ter": Metric("TER", False, _by_sacrebleu(_TER), _rate),
+    "bleu": Metric("BLEU", True, _by_sacrebleu(BLEU), _bleu),
+    "tokenized_bleu": Metric("tokenised BLEU", True, _by_sacrebleu(_TOKENIZED_BLEU), _bleu),
+    "chrf": Metric("chrF2", True, _by_sacrebleu(CHRF), _chrf),
+    "ter": Metric("TER", False, _by_sacrebleu(TER), _rate),
     "wer": Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),
     "cer": Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
     "per": Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 
-from transduce.errors import TransduceError
-from transduce.evaluation.config import GROUPED_METRICS
-from transduce.evaluation.metrics import Score, evaluate, evaluate_pronunciation
+from transduce.evaluation.definitions import References
+from transduce.evaluation.metrics import Score, evaluate, group_by_source
 from transduce.inference.predictor import Predictor
 
 
 def score(
     predictor: Predictor,
     sources: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: References,
     metrics: Sequence[str],
     *,
     group_sources: bool = False,
@@ -19,17 +18,12 @@ def score(
 ) -> list[Score]:
     """Predict outputs for `sources` and score them; `references` are sets of one line per source.
 
-    With `group_sources`, rows of the same source are its alternatives, and the scores are those of distinct sources:
-    `word_error`, the share that is wrong, and `per`. Raises as `evaluate` does.
+    With `group_sources`, rows of the same source are its alternatives, and the scores are those of distinct sources.
+    Raises as `evaluate` does.
     """
-    if group_sources and not set(metrics) <= set(GROUPED_METRICS):
-        raise TransduceError(
-            f"grouped by source, {' and '.join(GROUPED_METRICS)} alone score, not {', '.join(metrics)}."
-        )
     distinct = list(dict.fromkeys(sources))
     outputs = dict(zip(distinct, predictor.predict(distinct), strict=True))
     hypotheses = [outputs[source] for source in sources]
     if group_sources:
-        scores = evaluate_pronunciation(sources, hypotheses, references, num_resamples=num_resamples)
-        return [each for each in scores if each.name in metrics]
+        _, hypotheses, references = group_by_source(sources, hypotheses, references)
     return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)

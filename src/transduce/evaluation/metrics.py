@@ -114,31 +114,13 @@ def evaluate(
     return scores
 
 
-def evaluate_pronunciation(
-    sources: Sequence[str],
-    hypotheses: Sequence[str],
-    references: References,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = SEED,
-) -> list[Score]:
-    """The scores of a pronunciation lexicon, whose rows may repeat a source with another reference.
-
-    word_error  share of distinct sources whose output is none of their pronunciations; the literature's WER
-    per         edits, in space-separated phonemes, to the nearest pronunciation of each source / total length of those
-
-    `num_segments` counts the distinct sources. Raises as `evaluate` and `group_by_source` do.
-    """
-    _, grouped_hypotheses, grouped_references = group_by_source(sources, hypotheses, references)
-    names = ("word_error", "per")
-    return evaluate(names, grouped_hypotheses, grouped_references, num_resamples=num_resamples, seed=seed)
-
-
 def group_by_source(
     sources: Sequence[str], hypotheses: Sequence[str], references: References
 ) -> tuple[list[str], list[str], list[list[str | None]]]:
     """Merge rows with the same source into one segment, with the distinct references of all of them.
 
+    So the rows of a pronunciation lexicon may repeat a source: `word_error` is then the share of distinct sources whose
+    output is none of their pronunciations, which the literature calls WER.
     Sources keep the order of their first row; the references are returned as sets padded with None, as `evaluate` takes
     them. Raises DataError if a source has two different hypotheses.
     """

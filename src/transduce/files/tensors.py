@@ -1,4 +1,4 @@
-"""Tensor files that carry their own hash, and the average of several.
+"""Tensor files that carry their own hash.
 
 A .safetensors file written here carries the SHA-256 of all its bytes inside its own header (see `files.certified`).
 So one file is one rename is one commit, any byte that changes is noticed before a tensor is used, and every other tool
@@ -6,7 +6,7 @@ still reads an ordinary safetensors file. Nothing is ever unpickled.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transduce.errors import TransduceError
 from transduce.files.certified import Entry, check_digest, damaged, header_of, write_certified
 from transduce.files.system_errors import explained_read_errors
 
@@ -44,15 +43,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_certified(path, header_of(entries, metadata), num_bytes, data)
 
 
-def read_tensors(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors whose names start with `prefix`, without it and on the CPU, and the metadata.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, on the CPU, and the metadata.
 
     Every byte is verified first. Raises MissingInputError, or DamagedFileError if a byte is not as written.
     """
     with verified(path) as (file, metadata):
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
         # Cloned, because the library's tensors are windows on the file: a later change to it would change them.
-        return {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}, metadata
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
 
 
 def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:
@@ -83,26 +81,3 @@ def verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 yield file, {key: metadata[key] for key in sorted(metadata) if key != "sha256"}
         except SafetensorError as error:  # a forged file: its hash is right, its content is not
             raise damaged(path, str(error), TENSOR_ADVICE) from None
-
-
-def average_tensors(sets: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The arithmetic mean of sets of tensors (section 6.1), summed in float64; one set at a time is in memory.
-
-    Raises TransduceError if the sets differ in a name or a shape, or if there is none.
-    """
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    count = 0
-    for count, tensors in enumerate(sets, start=1):
-        if count == 1:
-            sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in tensors.items()}
-            dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        for name in sorted(sums.keys() | shapes.keys()):
-            if name not in sums or name not in shapes or sums[name].shape != shapes[name]:
-                raise TransduceError(f"Cannot average: {name} differs in presence or shape between set 1 and {count}.")
-        for name, tensor in tensors.items():
-            sums[name] += tensor
-    if not count:
-        raise TransduceError("Nothing to average: name at least one checkpoint.")
-    return {name: (total / count).to(dtypes[name]) for name, total in sums.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,21 +24,18 @@ def record_attention(model: nn.Module, part: str = "") -> Iterator[AttentionMaps
     """
     maps: AttentionMaps = {}
 
-    def recorder(name: str) -> Any:
-        @torch.no_grad()
-        def hook(
-            module: MultiHeadAttention, inputs: tuple[Any, ...], settings: dict[str, Any], _output: Tensor
-        ) -> None:
-            q, k, v = module.project(*inputs)
-            mask = settings.get("mask")
-            if settings.get("is_causal"):
-                mask = causal_mask(q.size(-2)).to(q.device)
-            maps[name] = attention(q, k, v, mask)[1]
-
-        return hook
+    @torch.no_grad()
+    def record(
+        name: str, module: MultiHeadAttention, inputs: tuple[Any, ...], settings: dict[str, Any], _output: Tensor
+    ) -> None:
+        q, k, v = module.project(*inputs)
+        mask = settings.get("mask")
+        if settings.get("is_causal"):
+            mask = causal_mask(q.size(-2)).to(q.device)
+        maps[name] = attention(q, k, v, mask)[1]
 
     handles = [
-        module.register_forward_hook(recorder(name), with_kwargs=True)
+        module.register_forward_hook(partial(record, name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, MultiHeadAttention) and part in name
     ]

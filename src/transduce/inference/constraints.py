@@ -33,8 +33,6 @@ class ForbiddenText:
     """A text that occurs in no output, however it is tokenized. `token_bytes` are the bytes that each id stands for."""
 
     def __init__(self, text: bytes, token_bytes: Sequence[bytes]) -> None:
-        if not text:
-            raise ValueError("An empty text is in every answer.")
         self._token_bytes = token_bytes
         # The ids that would complete the text, by how many of its bytes are written already: with some, those that
         # begin with the rest; with none, those that have the whole text inside.

@@ -6,9 +6,11 @@ Text enters the page as JSON alone, and its script shows it as text: nothing in 
 import base64
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,9 @@ _KINDS = {
 # `</script` ends the element, `<!--<script` keeps its end from being seen (HTML, 13.2.5: script data double escaped);
 # the last two end a line in old JavaScript.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+_TokenTable = dict[Token, int]
 
 
 @dataclass(frozen=True)
@@ -56,22 +61,8 @@ def json_in_html(content: dict[str, Any]) -> str:
     return text.encode("utf-8", "replace").decode()  # the name of a folder may hold bytes that are no text
 
 
-class _TokenTable:
-    """Tokens by number, so that each is spelled out once."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[Any]] = []
-        self._number_of: dict[Token, int] = {}
-
-    def __getitem__(self, token: Token) -> int:
-        if token not in self._number_of:
-            self._number_of[token] = len(self.rows)
-            self.rows.append([token.name, token.kind])
-        return self._number_of[token]
-
-
 def _content(explanation: Explanation, run_name: str) -> dict[str, Any]:
-    table = _TokenTable()
+    table: _TokenTable = defaultdict(count().__next__)  # numbers a token when it first occurs: each is spelled out once
     attention = list(_attention(explanation))
     return {
         "run": run_name,
@@ -87,7 +78,7 @@ def _content(explanation: Explanation, run_name: str) -> dict[str, Any]:
         "branches": _branch_rows(explanation, table),
         "attention": attention,
         "leftOut": list(_left_out(explanation, attention)),
-        "tokens": table.rows,  # last: those before fill it
+        "tokens": [[token.name, token.kind] for token in table],  # last: those before fill it
     }
 
 

@@ -1,7 +1,7 @@
 """Forced decoding: the log-probability of each token of given outputs, and its alignment to the source."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,7 @@ def _forced_passes(
         src = pad_sources([sources[row] for row in rows]).to(device)
         tgt_in = pad_sources([[Tokenizer.bos_id, *outputs[row]] for row in rows]).to(device)
         tgt_out = pad_sources([[*outputs[row], Tokenizer.eos_id] for row in rows]).to(device)
-        no_recording: AbstractContextManager[AttentionMaps] = nullcontext({})
-        recording = record_attention(model, "cross_attention") if with_attention else no_recording
+        recording = record_attention(model, "cross_attention") if with_attention else nullcontext[AttentionMaps]({})
         with torch.inference_mode(), recording as maps:
             log_probs = model.logits(model(src, tgt_in)).float().log_softmax(dim=-1)
             chosen = log_probs.gather(2, tgt_out[..., None])[..., 0].tolist()

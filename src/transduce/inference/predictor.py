@@ -57,9 +57,9 @@ class Predictor:
         self,
         model: Transformer,
         tokenizer: Tokenizer,
-        decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
+        decoding: DecodingConfig = DecodingConfig(),
         *,
-        constraints: Constraints = Constraints(),  # noqa: B008 - frozen
+        constraints: Constraints = Constraints(),
         int8: bool = False,
         report: Callable[[str], None] = lambda _line: None,
     ) -> None:

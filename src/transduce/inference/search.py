@@ -56,6 +56,13 @@ _COLDEST = 1e-30
 COMPACT_WHEN_IDLE = 0.25
 
 
+def _most_likely(log_probs: Float[Tensor, "rows vocab"], _rows: Tensor, _position: int) -> Int[Tensor, " rows"]:
+    """`argmax`; on a CPU by numpy, which takes a fifth of the time."""
+    if log_probs.device.type == "cpu":
+        return torch.from_numpy(log_probs.numpy().argmax(axis=1))
+    return log_probs.argmax(dim=-1)
+
+
 def greedy_search(
     step: Step[S],
     state: S,
@@ -64,59 +71,12 @@ def greedy_search(
     *,
     config: DecodingConfig,
     rules: Sequence[Rules] = (),
+    choose: Choose = _most_likely,
 ) -> list[Hypothesis]:
-    """The most likely token at each position, until the end symbol: one hypothesis per sentence."""
-    return _token_by_token(step, state, max_lens, special, choose=_most_likely, config=config, rules=rules)
+    """One hypothesis per sentence: the most likely token at each position, until the end symbol.
 
-
-def sample(
-    step: Step[S],
-    state: S,
-    max_lens: Int[Tensor, " batch"],
-    special: SpecialIds,
-    *,
-    config: DecodingConfig,
-    uniforms: Float[Tensor, "batch max_len"],
-    rules: Sequence[Rules] = (),
-) -> list[Hypothesis]:
-    """Sample each token from the model's distribution, at a temperature, restricted to `top_k`, then to `top_p`.
-
-    `uniforms[b, t]` in [0, 1) decides token t of sentence b: the caller owns the randomness, so the output of a
-    sentence depends on its own numbers and not on its batch.
+    `choose` may pick another token, as `sample` does.
     """
-
-    def choose(log_probs: Tensor, rows: Tensor, position: int) -> Tensor:
-        refuse_nan(log_probs.amax(dim=-1).tolist())
-        # Float64, and 0 for the most likely token: a tiny temperature makes all others -inf, never a NaN.
-        below_best = log_probs.double() - log_probs.amax(dim=-1, keepdim=True)
-        probabilities, ids = (
-            (below_best / max(config.temperature, _COLDEST)).softmax(dim=-1).sort(descending=True, stable=True)
-        )
-        if config.top_k:
-            probabilities[:, config.top_k :] = 0.0
-        # A token is in the nucleus if those before it do not reach top_p yet: it is never empty.
-        cumulative = probabilities.cumsum(dim=-1)
-        is_beyond = cumulative - probabilities >= config.top_p * cumulative[:, -1:]
-        # Inverse transform sampling. Scaling the uniform number by the remaining mass renormalizes; `right` skips
-        # tokens of no mass, to which a uniform number of exactly 0 would fall.
-        cumulative = probabilities.masked_fill(is_beyond, 0.0).cumsum(dim=-1)
-        thresholds = uniforms[rows, position].to(cumulative)[:, None] * cumulative[:, -1:]
-        return ids.gather(1, torch.searchsorted(cumulative, thresholds, right=True))[:, 0]
-
-    return _token_by_token(step, state, max_lens, special, choose=choose, config=config, rules=rules)
-
-
-def _token_by_token(
-    step: Step[S],
-    state: S,
-    max_lens: Int[Tensor, " batch"],
-    special: SpecialIds,
-    *,
-    choose: Choose,
-    config: DecodingConfig,
-    rules: Sequence[Rules],
-) -> list[Hypothesis]:
-    """One hypothesis per sentence, each token picked by `choose`."""
     sentences = list(range(len(max_lens)))  # the sentence in each row of the batch: finished ones leave it
     outputs: list[list[int]] = [[] for _ in sentences]
     log_probs, is_finished = [0.0] * len(sentences), [False] * len(sentences)
@@ -156,19 +116,49 @@ def _token_by_token(
     ]
 
 
+def sample(
+    step: Step[S],
+    state: S,
+    max_lens: Int[Tensor, " batch"],
+    special: SpecialIds,
+    *,
+    config: DecodingConfig,
+    uniforms: Float[Tensor, "batch max_len"],
+    rules: Sequence[Rules] = (),
+) -> list[Hypothesis]:
+    """Sample each token from the model's distribution, at a temperature, restricted to `top_k`, then to `top_p`.
+
+    `uniforms[b, t]` in [0, 1) decides token t of sentence b: the caller owns the randomness, so the output of a
+    sentence depends on its own numbers and not on its batch.
+    """
+
+    def choose(log_probs: Tensor, rows: Tensor, position: int) -> Tensor:
+        refuse_nan(log_probs.amax(dim=-1).tolist())
+        # Float64, and 0 for the most likely token: a tiny temperature makes all others -inf, never a NaN.
+        below_best = log_probs.double() - log_probs.amax(dim=-1, keepdim=True)
+        probabilities, ids = (
+            (below_best / max(config.temperature, _COLDEST)).softmax(dim=-1).sort(descending=True, stable=True)
+        )
+        if config.top_k:
+            probabilities[:, config.top_k :] = 0.0
+        # A token is in the nucleus if those before it do not reach top_p yet: it is never empty.
+        cumulative = probabilities.cumsum(dim=-1)
+        is_beyond = cumulative - probabilities >= config.top_p * cumulative[:, -1:]
+        # Inverse transform sampling. Scaling the uniform number by the remaining mass renormalizes; `right` skips
+        # tokens of no mass, to which a uniform number of exactly 0 would fall.
+        cumulative = probabilities.masked_fill(is_beyond, 0.0).cumsum(dim=-1)
+        thresholds = uniforms[rows, position].to(cumulative)[:, None] * cumulative[:, -1:]
+        return ids.gather(1, torch.searchsorted(cumulative, thresholds, right=True))[:, 0]
+
+    return greedy_search(step, state, max_lens, special, config=config, rules=rules, choose=choose)
+
+
 def log_probs_of(logits: Float[Tensor, "batch beam vocab"], special: SpecialIds) -> Float[Tensor, "batch beam vocab"]:
     """Log-probabilities; -inf for padding and the begin symbol (the rest is not renormalized)."""
     log_probs = logits.float().log_softmax(dim=-1)
     log_probs[..., special.pad] = -math.inf
     log_probs[..., special.bos] = -math.inf
     return log_probs
-
-
-def _most_likely(log_probs: Float[Tensor, "rows vocab"], _rows: Tensor, _position: int) -> Int[Tensor, " rows"]:
-    """`argmax`; on a CPU by numpy, which takes a fifth of the time."""
-    if log_probs.device.type == "cpu":
-        return torch.from_numpy(log_probs.numpy().argmax(axis=1))
-    return log_probs.argmax(dim=-1)
 
 
 def refuse_nan(log_probs: Sequence[float]) -> None:

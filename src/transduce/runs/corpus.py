@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from transduce.data.config import DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.download import DEFAULT_CACHE, Places
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
-from transduce.data.large.prepared_file import PreparedFile
+from transduce.data.large.prepared_file import Manifest
 from transduce.data.large.scan import text_bytes
 from transduce.data.pairs import Pairs, count_overlap, extend_pairs, read_pairs
 from transduce.errors import ConfigMismatchError, MissingInputError, TransduceError
@@ -56,26 +57,21 @@ def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None
 
     Training files that are too large for memory are left where they are, and reported on when they are prepared.
     """
-    is_train_large = not config.dataset and is_large(config.train)
+    is_train_large = is_large(config.train)
     if config.more and (is_train_large or is_large(config.more)):
         raise TransduceError(
             f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
             "training pairs into one file, or one for each side, and give data.train and data.valid."
         )
-    if is_train_large:
-        valid = read_pairs(config.valid) if config.valid else None
-        if valid is not None:
-            _report_read("validation", len(valid), valid.skipped, valid.notes, report)
-        return Corpus(LargePairs(config.train, Path(places.cache) / "prepared", valid=valid), valid)
-    train = _read_side("train", config, places)
-    has_valid = config.dataset or config.valid
-    corpus = Corpus(train, _read_side("valid", config, places) if has_valid else None)
-    for name, pairs in (("training", train), ("validation", corpus.valid)):
+    small = None if is_train_large else _read_side("train", config, places)
+    valid = _read_side("valid", config, places) if config.dataset or config.valid else None
+    for name, pairs in (("training", small), ("validation", valid)):
         if pairs is not None:
-            _report_read(name, len(pairs), pairs.skipped, pairs.notes, report)
-    if corpus.valid is not None:
-        _report_overlap(count_overlap(train, corpus.valid), report)
-    return corpus
+            report_read(name, len(pairs), pairs, report)
+    if small is not None and valid is not None:
+        _report_overlap(count_overlap(small, valid), report)
+    train = LargePairs(config.train, Path(places.cache) / "prepared", valid=valid) if small is None else small
+    return Corpus(train, valid)
 
 
 def learn_and_encode(
@@ -94,46 +90,30 @@ def learn_and_encode(
             raise _other_data("the training or validation pairs")
         learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
         return LearntFrom(learnt, encode_reporting(learnt, train, config.data, report), len(train))
-    large, max_len = corpus.train, config.data.max_len
-    given = tokenizer.to_json() if tokenizer else None
+    large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
-
-        def prepare() -> tuple[str, str]:
-            text, file = large.prepared(config.tokenizer, given, max_len=max_len, listener=listener)
-            return text, file.path.name
-
-        text, name = process.decide(prepare)
-        # Another machine, whose cache is not that of the first process, prepares the same from its own files.
-        file = large.find(name) or large.prepared(config.tokenizer, text, max_len=max_len, listener=listener)[1]
+        prepared = partial(large.prepared, config.tokenizer, max_len=config.data.max_len, listener=listener)
+        text, file = process.decide(lambda: prepared(given))
+        name = file.path.name
+        if not process.is_main:
+            # Another machine, whose cache is not that of the first process, prepares the same from its own files.
+            file = large.find(name) or prepared(text)[1]
     if file.path.name != name:
         raise _other_data(" and ".join(large.names))
-    _report_prepared(file, corpus.valid, report)
-    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), file.manifest.num_pairs)
+    manifest = file.manifest
+    report_read("training", manifest.num_pairs, manifest, report)
+    if corpus.valid is not None and manifest.valid == list(corpus.valid.sha256.values()):
+        _report_overlap(manifest.overlap, report)
+    elif corpus.valid is not None:
+        report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
+    _report_long(manifest.num_long, manifest.max_len, report)
+    report(f"in {file.path}")
+    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs)
 
 
 def _other_data(what: str) -> ConfigMismatchError:
     return ConfigMismatchError(f"{what} are not the same on all machines: copy them from the one with rank 0.")
-
-
-def prepare(
-    config: ExperimentConfig,
-    tokenizer: Tokenizer | None,
-    places: Places,
-    *,
-    report: Callable[[str], None],
-    show_progress: bool,
-) -> PreparedFile | None:
-    """Does ahead what training pairs that are too large for memory need; None if they are not."""
-    train = read_corpus(config.data, places, report).train
-    if isinstance(train, Pairs):
-        return None
-    given = tokenizer.to_json() if tokenizer else None
-    with preparation_display(report, is_shown=show_progress) as progress:
-        listener = Listener(report, progress)
-        file = train.prepared(config.tokenizer, given, max_len=config.data.max_len, listener=listener)[1]
-    _report_prepared(file, train.valid, report)
-    return file
 
 
 def is_large(paths: Sequence[str | Path]) -> bool:
@@ -144,23 +124,11 @@ def is_large(paths: Sequence[str | Path]) -> bool:
         return False  # told by whoever reads them
 
 
-def _report_prepared(file: PreparedFile, valid: Pairs | None, report: Callable[[str], None]) -> None:
-    found = file.manifest
-    _report_read("training", found.num_pairs, found.skipped, found.notes, report)
-    if valid is not None and found.valid == list(valid.sha256.values()):
-        _report_overlap(found.overlap, report)
-    elif valid is not None:
-        report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
-    _report_long(found.num_long, found.max_len, report)
-    report(f"in {file.path}")
-
-
-def _report_read(
-    name: str, num_pairs: int, skipped: Mapping[str, int], notes: Sequence[str], report: Callable[[str], None]
-) -> None:
-    told = "".join(f", {count:,} skipped ({reason})" for reason, count in skipped.items())
-    report(f"{name}: {num_pairs:,} pairs{told}")
-    for note in notes:
+def report_read(name: str, num_pairs: int, pairs: Pairs | Manifest, report: Callable[[str], None]) -> None:
+    """Reports how many pairs were read, how many were skipped and why, and what was repaired."""
+    skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in pairs.skipped.items())
+    report(f"{name}: {num_pairs:,} pairs{skipped}")
+    for note in pairs.notes:
         report(note)
 
 
@@ -177,10 +145,7 @@ def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> 
 
 
 def _read_side(side: Literal["train", "valid"], config: DataConfig, places: Places) -> Pairs:
-    if config.dataset:
-        pairs = load_split(config.dataset, side, places)
-    else:
-        pairs = read_pairs(config.train if side == "train" else config.valid)
+    pairs = load_split(config.dataset, side, places) if config.dataset else read_pairs(getattr(config, side))
     return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 
@@ -214,7 +179,7 @@ def pairs_at_hand(
 
     Nothing is fetched for them, and nothing too large for memory is read: None for that as well.
     """
-    if side == "train" and not config.dataset and is_large(config.train):
+    if side == "train" and is_large(config.train):
         return None
     try:
         pairs = _read_side(side, config, places.offline())

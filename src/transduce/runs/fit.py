@@ -17,7 +17,7 @@ from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import Score
 from transduce.model.config import PRESETS, TransformerConfig
-from transduce.runs.corpus import Corpus, is_large
+from transduce.runs.corpus import Corpus, is_large, report_read
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 from transduce.runs.tasks import Task, find_task, recognize
@@ -119,10 +119,7 @@ def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
             "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
         )
     pairs = read_pairs(paths)
-    for note in pairs.notes:
-        report(note)
-    for reason, count in pairs.skipped.items():
-        report(f"{count:,} pairs skipped: {reason}")
+    report_read("read", len(pairs), pairs, report)
     if len(pairs) < MINIMUM_PAIRS:
         raise DataError(
             f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "

@@ -53,7 +53,6 @@ class RunFolder:
         self.path = Path(path)
         self._checkpoint_folder = self.path / "checkpoints"
         self._metrics_path = self.path / "metrics.jsonl"
-        self._is_locked = False
 
     @classmethod
     def create(cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
@@ -84,20 +83,14 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Exclusive right to write, until the block or the process ends, however it ends."""
-        with lock(self.path / "run.lock"):
-            self._is_locked = True
-            self.clean()
-            try:
-                yield
-            finally:
-                self._is_locked = False
+        """Exclusive right to write, until the block or the process ends, however it ends.
 
-    def clean(self) -> None:
-        """Remove temporary files of killed processes. Only under the lock: those of a living one would be lost."""
-        assert self._is_locked
-        for folder in (self.path, self._checkpoint_folder):
-            remove_temporaries(folder)
+        Temporary files of killed processes are removed first: here alone, as those of a living one would be lost.
+        """
+        with lock(self.path / "run.lock"):
+            for folder in (self.path, self._checkpoint_folder):
+                remove_temporaries(folder)
+            yield
 
     # Settings, tokenizer and facts
 

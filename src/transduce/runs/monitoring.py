@@ -5,7 +5,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -14,44 +13,28 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 Row = dict[str, Any]
 
 
-class TerminalDisplay:
-    """Progress bar of training; plain lines where standard error is not a terminal.
+@contextmanager
+def training_display(
+    num_steps: int, *, first_step: int = 0, console: Console | None = None
+) -> Iterator[Callable[[Row], None]]:
+    """Progress bar of training; plain lines where standard error is not a terminal. Yields an observer of the rows."""
+    console = console or Console(file=sys.stderr, highlight=False)
+    steps = "step {task.completed:,.0f}/{task.total:,.0f}"
+    bar = _bar(console, steps, 10, "{task.description}", is_live=console.is_terminal)
+    task = bar.add_task("", total=num_steps, completed=first_step)
 
-    A context manager for the time of training, and in it an observer, called with each logged row.
-    """
-
-    def __init__(self, num_steps: int, *, first_step: int = 0, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False)
-        self.num_steps = num_steps
-        self._progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=10),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=num_steps, completed=first_step)
-
-    def __enter__(self) -> "TerminalDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def __call__(self, row: Row) -> None:
+    def show(row: Row) -> None:
         if row["kind"] == "training":
             text = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            self._progress.update(self._task, completed=row["step"], description=text)
-            if not self.console.is_terminal:
-                self.console.print(f"step {row['step']:,}/{self.num_steps:,}  {text}", soft_wrap=True)
+            bar.update(task, completed=row["step"], description=text)
+            if not console.is_terminal:
+                console.print(f"step {row['step']:,}/{num_steps:,}  {text}", soft_wrap=True)
         elif row["kind"] == "validation":
             scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics_of(row).items())
-            self.console.print(f"step {row['step']:,}  validation: {scores}", soft_wrap=True)
+            console.print(f"step {row['step']:,}  validation: {scores}", soft_wrap=True)
+
+    with bar:
+        yield show
 
 
 @contextmanager
@@ -63,17 +46,7 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
     """
     console = Console(file=sys.stderr, highlight=False)
     is_live = is_shown and console.is_terminal
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not is_live,
-        transient=True,
-    )
+    bar = _bar(console, "{task.description}", 20, is_live=is_live, transient=True)
     task = bar.add_task("", total=None, visible=False)
     stages: list[str] = []  # begun so far
 
@@ -87,6 +60,15 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
 
     with bar:
         yield show
+
+
+def _bar(
+    console: Console, before: str, bar_width: int, *after: str, is_live: bool, transient: bool = False
+) -> Progress:
+    """A progress bar between texts, with the time behind it."""
+    done = (BarColumn(bar_width), TaskProgressColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(before, *done, *after, *times, console=console, disable=not is_live, transient=transient)
 
 
 def metrics_of(row: Row) -> dict[str, float]:

@@ -26,22 +26,22 @@ from transduce.config.settings import (
     with_steps,
 )
 from transduce.config.toml import differences, to_toml
-from transduce.data.batches import TrainingPairs
+from transduce.data.batches import StepOrder, TrainingPairs
 from transduce.data.download import Places
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import Corpus, LearntFrom, learn_and_encode, read_corpus
+from transduce.runs.corpus import Corpus, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import TerminalDisplay, learning_curve
+from transduce.runs.monitoring import learning_curve, training_display
 from transduce.runs.validation import build_validation
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
-from transduce.training.trainer import Observer, Trainer, seconds_per_step, step_order
+from transduce.training.trainer import Observer, Trainer, step_order
 
 # A time limit becomes a number of steps by timing this many steps, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
@@ -59,7 +59,7 @@ def train(
     accept_changes: bool = False,
     init_from: str | Path | None = None,
     device: str = "auto",
-    places: Places = Places(),  # noqa: B008 - frozen
+    places: Places = Places(),
     report: Callable[[str], None] = lambda _line: None,
     observers: Sequence[Observer] = (),
     show_progress: bool = False,
@@ -99,9 +99,12 @@ def train(
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         folder = saved
         if folder is None:
+            facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
             if ancestor is not None:
                 ancestor.load_weights_into(model)
-            folder = process.decide(lambda: _create(run_dir, config, corpus, learnt, environment, ancestor))
+                facts["initialised_from"] = str(ancestor.path)
+            texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
+            folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts={"data": corpus.sha256} | facts))
             process.decide(lambda: locks.enter_context(folder.lock()))
         validate = None
         if corpus.valid is not None:
@@ -134,20 +137,6 @@ class _Run:
     process: Process
     report: Callable[[str], None]
     clock: Callable[[], float]
-
-
-def _create(
-    run_dir: Path,
-    config: ExperimentConfig,
-    corpus: Corpus,
-    learnt: LearntFrom,
-    environment: Mapping[str, Any],
-    ancestor: RunFolder | None,
-) -> RunFolder:
-    facts = {"data": corpus.sha256, "num_train_pairs": learnt.num_text_pairs, "started": environment}
-    if ancestor is not None:
-        facts["initialised_from"] = str(ancestor.path)
-    return RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt.tokenizer.to_json(), facts=facts)
 
 
 def _resume(
@@ -218,7 +207,7 @@ def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, sta
     with ExitStack() as stack:
         if show_progress:
             first_step = run.checkpoint[1]["step"] if run.checkpoint else 0
-            observers = [*observers, stack.enter_context(TerminalDisplay(steps, first_step=first_step))]
+            observers = [*observers, stack.enter_context(training_display(steps, first_step=first_step))]
         trainer = Trainer(
             run.model,
             run.pairs,
@@ -267,17 +256,9 @@ def _plan_steps(run: _Run, budget: float) -> int:
     order = step_order(run.pairs, training)
     if training.epochs:
         return max(1, round(training.epochs * process.decide(order.steps_of_epoch)))
-    # On a copy of the model, as these updates must not count; in a run so long that its learning rate is still tiny.
-    trial = TrainStep(
-        copy.deepcopy(run.model), config=replace(training, steps=1_000_000), optim=run.config.optim, process=process
-    )
     order.open(0, 0)
     started = clock()
-    with torch.random.fork_rng(devices=[]):
-        estimate = seconds_per_step(trial, order.pairs, order.steps, num_steps=_WARM_UP_STEPS, clock=clock)
-        num_steps = process.from_main(max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate))))
-        measured = seconds_per_step(trial, order.pairs, order.steps, num_steps=num_steps, clock=clock)
-    del trial
+    measured = _seconds_per_step(run, order, budget)
     gc.collect()  # weights and moments of the trial are in a reference cycle: they would stay on the GPU for long
     left = budget * (1 - _VALIDATION_SHARE) - (clock() - started)
     steps = process.from_main(int(left / measured))
@@ -287,6 +268,25 @@ def _plan_steps(run: _Run, budget: float) -> int:
             "large corpus is prepared only once, so the same command may do now."
         )
     return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
+
+
+def _seconds_per_step(run: _Run, order: StepOrder, budget: float) -> float:
+    """Mean over the first steps of `order`, of which it takes as many as a small share of `budget` allows."""
+    # On a copy of the model, as these updates must not count; in a run so long that its learning rate is still tiny.
+    training = replace(run.config.training, steps=1_000_000)
+    trial = TrainStep(copy.deepcopy(run.model), config=training, optim=run.config.optim, process=run.process)
+
+    def seconds_per_step(num_steps: int) -> float:
+        started = run.clock()
+        for done in range(num_steps):
+            outcome = trial(order.pairs, order.steps[done % len(order.steps)], done + 1)
+        outcome.read()
+        return (run.clock() - started) / num_steps
+
+    with torch.random.fork_rng(devices=[]):
+        estimate = seconds_per_step(_WARM_UP_STEPS)
+        num_steps = max(1, min(_MEASURED_STEPS, int(_MEASURED_SHARE * budget / estimate)))
+        return seconds_per_step(run.process.from_main(num_steps))
 
 
 def _draw_learning_curve(run: _Run) -> None:

@@ -79,17 +79,13 @@ class Tokenizer:
         return len(self._target.tokens)
 
     @property
-    def is_joint(self) -> bool:
-        return self.config.joint
-
-    @property
     def vocabulary_sizes(self) -> VocabularySizes:
         """The vocabulary sizes that the network needs."""
         return VocabularySizes(
             source=self.source_vocab_size,
             target=self.target_vocab_size,
             num_target_ids=self.num_target_ids,
-            is_joint=self.is_joint,
+            is_joint=self.config.joint,
             pad_id=self.pad_id,
         )
 

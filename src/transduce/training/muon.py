@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
         num_parts: Mapping[nn.Parameter, int],
         *,
         weight_decay: float = 0.0,
-        process: Process = Process(),  # noqa: B008 - frozen
+        process: Process = Process(),
     ) -> None:
         super().__init__([{"params": list(num_parts)}], {"lr": 0.0, "weight_decay": weight_decay})
         self.found_inf: Tensor | None = None  # where it is 1, a step changes nothing, as in fused Adam
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # no closure
         """One update of all parameters. Every one must have a gradient."""
         (group,) = self.param_groups
-        for parameter, change in zip(self._parameters, self._changes(), strict=True):
+        for parameter, change in self._changes():
             # Decoupled, as in AdamW: the decay is added to the finished update, not to the gradient.
             if group["weight_decay"]:
                 change = change.add(parameter, alpha=group["weight_decay"])
@@ -54,8 +54,8 @@ class Muon(torch.optim.Optimizer):
                 change = torch.where(self.found_inf.bool(), 0.0, change)  # an `if` would wait for the device
             parameter.sub_(change, alpha=group["lr"])
 
-    def _changes(self) -> list[Tensor]:
-        """The update of each of `_parameters` at rate 1, to be subtracted."""
+    def _changes(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each parameter and its update at rate 1, to be subtracted."""
         rank, world_size = self._process.rank, self._process.world_size
         batches = []
         for shape, parameters in self._by_shape.items():
@@ -67,14 +67,10 @@ class Muon(torch.optim.Optimizer):
             batches.append(changes.mul_(_ROOT_MEAN_SQUARE * max(shape) ** 0.5))
         self._process.sum_(batches)  # gathers the shares: every number is zero on all processes but one
         return [
-            change.view(parameter.shape)
+            (parameter, change.view(parameter.shape))
             for batch, parameters in zip(batches, self._by_shape.values(), strict=True)
             for parameter, change in zip(parameters, _split(batch, parameters), strict=True)
         ]
-
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameters in self._by_shape.values() for parameter in parameters]
 
     def _nesterov_direction(self, parameter: nn.Parameter) -> Tensor:
         """Update the momentum; return its mix with the gradient, which looks one step ahead (Nesterov)."""

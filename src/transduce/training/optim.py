@@ -45,9 +45,7 @@ def learning_rate(config: OptimConfig, step: int, *, d_model: int, num_steps: in
 
 
 def build_optimizers(
-    config: OptimConfig,
-    model: nn.Module,
-    process: Process = Process(),  # noqa: B008 - frozen
+    config: OptimConfig, model: nn.Module, process: Process = Process()
 ) -> list[torch.optim.Optimizer]:
     """Adam alone, or Muon for the matrices within layers and Adam for the other parameters.
 

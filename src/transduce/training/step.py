@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from transduce.data.batches import Batch, EncodedPairs, collate
@@ -60,7 +60,7 @@ class TrainStep:
         *,
         config: TrainingConfig,
         optim: OptimConfig,
-        process: Process = Process(),  # noqa: B008 - frozen
+        process: Process = Process(),
     ) -> None:
         self.model = model
         self.config = config
@@ -68,6 +68,9 @@ class TrainStep:
         self.process = process
         self.device = model.output_weight.device
         self.optimizers = build_optimizers(optim, model, process)
+        self.optimizer_of = {
+            p: each for each in self.optimizers for group in each.param_groups for p in group["params"]
+        }
         self.average = copy.deepcopy(model).eval() if optim.ema_decay else None
         forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
@@ -105,10 +108,6 @@ class TrainStep:
         finally:
             # Also of half a step: it is repeated from its beginning. A graph adds to the tensors it was recorded with.
             self.model.zero_grad(set_to_none=not self._is_graphed)
-
-    def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        """The optimizer that updates this parameter of the model."""
-        return next(optimizer for optimizer in self.optimizers if _has(optimizer, parameter))
 
     def parts(self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
         """Rows that pass through the network at a time, of all processes: micro-batches, split up further on a CPU."""
@@ -182,10 +181,6 @@ class TrainStep:
             self.config.precision == "auto" and self.device.type == "cuda"
         )
         return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
-
-
-def _has(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
-    return any(parameter is other for group in optimizer.param_groups for other in group["params"])
 
 
 def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:

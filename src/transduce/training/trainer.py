@@ -66,7 +66,7 @@ class Trainer:
         store: Store,
         validate: Callable[[nn.Module], Validation] | None = None,
         observers: Sequence[Observer] = (),
-        process: Process = Process(),  # noqa: B008 - frozen
+        process: Process = Process(),
         deadline: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -103,7 +103,7 @@ class Trainer:
     def run(self) -> TrainerState:
         """Train to the end, from wherever the state stands. Raises Stopped at a signal, after saving."""
         speed_up_cpu()
-        with self.signals, torch.random.fork_rng(self._cuda_devices()):
+        with self.signals, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             try:
                 self._run()
             except Stopped as stopped:
@@ -226,7 +226,7 @@ class Trainer:
         if self.update.average is not None:
             tensors |= {f"ema.{name}": p for name, p in self.update.average.named_parameters()}
         for name, parameter in self.model.named_parameters():
-            for slot, value in self.update.optimizer_of(parameter).state[parameter].items():
+            for slot, value in self.update.optimizer_of[parameter].state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = value
         keep = self.config.keep_checkpoints
         self.process.decide(
@@ -241,7 +241,7 @@ class Trainer:
         if self.update.average is not None:  # if it was switched on since, it starts from the current weights
             load_weights(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
-            optimizer = self.update.optimizer_of(parameter)
+            optimizer = self.update.optimizer_of[parameter]
             for slot in slot_names(optimizer):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
@@ -260,11 +260,6 @@ class Trainer:
             for observe in self.observers:
                 observe(row)
 
-    def _cuda_devices(self) -> list[int]:
-        if self.device.type != "cuda":
-            return []
-        return [torch.cuda.current_device() if self.device.index is None else self.device.index]
-
 
 def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
     """Order of the training steps of a run on `pairs`."""
@@ -275,22 +270,6 @@ def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
         seed=config.seed,
         cut=pack_batches if config.batching == "packed" else bucket_batches,
     )
-
-
-def seconds_per_step(
-    update: TrainStep,
-    pairs: EncodedPairs,
-    plan: list[list[np.ndarray]],
-    *,
-    num_steps: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Seconds per step: the mean over `num_steps` steps, on the first batches of `plan`."""
-    started = clock()
-    for done in range(num_steps):
-        outcome = update(pairs, plan[done % len(plan)], done + 1)
-    outcome.read()
-    return (clock() - started) / num_steps
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """What the processes do that encode a corpus, block by block of its lines; they need neither torch nor much memory."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transduce.data.large.prepared_file import DTYPES
-from transduce.data.pairs import next_lines
-from transduce.data.parsing import normalized, row_reader, without_empty
+from transduce.data.pairs import next_lines, overlap_keys, read_rows
+from transduce.data.parsing import without_empty
 from transduce.text.tokenizer import Tokenizer
 
 Message = tuple[dict[str, Any], Sequence[bytes]]  # what JSON can hold, and what it cannot
@@ -48,17 +48,3 @@ def block_encoder(
         return counts, [array.tobytes() for array in arrays]
 
     return encode_block
-
-
-def overlap_keys(src: Iterable[str], tgt: Iterable[str]) -> dict[str, list[str]]:
-    """What rows are compared by: as pairs, by source, by target."""
-    sources, targets = [normalized(line) for line in src], [normalized(line) for line in tgt]
-    return {"pairs": list(map("\n".join, zip(sources, targets, strict=True))), "source": sources, "target": targets}
-
-
-def read_rows(name: str, sides: Sequence[list[str]], num_before: int) -> Iterable[tuple[str, str]]:
-    """Rows from lines of one file of pairs or two parallel ones. Raises DataError when it comes to a bad one."""
-    if len(sides) == 2:
-        return zip(*sides, strict=False)  # a file that lost some lines meanwhile is noticed by its hash
-    read_row = row_reader(name)
-    return (read_row(line, f"{name}, line {number}") for number, line in enumerate(sides[0], start=num_before + 1))

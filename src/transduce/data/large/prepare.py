@@ -14,11 +14,11 @@ from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
-from transduce.data.large.jobs import NO_LEN, Message, overlap_keys, read_rows
+from transduce.data.large.jobs import NO_LEN, Message
 from transduce.data.large.prepared_file import Manifest, PreparedFile, alone_in, key_of, write_prepared
 from transduce.data.large.scan import ScannedFile, line_blocks, scan
 from transduce.data.large.workers import answers_in_order
-from transduce.data.pairs import Pairs
+from transduce.data.pairs import Pairs, overlap_keys, read_rows
 from transduce.data.parsing import (
     refuse_all_too_long,
     refuse_no_pairs,
@@ -41,16 +41,12 @@ LINES_PER_BLOCK = 10_000  # of each file, encoded by one process at a time: what
 Progress = Callable[[str, int, int], None]
 
 
-def _silence(_text: str, _done: int = 0, _total: int = 0) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Listener:
     """Who is told how a preparation goes on."""
 
-    report: Callable[[str], None] = _silence
-    progress: Progress = _silence  # what is being done, how much of how much
+    report: Callable[[str], None] = lambda _line: None
+    progress: Progress = lambda _stage, _done, _total: None  # what is being done, how much of how much
 
 
 class LargePairs:
@@ -122,10 +118,11 @@ class LargePairs:
             if file := self.find(self.name_for(learnt, max_len)):  # made with this very tokenizer before
                 return learnt, file
         path = self.folder / self.name_for(learnt, max_len)
-        num_pairs = self._encode(path, learnt, scanned, max_len, listener.progress).num_pairs
-        seconds = time.perf_counter() - started
+        self._encode(path, learnt, scanned, max_len, listener.progress)
+        seconds, file = time.perf_counter() - started, PreparedFile.open(path)
+        num_pairs = file.manifest.num_pairs
         listener.report(f"prepared {num_pairs:,} pairs in {seconds:.1f} s ({num_pairs / seconds:,.0f} pairs/s)")
-        return learnt, PreparedFile.open(path)
+        return learnt, file
 
     def _scan(self) -> list[ScannedFile]:
         scanned = [scan(name, lines_per_block=LINES_PER_BLOCK, most_sampled=SAMPLED_ROWS) for name in self.names]
@@ -146,8 +143,8 @@ class LargePairs:
 
     def _encode(
         self, path: Path, tokenizer: str, scanned: Sequence[ScannedFile], max_len: int, progress: Progress
-    ) -> Manifest:
-        """Writes the file of ids; returns what was counted."""
+    ) -> None:
+        """Writes the file of ids."""
         learnt, num_rows = Tokenizer.from_json(tokenizer), _num_rows(scanned)
         dtype = "U16" if max(learnt.source_vocab_size, learnt.target_vocab_size) <= 1 << 16 else "I32"
         valid = overlap_keys(self.valid.src, self.valid.tgt) if self.valid else {}
@@ -190,7 +187,7 @@ class LargePairs:
 
         # One more process than cores: each waits while its answer is fetched.
         with answers_in_order(settings, questions, num=usable_cores() + 1) as answers:
-            return write_prepared(path, encoded(answers), dtype=dtype, manifest=manifest)
+            write_prepared(path, encoded(answers), dtype=dtype, manifest=manifest)
 
     def _refuse_if_changed(self, sha256: Sequence[str]) -> None:
         for name, digest in zip(self.names, sha256, strict=True):

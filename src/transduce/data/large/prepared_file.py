@@ -102,9 +102,9 @@ def alone_in(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 def write_prepared(
     path: Path, blocks: Iterable[Sequence[bytes]], *, dtype: str, manifest: Callable[[], Manifest]
-) -> Manifest:
+) -> None:
     """Writes the file, whole or not at all: of each block the ids of its sources, how many each has, and the same of
-    its targets. `manifest` is asked when all blocks are written, and returned.
+    its targets. `manifest` is asked when all blocks are written.
 
     Until then they are in files without a name, which are gone when the process is, however it ends.
     """
@@ -126,10 +126,8 @@ def write_prepared(
         entries = {
             name: Entry(dtypes[name], [size // DTYPES[dtypes[name]].itemsize], size) for name, size in sizes.items()
         }
-        found = manifest()
-        header = header_of(entries, {"key": path.stem, "manifest": json.dumps(asdict(found))})
+        header = header_of(entries, {"key": path.stem, "manifest": json.dumps(asdict(manifest()))})
         write_certified(path, header, sum(sizes.values()), chain.from_iterable(map(_content, files.values())))
-    return found
 
 
 def _content(file: IO[bytes]) -> Iterator[bytes]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from transduce.data.compression import CHUNK_BYTES, decompressed_chunks, is_compressed
-from transduce.data.pairs import next_lines
-from transduce.data.parsing import BYTE_ORDER_MARK, refuse_long_line, repairs, split_chunks
+from transduce.data.compression import CHUNK_BYTES, is_compressed
+from transduce.data.pairs import next_lines, whole_lines
+from transduce.data.parsing import BYTE_ORDER_MARK, repairs
 from transduce.files.system_errors import explained_read_errors
 
 _UNPACKED = 4  # a compressed file counts as so many times its size
@@ -44,14 +44,11 @@ def line_blocks(name: str, digest: "hashlib._Hash", *, num_lines: int) -> Iterat
 
     Raises DataError when it comes to compressed bytes that are damaged, or to a line without an end.
     """
-    waiting, num_waiting, num_read, num_unfinished = [b""], 0, 0, 0
+    waiting, num_waiting = [b""], 0
     with explained_read_errors(Path(name)), Path(name).open("rb") as raw:
-        for chunk in split_chunks(decompressed_chunks(_digested(raw, digest), name)):
-            waiting.append(chunk)
-            num_ends = chunk.count(b"\n")
-            num_waiting, num_read = num_waiting + num_ends, num_read + num_ends
-            num_unfinished = len(chunk) - chunk.rfind(b"\n") - 1 if num_ends else num_unfinished + len(chunk)
-            refuse_long_line(num_unfinished, name, num_read + 1)
+        for lines in whole_lines(_digested(raw, digest), name):
+            waiting.append(lines)
+            num_waiting += lines.count(b"\n")
             while num_waiting >= num_lines:
                 content = b"".join(waiting)
                 rest = content.split(b"\n", num_lines)[-1]
