@@ -41,7 +41,7 @@ class BesideGRUs:
     by_rate: dict[str, dict[float, float]]
     steps: dict[str, int]
     parameters: dict[str, int]
-    seconds: float  # of training, for each
+    seconds: float  # of one core, for each training
 
     @property
     def ahead_of_gru(self) -> float:
@@ -88,8 +88,8 @@ def _recurrent(size: int, config: RecurrentConfig, words: SpokenWords) -> Recurr
 
 
 def _trained(model: Any, steps: int, rate: float, fast: bool) -> float:
-    """Trains on the same pairs, in the same order, for every model; the seconds it took."""
+    """Trains on the same pairs, in the same order, for every model; the seconds of the processor that it took."""
     next_pairs: Callable[[], Any] = SpokenWords.load(fast=fast).next_pairs
-    started = time.perf_counter()
+    started = time.process_time()
     pieces.train(model, next_pairs, steps, learning_rate=rate, warmup_steps=max(1, steps // 10))
-    return time.perf_counter() - started
+    return time.process_time() - started
