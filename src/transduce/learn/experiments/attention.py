@@ -144,6 +144,11 @@ class TwoLookUps:
         """Between one head and four, attention alone."""
         return self.both["4 heads"] - self.both["1 head"]
 
+    @property
+    def one_head_with_a_network(self) -> float:
+        """The share of one head with a feed-forward network behind it; NaN where it was not trained."""
+        return self.both.get("1 head, FFN", math.nan)
+
 
 def previous_and_first(symbols: Int[Tensor, "batch len"]) -> Int[Tensor, "batch len questions"]:
     """At each position but the first two, where the answers would be one: (previous symbol, first symbol)."""
