@@ -2,23 +2,22 @@
 # # The Transformer, from the question to the running code
 #
 # In 2017, [*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani et al.) introduced the network behind most language
-# models of today. This notebook takes it apart and builds it up again: every part begins with a question, is shown in a picture, worked
-# through with numbers that fit in your head, and written in a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, and
-# you watch it train. At the end you train one on a real task.
+# models of today. This notebook takes it apart and builds it up again: each part begins with a question, is shown in a picture, worked
+# through in small numbers, and written in a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, and you watch it train.
+# At the end you train one on a real task.
 #
-# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Each chapter asks for a
-# prediction: replace the `...` with your letter or number, then run the cells below it. You will see how close you were. Cells marked
-# *from the workshop* hold the network itself; all of it is here.
+# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Each chapter asks for a prediction:
+# replace the `...` with your letter or number, then run the cells below it. You will see how close you were.
 #
-# **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text. Chapters end with the steps that belong to
-# them: you write the same thirteen pieces, under the same names, with a checker that tells you what is wrong.
+# **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces, for you to write,
+# with a checker that tells you what is wrong. Each chapter ends with the steps that belong to it.
 #
 # **What you need.** Python, some PyTorch (tensors, `@`, gradients), and the idea of a neural network that is trained step by step, where
-# the **learning rate** says how far each step moves the parameters. You need neither a GPU nor a network connection.
+# the **learning rate** says how large a step is. No GPU, no network connection.
 #
-# **About the numbers.** A box that begins with *Measured* holds a number from this very run, and the command that measures it alone. For
-# each we wrote down, before running anything, the range we expected; when we were wrong, the box says so. Statements about trained networks
-# were also tried at a lower learning rate and with four times the steps. If that changed the result, you will read it.
+# **About the numbers.** A box that begins with *Measured* holds a number from this very run. For each we wrote down, before running
+# anything, the range we expected; when we were wrong, the box says so. Statements about trained networks were also tried at a lower
+# learning rate and for four times as many steps; if that changed the result, you will read it.
 #
 # | chapter | question | go deeper |
 # |---|---|---|
@@ -52,12 +51,11 @@ lesson.figure_one_map("all")
 # **Question.** A Transformer turns one sequence into another: a German sentence into an English one, letters into sounds. What does it work
 # on, and what exactly comes out of it?
 #
-# The figure above is the paper's Figure 1, and our map: it returns at the head of every chapter with the boxes of that chapter lit. On the
-# left, the **encoder** reads the **source**, all of it at once. On the right, the **decoder** writes the **target**, one piece at a time,
-# looking at what the encoder made of the source and at what it has written so far.
+# The figure above is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the
+# **encoder** reads the **source**, all of it at once. On the right, the **decoder** writes the **target**, one piece at a time, looking at
+# what the encoder made of the source and at what it has written so far.
 #
 # We need a trained model to look at. Let's train a tiny one on a task you can check by eye: *write a sentence backward, word by word*.
-# (Why not just translate? You would need days; and you could not tell at a glance whether it is right.)
 
 # %%
 reverser = lesson.sentence_reverser()
@@ -73,8 +71,8 @@ print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}
 
 # %% [markdown]
 # Text is cut into **tokens**: words, or parts of words called **subwords**, so that rare words can be spelled from pieces. Each token has a
-# number, its **id**. The id picks a row of a table, the **embedding**, and this row, a list of numbers, is what the network works on. Each of
-# its numbers is called a **channel**; there are $d_\text{model}$ of them. Embedding and everything else that is learned are the
+# number, its **id**. The id picks a row of a table, the **embedding**, and this row, a list of numbers, is what the network works on. Each
+# of its numbers is called a **channel**; there are $d_\text{model}$ of them. Embedding and everything else that is learned are the
 # **parameters**.
 #
 # Here is one sentence on its way in, and below it what comes out.
@@ -84,9 +82,9 @@ traced = lesson.trace(reverser.model, reverser.tokenizer, lesson.SENTENCE)
 print(lesson.told(traced, reverser))
 
 # %% [markdown]
-# What comes out is a score for every token that might come next: its **logit**. The **softmax** turns logits into probabilities: it raises
-# $e$ to each logit and divides by the sum, so that all are positive and add up to 1. The most probable token is written, and the decoder
-# is asked again.
+# What comes out is a number for every token that might come next: its **logit**. The **softmax** turns logits into probabilities: it raises
+# $e$ to each logit and divides by the sum, so that all are positive and add up to 1. The most probable token is written, and the decoder is
+# asked again.
 #
 # How good is a model? Look at the probability $p$ it gave to the token that really came next, and take $-\ln p$. A probability of 1 costs
 # nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, because the
@@ -99,12 +97,12 @@ print(lesson.told(traced, reverser))
 lesson.live_figure_one(reverser)
 
 # %% [markdown]
-# Notice two things now; both are explained later. Between the embeddings and the last box, *no box changes the shape*. That is why boxes can
-# be stacked in **layers**, the two framed groups, each repeated several times. And *tokens meet only in the orange boxes*. Every other box
-# handles each token separately.
+# Notice two things now. Between the embeddings and the last box, *no box changes the shape*. That is why boxes can be stacked in
+# **layers**, the two framed groups, each repeated several times. And *tokens meet only in the orange boxes*. Every other box handles each
+# token separately.
 #
-# You can step through the whole of it here: the arrow buttons move from token to token, and a click enlarges a map. (For any trained model,
-# `transduce explain RUN TEXT -o page.html` writes such a page.)
+# You can step through the whole of it here: arrow buttons move from token to token, and a click enlarges a map. (`transduce explain` writes
+# such a page for any trained model.)
 
 # %% tags=["hide-input"]
 lesson.page_of(reverser, "the old dog finds a fox")
@@ -112,30 +110,30 @@ lesson.page_of(reverser, "the old dog finds a fox")
 # %% [markdown]
 # # 1 · Self-attention
 #
-# **Question.** *The cat sleeps because it is tired.* To understand *it*, you look back and find the cat. How can a network fetch information
-# from somewhere else in the sentence, when nobody can say beforehand from where?
+# **Question.** *The cat sleeps because it is tired.* To understand *it*, you look back and find the cat. How can a network fetch
+# information from somewhere else in the sentence, when nobody can say beforehand from where?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
 # **Without it.** If every token is handled separately, *it* is the same list of numbers in every sentence ever written. No amount of
-# computing on that list can reveal a cat. You could connect each token to its two neighbors; but the cat is four words away here, and
-# twenty words away in the next sentence. The connection has to be chosen *by content*, anew for each sentence.
+# computing on that list can reveal a cat. You could connect each token to its neighbors; but the cat is three words back here, and twenty
+# in the next sentence. The connection has to be chosen *by content*, anew for each sentence.
 #
 # ### A soft dictionary
 #
-# Computers have something that fetches by content: a dictionary. You hand it a **query**; it compares the query with its **keys**, and
-# returns the **value** stored under the key that matches.
+# Python has something that fetches by content: a dictionary. You hand it a **query**; it compares the query with its **keys**, and returns
+# the **value** stored under the one that matches.
 
 # %% tags=["hide-input"]
 lesson.soft_look_up()
 
 # %% [markdown]
-# A dictionary is all or nothing: one key matches, the others do not. That is a problem for learning. If the wrong value comes back, there is
-# no small change that would make it a little less wrong: an exact match has no gradient. So we make the dictionary soft. *Every* key matches
-# to some degree, and what comes back is a mixture of all the values, each in proportion to how well its key matched. This is **attention**.
-# Now a small change to a query changes the mixture a little, and the network can *learn* what to ask for.
+# A dictionary is all or nothing: one key matches, the others do not. That is bad for learning: when the wrong value comes back, no small
+# change would make it a little less wrong. An exact match has no gradient. So we make the dictionary soft. *Every* key matches to some
+# degree, and what comes back is a mixture of all the values, each in proportion to how well its key matched. This is **attention**. Now a
+# small change to a query changes the mixture a little, and the network can *learn* what to ask for.
 #
 # ### The example that stays with us
 #
@@ -150,8 +148,8 @@ print(lesson.rows(X[0]))
 # To start simply, let each token be its own query, its own key and its own value. Follow *sleeps*, (1, 1, 0, 2):
 #
 # **Compare.** How well does a query match a key? Multiply them channel by channel and add up: the dot product. It is large when both are
-# large in the same channels. *sleeps* against *the*: $1 \cdot 1 + 1 \cdot 0 + 0 \cdot 1 + 2 \cdot 0 = 1$. Against *cat*:
-# $0 + 2 + 0 + 2 = 4$. Against itself: $1 + 1 + 0 + 4 = 6$.
+# large in the same channels. *sleeps* against *the*: $1 \cdot 1 + 1 \cdot 0 + 0 \cdot 1 + 2 \cdot 0 = 1$. Against *cat*: $0 + 2 + 0 + 2 =
+# 4$. Against itself: $1 + 1 + 0 + 4 = 6$.
 #
 # **Scale.** Divide by 2, the square root of the number of channels. (We will see why.) This gives the **scores**: 0.5, 2, 3.
 #
@@ -184,8 +182,7 @@ lesson.predicted(
 # queries, keys and values are not the tokens themselves. They are *made from* the tokens by three matrices, and these are learned: $W^Q$
 # makes what a token asks, $W^K$ what it can be found by, $W^V$ what it hands over.
 #
-# Watch what a single number can do. Let $W^Q$ turn "I am a verb" (channel 4) into "I am looking for a noun" (channel 2), and leave keys and
-# values as they are:
+# Let $W^Q$ turn "I am a verb" (channel 4) into "I am looking for a noun" (channel 2), and leave keys and values as they are:
 
 # %%
 W_Q = torch.zeros(4, 4)
@@ -195,9 +192,8 @@ weights = (queries @ X.transpose(1, 2) / math.sqrt(4)).softmax(dim=-1)
 print("queries\n" + lesson.rows(queries[0]), "\n\nweights\n" + lesson.rows(weights[0]))
 
 # %% [markdown]
-# Now *sleeps* gives most of its weight, 0.87, to *cat*: it has found its subject, wherever in the sentence that stood. *the* has no verb in
-# it, asks for nothing in particular, and gets an even mixture of everyone. You can point at every number here and see the arithmetic it
-# came from:
+# With one learned number, *sleeps* now gives most of its weight, 0.87, to *cat*: it has found its subject. *the* has no verb in it, asks
+# for nothing in particular, and gets an even mixture of everyone. Point at any number to see where it came from:
 
 # %% tags=["hide-input"]
 lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
@@ -219,11 +215,11 @@ lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
 # | softmax | | along each row |
 # | $d_k$ | | the number of channels of a query or a key |
 #
-# When all three are made from the same tokens $X$, as $Q = XW^Q$, $K = XW^K$ and $V = XW^V$, we speak of **self-attention**: a sentence looks
-# at itself.
+# When all three are made from the same tokens $X$, as $Q = XW^Q$, $K = XW^K$ and $V = XW^V$, we speak of **self-attention**: a sentence
+# looks at itself.
 #
-# Here it is in code, *from the workshop*. Besides queries, keys and values it takes a **mask**, `may_look`: True where a query may look at a
-# key. A hidden key gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone.
+# Here it is in code. Besides queries, keys and values it takes a **mask**, `may_look`: True where a query may look at a key. A hidden key
+# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone.
 
 
 # %% tags=["from-piece-1"]
@@ -245,11 +241,11 @@ print("three lines of code = two plain loops = torch's own scaled_dot_product_at
 # %% [markdown]
 # ### Why divide by $\sqrt{d_k}$?
 #
-# A dot product is a sum of $d_k$ terms. If the channels are independent, with mean 0 and variance 1, that sum has a variance of $d_k$: the more
-# channels, the larger the scores, simply because there are more terms. Dividing by $\sqrt{d_k}$ brings the variance back to 1.
+# A dot product is a sum of $d_k$ terms. If the channels are independent, with mean 0 and variance 1, that sum has a variance of $d_k$: the
+# more channels, the larger the scores, simply because there are more terms. Dividing by $\sqrt{d_k}$ brings the variance back to 1.
 #
-# **Predict.** One query, twenty keys, all of them 256 random numbers. If you do *not* divide, how large is the largest of the twenty weights,
-# on average? "A": about 1/20, because all keys are equally random. "B": about a third. "C": nearly 1.
+# **Predict.** One query, twenty keys, all of them 256 random numbers. If you do *not* divide, how large is the largest of the twenty
+# weights, on average? "A": about 1/20, because all keys are equally random. "B": about a third. "C": nearly 1.
 
 # %%
 my_largest = ...
@@ -266,15 +262,14 @@ lesson.predicted(my_largest, "C", reason)
 ledger.settle("root-unscaled-softmax-saturates", saturated)
 
 # %% [markdown]
-# One key takes everything, before anything has been learned. The soft dictionary has turned hard again, and with it comes back the problem
-# we wanted to be rid of. Once one weight is close to 1, nudging a score barely moves the weights, so almost no gradient flows back:
+# The soft dictionary has turned hard again, before anything has been learned. Once one weight is close to 1, nudging a score barely moves
+# the weights, so almost no gradient flows back:
 
 # %% tags=["hide-input"]
 ledger.settle("root-saturated-softmax-hands-back-little", saturated)
 
 # %% [markdown]
-# That is the state at the start. Does a network recover from it by training? Here is the same network with the division and without it, on
-# two random starts each:
+# Does a network recover from that start? Here it is trained with the division and without, from two random starts each:
 
 # %% tags=["hide-input"]
 root = lesson.training_without_root()
@@ -284,9 +279,9 @@ lesson.root_curves(root)
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# It does not go away with patience. At a lower learning rate the network without the division is still behind
-# ({claim:root-training-without-it.at_other_rate:.2f} nats), and after four times the steps it is further behind than before
-# ({claim:root-training-without-it.longer:.2f} nats), because the other one has meanwhile learned the task.
+# Patience does not help. At a lower learning rate the network without the division is still behind, by
+# {claim:root-training-without-it.at_other_rate:.2f} nats; after four times the steps, by {claim:root-training-without-it.longer:.2f}, as
+# the other one has meanwhile learned the task.
 #
 # **Exercises.** `hint("attention-two-keys")` gives you one hint after another.
 
@@ -326,8 +321,8 @@ check("attention-derivative", my_derivative)
 hint("attention-two-keys")
 
 # %% [markdown]
-# **What people get wrong.** *"Softmax over which axis?"* Over the keys: each *query* has one whole weight to share out. *"The weights explain
-# the answer."* They say where a token looked, not what was made of it ([looking inside](looking_inside.ipynb)).
+# **What people get wrong.** *"Softmax over which axis?"* Over the keys: each *query* has one whole weight to share out. *"The weights
+# explain the answer."* They say where a token looked, not what was made of it ([looking inside](looking_inside.ipynb)).
 #
 # **Now write it:** step 1 of [build_it](build_it.ipynb).
 #
@@ -343,9 +338,9 @@ lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 # weights it can give half its weight to each, and gets back the average of the two values. An average blurs: from (a + b)/2 alone you
 # cannot say what a was.
 #
-# The remedy is to look several times at once. Cut the channels of queries, keys and values into equal slices, and let each slice do an
-# attention of its own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have the old width
-# again. This is **multi-head attention**.
+# So look several times at once. Cut the channels of queries, keys and values into equal slices, and let each slice do an attention of its
+# own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have the old width again. This is
+# **multi-head attention**.
 
 # %% tags=["hide-input"]
 lesson.picture("heads")
@@ -360,8 +355,8 @@ lesson.picture("heads")
 lesson.picture("multi-head")
 
 # %% [markdown]
-# Head 1 divides its attention between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Two questions, two answers, and neither
-# blurs the other.
+# Head 1 divides its attention between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Two questions, two answers, and
+# neither blurs the other.
 #
 # **The formula** (section 3.2.2), for self-attention on tokens $X$:
 #
@@ -375,8 +370,8 @@ lesson.picture("multi-head")
 # | $d_k$ | | $d_\text{model} / H$: the heads share the channels |
 # | $W^O$ | $d_\text{model} \times d_\text{model}$ | mixes what the heads found |
 #
-# Two functions to cut and to join, then the module. In the comments, B counts sentences, T tokens, D channels and H heads. `memory` is where
-# keys and values come from: in self-attention, `x` itself.
+# Two functions to cut and to join, then the module. In the comments, B counts sentences, T tokens, D channels and H heads. `memory` is
+# where keys and values come from: in self-attention, `x` itself.
 
 
 # %% tags=["from-piece-2"]
@@ -421,8 +416,8 @@ lesson.predicted(
 ledger.settle("heads-one-mean-is-not-two", found)
 
 # %% [markdown]
-# Look at the weights. Among the four heads, one that looks one step to the left has its dark cells just below the diagonal; one that looks
-# at the first symbol has them in the first column.
+# Look at the weights. A head that looks one step to the left has its dark cells just below the diagonal; one that looks at the first symbol
+# has them in the first column.
 
 # %% tags=["hide-input"]
 lesson.look_up_maps(found, "4 heads", "symbol ")
@@ -433,13 +428,12 @@ lesson.look_up_maps(found, "1 head", "symbol ")
 # %% [markdown]
 # The single head has one row for both questions, and in this run it settled for one of them.
 #
-# Is that a law? No, and it is worth being exact here. With four times the steps, each network at its better learning rate, the single head
-# catches up a good deal: it is then behind by {claim:heads-one-mean-is-not-two.longer:.0%} of the places. And followed by the network of
-# chapter 4, one head learns *both* symbols completely: it mixes the two values in unequal shares, and the network behind it takes the
-# mixture apart. So several heads do not make the impossible possible. They make it easy: four heads learned both look-ups soon, and at
-# either rate.
+# Is that a law? No. With four times the steps, each network at its better learning rate, the single head catches up a good deal: it is then
+# behind by {claim:heads-one-mean-is-not-two.longer:.0%} of the places. And followed by the network of chapter 4, one head learns *both*
+# symbols completely: it can mix the two values in unequal shares, and the network behind it can take such a mixture apart. So several heads
+# do not make the impossible possible. They make it easy: four heads learned both look-ups soon, and at either rate.
 #
-# Here are all heads of our trained reverser at the place where the decoder looks at the source. Each has a habit of its own.
+# Here are all heads of our trained reverser where the decoder looks at the source.
 
 # %% tags=["hide-input"]
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
@@ -468,8 +462,8 @@ check("heads-parameters", my_count)
 
 # %% [markdown]
 # **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: as many parameters, as many multiplications.
-# *"Split with `view`."* (B, T, D) must become (B, T, H, D / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up tokens,
-# without any error ([patients with that illness](break_it.ipynb)).
+# *"Split with `view`."* (B, T, D) must become (B, T, H, D / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up
+# tokens, without any error ([patients with that illness](break_it.ipynb)).
 #
 # **Now write it:** steps 2 and 3 of [build_it](build_it.ipynb).
 #
@@ -481,11 +475,11 @@ check("heads-parameters", my_count)
 lesson.figure_one_map("positions")
 
 # %% [markdown]
-# **Without it.** Look again at what attention computes for *sleeps*: a sum over tokens, each with its weight. A sum does not change when its
-# terms change places, and the weights depend only on what the tokens *are*.
+# **Without it.** Look again at what attention computes for *sleeps*: a sum over tokens, each with its weight. A sum does not change when
+# its terms change places, and the weights depend only on what the tokens *are*.
 #
-# **Predict.** We feed attention the three tokens backward, *sleeps cat the*. What comes out for *cat*? "A": exactly the same numbers as before.
-# "B": other numbers, because its neighbors have changed sides.
+# **Predict.** We feed attention the three tokens backward, *sleeps cat the*. What comes out for *cat*? "A": exactly the same numbers as
+# before. "B": other numbers, because its neighbors have changed sides.
 
 # %%
 my_order = ...
@@ -497,19 +491,18 @@ lesson.blind_to_order()
 lesson.predicted(my_order, "A", "Every token gets the same vector as before; only the rows have changed places.")
 
 # %% [markdown]
-# To attention, a sentence is a bag of words. Whatever is stacked on top of it, in either order of the words each of them carries the same
-# numbers. So the position has to be *put in*: into the vector of each token, before the first layer.
+# To attention, a sentence is a bag of words: *dog* carries the same numbers in both sentences, whatever you stack on top. So the position
+# has to be *put in*, into the vector of each token, before the first layer.
 #
 # ### Why not simply 0, 1, 2, ...?
 #
-# It is the first idea everyone has. Think of what the network would see. The channels of an embedding are numbers of about 1. The position of
-# the two hundredth token would be 199: it would shout down the word itself. Then divide by the length of the sentence, so that positions run
-# from 0 to 1? Now "one step to the right" means 0.1 in a sentence of eleven tokens and 0.01 in one of a hundred and one, and a rule such as
-# "look at the previous token" would have to be learned for each length anew. Or give each position a learned row of a table? That works, up to
-# the longest sentence seen in training; for a position beyond, no row was ever learned.
+# It is the first idea everyone has. But the channels of an embedding are numbers of about 1, and the two hundredth token would get 199: it
+# would shout down the word itself. Then divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the
+# right" means 0.1 in a sentence of eleven tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be
+# a different rule for each length. Or give each position a learned row of a table? That works, up to the longest sentence seen in training;
+# beyond it, no row was ever learned.
 #
-# What we want is a code for positions that stays small, differs for every position, and in which one step to the right is the same kind of
-# change everywhere.
+# We want a code that stays small, differs for every position, and in which one step to the right is the same kind of change everywhere.
 
 # %% tags=["hide-input"]
 lesson.position_schemes()
@@ -517,27 +510,27 @@ lesson.position_schemes()
 # %% [markdown]
 # ### Clock hands
 #
-# There is a device with just these properties, and you may be wearing one. A second hand alone repeats itself every minute. A minute hand alone
-# moves too little to show seconds. Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
+# You may be wearing a device with just these properties. A second hand alone repeats itself every minute; a minute hand alone moves too
+# little to show seconds. Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
 #
-# So give each position a set of clocks. The hand of the first turns by one radian (57 degrees) from each position to the next; the hand of each
-# following clock turns more slowly. A hand that points at an angle is written as two numbers, the sine and the cosine of its angle. (One of them would
-# not do: sines of 30 and 150 degrees are equal.) Each clock therefore takes up a pair of channels.
+# So give each position a set of clocks. The first hand turns by one radian (57 degrees) from each position to the next; each following one
+# turns more slowly. A hand that points at an angle is written as two numbers, the sine and the cosine of its angle. (One of them would not
+# do: sines of 30 and 150 degrees are equal.) Each clock therefore takes up a pair of channels.
 
 # %% tags=["hide-input"]
 lesson.clock_hands()
 
 # %% [markdown]
-# Compare positions 0 and 1 with positions 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. That is the
-# third property: *one step to the right is the same turn of the hands, wherever you are*. And what holds for one step holds for three. In the next
-# picture, arrows lead from position 0 to 3, and from 5 to 8:
+# Compare positions 0 and 1 with positions 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. *One
+# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three; here, arrows lead from
+# position 0 to 3, and from 5 to 8:
 
 # %% tags=["hide-input"]
 lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 
 # %% [markdown]
-# A turn by a fixed angle is a linear map. So "three tokens to the left of me" is something that a matrix such as $W^Q$ can express once and for all
-# places. This was the authors' reason to choose this code (section 3.5).
+# A turn by a fixed angle is a linear map. So "three tokens to the left of me" is something that a matrix such as $W^Q$ can express once and
+# for all places. This was the authors' reason to choose this code (section 3.5).
 #
 # ### The formula
 #
@@ -566,8 +559,8 @@ assert torch.allclose(sinusoids(60, 32), torch.tensor(naive), atol=1e-6)
 print("three lines of code = the formula, one number at a time")
 
 # %% [markdown]
-# At position 1, $\sin 1 = 0.84$ and $\cos 1 = 0.54$; the slow clock has hardly moved. Now *add* these rows to the tokens. *cat*, at position 1,
-# becomes (0, 2, 0, 1) + (0.84, 0.54, 0.01, 1.00) = (0.84, 2.54, 0.01, 2.00). And attention is no longer blind:
+# At position 1, $\sin 1 = 0.84$ and $\cos 1 = 0.54$; the slow clock has hardly moved. Now *add* these rows to the tokens. *cat*, at
+# position 1, becomes (0, 2, 0, 1) + (0.84, 0.54, 0.01, 1.00) = (0.84, 2.54, 0.01, 2.00). And attention is no longer blind:
 
 # %%
 forward, backward = X + sinusoids(3, 4), X.flip(1) + sinusoids(3, 4)
@@ -579,13 +572,13 @@ print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_al
 #
 # ### Why added, and not attached?
 #
-# You could attach the position as extra channels instead. That works, too, but the channels it takes are lost to the words in every layer.
-# Adding costs nothing. But does the sum not garble both, word and position?
+# You could attach the position as extra channels. That works, too, but those channels are lost to the words. Adding costs nothing. But does
+# the sum not garble both, word and position?
 #
-# It would, with four channels. With hundreds there is plenty of room. Two unrelated directions in a space of many dimensions are nearly at
-# right angles, so the network can place its words where the positions are not, and read either one with little disturbance from the other. And
-# look at what a query makes of a sum: $(x + PE)\,W^Q = x\,W^Q + PE\,W^Q$. Multiplied with a key, that gives four terms: word with word, word with
-# position, position with word, position with position. A head can learn to listen to any of them.
+# With four channels it might. With hundreds there is room: unrelated directions in a space of many dimensions are nearly at right angles,
+# so words and positions can be told apart. And look at what a query makes of a sum: $(x + PE)\,W^Q = x\,W^Q + PE\,W^Q$. Multiplied with a
+# key, that gives four terms: word with word, word with position, position with word, position with position. A head can learn to listen to
+# any of them.
 #
 # Nearness comes for free. The dot product of two rows of the table depends only on their distance, and is largest for neighbors:
 
@@ -593,14 +586,14 @@ print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_al
 lesson.table_and_similarity(sinusoids(60, 32))
 
 # %% [markdown]
-# On the left is the table itself: each row a position, each pair of columns a clock, fast ones first. On the right, every row against every other:
-# a bright diagonal, and the same pattern along every parallel to it.
+# On the left, each row is a position and each pair of columns a clock, fast ones first. On the right, every row is multiplied with every
+# other: a dark diagonal, and the same pattern along every parallel to it.
 #
 # ### And why is the embedding multiplied by $\sqrt{d_\text{model}}$?
 #
-# In section 3.4, embeddings are multiplied by $\sqrt{d_\text{model}}$ before the positions are added. Many people ask why. In the paper, one matrix does
-# two jobs: it is the embedding, and it makes the logits at the other end. For logits of a sensible size its rows must be short, about 1. A row of sinusoids has length
-# $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor on the way in settles the conflict. Without it:
+# So says section 3.4, and many people ask why. In the paper, one matrix does two jobs: it is the embedding, and it makes the logits at the
+# other end. For logits of a sensible size its rows must be short, about 1. A row of sinusoids has length $\sqrt{d_\text{model}/2}$, and
+# next to it a word of length 1 drowns. The factor on the way in settles the conflict. Without it:
 
 # %% tags=["hide-input"]
 scale = lesson.embedding_scale()
@@ -617,8 +610,8 @@ ledger.settle("embedding-factor-speeds-learning", scale)
 ledger.settle("embedding-factor-on-sorting", scale)
 
 # %% [markdown]
-# So it saves time, no more: with patience, the network without the factor arrives as well. Could you draw larger embeddings instead and leave the
-# factor out? With two separate matrices, yes. With one shared matrix, the logits are then far too large to begin with:
+# So it saves time, no more: with patience, the network without the factor arrives as well. Could you draw larger embeddings instead and
+# leave the factor out? With two separate matrices, yes. With one shared matrix, the logits are then far too large to begin with:
 
 # %% tags=["hide-input"]
 ledger.settle("embedding-one-matrix-two-jobs", scale)
@@ -629,9 +622,9 @@ my_length = ...
 check("embedding-length", my_length)
 
 # %% [markdown]
-# **What people get wrong.** *"The position is a thirteenth feature."* It is not attached but added, to all channels. *"`x + sinusoids(...)` on a line of its own."* If the sum is not assigned to
-# anything, it is thrown away; the loss still falls ([break it](break_it.ipynb)). *"Transformers cannot do without."* An encoder cannot know the order without; a decoder finds
-# a way ([positions](positions.ipynb), with everything about learned and rotary positions and longer sentences).
+# **What people get wrong.** *"`x + sinusoids(...)` will do."* If the sum is not assigned to anything, it is thrown away; the loss still
+# falls ([break it](break_it.ipynb)). *"No Transformer can do without."* An encoder cannot know the order without; a decoder finds a way
+# ([positions](positions.ipynb)).
 #
 # **Now write it:** step 4 of [build_it](build_it.ipynb).
 #
@@ -643,9 +636,9 @@ check("embedding-length", my_length)
 lesson.figure_one_map("feed-forward")
 
 # %% [markdown]
-# **Without it.** With its weights fixed, attention only mixes: what comes out is an average of values. An average cannot say "noun *and* animal, therefore
-# a living thing"; that takes a decision, a bend in the curve. The **feed-forward network** makes such decisions, for each token by itself: it
-# widens the vector, asks many small yes-or-no questions at once, and narrows the answers back to the old width.
+# **Without it.** With its weights fixed, attention only mixes: what comes out is an average of values. An average cannot say "noun *and*
+# animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network** makes such decisions, for each
+# token by itself: it widens the vector, asks many small yes-or-no questions at once, and narrows the answers back to the old width.
 
 # %% tags=["hide-input"]
 lesson.picture("feed-forward")
@@ -664,7 +657,8 @@ lesson.picture("feed-forward")
 # | $W_2$, $b_2$ | $d_\text{ff} \times d_\text{model}$, $d_\text{model}$ | what to write for each yes, and what to write always |
 # | $d_\text{ff}$ | | the width in between, in the paper four times $d_\text{model}$ |
 #
-# The added constants $b_1$ and $b_2$ are called **biases**. **Position-wise** means that the same network runs at each position and no token sees another: equal rows in, equal rows out.
+# The added constants $b_1$ and $b_2$ are called **biases**. **Position-wise** means that the same network runs at each position and no
+# token sees another: equal rows in, equal rows out.
 
 
 # %% tags=["from-piece-6"]
@@ -684,9 +678,9 @@ assert torch.allclose(network(x[:, order]), network(x)[:, order], atol=1e-6) and
 print("shuffled tokens in, shuffled tokens out; and the same as two convolutions of width 1, as the paper says")
 
 # %% [markdown]
-# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? Give both something to compute. At each place, add two
-# neighboring numbers modulo 11. One network is a whole layer, attention and feed-forward; another, with as many parameters, is three
-# layers of attention alone.
+# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? Give both something to compute. At each place,
+# add two neighboring numbers modulo 11. One network is a whole layer, attention and feed-forward; another, with as many parameters, is
+# three layers of attention alone.
 #
 # **Predict.** Attention alone... "A": never learns it, since it can only mix. "B": learns it, more slowly. "C": learns it just as fast.
 
@@ -711,7 +705,8 @@ ledger.settle("ffn-attention-alone-and-a-rule", alone)
 ledger.settle("ffn-learns-rules-sooner", alone)
 
 # %% [markdown]
-# So the saying is too simple. Now something without any rule: a table of random entries, one for each pair of symbols. It can only be memorized.
+# The saying is too simple. Now something without any rule: a table of random entries, one for each pair of symbols. It can only be
+# memorized.
 
 # %% tags=["hide-input"]
 table = lesson.random_table()
@@ -721,9 +716,9 @@ lesson.attention_alone_curves((f"a random table of {table.num_entries:,} entries
 ledger.settle("ffn-is-where-tables-are", table)
 
 # %% [markdown]
-# The lead is a lead in time here, too. With four times the steps, each at its better rate, the difference is
-# {claim:ffn-is-where-tables-are.longer:.0%}: attention alone has learned the table as well. Rules or tables, the feed-forward network gets there sooner with the
-# same number of parameters, and that is reason enough to have it.
+# Here, too, the lead is one in time. With four times the steps, each at its better rate, the difference is
+# {claim:ffn-is-where-tables-are.longer:.0%}: attention alone has learned the table as well. Rules or tables, the feed-forward network gets
+# there sooner with the same number of parameters, and that is reason enough to have it.
 #
 # **Exercises.**
 
@@ -754,42 +749,44 @@ def my_share(d_model, d_ff):
 check("ffn-share", my_share)
 
 # %% [markdown]
-# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's weights are. *"It mixes positions."* It never sees two of them
-# at once.
+# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's weights are. *"It
+# mixes positions."* It never sees two of them at once.
 #
 # **Now write it:** step 6 of [build_it](build_it.ipynb).
 #
 # # 5 · Residual connections and layer normalization
 #
-# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: Add & Norm. What does the addition do,
-# what does the norm do, and does their order matter?
+# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: Add & Norm. What does the addition
+# do, what does the norm do, and does their order matter?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("add & norm")
 
 # %% [markdown]
-# **Without them.** Stack 24 untrained layers and send eight different tokens through, once with both, once with each alone, once with neither:
+# **Without them.** Stack 24 untrained layers and send eight different tokens through, once with both, once with each alone, once with
+# neither:
 
 # %% tags=["hide-input"]
 lesson.through_layers()
 
 # %% [markdown]
-# Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike; what made
-# the tokens different is gone, and so is anything to learn from. Without the norm (gray, orange), the numbers shrink to almost nothing, or grow with
-# every layer. With both, tokens keep what is their own and numbers keep their size.
+# Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike;
+# what made the tokens different is gone, and so is anything to learn from. Without the norm (gray, orange), the numbers shrink to almost
+# nothing, or grow with every layer. With both, tokens keep what is their own and numbers keep their size.
 #
 # **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
-# it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example *the*
-# = (1, 0, 1, 0) gets the mixture (0.81, 0.68, 0.51, 0.80) from attention, and goes on as (1.81, 0.68, 1.51, 0.80).
+# it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example
+# *the* = (1, 0, 1, 0) gets the mixture (0.81, 0.68, 0.51, 0.80) from attention, and goes on as (1.81, 0.68, 1.51, 0.80).
 #
-# **Norm.** **Layer normalization** takes the channels of *one* token, subtracts their mean, and divides by their standard deviation. The token
-# (1, 0, 1, 0) has the mean ½; its distances from it are all ½; out comes (1, −1, 1, −1).
+# **Norm.** **Layer normalization** takes the channels of *one* token, subtracts their mean, and divides by their standard deviation. The
+# token (1, 0, 1, 0) has the mean ½; its distances from it are all ½; out comes (1, −1, 1, −1).
 
 # %% tags=["hide-input"]
 lesson.picture("layer-norm")
 
 # %% [markdown]
-# **Predict.** A token is (1, 0, 0, 0). After the norm, what is its first number? (The mean is ¼. What is the mean of the squared distances?)
+# **Predict.** A token is (1, 0, 0, 0). After the norm, what is its first number? (The mean is ¼. What is the mean of the squared
+# distances?)
 
 # %%
 my_first = ...
@@ -830,16 +827,18 @@ lesson.predicted(
 )
 
 # %% [markdown]
-# That last number is a trap. `x.std()` divides by $d_\text{model} - 1$, not by $d_\text{model}$. A network with that norm trains without a complaint, and gives wrong answers with anybody
-# else's weights.
+# That last number is a trap: `x.std()` divides by $d_\text{model} - 1$. A network with that norm trains without complaint, and gives wrong
+# answers with anybody else's weights.
 #
-# **In which order?** The paper computes $\mathrm{LayerNorm}(x + f(x))$ around each sub-layer $f$: **post-norm**. Most later networks use $x + f(\mathrm{LayerNorm}(x))$: **pre-norm**. What
-# difference does it make? In post-norm, the sum is normalized again and again, and so is every gradient on its way back. In pre-norm nothing touches the sum:
+# **In which order?** The paper computes $\mathrm{LayerNorm}(x + f(x))$ around each sub-layer $f$: **post-norm**. Most later networks use $x +
+# f(\mathrm{LayerNorm}(x))$: **pre-norm**. What difference does it make? In post-norm, the sum passes every norm, and so does every gradient
+# on its way back. In pre-norm nothing touches the sum:
 #
 # $$x_\text{end} = x_0 + f_1(\dots) + f_2(\dots) + \dots$$
 #
-# What leaves the last layer is what came in, plus what every sub-layer had to say. This sum is called the **residual stream**, and along it a gradient travels from the end to the beginning
-# undiminished, however deep the stack. We collect what the sub-layers of a pre-norm encoder write, and add up:
+# What leaves the last layer is what came in, plus what every sub-layer had to say. This sum is called the **residual stream**, and along it
+# a gradient travels from the end to the beginning undiminished, however deep the stack. We collect what the sub-layers of a pre-norm
+# encoder write, and add up:
 
 # %% tags=["hide-input"]
 found = lesson.stream()
@@ -849,11 +848,12 @@ ledger.settle("the-residual-stream-is-a-sum", found)
 lesson.stream_bars(found)
 
 # %% [markdown]
-# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows like the square root of the number of terms, because unrelated vectors are nearly at right angles, so
-# their squared lengths add up. One last norm closes such a stack. Which order trains better, and what warm-up has to do with it, is in [norm and depth](norm_and_depth.ipynb).
+# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows like the square root of the number of terms,
+# because unrelated vectors are nearly at right angles, so their squared lengths add up. One last norm closes such a stack. Which order
+# trains better is a question for [norm and depth](norm_and_depth.ipynb).
 #
-# **Dropout.** In training, one more thing happens to a sub-layer's output before it is added: **dropout** sets a random tenth of its numbers to 0 and scales up the rest, so that the network
-# does not come to rely on any single number. In use it is switched off.
+# In training, one more thing happens to a sub-layer's output before it is added: **dropout** sets a random tenth of its numbers to 0 and
+# scales up the rest, so that the network does not come to rely on any single one. In use it is off.
 #
 # **Exercises.**
 
@@ -885,8 +885,9 @@ check("norms-growth", my_size)
 hint("norms-growth")
 
 # %% [markdown]
-# **What people get wrong.** *"Layer norm is batch norm turned around."* It takes one token at a time: change any other token, and this one's norm stays the same. *"Pre-norm is post-norm with the line moved."* It
-# also needs the norm at the end. *"A normalized vector has length 1."* Its root mean square is 1; its length is $\sqrt{d_\text{model}}$.
+# **What people get wrong.** *"It normalizes over the sentence."* It takes one token at a time: change any other token, and this one's norm
+# stays the same. *"Pre-norm is post-norm with the line moved."* It also needs the norm at the end. *"A normalized vector has length 1."*
+# Its root mean square is 1; its length is $\sqrt{d_\text{model}}$.
 #
 # **Now write it:** step 5 of [build_it](build_it.ipynb).
 #
@@ -907,11 +908,13 @@ lesson.figure_one_map(
 )
 
 # %% [markdown]
-# **Without two halves.** An encoder alone gives one output for each source token; but a translation has its own length and its own order of words, and each of its words depends on those
-# already written. A decoder alone knows what it has written, and nothing of the source: it would write perfectly good sentences about something else.
+# **Without two halves.** An encoder alone gives one output for each source token; but a translation has a length and an order of its own,
+# and each word depends on those already written. A decoder alone knows nothing of the source: it would write perfectly good sentences about
+# something else.
 #
-# So: the encoder reads the source once and leaves one vector for each token. Together they are called the **memory**. Every layer of the decoder may ask it. The queries come from the target,
-# keys and values from the memory: this is **cross-attention**, where a word about to be written finds the words it is to be made from.
+# So: the encoder reads the source once and leaves one vector for each token. Together they are called the **memory**. Every layer of the
+# decoder may ask it. Queries come from the target, keys and values from the memory: this is **cross-attention**, in which a word about to
+# be written finds the words it is made from.
 #
 # | attention | who asks (queries) | who is asked (keys, values) |
 # |---|---|---|
@@ -939,25 +942,27 @@ lesson.picture("decoder-layer")
 from transduce.learn.build_it.pieces import DecoderLayer
 
 # %% [markdown]
-# The whole network is $N$ of each, with embeddings and positions in front. At the end the vector of each position is multiplied with every row of the target's embedding: those
-# products are the logits. It calls two functions that we still owe you, `padding_mask` and `causal_mask`. They say who may look at whom, and are the next chapter.
+# The whole network is $N$ of each, with embeddings and positions in front. At the end the vector of each position is multiplied with every
+# row of the target's embedding: those products are the logits. (`padding_mask` and `causal_mask` say who may look at whom; they are the
+# next chapter.)
 
 
 # %% tags=["from-piece-10"]
 from transduce.learn.build_it.pieces import Transformer
 
 # %% [markdown]
-# **Is it right?** Code that agrees with itself proves little. The network this package ships was compared with `torch.nn.Transformer`, which other people wrote: the same weights, moved away from where they start
-# (gains of 1 and biases of 0 would hide mistakes), post-norm and pre-norm, a batch of unequal lengths.
+# **Is it right?** Code that agrees with itself proves little. So the network this package ships was compared with `torch.nn.Transformer`,
+# which other people wrote. All weights were moved away from where they start, since gains of 1 and biases of 0 would hide mistakes.
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-equals-torch", lesson.beside_torch())
 
 # %% [markdown]
-# (If you try this at home: torch adds one more norm after each stack, which Figure 1 does not have. Leave it out.) In the next chapter the network above is compared with the shipped one in turn.
+# (Torch adds one more norm after each stack, which Figure 1 does not have; leave it out.) In the next chapter, the network above is
+# compared with the shipped one.
 #
-# **One batch by heart.** The cheapest test of a network *and* of the code that trains it: sixteen pairs, over and over. The loss must go to zero. If it does not, something is
-# not connected, and no amount of data will help.
+# **One batch by heart.** The cheapest test of a network and its training: sixteen pairs, over and over. The loss must go to zero. If it
+# does not, something is not connected.
 
 # %% tags=["hide-input"]
 heart = lesson.by_heart()
@@ -967,17 +972,18 @@ ledger.settle("architecture-learns-a-batch-by-heart", heart)
 lesson.by_heart_curve(heart)
 
 # %% [markdown]
-# **Token by token.** When the decoder writes, it writes one token at a time. Computing everything anew for each would be wasteful: keys and values of earlier tokens do not change, since nobody looks ahead. So
-# they are kept; that is the **cache**. That both ways are the same function can be proved:
+# **Token by token.** The decoder writes one token at a time. Keys and values of earlier tokens do not change, since nobody looks ahead; so
+# they are kept in a **cache** and not computed anew. Both ways are the same function:
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
 
 # %% [markdown]
-# **How large is it?** Attention has four matrices of $d_\text{model} \times d_\text{model}$; a decoder layer has two attentions. The feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
+# **How large is it?** Attention has four matrices of $d_\text{model} \times d_\text{model}$; a decoder layer has two attentions. The
+# feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
 #
-# **Predict.** The base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, 37,000 subwords in one shared embedding. Where are most of its parameters? "A": embedding. "B": attention.
-# "C": feed-forward.
+# **Predict.** The base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, 37,000 subwords in one shared
+# embedding. Where are most of its parameters? "A": embedding. "B": attention. "C": feed-forward.
 
 # %%
 my_largest_part = ...
@@ -1024,32 +1030,36 @@ check("architecture-layer-size", my_layer_size)
 hint("architecture-layer-size")
 
 # %% [markdown]
-# **What people get wrong.** *"The decoder's first layer gets the encoder's first layer."* All decoder layers look at the same memory, that of the last encoder layer. *"The encoder sums the sentence up in its
-# last vector."* The memory is one vector for every token. *"Encoder and decoder were swapped, and it still trained."* It did: the shapes fit ([keras-io 1968](https://github.com/keras-team/keras-io/issues/1968)). Test with a source and a target of different
-# lengths, and look at what it writes.
+# **What people get wrong.** *"The decoder's first layer gets the encoder's first layer."* All decoder layers look at the same memory, that
+# of the last encoder layer. *"The encoder sums the sentence up in its last vector."* The memory is one vector for every token. *"Encoder
+# and decoder were swapped, and it still trained."* It did: the shapes fit ([keras-io
+# 1968](https://github.com/keras-team/keras-io/issues/1968)). Test with a source and a target of different lengths, and look at what it
+# writes.
 #
 # **Now write it:** steps 7 and 8 of [build_it](build_it.ipynb).
 #
 # # 7 · Masks
 #
-# **Question.** A batch is a rectangle, and sentences are not; and in training the decoder holds the very answer it is asked for. What must be hidden from whom?
+# **Question.** A batch is a rectangle, and sentences are not; and in training the decoder holds the very answer it is asked for. What must
+# be hidden from whom?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
-# **Without it.** Short rows of a batch are filled up with a token that means nothing: **padding**. Unless it is hidden, sentences attend to it, and what comes out for a sentence depends on how
-# long its *neighbors* in the batch are. And if a position may look at the next token of the target, it need not learn to predict it: it can copy. Training looks like a triumph, and the network cannot
-# write a sentence ([masks](masks.ipynb) shows it).
+# **Without it.** Short rows of a batch are filled up with a token that means nothing: **padding**. Unless it is hidden, what comes out for
+# a sentence depends on how long its *neighbors* in the batch are. And if a position may look at the next token of the target, it need not
+# learn to predict it: it can copy. Training looks like a triumph, and the network cannot write a sentence ([masks](masks.ipynb) shows it).
 #
-# **Predict.** A sentence of 3 words stands in a batch beside one of 30. With padding hidden, how much do its logits differ from those it gets alone? "A": not at all. "B": a little. "C": a lot.
+# **Predict.** A sentence of 3 words stands in a batch beside one of 30. With padding hidden, how much do its logits differ from those it
+# gets alone? "A": not at all. "B": a little. "C": a lot.
 
 # %%
 my_padding = ...
 
 # %% [markdown]
-# In our example, hiding the future means that *the* may look at itself alone, *cat* at *the* and itself, *sleeps* at all three. A hidden score becomes minus infinity; as $e^{-\infty} = 0$, its weight is 0, and
-# the others still add up to 1:
+# In our example, hiding the future means that *the* may look at itself alone, *cat* at *the* and itself, *sleeps* at all three. A hidden
+# score becomes minus infinity; as $e^{-\infty} = 0$, its weight is 0, and the others still add up to 1:
 
 # %% tags=["hide-input"]
 lesson.picture("masks")
@@ -1062,8 +1072,9 @@ PAD, BEGIN, END = 0, 1, 2  # ids that are no tokens of a text
 from transduce.learn.build_it.pieces import causal_mask, padding_mask
 
 # %% [markdown]
-# A **padding mask** belongs to the *keys*: it is made from the ids of those who are looked *at*, so cross-attention takes the source's. A **causal mask** lets each position look at itself and at what came
-# before. Here is a real batch of two pairs and all its masks; rows look at columns.
+# A **padding mask** belongs to the *keys*: it is made from the ids of those who are looked *at*, so cross-attention takes the source's. A
+# **causal mask** lets each position look at itself and at what came before. Here is a real batch of two pairs and all its masks; rows look
+# at columns.
 
 # %% tags=["hide-input"]
 pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft tief", "a big dog sleeps")]
@@ -1071,8 +1082,9 @@ words, named = lesson.words_batch(pairs)
 lesson.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
 
 # %% [markdown]
-# Gray stands in *columns*, never in rows. Padding positions do compute something, but nobody reads it; if we hid their rows as well, the softmax would have nothing to share out: 0/0. And the decoder needs no padding mask
-# for the target: padding stands on the right, so it lies in everybody's future already.
+# Gray stands in *columns*, never in rows. Padding positions compute something, but nobody reads it; if we hid their rows as well, the
+# softmax would have nothing to share out: 0/0. And the target needs no padding mask: its padding stands on the right, in everybody's
+# future.
 #
 # Now the network of chapter 6 can run. Source ids and target ids go in, logits come out:
 
@@ -1097,8 +1109,8 @@ print(f"the first pair without its neighbor and its padding: {float((alone - log
 lesson.predicted(my_padding, "A", "A weight of exactly 0 times anything is 0; what is left is rounding.")
 
 # %% [markdown]
-# **Laws, not opinions.** A mask is either right or wrong, so no training is needed to check it. Padding must change nothing. The order of the rows must change nothing. And the gradient of a position's
-# logits with respect to a *later* token must be zero; not small, zero.
+# **Laws, not opinions.** A mask is right or wrong, so no training is needed to check it. Padding must change nothing. The order of the rows
+# must change nothing. And the gradient of a position's logits with respect to a *later* token must be zero; not small, zero.
 
 # %% tags=["hide-input"]
 found = lesson.laws()
@@ -1113,7 +1125,8 @@ print("length of the gradient of each position's logits (rows) with respect to e
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
-# **Beware of dialects.** The same word, `mask`, has opposite meanings within one library. Convert masks once, where you call it, and choose names that say what True means: `may_look`, `is_padding`.
+# **Beware of dialects.** `mask` has opposite meanings within one library. Convert once, where you call it, and choose names that say what
+# True means: `may_look`, `is_padding`.
 #
 # | where | may look | hidden |
 # |---|---|---|
@@ -1142,24 +1155,27 @@ check("architecture-cross-shape", my_shape)
 hint("architecture-cross-shape")
 
 # %% [markdown]
-# **What people get wrong.** *"The target's padding mask goes into cross-attention."* Its keys are the source's; where both sides happen to be equally long, nothing complains. *"Zero the weights after the softmax."* The hidden keys are then still in
-# the denominator, and rows no longer add up to 1. *"A large negative number is as good as $-\infty$."* Until a row has nothing to look at: then it quietly averages over exactly what was hidden.
+# **What people get wrong.** *"The target's padding mask goes into cross-attention."* Its keys are the source's; where both sides happen to
+# be equally long, nothing complains. *"Zero the weights after the softmax."* The hidden keys are then still in the denominator, and rows no
+# longer add up to 1.
 #
 # **Now write it:** steps 9 and 10 of [build_it](build_it.ipynb): the masks, and your whole network.
 #
 # # 8 · Training
 #
-# **Question.** The network maps a source and the beginning of a target to logits for the next token. How does it learn from pairs of sentences?
+# **Question.** The network maps a source and the beginning of a target to logits for the next token. How does it learn from pairs of
+# sentences?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("shifted right", "linear", "softmax", "embedding")
 
 # %% [markdown]
-# **Without it** there is only noise: an untrained network writes random tokens. And the most natural way to train it, to let it write and then to correct it, is hopeless at first: after one wrong word, everything it sees is
-# something it wrote wrong.
+# **Without it** there is only noise: an untrained network writes random tokens. The most natural way to train it, to let it write and then
+# correct it, gets off to a bad start: after one wrong word, everything it sees is its own mistake.
 #
-# So in training we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in
-# one pass. The target goes in **shifted right** by one place, with a begin symbol in front, and is asked for with an end symbol behind:
+# So we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is
+# **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in
+# **shifted right** by one place, with a begin symbol in front, and is asked for with an end symbol behind:
 
 # %% tags=["hide-input"]
 lesson.picture("loss")
@@ -1179,9 +1195,11 @@ assert torch.allclose(loss_of(random_logits, tgt_out), theirs, atol=1e-6)
 print("loss_of = torch's cross_entropy, padding left out")
 
 # %% [markdown]
-# Read a column: the token in `tgt_in` is the last one the network knows, the one below it in `tgt_out` is what it has to name. The loss is the cross-entropy of chapter 0, averaged over the real tokens.
+# Read a column: the token in `tgt_in` is the last one the network knows, the one below it in `tgt_out` is what it has to name. The loss is
+# the cross-entropy of chapter 0, averaged over the real tokens.
 #
-# **Predict.** Someone forgets the shift and feeds `tgt_out` in as well. "A": the loss stays high. "B": the loss goes to almost 0, and the network writes well. "C": the loss goes to almost 0, and the network writes nothing right.
+# **Predict.** Someone forgets the shift and feeds `tgt_out` in as well. "A": the loss stays high. "B": the loss goes to almost 0, and the
+# network writes well. "C": the loss goes to almost 0, and the network writes nothing right.
 
 # %%
 my_shift_guess = ...
@@ -1205,16 +1223,18 @@ ledger.settle("unshifted-targets-look-perfect", unshifted)
 #
 # ### The training loop
 #
-# One step of training: draw a batch, compute the loss, let gradients flow back to every parameter, move each parameter a little against its gradient. **Adam** is a rule for how far. It keeps a running average of each parameter's
-# gradients, and of their squares, and divides one by the root of the other: parameters with small but steady gradients move as fast as those with large ones. In the first steps these averages rest on very little, so the learning rate rises from 0 over a
-# **warm-up**, and falls later. Here is all of it:
+# One step of training: draw a batch, compute the loss, let gradients flow back to every parameter, move each parameter a little against its
+# gradient. **Adam** is a rule for how far. It keeps a running average of each parameter's gradients, and of their squares, and divides one
+# by the root of the other: parameters with small but steady gradients move as fast as those with large ones. In the first steps these
+# averages rest on very little, so the learning rate rises from 0 over a **warm-up**, and falls later. Here is all of it:
 
 
 # %% tags=["from-piece-12"]
 from transduce.learn.build_it.pieces import train
 
 # %% [markdown]
-# Twelve lines, and they train the network whose every line you have read. The task is again to write sentences backward; *the cat sleeps* is not among those it learns from.
+# These lines train the network whose every line you have read. The task is again to write sentences backward; *the cat sleeps* is not among
+# those it learns from.
 
 # %%
 sentences = lesson.Sentences()
@@ -1230,15 +1250,18 @@ lesson.loss_curve(losses)
 #
 # ### The recipe around it
 #
-# *Label smoothing.* Asking for a probability of exactly 1 drives logits without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right token and spreads 0.1 evenly over all.
+# Asking for a probability of exactly 1 drives logits without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right token
+# and spreads 0.1 evenly over all.
 #
-# *The rate.* The paper's, with $d_\text{model}$ and the number of warm-up steps $w$, at step $s$, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up in a straight line, then down as $1/\sqrt{s}$ (equation 3).
+# The paper's learning rate at step $s$, with $w$ steps of warm-up, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up
+# in a straight line, then down as $1/\sqrt{s}$ (equation 3).
 
 # %% tags=["hide-input"]
 lesson.schedules()
 
 # %% [markdown]
-# *Batches.* The paper puts pairs of similar length together and counts a batch in tokens (section 5.1). For English words and their sounds, that decides how much work is wasted:
+# The paper puts pairs of similar length together and counts a batch in tokens (section 5.1). For English words and their sounds, that
+# decides how much work is wasted:
 
 # %% tags=["hide-input"]
 found = lesson.batching()
@@ -1248,7 +1271,7 @@ ledger.settle("fixed-length-computes-padding", found)
 ledger.settle("buckets-compute-tokens", found)
 
 # %% [markdown]
-# Each part of the recipe has its experiment in [training recipe](training_recipe.ipynb).
+# More of the recipe, with experiments: [training recipe](training_recipe.ipynb).
 #
 # **Exercises.**
 
@@ -1292,7 +1315,8 @@ check("training-rate", my_rate)
 lesson.figure_one_map("softmax", "shifted right", "masked attention")
 
 # %% [markdown]
-# **Without it** you have a table of probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most probable token, append it to the input, ask again, until the end symbol comes.
+# **Without it** you have a table of probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most
+# probable token, append it to the input, ask again, until the end symbol comes.
 
 # %% tags=["hide-input"]
 lesson.picture("greedy-decode")
@@ -1313,14 +1337,15 @@ right = sum(ids == sentences.pair(sentence)[1] for sentence, ids in zip(sentence
 print(f"{right} of {len(outputs)} sentences it never saw are right, word for word")
 
 # %% [markdown]
-# There it is: *sleeps cat the*, from the first line to the last in code that you have seen.
+# There it is: *sleeps cat the*, by code of which you have seen every line.
 #
 # ### It has to live with what it wrote
 #
-# You stand on a ring of six places and are given moves: left, right, right... Write down where you are after each. One mistake, and every later place is wrong too. A model that is *told* the right place before each move needs only
-# that one move to name the next.
+# You stand on a ring of six places and are given moves: left, right, right... Write down where you are after each. One mistake, and every
+# later place is wrong too. A model that is *told* the right place before each move needs only that one move to name the next.
 #
-# **Predict.** Told the truth, the model names most places right. Writing twelve places by itself, how many walks does it get right from beginning to end? "A": about as many. "B": far fewer. "C": more, since its mistakes cancel.
+# **Predict.** Told the truth, the model names most places right. Writing twelve places by itself, how many walks does it get right from
+# beginning to end? "A": about as many. "B": far fewer. "C": more, since its mistakes cancel.
 
 # %%
 my_walks = ...
@@ -1340,12 +1365,13 @@ lesson.predicted(
 ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
-# So accuracy under teacher forcing is not a score. It answers "how good is the next token after a perfect beginning?", and when the model writes there is no perfect beginning.
+# So accuracy under teacher forcing is no score for a model that has to write: there, no beginning is perfect.
 #
 # ### Greedy is not best
 #
-# The most probable *sentence* is the one with the largest product of probabilities. Greedy decoding may miss it: a good first token can lead nowhere good. **Beam search** keeps the best few beginnings instead of one, extends each by every
-# token, and again keeps the best few. On a toy model with only 364 possible outputs we can score them all, so we know the best. How often does each search miss it?
+# The most probable *sentence* is the one with the largest product of probabilities. Greedy decoding may miss it: a good first token can
+# lead nowhere good. **Beam search** keeps the best few beginnings instead of one, extends each by every token, and again keeps the best
+# few. On a toy model with only 364 possible outputs we can score them all, so we know the best. How often does each search miss it?
 
 # %% tags=["hide-input"]
 searched = lesson.searches()
@@ -1360,8 +1386,9 @@ ledger.settle("beam-search-seldom-misses", searched)
 # %% [markdown]
 # ### And the most probable is not always good
 #
-# Every further token multiplies by a number below 1, so probability favors short outputs. Take a copying task in which each symbol may be written in two ways (65 % and 35 %), with a fault that real data have: one target in twenty is missing. The
-# most probable full output for 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5 %.
+# Every further token multiplies by a number below 1, so probability favors short outputs. Take a copying task in which each symbol may be
+# written in two ways (65 % and 35 %), with a fault that real data have: one target in twenty is missing. The most probable full output for
+# 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5 %.
 #
 # **Predict.** A wider beam will make the outputs... "A": better. "B": no different. "C": worse.
 
@@ -1383,7 +1410,8 @@ lesson.predicted(
 ledger.settle("the-likeliest-answer-can-be-empty", by_length)
 
 # %% [markdown]
-# This is why the logarithm of the probability is divided by a norm of the length before outputs are compared. The paper uses $((5 + \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
+# This is why the logarithm of the probability is divided by a norm of the length before outputs are compared. The paper uses $((5 +
+# \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
 #
 # **Exercises.**
 
@@ -1412,24 +1440,28 @@ def my_score(log_prob, length, alpha):
 check("decoding-length-score", my_score)
 
 # %% [markdown]
-# **What people get wrong.** *"Beam search finds the best output."* A more probable one, mostly; that is no promise of better. *"A wider beam cannot hurt."* It just did.
+# **What people get wrong.** *"Beam search finds the best output."* A more probable one, mostly; that is no promise of better. *"A wider
+# beam cannot hurt."* It just did.
 #
 # **Now write it:** step 13 of [build_it](build_it.ipynb), and then teach your own Transformer to pronounce English.
 #
 # # 10 · Why it matters
 #
-# **Question.** Before 2017, sequences were read by **recurrent networks**, such as the **GRU**: one token after another, each step updating a single state that has to carry everything. Attention existed, as an addition to them. Why did leaving out the
-# recurrence make such a difference?
+# **Question.** Before 2017, sequences were read by **recurrent networks**, such as the **GRU**: one token after another, each step updating
+# a single state that has to carry everything. Attention existed, as an addition to them. Why did leaving out the recurrence make such a
+# difference?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without the Transformer** there was a wall: training could not be spread over more processors, because each step had to wait for the one before. The paper gives three reasons (section 4, table 2). Each of them is something you can look at.
+# **Without the Transformer** there was a wall: training could not be spread over more processors, because each step had to wait for the one
+# before. The paper gives three reasons (section 4, table 2).
 #
 # ### Reason 1: everything at once
 #
-# **Predict.** In training, source and target are known. When sentences get longer, for which network does the longest chain of operations that must wait for one another grow? "A": for both. "B": for the GRU alone. "C": for neither.
+# **Predict.** In training, source and target are known. When sentences get longer, for which network does the longest chain of operations
+# that must wait for one another grow? "A": for both. "B": for the GRU alone. "C": for neither.
 
 # %%
 my_chain = ...
@@ -1445,35 +1477,45 @@ reason = (
 lesson.predicted(my_chain, "B", reason)
 
 # %% [markdown]
-# This is the Transformer of these pages beside a GRU with as many parameters, counted in the graph that autograd keeps. The Transformer pays in another coin: every token looks at every other, so the *number* of products grows with the square of the length. They
-# merely need not wait. Whether that is faster depends on the machine: on two cores hardly, on the thousands of units of a GPU greatly.
+# This is the Transformer of these pages beside a GRU with as many parameters, counted in the graph that autograd keeps. The Transformer
+# pays in another coin: every token looks at every other, so the *number* of products grows with the square of the length. They merely need
+# not wait. What that is worth depends on the machine: little on two cores, much on the thousands of units of a GPU.
 #
 # ### Reason 2: everything is one step away
 #
-# To carry something from the first token to the last, the GRU must pass it through every state in between, and the gradient must come back the same way. With attention the way is one step, however far. How much of the gradient arrives at the first
-# token, before any training?
+# To carry something from the first token to the last, the GRU must pass it through every state in between, and the gradient must come back
+# the same way. With attention the way is one step, however far. How much of the gradient arrives there, before any training?
 
 # %% tags=["hide-input"]
 gradients = lesson.gradients()
 lesson.distances(gradients)
 
 # %% [markdown]
-# At two hundred tokens the GRU's gradient is smaller than the others' by some thirty powers of ten. That does not mean that it cannot learn to remember: a GRU *can* carry one symbol over two hundred others, and with more training it carries eight ever better
-# ([measured](why_it_matters.ipynb)). It means that nothing helps it to begin. And mark the third curve: a GRU *with attention* has no such trouble. For distance attention is the cure; removing the recurrence is not.
+# At two hundred tokens hardly anything of the GRU's gradient is left. That does not mean that it cannot learn to remember: a GRU *can*
+# carry one symbol over two hundred others, and with more training it carries eight ever better ([measured](why_it_matters.ipynb)). It means
+# that little helps it to begin. And look at the third curve: a GRU *with attention* has no such trouble. For distance, attention is the
+# cure; removing the recurrence is not.
 #
 # ### Reason 3: quality
 #
-# English words and their pronunciation, three networks of the same size, each at a learning rate of its own. These trainings take longer than you want to wait, so the figure shows the ledger's records.
+# English words and their pronunciation, three networks of the same size, each at a learning rate of its own. These trainings take minutes
+# each, so the figure shows recorded ones.
 
 # %% tags=["hide-input"]
 lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 
 # %% [markdown]
-# The Transformer starts behind the GRU with attention, which knows about left-to-right order from the start, and closes in as training goes on: after {claim:quality-beside-a-gru-with-attention.steps:,} steps the GRU with attention makes {claim:quality-beside-a-gru-with-attention:+.1f} points
-# of errors by comparison, after four times as many {claim:quality-beside-a-gru-with-attention.longer:+.1f}. The GRU without attention is behind by {claim:quality-beside-a-gru:.1f} and {claim:quality-beside-a-gru.longer:.1f} points. So at this size, the recurrence is no disadvantage. The
-# paper's result, 28.4 BLEU from English to German (**BLEU** counts the phrases that a translation shares with a human one), is about millions of sentences and eight GPUs, where reason 1 decides how much can be learned at all. That, more than any one score, is why everything since is built on it.
+# The Transformer starts behind the GRU with attention, which reads from left to right by design and need not learn it, and closes in as
+# training goes on. After {claim:quality-beside-a-gru-with-attention.steps:,} steps the GRU with attention is at
+# {claim:quality-beside-a-gru-with-attention:+.1f} points of errors beside the Transformer (less is better), after four times as many at
+# {claim:quality-beside-a-gru-with-attention.longer:+.1f}; the plain GRU at {claim:quality-beside-a-gru:+.1f} and
+# {claim:quality-beside-a-gru.longer:+.1f}. So on two cores, attention makes the difference, and the recurrence does no harm. The paper's
+# result, 28.4 **BLEU** from English to German (a score that counts phrases shared with a human translation), comes from millions of
+# sentences and eight GPUs. There, reason 1 decides how much can be learned at all; and that, more than any one score, is why almost
+# everything since is built on it.
 #
-# **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before, as with everyone. *"Attention has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
+# **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before, as with
+# everyone. *"Attention has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
 #
 # # 11 · Your own model, on a real task
 #
@@ -1483,8 +1525,10 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without the rest**, the network of these pages is slow to train, and a training that is interrupted is lost. The toolkit around this notebook has the same network with what real work needs. We use it as it ships, on the Carnegie Mellon Pronouncing Dictionary: some 125,000
-# entries to learn from, about three minutes on two cores. Letters go in, **phonemes** (units of sound) come out. Here are all the settings, as `transduce train settings.toml` takes them:
+# **Without a toolkit**, a training that is interrupted is lost, and nobody measures how sure a score is. The one around this notebook has
+# the same network, with what real work needs. We use it as it ships, on the Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to
+# learn from, about three minutes on two cores. Letters go in, **phonemes** (units of sound) come out. Here are all the settings, as
+# `transduce train settings.toml` takes them:
 
 # %%
 SETTINGS = """
@@ -1538,10 +1582,11 @@ word_errors, phoneme_errors = pronouncer.scores()
 print(word_errors, "% of", word_errors.num_segments, "unseen words\n" + str(phoneme_errors), "% of their phonemes")
 
 # %% tags=["hide-input"]
-lesson.predicted(my_words, 100 - word_errors.value, "Dictionaries disagree on many of the rest, names above all.")
+lesson.predicted(my_words, 100 - word_errors.value, "How far off the others are, the phonemes above say.")
 
 # %% [markdown]
-# That is an honest score: words that were in no part of training, written by the model itself, with an interval, since other test words would have given a somewhat different number. Now words that are in no dictionary, with the three best outputs of a beam:
+# That is an honest score: unseen words, written by the model itself, with an interval, since other words would give a somewhat different
+# number. Now words that are in no dictionary, with the three best outputs for each:
 
 # %%
 predictor, new_words = pronouncer.predictor, ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
@@ -1557,7 +1602,8 @@ lesson.looked_at(predictor, "transduce")
 # %% [markdown]
 # ## Your own pairs
 #
-# The same for any text in and text out: one pair a line, source TAB target. `fit` chooses the settings and holds out a test part of its own.
+# The same for any text in and text out: one pair a line, source TAB target. `fit` chooses the settings and holds out a test part of its
+# own.
 #
 # ```sh
 # transduce fit pairs.tsv --minutes 15                    # learns, and says how good it is
@@ -1575,7 +1621,8 @@ lesson.looked_at(predictor, "transduce")
 # - Training tells the model every right token before the one it has to name; when it writes, it has only its own (8, 9).
 # - What recurrence could not do is use a thousand processors at once (10).
 #
-# **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with `docs/PAPER.md` beside it, and [break it](break_it.ipynb): ten networks, each with a hidden bug.
+# **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with `docs/PAPER.md` beside it, and [break
+# it](break_it.ipynb): ten networks, each with a hidden bug.
 #
 # # Further exercises
 #

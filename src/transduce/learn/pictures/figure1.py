@@ -1,5 +1,6 @@
 """Figure 1 of the paper, drawn anew: with the shapes that come out of every box, and as a map of the chapters."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -70,6 +71,8 @@ def figure_one_map(*lit: str) -> Picture:
         raise ValueError(f"Figure 1 has no {', '.join(sorted(unknown))}: there are {', '.join(sorted(PARTS))}.")
     figure, (axis,) = canvas(width=4.6, height=5.0)
     _draw(axis, parts, None, ("N ×", "N ×"), scale=0.72)
+    where = "Figure 1 of the paper" if parts == PARTS else f"This chapter: {', '.join(lit)}"
+    axis.set_title(textwrap.fill(where, 60), loc="left", fontsize=8.5, fontweight="normal", color=INK)
     return figure
 
 
