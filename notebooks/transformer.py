@@ -90,8 +90,8 @@ print(lesson.told(traced, reverser))
 # nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, because the
 # logarithm is the natural one, is the **nat**. A handy anchor: a model that guesses evenly among $n$ tokens has a loss of $\ln n$.
 #
-# Now the shapes. Sentences are processed several at a time, as a **batch**. Here is Figure 1 again with the shape of whatever leaves each
-# box while a batch of three sentences runs through: (sentences, tokens, channels).
+# Sentences are processed several at a time, as a **batch**. Here is Figure 1 again with the shape of what leaves each box while a batch of
+# three sentences runs through: (sentences, tokens, channels).
 
 # %% tags=["hide-input"]
 lesson.live_figure_one(reverser)
@@ -279,9 +279,8 @@ lesson.root_curves(root)
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# Patience does not help. At a lower learning rate the network without the division is still behind, by
-# {claim:root-training-without-it.at_other_rate:.2f} nats; after four times the steps, by {claim:root-training-without-it.longer:.2f}, as
-# the other one has meanwhile learned the task.
+# At a lower learning rate the network without the division is still behind, by {claim:root-training-without-it.at_other_rate:.2f} nats;
+# after four times the steps, by {claim:root-training-without-it.longer:.2f}, as the other one has meanwhile learned the task.
 #
 # **Exercises.** `hint("attention-two-keys")` gives you one hint after another.
 
@@ -496,11 +495,11 @@ lesson.predicted(my_order, "A", "Every token gets the same vector as before; onl
 #
 # ### Why not simply 0, 1, 2, ...?
 #
-# It is the first idea everyone has. But the channels of an embedding are numbers of about 1, and the two hundredth token would get 199: it
-# would shout down the word itself. Then divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the
-# right" means 0.1 in a sentence of eleven tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be
-# a different rule for each length. Or give each position a learned row of a table? That works, up to the longest sentence seen in training;
-# beyond it, no row was ever learned.
+# But the channels of an embedding are numbers of about 1, and the two hundredth token would get 199: it would shout down the word itself.
+# Then divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the right" means 0.1 in a sentence of
+# eleven tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be a different rule for each length.
+# Or give each position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever
+# learned.
 #
 # We want a code that stays small, differs for every position, and in which one step to the right is the same kind of change everywhere.
 
@@ -580,7 +579,7 @@ print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_al
 # key, that gives four terms: word with word, word with position, position with word, position with position. A head can learn to listen to
 # any of them.
 #
-# Nearness comes for free. The dot product of two rows of the table depends only on their distance, and is largest for neighbors:
+# Nearness comes for free. The dot product of two rows of the table depends only on their distance, and is large for neighbors:
 
 # %% tags=["hide-input"]
 lesson.table_and_similarity(sinusoids(60, 32))
@@ -591,9 +590,9 @@ lesson.table_and_similarity(sinusoids(60, 32))
 #
 # ### And why is the embedding multiplied by $\sqrt{d_\text{model}}$?
 #
-# So says section 3.4, and many people ask why. In the paper, one matrix does two jobs: it is the embedding, and it makes the logits at the
-# other end. For logits of a sensible size its rows must be short, about 1. A row of sinusoids has length $\sqrt{d_\text{model}/2}$, and
-# next to it a word of length 1 drowns. The factor on the way in settles the conflict. Without it:
+# Section 3.4 does so before the positions are added, and many people ask why. In the paper, one matrix does two jobs: it is the embedding,
+# and it makes the logits at the other end. For logits of a sensible size its rows must be short, about 1. A row of sinusoids has length
+# $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor on the way in settles the conflict. Without it:
 
 # %% tags=["hide-input"]
 scale = lesson.embedding_scale()
@@ -771,7 +770,7 @@ lesson.through_layers()
 
 # %% [markdown]
 # Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike;
-# what made the tokens different is gone, and so is anything to learn from. Without the norm (gray, orange), the numbers shrink to almost
+# what made the tokens different is almost gone before training has begun. Without the norm (gray, orange), the numbers shrink to almost
 # nothing, or grow with every layer. With both, tokens keep what is their own and numbers keep their size.
 #
 # **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
@@ -848,9 +847,9 @@ ledger.settle("the-residual-stream-is-a-sum", found)
 lesson.stream_bars(found)
 
 # %% [markdown]
-# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows like the square root of the number of terms,
-# because unrelated vectors are nearly at right angles, so their squared lengths add up. One last norm closes such a stack. Which order
-# trains better is a question for [norm and depth](norm_and_depth.ipynb).
+# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows like the square root of the number of terms, since
+# unrelated vectors are nearly at right angles. One last norm closes such a stack. Which order trains better is a question for [norm and
+# depth](norm_and_depth.ipynb).
 #
 # In training, one more thing happens to a sub-layer's output before it is added: **dropout** sets a random tenth of its numbers to 0 and
 # scales up the rest, so that the network does not come to rely on any single one. In use it is off.
@@ -973,7 +972,7 @@ lesson.by_heart_curve(heart)
 
 # %% [markdown]
 # **Token by token.** The decoder writes one token at a time. Keys and values of earlier tokens do not change, since nobody looks ahead; so
-# they are kept in a **cache** and not computed anew. Both ways are the same function:
+# they are kept in a **cache**. Both ways are the same function:
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
@@ -1219,7 +1218,7 @@ lesson.predicted(
 ledger.settle("unshifted-targets-look-perfect", unshifted)
 
 # %% [markdown]
-# Everything that is logged looks wonderful. The test that finds it costs a minute: *let the model write, and look.*
+# Everything that is logged looks wonderful. A test of one minute finds it: *let the model write, and look.*
 #
 # ### The training loop
 #
@@ -1410,7 +1409,7 @@ lesson.predicted(
 ledger.settle("the-likeliest-answer-can-be-empty", by_length)
 
 # %% [markdown]
-# This is why the logarithm of the probability is divided by a norm of the length before outputs are compared. The paper uses $((5 +
+# This is why the logarithm of the probability is divided by a function of the length before outputs are compared. The paper's is $((5 +
 # \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
 #
 # **Exercises.**
@@ -1455,8 +1454,8 @@ check("decoding-length-score", my_score)
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without the Transformer** there was a wall: training could not be spread over more processors, because each step had to wait for the one
-# before. The paper gives three reasons (section 4, table 2).
+# **Without the Transformer** many processors could not share the work on one sentence: each step had to wait for the one before. The paper
+# gives three reasons (section 4, table 2).
 #
 # ### Reason 1: everything at once
 #
@@ -1505,11 +1504,11 @@ lesson.distances(gradients)
 lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 
 # %% [markdown]
-# The Transformer starts behind the GRU with attention, which reads from left to right by design and need not learn it, and closes in as
-# training goes on. After {claim:quality-beside-a-gru-with-attention.steps:,} steps the GRU with attention is at
-# {claim:quality-beside-a-gru-with-attention:+.1f} points of errors beside the Transformer (less is better), after four times as many at
+# The Transformer starts behind the GRU with attention, which reads from left to right by design, and closes in as training goes on. After
+# {claim:quality-beside-a-gru-with-attention.steps:,} steps the GRU with attention is at {claim:quality-beside-a-gru-with-attention:+.1f}
+# points of errors beside the Transformer (less is better), after four times as many at
 # {claim:quality-beside-a-gru-with-attention.longer:+.1f}; the plain GRU at {claim:quality-beside-a-gru:+.1f} and
-# {claim:quality-beside-a-gru.longer:+.1f}. So on two cores, attention makes the difference, and the recurrence does no harm. The paper's
+# {claim:quality-beside-a-gru.longer:+.1f}. At this size, then, attention makes the difference, and the recurrence does no harm. The paper's
 # result, 28.4 **BLEU** from English to German (a score that counts phrases shared with a human translation), comes from millions of
 # sentences and eight GPUs. There, reason 1 decides how much can be learned at all; and that, more than any one score, is why almost
 # everything since is built on it.
@@ -1619,7 +1618,7 @@ lesson.looked_at(predictor, "transduce")
 # - A layer is attention, then a small network for each token alone; each is added to what was there, and normalized (4, 5).
 # - The encoder reads everything at once, the decoder writes from left to right, and masks make the difference (6, 7).
 # - Training tells the model every right token before the one it has to name; when it writes, it has only its own (8, 9).
-# - What recurrence could not do is use a thousand processors at once (10).
+# - What recurrence could not do is work on a whole sentence at once (10).
 #
 # **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with `docs/PAPER.md` beside it, and [break
 # it](break_it.ipynb): ten networks, each with a hidden bug.
