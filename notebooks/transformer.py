@@ -7,7 +7,7 @@
 # At the end you train one on a real task.
 #
 # **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Each chapter asks for a prediction:
-# replace the `...` with your letter or number, then run the cells below it. You will see how close you were.
+# replace the `...` with your letter or number, say to yourself why, and run the cells below. You will see how close you were.
 #
 # **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces, for you to write,
 # with a checker that tells you what is wrong. Each chapter ends with the steps that belong to it.
@@ -42,18 +42,24 @@ from transduce.learn import Ledger, check, hint
 from transduce.learn import transformer as lesson
 
 # %% tags=["hide-input"]
-ledger = Ledger.load()
-lesson.figure_one_map("all")
+ledger = Ledger.load()  # what was measured, and what we expected
 
 # %% [markdown]
 # # 0 · Orientation: what goes in, what comes out
 #
 # **Question.** A Transformer turns one sequence into another: a German sentence into an English one, letters into sounds. What does it work
 # on, and what exactly comes out of it?
+
+# %% tags=["hide-input"]
+lesson.figure_one_map("all")
+
+# %% [markdown]
+# **Without it** you would write rules: for words, for endings, for the order of words, and for every exception. People did so for decades.
+# A network finds its own from pairs of examples.
 #
-# The figure above is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the
-# **encoder** reads the **source**, all of it at once. On the right, the **decoder** writes the **target**, one piece at a time, looking at
-# what the encoder made of the source and at what it has written so far.
+# This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the **encoder** reads
+# the **source**, all of it at once. On the right, the **decoder** writes the **target**, one piece at a time, looking at what the encoder
+# made of the source and at what it has written so far.
 #
 # We need a trained model to look at. Let's train a tiny one on a task you can check by eye: *write a sentence backward, word by word*.
 
@@ -79,7 +85,7 @@ print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}
 
 # %% tags=["hide-input"]
 traced = lesson.trace(reverser.model, reverser.tokenizer, lesson.SENTENCE)
-print(lesson.told(traced, reverser))
+print(lesson.traced_text(traced, reverser))
 
 # %% [markdown]
 # What comes out is a number for every token that might come next: its **logit**. The **softmax** turns logits into probabilities: it raises
@@ -101,8 +107,7 @@ lesson.live_figure_one(reverser)
 # **layers**, the two framed groups, each repeated several times. And *tokens meet only in the orange boxes*. Every other box handles each
 # token separately.
 #
-# You can step through the whole of it here: arrow buttons move from token to token, and a click enlarges a map. (`transduce explain` writes
-# such a page for any trained model.)
+# Here you can step through all of it: arrow buttons move from token to token, and a click enlarges a map.
 
 # %% tags=["hide-input"]
 lesson.page_of(reverser, "the old dog finds a fox")
@@ -354,10 +359,9 @@ lesson.picture("heads")
 lesson.picture("multi-head")
 
 # %% [markdown]
-# Head 1 divides its attention between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Two questions, two answers, and
-# neither blurs the other.
+# Head 1 divides its attention between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Neither blurs the other.
 #
-# **The formula** (section 3.2.2), for self-attention on tokens $X$:
+# **The formula** (section 3.2.2), for self-attention:
 #
 # $$\mathrm{MultiHead}(X) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^O, \qquad
 # \mathrm{head}_m = \mathrm{Attention}(X W_m^Q,\ X W_m^K,\ X W_m^V)$$
@@ -645,7 +649,7 @@ lesson.picture("feed-forward")
 # %% [markdown]
 # In the example there are two questions: "is the second channel above 1?" and "is the fourth above 1?". For *cat*, (0, 2, 0, 1), they come
 # to $2 - 1 = 1$ and $1 - 1 = 0$: yes to the first. For *sleeps*, 0 and 1. For *the*, $-1$ and $-1$; and here is the bend: negative numbers
-# become 0. This is the **ReLU**, $\max(0, \cdot)$. A real network has thousands of such questions, and learns them.
+# become 0. This is the **ReLU**, $\max(0, \cdot)$. A real network learns thousands of such questions.
 #
 # $$\mathrm{FFN}(x) = \max(0,\ xW_1 + b_1)\,W_2 + b_2 \qquad \text{(equation 2, section 3.3)}$$
 #
@@ -911,9 +915,9 @@ lesson.figure_one_map(
 # and each word depends on those already written. A decoder alone knows nothing of the source: it would write perfectly good sentences about
 # something else.
 #
-# So: the encoder reads the source once and leaves one vector for each token. Together they are called the **memory**. Every layer of the
-# decoder may ask it. Queries come from the target, keys and values from the memory: this is **cross-attention**, in which a word about to
-# be written finds the words it is made from.
+# So the encoder reads the source once and leaves one vector for each token, together called the **memory**. Every layer of the decoder may
+# ask it. Queries come from the target, keys and values from the memory: this is **cross-attention**, in which a word about to be written
+# finds the words it is made from.
 #
 # | attention | who asks (queries) | who is asked (keys, values) |
 # |---|---|---|

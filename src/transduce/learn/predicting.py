@@ -12,14 +12,14 @@ def predicted(guess: Any, outcome: str | float, why: str) -> Shown:
 
     A prediction that was left open, as `...`, is no error, nor is one that is no letter or no number.
     """
-    told = f"{outcome}" if isinstance(outcome, str) else f"{outcome:.3g}"
+    result = outcome if isinstance(outcome, str) else f"{outcome:.3g}"
     if guess is ...:
-        verdict = f"It is {told}."
+        verdict = f"It is {result}."
     elif isinstance(outcome, str):
         said = textwrap.shorten(str(guess), 40).strip().upper()
-        verdict = f"You said {said}, and {said} it is." if said == outcome else f"You said {said}; it is {told}."
+        verdict = f"You said {said}, and {said} it is." if said == outcome else f"You said {said}; it is {result}."
     else:
-        verdict = f"{_distance(guess, outcome)} It is {told}."
+        verdict = f"{_distance(guess, outcome)} It is {result}."
     return text("\n".join(textwrap.wrap(f"{verdict} {why}", 110)))
 
 

@@ -147,8 +147,8 @@ __all__ = [
     "stream_bars",
     "table_and_similarity",
     "through_layers",
-    "told",
     "trace",
+    "traced_text",
     "train_to_pronounce",
     "training_without_root",
     "two_look_ups",
@@ -170,7 +170,7 @@ def live_figure_one(reverser: Reverser) -> Picture:
     return figure_one(live_shapes(reverser.model, src, tgt_in), num_encoder_layers=2, num_decoder_layers=2)
 
 
-def told(traced: Trace, reverser: Reverser) -> str:
+def traced_text(traced: Trace, reverser: Reverser) -> str:
     """One sentence on its way: text, tokens, ids, the beginning of a vector, and the first output tokens."""
     after = traced.steps["encoder.layers.0.residual_1"]
     lines = [
@@ -216,8 +216,8 @@ def train_to_pronounce(settings: str) -> Pronouncer:
 
     def tell(row: Any) -> None:
         if "word_error" in row:
-            told_loss = f"{row['loss']:.2f} nats per phoneme"
-            print(f"step {row['step']:5,}: {told_loss}, {row['word_error']:.0f} % of validation words wrong")
+            loss = f"{row['loss']:.2f} nats per phoneme"
+            print(f"step {row['step']:5,}: {loss}, {row['word_error']:.0f} % of validation words wrong")
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
