@@ -13,7 +13,7 @@
 # with a checker that tells you what is wrong. Each chapter ends with the steps that belong to it.
 #
 # **What you need.** Python, some PyTorch (tensors, `@`, gradients), and the idea of a neural network that is trained step by step, where
-# the **learning rate** says how large a step is. No GPU, no network connection.
+# the **learning rate** says how large a step is. Neither a GPU nor a network connection.
 #
 # **About the numbers.** A box that begins with *Measured* holds a number from this very run. For each we wrote down, before running
 # anything, the range we expected; when we were wrong, the box says so. Statements about trained networks were also tried at a lower
@@ -107,7 +107,7 @@ lesson.live_figure_one(reverser)
 # **layers**, the two framed groups, each repeated several times. And *tokens meet only in the orange boxes*. Every other box handles each
 # token separately.
 #
-# Here you can step through all of it: arrow buttons move from token to token, and a click enlarges a map.
+# Here you can step through all of it: arrow buttons move from token to token, and a click enlarges a picture.
 
 # %% tags=["hide-input"]
 lesson.page_of(reverser, "the old dog finds a fox")
@@ -197,8 +197,8 @@ weights = (queries @ X.transpose(1, 2) / math.sqrt(4)).softmax(dim=-1)
 print("queries\n" + lesson.rows(queries[0]), "\n\nweights\n" + lesson.rows(weights[0]))
 
 # %% [markdown]
-# With one learned number, *sleeps* now gives most of its weight, 0.87, to *cat*: it has found its subject. *the* has no verb in it, asks
-# for nothing in particular, and gets an even mixture of everyone. Point at any number to see where it came from:
+# With that one number, *sleeps* gives most of its weight, 0.87, to *cat*: it has found its subject. *the* has no verb in it, asks for
+# nothing in particular, and gets an even mixture of everyone. Point at any number to see where it came from:
 
 # %% tags=["hide-input"]
 lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
@@ -351,9 +351,9 @@ lesson.picture("heads")
 
 # %% [markdown]
 # In our example, two heads with two channels each. Take *sleeps* = (1, 1 | 0, 2) once more, and leave the matrices aside so that you can
-# follow. Head 1 sees (1, 1): its dot products with *the* (1, 0), *cat* (0, 2) and itself are 1, 2, 2. Head 2 sees (0, 2): its dot products
-# are 0, 2, 4. Divided by $\sqrt2$, as each head has two channels, and put through the softmax, the two rows of weights come out quite
-# different:
+# follow by hand. Head 1 sees (1, 1): its dot products with *the* (1, 0), *cat* (0, 2) and itself are 1, 2, 2. Head 2 sees (0, 2): its dot
+# products are 0, 2, 4. Divided by $\sqrt2$, as each head has two channels, and put through the softmax, the two rows of weights come out
+# quite different:
 
 # %% tags=["hide-input"]
 lesson.picture("multi-head")
@@ -395,6 +395,10 @@ x, everyone = torch.randn(2, 7, 24), torch.ones(7, 7, dtype=torch.bool)
 assert torch.equal(join_heads(split_heads(x, 4)), x)
 assert torch.allclose(module(x, x, everyone), theirs(x, x, x, need_weights=False)[0], atol=1e-5)
 print("MultiHead = torch.nn.MultiheadAttention with the same weights")
+
+# %%
+two_heads = lesson.plain_heads(MultiHead)  # its four matrices change nothing, so this is the picture above
+print(lesson.rows(two_heads(X, X, sees_all)[0].detach()))
 
 # %% [markdown]
 # **Experiment.** A task that needs two look-ups: in a row of random symbols, name *the previous one and the very first one* at every place.
@@ -1085,9 +1089,8 @@ words, named = lesson.words_batch(pairs)
 lesson.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
 
 # %% [markdown]
-# Gray stands in *columns*, never in rows. Padding positions compute something, but nobody reads it; if we hid their rows as well, the
-# softmax would have nothing to share out: 0/0. And the target needs no padding mask: its padding stands on the right, in everybody's
-# future.
+# Gray fills *columns*, never rows. Padding positions compute something, but nobody reads it; if we hid their rows as well, the softmax
+# would have nothing to share out: 0/0. And the target needs no padding mask: its padding stands on the right, in everybody's future.
 #
 # Now the network of chapter 6 can run. Source ids and target ids go in, logits come out:
 
@@ -1255,7 +1258,11 @@ lesson.loss_curve(losses)
 #
 # Asking for a probability of exactly 1 drives logits without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right token
 # and spreads 0.1 evenly over all.
-#
+
+# %% tags=["hide-input"]
+lesson.smoothed_target(3, 0.1, 8)
+
+# %% [markdown]
 # The paper's learning rate at step $s$, with $w$ steps of warm-up, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up
 # in a straight line, then down as $1/\sqrt{s}$ (equation 3).
 
@@ -1268,6 +1275,9 @@ lesson.schedules()
 
 # %% tags=["hide-input"]
 found = lesson.batching()
+lesson.padding(found)
+
+# %% tags=["hide-input"]
 ledger.settle("fixed-length-computes-padding", found)
 
 # %% tags=["hide-input"]
@@ -1496,8 +1506,8 @@ lesson.distances(gradients)
 # %% [markdown]
 # At two hundred tokens hardly anything of the GRU's gradient is left. That does not mean that it cannot learn to remember: a GRU *can*
 # carry one symbol over two hundred others, and with more training it carries eight ever better ([measured](why_it_matters.ipynb)). It means
-# that little helps it to begin. And look at the third curve: a GRU *with attention* has no such trouble. For distance, attention is the
-# cure; removing the recurrence is not.
+# that at first there is almost no signal to learn from. And look at the third curve: a GRU *with attention* has no such trouble. For
+# distance, attention is the cure; removing the recurrence is not.
 #
 # ### Reason 3: quality
 #

@@ -86,7 +86,6 @@ __all__ = [
     "SEES_ALL",
     "SENTENCE",
     "TOKENS",
-    "Pronouncer",
     "Sentences",
     "X",
     "attention_alone",
