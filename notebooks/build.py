@@ -6,6 +6,7 @@ The text form NAME.py (jupytext, percent format) is what is written and reviewed
 nowhere else. With --fast nothing is written: experiments run at their smallest, and only have to go the right way.
 
 In the text, `{claim:NAME:FORMAT}` is what was measured for a claim, `{claim:NAME.longer:FORMAT}` another field of it.
+A cell tagged `from-piece-N` gets the code of piece N of `transduce.learn.build_it.pieces`: it stands there alone.
 Cells tagged `piece-N` are for the reader to write: such a notebook is run a second time with the solutions in them, and
 what cells tagged `with-solutions` gave then stands below what they give as they are.
 """
@@ -22,6 +23,7 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def read_text(name: str) -> Any:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             cell.source = with_numbers(cell.source, ledger)
+        put_pieces(cell, "from-piece-")
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
     notebook["metadata"] = {
@@ -71,7 +74,9 @@ def with_numbers(text: str, ledger: Ledger) -> str:
 
     def number(place: "re.Match[str]") -> str:
         name, field, form = place.groups()
-        return format(getattr(ledger[name], field or "measured"), form or "")
+        value = getattr(ledger[name], field or "measured")
+        is_missing = value is None or (field == "steps" and not value)
+        return "(not measured yet)" if is_missing else format(value, form or "")
 
     return re.sub(r"\{claim:([\w-]+)(?:\.(\w+))?(?::([^}]*))?\}", number, text)
 
@@ -112,13 +117,24 @@ def execute(name: str, *, fast: bool, num_threads: int = 1) -> Executed:
 
 def with_solutions(notebook: Any) -> Any:
     """A copy of a notebook, with each cell that the reader is to write replaced by its solution."""
-    solutions = dict(re.findall(r"^# (\d+) · [^\n]*\n(.*?)(?=^# \d+ · |\Z)", inspect.getsource(pieces), re.M | re.S))
     solved = copy.deepcopy(notebook)
     for cell in solved.cells:
-        for tag in tags_of(cell):
-            if tag.startswith("piece-"):
-                cell.source = solutions[tag.removeprefix("piece-")].strip()
+        put_pieces(cell, "piece-")
     return solved
+
+
+def put_pieces(cell: Any, tag_begin: str) -> None:
+    """Replaces the source of a cell tagged `tag_begin` and numbers by those pieces of code."""
+    numbers = [tag.removeprefix(tag_begin) for tag in tags_of(cell) if tag.startswith(tag_begin)]
+    if numbers:
+        cell.source = "\n\n\n".join(pieces_by_number()[number] for number in numbers)
+
+
+@cache
+def pieces_by_number() -> dict[str, str]:
+    """The thirteen pieces of the workshop, as code."""
+    found = re.findall(r"^# (\d+) · [^\n]*\n(.*?)(?=^# \d+ · |\Z)", inspect.getsource(pieces), re.M | re.S)
+    return {number: code.strip() for number, code in found}
 
 
 def tags_of(cell: Any) -> list[str]:

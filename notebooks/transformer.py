@@ -1,239 +1,304 @@
 # %% [markdown]
-# # The Transformer, by running, breaking and measuring it
+# # The Transformer, from the question to the running code
 #
-# This notebook goes through the encoder-decoder Transformer of [*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani
-# et al. 2017), box by box, with the code that this package trains and ships. At its end you train a model of your own.
+# In 2017, [*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani et al.) introduced the network behind most language
+# models of today. This notebook takes it apart and builds it up again: each part begins with a question, is shown in a picture, worked
+# through in small numbers, and written in a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, and you watch it train.
+# At the end you train one on a real task.
 #
-# **How to read it.** It takes four to six hours, from top to bottom, exercises included. Each chapter asks a question, and asks *you* for a
-# guess before it answers: replace `...` by what you expect, then run. Then come the maths, ten naive lines, the installed source and a proof
-# that both compute the same, a picture, an experiment with a number, and exercises with hints and a checker.
+# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Each chapter asks for a prediction:
+# replace the `...` with your letter or number, say to yourself why, and run the cells below. You will see how close you were.
 #
-# **Write it yourself.** [build_it](build_it.ipynb) is the workshop beside this notebook: you write the same boxes, thirteen pieces of plain
-# PyTorch, and end with a Transformer of your own that learns to pronounce English.
+# **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces, for you to write,
+# with a checker that tells you what is wrong. Each chapter ends with the steps that belong to it.
 #
-# **What you need.** Python, a little PyTorch (tensors, `@`, autograd), and what a softmax is. No GPU, no network.
+# **What you need.** Python, some PyTorch (tensors, `@`, gradients), and the idea of a neural network that is trained step by step, where
+# the **learning rate** says how large a step is. Neither a GPU nor a network connection.
 #
-# **The numbers.** Boxes that begin with *Measured* come from this very run; the command in them repeats that experiment alone. For each we
-# wrote down the range we expected before we ran anything, and where we were wrong, the box says so. Claims about trained networks were also
-# tried at a lower learning rate and for four times as many steps; where that gave something else, the box has those numbers, too.
+# **About the numbers.** A box that begins with *Measured* holds a number from this very run. For each we wrote down, before running
+# anything, the range we expected; when we were wrong, the box says so. Statements about trained networks were also tried at a lower
+# learning rate and for four times as many steps; if that changed the result, you will read it.
 #
-# | chapters | | deeper |
+# | chapter | question | go deeper |
 # |---|---|---|
-# | 0 | Figure 1, alive | |
-# | 1, 2 | self-attention; multi-head attention | [looking inside](looking_inside.ipynb) |
-# | 3 | positional encoding | [positions](positions.ipynb) |
-# | 4 | feed-forward networks, position-wise | |
-# | 5 | layer normalisation, residual connections | [norm and depth](norm_and_depth.ipynb) |
-# | 6, 7 | encoder and decoder; masks | [masks](masks.ipynb) |
-# | 8, 9 | training; decoding | [training recipe](training_recipe.ipynb) |
-# | 10 | why it matters | [measured](why_it_matters.ipynb) |
-# | 11 | your own model | [real translation](real_translation.ipynb), [break it](break_it.ipynb) |
+# | 0 | What goes in, and what comes out? | |
+# | 1, 2 | How does one word learn from the others? | [looking inside](looking_inside.ipynb) |
+# | 3 | How does the network know the order? | [positions](positions.ipynb) |
+# | 4 | What happens to what was collected? | |
+# | 5 | How can the network be deep? | [norm and depth](norm_and_depth.ipynb) |
+# | 6, 7 | How do two halves work together, and what must nobody see? | [masks](masks.ipynb) |
+# | 8, 9 | How does it learn, and how does it write? | [training recipe](training_recipe.ipynb) |
+# | 10 | Why does it matter? | [measured](why_it_matters.ipynb) |
+# | 11 | Can I train one on my own data? | [real translation](real_translation.ipynb), [break it](break_it.ipynb) |
 
 # %%
 import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from transduce.inference.predictor import Predictor
-from transduce.learn import Ledger, check, guessed, hint, solution, source_of
-from transduce.learn.experiments import attention as attention_experiments
-from transduce.learn.experiments import feed_forward as feed_forward_experiments
-from transduce.learn.explained import explained
-from transduce.learn.matrices_page import attention_page
-from transduce.learn.pictures import attention as attention_pictures
-from transduce.learn.pictures import figure1, maps
-from transduce.learn.pictures import positions as position_pictures
-from transduce.learn.tracing import SENTENCE, live_shapes, sentence_reverser, trace
-from transduce.model import MultiHeadAttention, attention
-from transduce.model.feed_forward import FeedForward
-from transduce.model.positional import SinusoidalPositions
+from transduce.learn import Ledger, check, hint
+from transduce.learn import transformer as lesson
 
-ledger = Ledger.load()
-
+# %% tags=["hide-input"]
+ledger = Ledger.load()  # what was measured, and what we expected
 
 # %% [markdown]
-# # 0 · Orientation: Figure 1, alive
+# # 0 · Orientation: what goes in, what comes out
 #
-# A Transformer turns one sequence into another. The **encoder** reads the source, all of it at once; the **decoder** writes the target,
-# one token after the other, looking at the encoder's output and at what it has written so far.
+# **Question.** A Transformer turns one sequence into another: a German sentence into an English one, letters into sounds. What does it work
+# on, and what exactly comes out of it?
+
+# %% tags=["hide-input"]
+lesson.figure_one_map("all")
+
+# %% [markdown]
+# **Without it** you would write rules: for words, for endings, for the order of words, and for every exception. People did so for decades.
+# A network finds its own from pairs of examples.
 #
-# We need a trained model to look at. Let's train a small one, with the real tokenizer, on a task you can check by eye: *write the words of a
-# sentence in reverse order*. It takes some fifteen seconds. Its **loss** is minus the natural logarithm of the probability that it gave to
-# the right next token, averaged over all tokens; the unit is the *nat*. A model that guesses among $n$ tokens has a loss of $\ln n$.
+# This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the **encoder** reads
+# the **source**, all of it at once. On the right, the **decoder** writes the **target**, one piece at a time, looking at what the encoder
+# made of the source and at what it has written so far.
+#
+# We need a trained model to look at. Let's train a tiny one on a task you can check by eye: *write a sentence backward, word by word*.
 
 # %%
-reverser = sentence_reverser()
-model, tokenizer = reverser.model, reverser.tokenizer
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters, trained on {reverser.num_sentences:,} sentences")
+reverser = lesson.sentence_reverser()
+print(lesson.SENTENCE, "->", reverser.answer([lesson.SENTENCE])[0])
+
+# %% tags=["hide-input"]
+parameters = sum(p.numel() for p in reverser.model.parameters())
+print(f"{parameters:,} parameters, trained on {reverser.num_sentences:,} sentences")
 print(
-    f"loss at the start {reverser.training.losses[0]:.2f}, at the end {reverser.training.losses[-1]:.3f} nats a token"
+    f"loss at the start {reverser.training.losses[0]:.2f} nats per token, at the end {reverser.training.losses[-1]:.3f}"
 )
-print(SENTENCE, "->", reverser.answer([SENTENCE])[0])
-print(f"right, of sentences it never saw: {reverser.share_right:.0%}")
+print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}")
 
 # %% [markdown]
-# Here is Figure 1 of the paper, with the **shape of what leaves each box**, recorded while a batch of three sentences runs through. The
-# axes are (sentences, tokens, channels); the number of channels is $d_\text{model}$.
+# Text is cut into **tokens**: words, or parts of words called **subwords**, so that rare words can be spelled from pieces. Each token has a
+# number, its **id**. The id picks a row of a table, the **embedding**, and this row, a list of numbers, is what the network works on. Each
+# of its numbers is called a **channel**; there are $d_\text{model}$ of them. Embedding and everything else that is learned are the
+# **parameters**.
+#
+# Here is one sentence on its way in, and below it what comes out.
 
-# %%
-lines = [SENTENCE, "a dog hears the old horse", "the fox sees a bird"]
-padded = tokenizer.encode_source(lines)
-src = torch.tensor([ids + [0] * (max(map(len, padded)) - len(ids)) for ids in padded])
-shapes = live_shapes(model, src, src[:, :5])
-figure1.figure_one(shapes, num_encoder_layers=2, num_decoder_layers=2)
+# %% tags=["hide-input"]
+traced = lesson.trace(reverser.model, reverser.tokenizer, lesson.SENTENCE)
+print(lesson.traced_text(traced, reverser))
 
 # %% [markdown]
-# Two things to notice now, both explained later. **Between the embedding and the last Linear no box changes the shape**: (3, tokens, 64)
-# goes in and comes out, which is what lets layers be stacked and added. And **only attention mixes tokens**: every other box handles each
+# What comes out is a number for every token that might come next: its **logit**. The **softmax** turns logits into probabilities: it raises
+# $e$ to each logit and divides by the sum, so that all are positive and add up to 1. The most probable token is written, and the decoder is
+# asked again.
+#
+# How good is a model? Look at the probability $p$ it gave to the token that really came next, and take $-\ln p$. A probability of 1 costs
+# nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, because the
+# logarithm is the natural one, is the **nat**. A handy anchor: a model that guesses evenly among $n$ tokens has a loss of $\ln n$.
+#
+# Sentences are processed several at a time, as a **batch**. Here is Figure 1 again with the shape of what leaves each box while a batch of
+# three sentences runs through: (sentences, tokens, channels).
+
+# %% tags=["hide-input"]
+lesson.live_figure_one(reverser)
+
+# %% [markdown]
+# Notice two things now. Between the embeddings and the last box, *no box changes the shape*. That is why boxes can be stacked in
+# **layers**, the two framed groups, each repeated several times. And *tokens meet only in the orange boxes*. Every other box handles each
 # token separately.
 #
-# ### One sentence, traced
-#
-# Text becomes *pieces*, pieces become *ids* (row numbers of a table), rows of the table become vectors.
+# Here you can step through all of it: arrow buttons move from token to token, and a click enlarges a picture.
 
-# %%
-traced = trace(model, tokenizer, SENTENCE)
-print("text      ", traced.text)
-print("pieces    ", *traced.source)
-print("ids       ", *traced.source_ids)
-print(
-    "embedding of", traced.source[0], "times √d_model:", [round(x, 2) for x in traced.embedded[0, :6].tolist()], "..."
-)
-print("position 0                             :", [round(x, 2) for x in traced.positions[0, :6].tolist()], "...")
-after = traced.steps["encoder.layers.0.residual_1"][0, :6]
-print("after attention, Add & Norm of layer 1 :", [round(x, 2) for x in after.tolist()], "...")
-
-# %% [markdown]
-# On the other side of the network, the decoder has been given the begin symbol and what it wrote. At each place it scores all pieces
-# (*logits*), the softmax turns scores into probabilities, and the likeliest piece is the next one:
-
-# %%
-for place in range(3):
-    best = traced.next_tokens(tokenizer, place, 3)
-    told = ", ".join(f"{name} {chance:.3f} (logit {score:.1f})" for name, score, chance in best)
-    print(f"after {traced.written[place]:8} {told}")
-
-# %% [markdown]
-# The whole of it, to step through: arrow keys move from token to token, a click on a thumbnail enlarges a head. (Outside a notebook:
-# `transduce explain RUN TEXT -o page.html` writes such a page for any trained run.)
-
-# %%
-explained(Predictor(model, tokenizer), "the old dog finds a fox", height=900)
+# %% tags=["hide-input"]
+lesson.page_of(reverser, "the old dog finds a fox")
 
 # %% [markdown]
 # # 1 · Self-attention
 #
-# **Question.** Each token should know about others: *it* about what it stands for, an adjective about its noun. How can a network fetch
-# information from *somewhere else in the sentence*, when it is not known beforehand from where?
-#
-# Think of a dictionary: a **query** is compared with **keys**, and the **value** of the matching key comes back. Attention is a
-# dictionary that is soft: every key matches a little, and what comes back is a mixture of all values, by how well their keys match. An
-# exact match has no gradient. A soft one does, so the network can *learn* what to ask for.
-#
-# **Predict.** Twenty random keys, vectors of 256 numbers drawn from $N(0, 1)$, and a random query. How large is the largest of the twenty
-# weights, if weights are the softmax of the products $q \cdot k$?
+# **Question.** *The cat sleeps because it is tired.* To understand *it*, you look back and find the cat. How can a network fetch
+# information from somewhere else in the sentence, when nobody can say beforehand from where?
 
-# %%
-my_largest = ...
+# %% tags=["hide-input"]
+lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
-# **Maths** (equation 1, section 3.2.1):
+# **Without it.** If every token is handled separately, *it* is the same list of numbers in every sentence ever written. No amount of
+# computing on that list can reveal a cat. You could connect each token to its neighbors; but the cat is three words back here, and twenty
+# in the next sentence. The connection has to be chosen *by content*, anew for each sentence.
+#
+# ### A soft dictionary
+#
+# Python has something that fetches by content: a dictionary. You hand it a **query**; it compares the query with its **keys**, and returns
+# the **value** stored under the one that matches.
+
+# %% tags=["hide-input"]
+lesson.soft_look_up()
+
+# %% [markdown]
+# A dictionary is all or nothing: one key matches, the others do not. That is bad for learning: when the wrong value comes back, no small
+# change would make it a little less wrong. An exact match has no gradient. So we make the dictionary soft. *Every* key matches to some
+# degree, and what comes back is a mixture of all the values, each in proportion to how well its key matched. This is **attention**. Now a
+# small change to a query changes the mixture a little, and the network can *learn* what to ask for.
+#
+# ### The example that stays with us
+#
+# Three tokens, *the cat sleeps*, with four channels each. These numbers come back in every chapter up to 5. You may read the second channel
+# as "how much of a noun am I?" and the fourth as "how much of a verb?", though a real network would choose meanings of its own.
+
+# %%
+X, TOKENS, sees_all = lesson.X, lesson.TOKENS, lesson.SEES_ALL  # X has the shape (1 sentence, 3 tokens, 4 channels)
+print(lesson.rows(X[0]))
+
+# %% [markdown]
+# To start simply, let each token be its own query, its own key and its own value. Follow *sleeps*, (1, 1, 0, 2):
+#
+# **Compare.** How well does a query match a key? Multiply them channel by channel and add up: the dot product. It is large when both are
+# large in the same channels. *sleeps* against *the*: $1 \cdot 1 + 1 \cdot 0 + 0 \cdot 1 + 2 \cdot 0 = 1$. Against *cat*: $0 + 2 + 0 + 2 =
+# 4$. Against itself: $1 + 1 + 0 + 4 = 6$.
+#
+# **Scale.** Divide by 2, the square root of the number of channels. (We will see why.) This gives the **scores**: 0.5, 2, 3.
+#
+# **Share out.** The softmax turns the scores into **weights**: $e^{0.5}, e^2, e^3$ are about 1.65, 7.39 and 20.09; divided by their sum,
+# 0.06, 0.25, 0.69. Each token has exactly one whole weight to give away.
+#
+# **Mix.** The output is 0.06 of *the* plus 0.25 of *cat* plus 0.69 of *sleeps*: (0.75, 1.20, 0.06, 1.63).
+#
+# **Predict.** Before you look: to which token does *cat*, (0, 2, 0, 1), give the largest weight? "A": *the*. "B": itself. "C": *sleeps*.
+
+# %%
+my_choice = ...
+
+# %% tags=["hide-input"]
+lesson.picture("attention")
+
+# %% tags=["hide-input"]
+lesson.predicted(
+    my_choice,
+    "B",
+    "cat · cat = 5 and cat · sleeps = 4, so after halving the scores are 2.5 and 2: itself first, with 0.59.",
+)
+
+# %% [markdown]
+# Each row of the weights belongs to one query. Read along the row: in what proportions are the values mixed for it?
+#
+# ### Asking for something you are not
+#
+# So far a token mostly finds tokens that resemble it, above all itself. But a verb looks for its *subject*, which does not resemble it. So
+# queries, keys and values are not the tokens themselves. They are *made from* the tokens by three matrices, and these are learned: $W^Q$
+# makes what a token asks, $W^K$ what it can be found by, $W^V$ what it hands over.
+#
+# Let $W^Q$ turn "I am a verb" (channel 4) into "I am looking for a noun" (channel 2), and leave keys and values as they are:
+
+# %%
+W_Q = torch.zeros(4, 4)
+W_Q[3, 1] = 2.0  # from the fourth channel of a token into the second channel of its query
+queries = X @ W_Q
+weights = (queries @ X.transpose(1, 2) / math.sqrt(4)).softmax(dim=-1)
+print("queries\n" + lesson.rows(queries[0]), "\n\nweights\n" + lesson.rows(weights[0]))
+
+# %% [markdown]
+# With that one number, *sleeps* gives most of its weight, 0.87, to *cat*: it has found its subject. *the* has no verb in it, asks for
+# nothing in particular, and gets an even mixture of everyone. Point at any number to see where it came from:
+
+# %% tags=["hide-input"]
+lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
+
+# %% [markdown]
+# ### The formula
+#
+# Put all queries into the rows of one matrix $Q$, all keys into $K$, all values into $V$, and the four steps become one line (equation 1 of
+# the paper, section 3.2.1):
 #
 # $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt{d_k}}\right) V$$
 #
 # | symbol | shape | what it is |
 # |---|---|---|
-# | $Q$ | $T \times d_k$ | queries, one row for each of $T$ tokens that look |
-# | $K$ | $S \times d_k$ | keys, one row for each of $S$ tokens that are looked at |
-# | $V$ | $S \times d_v$ | values, what each of those has to give |
-# | $QK^\top$ | $T \times S$ | scores: how well query $i$ matches key $j$ |
-# | softmax | | over each row: weights above 0 that add up to 1 |
-# | $d_k$ | | number of channels of a query or key |
+# | $Q$ | $T \times d_k$ | queries: a row for each of the $T$ tokens that look |
+# | $K$ | $S \times d_k$ | keys: a row for each of the $S$ tokens that are looked at |
+# | $V$ | $S \times d_k$ | values: what each of those hands over |
+# | $QK^\top$ | $T \times S$ | every dot product of a query $i$ with a key $j$ |
+# | softmax | | along each row |
+# | $d_k$ | | the number of channels of a query or a key |
 #
-# In *self*-attention all three are made of the same tokens $X$ by learned matrices: $Q = XW^Q$, $K = XW^K$, $V = XW^V$.
+# When all three are made from the same tokens $X$, as $Q = XW^Q$, $K = XW^K$ and $V = XW^V$, we speak of **self-attention**: a sentence
+# looks at itself.
 #
-# **Naive version**, one query after the other:
+# Here it is in code. Besides queries, keys and values it takes a **mask**, `may_look`: True where a query may look at a key. A hidden key
+# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone.
 
+
+# %% tags=["from-piece-1"]
+from transduce.learn.build_it.pieces import attention
 
 # %%
-def naive_attention(q, k, v):
-    out = torch.zeros(len(q), v.size(1), dtype=q.dtype)
-    for i in range(len(q)):
-        scores = [float(q[i] @ k[j]) / math.sqrt(q.size(1)) for j in range(len(k))]
-        total = sum(math.exp(s) for s in scores)
-        for j in range(len(k)):
-            out[i] += math.exp(scores[j]) / total * v[j]
-    return out
+print(lesson.rows(attention(X, X, X, sees_all)[0]))
 
+# %% tags=["hide-input"]
+loop = torch.zeros(3, 4)
+for i in range(3):  # the same, one number at a time
+    scores = [float(X[0, i] @ X[0, j]) / math.sqrt(4) for j in range(3)]
+    for j in range(3):
+        loop[i] += math.exp(scores[j]) / sum(map(math.exp, scores)) * X[0, j]
+assert torch.allclose(attention(X, X, X, sees_all)[0], loop, atol=1e-6)
+assert torch.allclose(attention(X, X, X, sees_all), F.scaled_dot_product_attention(X, X, X), atol=1e-6)
+print("three lines of code = two plain loops = torch's own scaled_dot_product_attention")
 
 # %% [markdown]
-# **Equality** with the installed function, and with torch's fused kernel:
+# ### Why divide by $\sqrt{d_k}$?
+#
+# A dot product is a sum of $d_k$ terms. If the channels are independent, with mean 0 and variance 1, that sum has a variance of $d_k$: the
+# more channels, the larger the scores, simply because there are more terms. Dividing by $\sqrt{d_k}$ brings the variance back to 1.
+#
+# **Predict.** One query, twenty keys, all of them 256 random numbers. If you do *not* divide, how large is the largest of the twenty
+# weights, on average? "A": about 1/20, because all keys are equally random. "B": about a third. "C": nearly 1.
 
 # %%
-source_of(attention)
+my_largest = ...
 
-# %%
-random = torch.Generator().manual_seed(1)
-q, k, v = (torch.randn(n, 6, dtype=torch.float64, generator=random) for n in (5, 5, 5))
-mixed, weights = attention(q, k, v)
-assert torch.allclose(naive_attention(q, k, v), mixed, atol=1e-12)
-assert torch.allclose(F.scaled_dot_product_attention(q[None], k[None], v[None])[0], mixed, atol=1e-12)
-assert torch.allclose(weights.sum(dim=1), torch.ones(5, dtype=torch.float64))
-print("naive = shipped = torch; every row of weights adds up to 1")
+# %% tags=["hide-input"]
+saturated = lesson.saturation()
+lesson.saturation_curves(saturated)
 
-# %% [markdown]
-# **Picture.** Five tokens, five matrices. Row *sees* of the weights says in which proportions the rows of $V$ are mixed to give row
-# *sees* of the result. The numbers are random here: the picture shows the mechanics, and who looks at whom means nothing.
+# %% tags=["hide-input"]
+reason = "The scores spread by 16 either way, so the best is several ahead of the second; a lead of 3 is a factor of e³ = 20."
+lesson.predicted(my_largest, "C", reason)
 
-# %%
-words = ["the", "dog", "sees", "a", "cat"]
-maps.linked_matrices(q, k, weights, v, mixed, queries=words, keys=words)
-
-# %% [markdown]
-# The same to point at: each cell shows the arithmetic it came from.
-
-# %%
-attention_page(q, k, v, queries=words, keys=words)
-
-# %% [markdown]
-# **Experiment.** Why the $\sqrt{d_k}$? If the numbers of $q$ and $k$ are independent, with mean 0 and variance 1, $q \cdot k$ has mean 0
-# and variance $d_k$ (the paper's footnote 4): the wider, the larger the scores, and the softmax of large numbers is nearly all on one key.
-# Once one weight is close to 1, softmax is flat: nudging a score barely moves the weights, so almost no gradient comes back.
-
-# %%
-saturated = attention_experiments.saturation()
-print(f"largest weight at d_k = 256, without the root: {saturated.unscaled_largest:.2f}{guessed(my_largest)}")
-attention_pictures.saturation_curves(saturated)
-
-# %%
+# %% tags=["hide-input"]
 ledger.settle("root-unscaled-softmax-saturates", saturated)
 
-# %%
+# %% [markdown]
+# The soft dictionary has turned hard again, before anything has been learned. Once one weight is close to 1, nudging a score barely moves
+# the weights, so almost no gradient flows back:
+
+# %% tags=["hide-input"]
 ledger.settle("root-saturated-softmax-hands-back-little", saturated)
 
 # %% [markdown]
-# That is at the start. Does it matter once a network *trains*? The same network, one head of $d_k = 128$, with the division and without:
+# Does a network recover from that start? Here it is trained with the division and without, from two random starts each:
 
-# %%
-root = attention_experiments.training_without_root()
-attention_pictures.root_curves(root)
+# %% tags=["hide-input"]
+root = lesson.training_without_root()
+lesson.root_curves(root)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# **Exercises.** 1. By hand: the scores, divided already, are $\ln 1$ and $\ln 3$, the values (4, 4) and (8, 4). What comes out?
+# At a lower learning rate the network without the division is still behind, by {claim:root-training-without-it.at_other_rate:.2f} nats;
+# after four times the steps, by {claim:root-training-without-it.longer:.2f}, as the other one has meanwhile learned the task.
+#
+# **Exercises.** `hint("attention-two-keys")` gives you one hint after another.
 
 # %%
+# 1. By hand: the scores, already divided, are ln 1 and ln 3; the values are (4, 4) and (8, 4). What comes out?
 my_output = ...  # two numbers
 check("attention-two-keys", my_output)
 
 
 # %%
 def my_attention(q, k, v, mask=None):
-    """2. Equation 1, for q, k and v of shape (batch, heads, len, d_k); the mask, if there is one, is (len, len), True
-    where a query may look at a key. Returns the output alone."""
+    """2. Without looking up: equation 1 for q, k and v of shape (batch, heads, len, d_k); several at once change nothing.
+    The mask, if there is one, is (len, len), True where a query may look at a key."""
     ...
 
 
@@ -249,104 +314,142 @@ check("attention-shift", my_changes)
 
 # %%
 def my_derivative(weights, values):
-    """4. For one query: d output / d scores, one row for each key, from its weights (keys) and values (keys, channels)."""
+    """4. Harder, and not needed later. For one query: d output / d scores, one row for each key, from its weights (keys)
+    and values (keys, channels)."""
     ...
 
 
 check("attention-derivative", my_derivative)
 
-# %% [markdown]
-# `hint("attention-two-keys")` gives one hint after the other, `solution("attention-two-keys")` an answer:
-
 # %%
 hint("attention-two-keys")
 
 # %% [markdown]
+# **What people get wrong.** *"Softmax over which axis?"* Over the keys: each *query* has one whole weight to share out. *"The weights
+# explain the answer."* They say where a token looked, not what was made of it ([looking inside](looking_inside.ipynb)).
 #
-# **What people get wrong.** *"Softmax over which axis?"* Over the keys: each **query** has one whole weight to share out. *"The weights
-# say why."* They say where a head looked, not what it made of it ([looking inside](looking_inside.ipynb)).
+# **Now write it:** step 1 of [build_it](build_it.ipynb).
 #
 # # 2 · Multi-head attention
 #
-# **Question.** One attention gives each token *one* mixture. What if it needs two things from two places?
-#
-# **Predict.** A task: at every place, name the previous symbol *and* the first one. One attention layer, 64 channels. What share of
-# places does one head get right, and what share four heads of 16 channels, with the same number of parameters?
+# **Question.** One attention gives each token *one* mixture. What if a token needs two things from two places?
 
-# %%
-my_one, my_four = ..., ...
+# %% tags=["hide-input"]
+lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
-# **Maths** (section 3.2.2, here for self-attention, and with $d_v = d_k$ as in the paper's models):
+# **Without it.** To be translated, *sleeps* needs its subject (is it one cat or several?) *and* perhaps the word before it. With one row of
+# weights it can give half its weight to each, and gets back the average of the two values. An average blurs: from (a + b)/2 alone you
+# cannot say what a was.
 #
-# $$\mathrm{MultiHead}(X) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\, W^O, \qquad
-# \mathrm{head}_i = \mathrm{Attention}(X W_i^Q,\ X W_i^K,\ X W_i^V)$$
+# So look several times at once. Cut the channels of queries, keys and values into equal slices, and let each slice do an attention of its
+# own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have the old width again. This is
+# **multi-head attention**.
+
+# %% tags=["hide-input"]
+lesson.picture("heads")
+
+# %% [markdown]
+# In our example, two heads with two channels each. Take *sleeps* = (1, 1 | 0, 2) once more, and leave the matrices aside so that you can
+# follow by hand. Head 1 sees (1, 1): its dot products with *the* (1, 0), *cat* (0, 2) and itself are 1, 2, 2. Head 2 sees (0, 2): its dot
+# products are 0, 2, 4. Divided by $\sqrt2$, as each head has two channels, and put through the softmax, the two rows of weights come out
+# quite different:
+
+# %% tags=["hide-input"]
+lesson.picture("multi-head")
+
+# %% [markdown]
+# Head 1 divides its attention between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Neither blurs the other.
+#
+# **The formula** (section 3.2.2), for self-attention:
+#
+# $$\mathrm{MultiHead}(X) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^O, \qquad
+# \mathrm{head}_m = \mathrm{Attention}(X W_m^Q,\ X W_m^K,\ X W_m^V)$$
 #
 # | symbol | shape | what it is |
 # |---|---|---|
-# | $h$ | | number of heads; the paper's base model has 8 |
-# | $W_i^Q, W_i^K, W_i^V$ | $d_\text{model} \times d_k$ | what head $i$ asks, offers and gives |
-# | $d_k$ | | $d_\text{model} / h$: the heads share the channels among them |
+# | $H$ | | number of heads (the paper writes $h$; its base model has 8) |
+# | $W_m^Q, W_m^K, W_m^V$ | $d_\text{model} \times d_k$ | what head number $m$ asks, can be found by, and hands over |
+# | $d_k$ | | $d_\text{model} / H$: the heads share the channels |
 # | $W^O$ | $d_\text{model} \times d_\text{model}$ | mixes what the heads found |
 #
-# **Naive version**: a loop over heads. **Equality** with the installed module, whose $W^Q, W^K, W^V$ of all heads lie in one matrix.
+# Two functions to cut and to join, then the module. In the comments, B counts sentences, T tokens, D channels and H heads. `memory` is
+# where keys and values come from: in self-attention, `x` itself.
 
 
-# %%
-def naive_multi_head(x, module):
-    d, h = x.size(-1), module.num_heads
-    projected = x @ module.qkv_proj.weight.T + module.qkv_proj.bias
-    q, k, v = projected.split(d, dim=-1)
-    width = d // h
-    heads = [attention(*(part[..., i * width : (i + 1) * width] for part in (q, k, v)))[0] for i in range(h)]
-    return torch.cat(heads, dim=-1) @ module.out_proj.weight.T + module.out_proj.bias
+# %% tags=["from-piece-2"]
+from transduce.learn.build_it.pieces import join_heads, split_heads
 
+# %% tags=["from-piece-3"]
+from transduce.learn.build_it.pieces import MultiHead
 
+# %% tags=["hide-input"]
 torch.manual_seed(1)
-module = MultiHeadAttention(d_model=24, num_heads=4).double()
-x = torch.randn(2, 7, 24, dtype=torch.float64)
-assert torch.allclose(naive_multi_head(x, module), module(x), atol=1e-12)
-
-theirs = torch.nn.MultiheadAttention(24, 4, batch_first=True).double()
-theirs.load_state_dict({"in_proj_weight": module.qkv_proj.weight, "in_proj_bias": module.qkv_proj.bias,
-                        "out_proj.weight": module.out_proj.weight, "out_proj.bias": module.out_proj.bias})  # fmt: skip
-assert torch.allclose(theirs(x, x, x, need_weights=False)[0], module(x), atol=1e-12)
-print("a loop over heads = MultiHeadAttention = torch.nn.MultiheadAttention")
+module, theirs = MultiHead(24, 4), nn.MultiheadAttention(24, 4, batch_first=True)
+parts = (module.query, module.key, module.value)
+theirs.load_state_dict({
+    "in_proj_weight": torch.cat([part.weight for part in parts]), "in_proj_bias": torch.cat([part.bias for part in parts]),
+    "out_proj.weight": module.output.weight, "out_proj.bias": module.output.bias,
+})  # fmt: skip
+x, everyone = torch.randn(2, 7, 24), torch.ones(7, 7, dtype=torch.bool)
+assert torch.equal(join_heads(split_heads(x, 4)), x)
+assert torch.allclose(module(x, x, everyone), theirs(x, x, x, need_weights=False)[0], atol=1e-5)
+print("MultiHead = torch.nn.MultiheadAttention with the same weights")
 
 # %%
-source_of(MultiHeadAttention.forward, MultiHeadAttention.combine)
+two_heads = lesson.plain_heads(MultiHead)  # its four matrices change nothing, so this is the picture above
+print(lesson.rows(two_heads(X, X, sees_all)[0].detach()))
 
 # %% [markdown]
-# **Experiment.** One mixture of two things is not two things:
+# **Experiment.** A task that needs two look-ups: in a row of random symbols, name *the previous one and the very first one* at every place.
+# One network has a single head of 64 channels, another has four heads of 16: the same number of parameters.
+#
+# **Predict.** After a short training the four heads are right everywhere. The single head... "A": is as good, since it has as many
+# parameters. "B": gets one of the two symbols, and rarely both, because one row of weights has to serve two questions. "C": gets neither.
 
 # %%
-found = attention_experiments.two_look_ups()
-for name, guess in (("1 head", my_one), ("4 heads", my_four)):
-    print(f"{name}: {found.both[name]:.0%} of places right, {found.num_parameters[name]:,} parameters{guessed(guess)}")
-attention_pictures.look_up_bars(found)
+my_heads = ...
 
-# %%
+# %% tags=["hide-input"]
+found = lesson.two_look_ups()
+lesson.look_up_bars(found)
+
+# %% tags=["hide-input"]
+lesson.predicted(
+    my_heads, "B", f"Both right: 1 head {found.both['1 head']:.0%} of places, 4 heads {found.both['4 heads']:.0%}."
+)
+
+# %% tags=["hide-input"]
 ledger.settle("four-heads-learn-two-look-ups-sooner", found)
 
-# %%
-attention_pictures.look_up_maps(found, "4 heads", "symbol ")
+# %% [markdown]
+# Look at the weights. A head that looks one step to the left has its dark cells just below the diagonal; one that looks at the first symbol
+# has them in the first column.
+
+# %% tags=["hide-input"]
+lesson.look_up_maps(found, "4 heads", "symbol ")
+
+# %% tags=["hide-input"]
+lesson.look_up_maps(found, "1 head", "symbol ")
 
 # %% [markdown]
-# Read the rows: a head that looks one to the left has its weights just below the diagonal, one that looks at the first symbol has them in
-# the first column. And the network with one head:
-
-# %%
-attention_pictures.look_up_maps(found, "1 head", "symbol ")
-
-# %% [markdown]
-# The single head has one row of weights for both questions. It looks at the first symbol and names that always; the previous one it names
-# no better than by guessing (one in ten). A feed-forward network behind it does not help: it cannot compute from what was not fetched.
+# The single head has one row for both questions, and in this run it settled for one of them.
 #
-# **Picture.** Every head of our trained reverser, where the decoder looks at the source:
+# Is that a law? No. With four times the steps, each network at its better learning rate, the single head catches up a good deal: it is then
+# behind by {claim:four-heads-learn-two-look-ups-sooner.longer:.0%} of the places. And followed by the network of chapter 4, which can take an
+# uneven mixture apart, one head learns *both* symbols:
 
-# %%
+# %% tags=["hide-input"]
+ledger.settle("one-head-and-a-network-learn-both", found)
+
+# %% [markdown]
+# So several heads do not make the impossible possible. They make it easy: four heads learn both look-ups soon, and at either rate.
+#
+# Here are all heads of our trained reverser where the decoder looks at the source.
+
+# %% tags=["hide-input"]
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
-maps.head_maps(cross, queries=traced.written, keys=traced.source)
+lesson.head_maps(cross, queries=traced.written, keys=traced.source)
 
 # %% [markdown]
 # **Exercises.**
@@ -354,7 +457,7 @@ maps.head_maps(cross, queries=traced.written, keys=traced.source)
 
 # %%
 def my_split(x, num_heads):
-    """1. (batch, len, d_model) -> (batch, heads, len, head_dim): head 0 has the first channels of every position."""
+    """1. (batch, len, d_model) -> (batch, heads, len, d_k): head 0 has the first channels of every token."""
     ...
 
 
@@ -363,93 +466,167 @@ check("heads-split", my_split)
 
 # %%
 def my_count(d_model, num_heads):
-    """2. Parameters of multi-head attention, biases included."""
+    """2. Parameters of multi-head attention, with the added constants of its four linear maps."""
     ...
 
 
 check("heads-parameters", my_count)
 
 # %% [markdown]
-# **Paper against code.** The paper's projections have no biases in its formulas; ours have them, as in torch. The authors' code has dropout
-# on attention weights since October 2017 (tensor2tensor's `base_v2`); in June it was 0, the paper does not mention it, and we have none.
+# **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: as many parameters, as many multiplications.
+# *"Split with `view`."* (B, T, D) must become (B, T, H, D / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up
+# tokens, without any error ([patients with that illness](break_it.ipynb)).
 #
-# **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: the same parameters, the same products; only the
-# softmax has $h$ maps to do instead of one.
-# *"Split by `view`."* `(B, T, D)` must become `(B, T, H, K)` and then be transposed; a view straight to `(B, H, T, K)` mixes tokens
-# ([patients with that illness](break_it.ipynb)).
+# **Now write it:** steps 2 and 3 of [build_it](build_it.ipynb).
 #
 # # 3 · Positional encoding
 #
-# **Question.** Attention is a sum over tokens. A sum does not know in which order its terms came. How does the network know that *dog
-# bites man* is not *man bites dog*?
-#
-# **Predict.** Shuffle the tokens that go into self-attention. What happens to what comes out: the same numbers in another order, or other
-# numbers?
+# **Question.** *Dog bites man* is not *man bites dog*. How does the network know which word came first?
 
-# %%
-my_guess = ...
-
-# %%
-order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
-same_but_shuffled = torch.allclose(module(x[:, order]), module(x)[:, order], atol=1e-12)
-print(f"the same numbers, shuffled: {same_but_shuffled}{guessed(my_guess)}")
+# %% tags=["hide-input"]
+lesson.figure_one_map("positions")
 
 # %% [markdown]
-# So order must be *put in*. **Maths** (section 3.5): to the vector of the token at position $pos$ a vector is added whose channels are
-# sines and cosines of growing wavelength:
+# **Without it.** Look again at what attention computes for *sleeps*: a sum over tokens, each with its weight. A sum does not change when
+# its terms change places, and the weights depend only on what the tokens *are*.
 #
-# $$PE_{(pos,\,2i)} = \sin\!\big(pos / 10000^{2i/d}\big), \qquad PE_{(pos,\,2i+1)} = \cos\!\big(pos / 10000^{2i/d}\big)$$
+# **Predict.** We feed attention the three tokens backward, *sleeps cat the*. What comes out for *cat*? "A": exactly the same numbers as
+# before. "B": other numbers, because its neighbors have changed sides.
+
+# %%
+my_order = ...
+
+# %% tags=["hide-input"]
+lesson.blind_to_order()
+
+# %% tags=["hide-input"]
+lesson.predicted(my_order, "A", "Every token gets the same vector as before; only the rows have changed places.")
+
+# %% [markdown]
+# To attention, a sentence is a bag of words: *dog* carries the same numbers in both sentences, whatever you stack on top. So the position
+# has to be *put in*, into the vector of each token, before the first layer.
+#
+# ### Why not simply 0, 1, 2, ...?
+#
+# But the channels of an embedding are numbers of about 1, and the two hundredth token would get 199: it would shout down the word itself.
+# Then divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the right" means 0.1 in a sentence of
+# eleven tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be a different rule for each length.
+# Or give each position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever
+# learned.
+#
+# We want a code that stays small, differs for every position, and in which one step to the right is the same kind of change everywhere.
+
+# %% tags=["hide-input"]
+lesson.position_schemes()
+
+# %% [markdown]
+# ### Clock hands
+#
+# You may be wearing a device with just these properties. A second hand alone repeats itself every minute; a minute hand alone moves too
+# little to show seconds. Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
+#
+# So give each position a set of clocks. The first hand turns by one radian (57 degrees) from each position to the next; each following one
+# turns more slowly. A hand that points at an angle is written as two numbers, the sine and the cosine of its angle. (One of them would not
+# do: sines of 30 and 150 degrees are equal.) Each clock therefore takes up a pair of channels.
+
+# %% tags=["hide-input"]
+lesson.clock_hands()
+
+# %% [markdown]
+# Compare positions 0 and 1 with positions 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. *One
+# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three; here, arrows lead from
+# position 0 to 3, and from 5 to 8:
+
+# %% tags=["hide-input"]
+lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
+
+# %% [markdown]
+# A turn by a fixed angle is a linear map. So "three tokens to the left of me" is something that a matrix such as $W^Q$ can express once and
+# for all places. This was the authors' reason to choose this code (section 3.5).
+#
+# ### The formula
+#
+# These vectors of sines and cosines, the **sinusoids**, are the paper's **positional encoding** $PE$:
+#
+# $$PE_{(pos,\,2c)} = \sin\!\big(pos / 10000^{2c/d_\text{model}}\big), \qquad PE_{(pos,\,2c+1)} = \cos\!\big(pos / 10000^{2c/d_\text{model}}\big)$$
 #
 # | symbol | what it is |
 # |---|---|
-# | $pos$ | position in the sequence, from 0 |
-# | $i$ | number of a pair of channels, from 0 to $d/2 - 1$ |
-# | $d$ | $d_\text{model}$ |
+# | $pos$ | position in the sequence, counted from 0 |
+# | $c$ | number of the clock, from 0 to $d_\text{model}/2 - 1$ (the paper writes $i$) |
+# | $10000^{2c/d_\text{model}}$ | by how much clock $c$ is slower than the first one |
+#
+# Our example has four channels, so two clocks. The first turns by 1 radian a step, the second by 1/100.
+
+
+# %% tags=["from-piece-4"]
+from transduce.learn.build_it.pieces import sinusoids
 
 # %%
-positions = SinusoidalPositions(d_model=32)
-added = positions(torch.zeros(1, 60, 32), torch.arange(60))[0]
-naive = torch.tensor(
-    [[(math.cos if c % 2 else math.sin)(p / 10000 ** (2 * (c // 2) / 32)) for c in range(32)] for p in range(60)]
-)
-assert torch.allclose(added, naive, atol=1e-6)
-position_pictures.table_and_similarity(added)
+print(lesson.rows(sinusoids(3, 4), ("position 0", "position 1", "position 2")))
+
+# %% tags=["hide-input"]
+naive = [[(math.cos if c % 2 else math.sin)(p / 10000 ** (2 * (c // 2) / 32)) for c in range(32)] for p in range(60)]
+assert torch.allclose(sinusoids(60, 32), torch.tensor(naive), atol=1e-6)
+print("three lines of code = the formula, one number at a time")
 
 # %% [markdown]
-# Embeddings are multiplied by $\sqrt{d_\text{model}}$ before positions are added (section 3.4). **Everyone asks why; here it is
-# measured.** The matrix is shared with the output, where it must be small for the first logits to be about 1 and not about
-# $\sqrt{d_\text{model}}$: its rows are drawn with length 1. A row of the sinusoids has length $\sqrt{d/2}$. Without the factor, the symbol drowns in its position, until the embeddings have
-# grown.
+# At position 1, $\sin 1 = 0.84$ and $\cos 1 = 0.54$; the slow clock has hardly moved. Now *add* these rows to the tokens. *cat*, at
+# position 1, becomes (0, 2, 0, 1) + (0.84, 0.54, 0.01, 1.00) = (0.84, 2.54, 0.01, 2.00). And attention is no longer blind:
 
 # %%
-scale = attention_experiments.embedding_scale()
+forward, backward = X + sinusoids(3, 4), X.flip(1) + sinusoids(3, 4)
+print("cat in 'the cat sleeps'", attention(forward, forward, forward, sees_all)[0, 1].tolist())
+print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_all)[0, 1].tolist())
+
+# %% [markdown]
+# *cat* stands at position 1 in both, but its neighbors now carry different positions, so it hears something different.
+#
+# ### Why added, and not attached?
+#
+# You could attach the position as extra channels. That works, too, but those channels are lost to the words. Adding costs nothing. But does
+# the sum not garble both, word and position?
+#
+# With four channels it might. With hundreds there is room: unrelated directions in a space of many dimensions are nearly at right angles,
+# so words and positions can be told apart. And look at what a query makes of a sum: $(x + PE)\,W^Q = x\,W^Q + PE\,W^Q$. Multiplied with a
+# key, that gives four terms: word with word, word with position, position with word, position with position. A head can learn to listen to
+# any of them.
+#
+# Nearness comes for free. The dot product of two rows of the table depends only on their distance, and is large for neighbors:
+
+# %% tags=["hide-input"]
+lesson.table_and_similarity(sinusoids(60, 32))
+
+# %% [markdown]
+# On the left, each row is a position and each pair of columns a clock, fast ones first. On the right, every row is multiplied with every
+# other: a dark diagonal, and the same pattern along every parallel to it.
+#
+# ### And why is the embedding multiplied by $\sqrt{d_\text{model}}$?
+#
+# Section 3.4 does so before the positions are added, and many people ask why. In the paper, one matrix does two jobs: it is the embedding,
+# and it makes the logits at the other end. For logits of a sensible size its rows must be short, about 1. A row of sinusoids has length
+# $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor on the way in settles the conflict. Without it:
+
+# %% tags=["hide-input"]
+scale = lesson.embedding_scale()
 print(f"length of a position's row: {scale.length_of_positions:.1f}")
 for name, length in scale.length_of_embeddings.items():
-    print(
-        f"length of an embedding, {name:24} {length:5.1f}; loss at the start {scale.starts[name]:5.2f}, at the end {scale.ends[name]:.2f}"
-    )
+    ends = f"loss at the start {scale.starts[name]:5.2f}, at the end {scale.ends[name]:.2f}"
+    print(f"length of an embedding, {name:24} {length:5.1f}; {ends}")
+lesson.scale_curves(scale)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("embedding-factor-speeds-learning", scale)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("embedding-factor-on-sorting", scale)
 
-# %%
-attention_pictures.scale_curves(scale)
-
 # %% [markdown]
-# So it is a matter of speed, not of "numerical stability", as one often reads: on reversal, with the one seed that was trained for longer,
-# the network without the factor catches up and ends lower (the panel on the right; its schedule was longer, too, and sorting was not
-# tried). Could one not draw larger embeddings instead, and leave the factor out? With one matrix for embedding and output, no; the rows
-# printed above say where they start and where they are after the same steps. With two matrices, yes.
+# So it saves time, no more: with patience, the network without the factor arrives as well. Could you draw larger embeddings instead and
+# leave the factor out? With two separate matrices, yes. With one shared matrix, the logits are then far too large to begin with:
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("embedding-one-matrix-two-jobs", scale)
-
-# %% [markdown]
-# What else there is to know about positions (order blindness as an exact law, learned and rotary positions, and whether the sinusoid
-# reaches further than it was trained) has [a notebook of its own](positions.ipynb).
 
 # %%
 # Exercise: how long is a row of the sinusoids (the root of its sum of squares) with d_model = 512, at any position?
@@ -457,85 +634,118 @@ my_length = ...
 check("embedding-length", my_length)
 
 # %% [markdown]
-# **What people get wrong.** *"It is concatenated."* It is added. *"`x + pe` is enough."* If the sum is not assigned, positions are
-# computed and thrown away; the loss still falls ([break it](break_it.ipynb)).
+# **What people get wrong.** *"`x + sinusoids(...)` will do."* If the sum is not assigned to anything, it is thrown away; the loss still
+# falls ([break it](break_it.ipynb)). *"No Transformer can do without."* An encoder cannot know the order without; a decoder finds a way
+# ([positions](positions.ipynb)).
+#
+# **Now write it:** step 4 of [build_it](build_it.ipynb).
 #
 # # 4 · Feed-forward networks, position-wise
 #
-# **Question.** Attention collects information. What then does something with it? It is often said: attention moves things, the feed-forward network alone
-# computes. For given weights a head is a linear map, indeed; but the weights depend on what is there.
+# **Question.** Attention collects information. What then *does* something with it?
+
+# %% tags=["hide-input"]
+lesson.figure_one_map("feed-forward")
+
+# %% [markdown]
+# **Without it.** With its weights fixed, attention only mixes: what comes out is an average of values. An average cannot say "noun *and*
+# animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network** makes such decisions, for each
+# token by itself: it widens the vector, asks many small yes-or-no questions at once, and narrows the answers back to the old width.
+
+# %% tags=["hide-input"]
+lesson.picture("feed-forward")
+
+# %% [markdown]
+# In the example there are two questions: "is the second channel above 1?" and "is the fourth above 1?". For *cat*, (0, 2, 0, 1), they come
+# to $2 - 1 = 1$ and $1 - 1 = 0$: yes to the first. For *sleeps*, 0 and 1. For *the*, $-1$ and $-1$; and here is the bend: negative numbers
+# become 0. This is the **ReLU**, $\max(0, \cdot)$. A real network learns thousands of such questions.
 #
-# **Maths** (equation 2, section 3.3): the same small network for every position by itself,
-#
-# $$\mathrm{FFN}(x) = \max(0,\ xW_1 + b_1)\,W_2 + b_2$$
+# $$\mathrm{FFN}(x) = \max(0,\ xW_1 + b_1)\,W_2 + b_2 \qquad \text{(equation 2, section 3.3)}$$
 #
 # | symbol | shape | what it is |
 # |---|---|---|
-# | $x$ | $d_\text{model}$ | the vector of one token |
-# | $W_1$ | $d_\text{model} \times d_{ff}$ | widens, usually four times; $d_{ff}$ is 2,048 in the base model |
-# | $W_2$ | $d_{ff} \times d_\text{model}$ | narrows again |
-# | $b_1$, $b_2$ | $d_{ff}$, $d_\text{model}$ | biases |
+# | $x$ | $d_\text{model}$ | the vector of *one* token |
+# | $W_1$, $b_1$ | $d_\text{model} \times d_\text{ff}$, $d_\text{ff}$ | the questions, and how much is needed for a yes |
+# | $W_2$, $b_2$ | $d_\text{ff} \times d_\text{model}$, $d_\text{model}$ | what to write for each yes, and what to write always |
+# | $d_\text{ff}$ | | the width in between, in the paper four times $d_\text{model}$ |
 #
-# **Position-wise** means: no token sees another here. Equal rows in give equal rows out, and shuffled rows give shuffled rows. It is two
-# *convolutions of width one*, as the paper says:
+# The added constants $b_1$ and $b_2$ are called **biases**. **Position-wise** means that the same network runs at each position and no
+# token sees another: equal rows in, equal rows out.
+
+
+# %% tags=["from-piece-6"]
+from transduce.learn.build_it.pieces import FeedForward
 
 # %%
+print(lesson.rows(lesson.feed_forward_example(FeedForward)(X)[0].detach()))
+
+# %% tags=["hide-input"]
 torch.manual_seed(2)
-network = FeedForward(24, 96).double()
-y = network(x)
-assert torch.allclose(network(x[:, order]), y[:, order])
-by_hand = (x @ network.up_proj.weight.T + network.up_proj.bias).clamp(
-    min=0
-) @ network.down_proj.weight.T + network.down_proj.bias
-wide = F.conv1d(x.transpose(1, 2), network.up_proj.weight[:, :, None], network.up_proj.bias).relu()
-narrow = F.conv1d(wide, network.down_proj.weight[:, :, None], network.down_proj.bias).transpose(1, 2)
-assert torch.allclose(by_hand, y) and torch.allclose(narrow, y)
-source_of(FeedForward)
+network, order = FeedForward(24, 96), torch.tensor([3, 0, 6, 2, 5, 1, 4])
+wide = F.conv1d(x.transpose(1, 2), network.up.weight[:, :, None], network.up.bias).relu()
+narrow = F.conv1d(wide, network.down.weight[:, :, None], network.down.bias).transpose(1, 2)
+assert torch.allclose(network(x[:, order]), network(x)[:, order], atol=1e-6) and torch.allclose(
+    narrow, network(x), atol=1e-5
+)
+print("shuffled tokens in, shuffled tokens out; and the same as two convolutions of width 1, as the paper says")
 
 # %% [markdown]
-# **Experiment.** Something that has to be computed: at each place, the sum of two neighbouring symbols modulo a prime. Attention can
-# fetch both; can it add them? One whole layer against three layers of attention alone, which have as many parameters. **Predict** the
-# share of places right.
+# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? Give both something to compute. At each place,
+# add two neighboring numbers modulo 11. One network is a whole layer, attention and feed-forward; another, with as many parameters, is
+# three layers of attention alone.
+#
+# **Predict.** Attention alone... "A": never learns it, since it can only mix. "B": learns it, more slowly. "C": learns it just as fast.
 
 # %%
-my_with, my_without = ..., ...
+my_rule = ...
 
-# %%
-alone = feed_forward_experiments.attention_alone()
-for name, guess in zip(alone.scores, (my_with, ..., my_without), strict=True):
-    print(f"{name:26} {alone.scores[name]:4.0%} right, {alone.num_parameters[name]:,} parameters{guessed(guess)}")
-attention_pictures.attention_alone_curves(("the sum of two neighbours modulo 11", alone))
+# %% tags=["hide-input"]
+alone = lesson.attention_alone()
+lesson.attention_alone_curves(("the sum of two neighbors modulo 11", alone))
 
-# %%
+# %% tags=["hide-input"]
+lesson.predicted(
+    my_rule,
+    "B",
+    "Its weights depend on the tokens, and the softmax bends: over several layers, that is enough to compute with.",
+)
+
+# %% tags=["hide-input"]
 ledger.settle("ffn-attention-alone-and-a-rule", alone)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("ffn-learns-rules-sooner", alone)
 
 # %% [markdown]
-# The saying is wrong, then: layers of attention do learn a rule, only more slowly. Now something that has no rule: a *table* of random entries, one for each pair
-# of symbols, which can only be remembered.
+# The saying is too simple. Now something without any rule: a table of random entries, one for each pair of symbols. It can only be
+# memorized.
 
-# %%
-table = feed_forward_experiments.random_table()
-attention_pictures.attention_alone_curves((f"a random table of {table.num_entries:,} entries", table))
+# %% tags=["hide-input"]
+table = lesson.random_table()
+lesson.attention_alone_curves((f"a random table of {table.num_entries:,} entries", table))
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("ffn-learns-tables-sooner", table)
 
 # %% [markdown]
+# Here, too, the lead is one in time. With four times the steps, each at its better rate, the difference is
+# {claim:ffn-learns-tables-sooner.longer:.0%}: attention alone has learned the table as well. Rules or tables, the feed-forward network gets
+# there sooner with the same number of parameters, and that is reason enough to have it.
+#
 # **Exercises.**
 
 # %%
 # 1. Which of these are position-wise? A set out of: "ReLU", "a linear layer on the channels", "layer normalisation",
 #    "softmax over the keys", "the mean of all positions", "adding the row of its position"
+#    (Layer normalization is the next chapter: it rescales the channels of one token.)
 my_set = ...
 check("ffn-position-wise", my_set)
 
 
 # %%
 def my_convolutions(feed_forward):
-    """2. The same function as a torch.nn.Sequential with two nn.Conv1d of width 1: (batch, channels, len) in and out."""
+    """2. The same function as a torch.nn.Sequential with two nn.Conv1d of width 1: (batch, channels, len) in and out.
+    The parts of `feed_forward` are called `up_proj` and `down_proj`."""
     ...
 
 
@@ -544,395 +754,286 @@ check("ffn-convolutions", my_convolutions)
 
 # %%
 def my_share(d_model, d_ff):
-    """3. Share of an encoder layer's weights (no biases, no norms) that is in the feed-forward network."""
+    """3. Share of an encoder layer's weight matrices that is in the feed-forward network (no biases)."""
     ...
 
 
 check("ffn-share", my_share)
 
 # %% [markdown]
-# **What people get wrong.** *"Attention is all you need."* The title says so; most of the weights are not attention, and what has to be remembered is kept
-# in the feed-forward networks. *"It mixes positions."* It cannot: it never sees two of them at once.
-
-# %% [markdown]
-# # 5 · Layer normalisation and residual connections
+# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's weights are. *"It
+# mixes positions."* It never sees two of them at once.
 #
-# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: "Add & Norm". What does the addition
+# **Now write it:** step 6 of [build_it](build_it.ipynb).
+#
+# # 5 · Residual connections and layer normalization
+#
+# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: Add & Norm. What does the addition
 # do, what does the norm do, and does their order matter?
-#
-# Short answer: the addition leaves a way from the first layer to the last on which nothing is lost; the norm keeps the size of numbers
-# known; and their order decides what a gradient meets on its way back.
 
-# %%
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from transduce.learn import Ledger, check, hint, source_of
-from transduce.learn.experiments import architecture, norms
-from transduce.learn.pictures import architecture as architecture_pictures
-from transduce.learn.pictures import masks as mask_pictures
-from transduce.learn.pictures import norms as norm_pictures
-from transduce.learn.tasks import PAD, reversal
-from transduce.learn.training import exact_match, small_transformer
-from transduce.model import causal_mask, padding_mask
-from transduce.model.decoder import DecoderLayer
-from transduce.model.encoder import EncoderLayer
-from transduce.model.residual import AddAndNorm
+# %% tags=["hide-input"]
+lesson.figure_one_map("add & norm")
 
 # %% [markdown]
-# **Predict.** A token's vector is `[1, 0, 0, 0]`. Its layer normalisation has mean 0 and mean square 1. What is its first number?
+# **Without them.** Stack 24 untrained layers and send eight different tokens through, once with both, once with each alone, once with
+# neither:
 
-# %%
-my_guess_first = ...
+# %% tags=["hide-input"]
+lesson.through_layers()
 
 # %% [markdown]
-# **Maths.** For the vector $x$ of *one* token:
+# Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike;
+# what made the tokens different is almost gone before training has begun. Without the norm (gray, orange), the numbers shrink to almost
+# nothing, or grow with every layer. With both, tokens keep what is their own and numbers keep their size.
 #
-# $$\mathrm{LayerNorm}(x)_i = g_i \, \frac{x_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + b_i, \qquad
-#   \mu = \frac1d \sum_i x_i, \qquad \sigma^2 = \frac1d \sum_i (x_i - \mu)^2 .$$
+# **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
+# it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example
+# *the* = (1, 0, 1, 0) gets the mixture (0.81, 0.68, 0.51, 0.80) from attention, and goes on as (1.81, 0.68, 1.51, 0.80).
 #
-# | symbol | meaning |
+# **Norm.** **Layer normalization** takes the channels of *one* token, subtracts their mean, and divides by their standard deviation. The
+# token (1, 0, 1, 0) has the mean ½; its distances from it are all ½; out comes (1, −1, 1, −1).
+
+# %% tags=["hide-input"]
+lesson.picture("layer-norm")
+
+# %% [markdown]
+# **Predict.** A token is (1, 0, 0, 0). After the norm, what is its first number? (The mean is ¼. What is the mean of the squared
+# distances?)
+
+# %%
+my_first = ...
+
+# %% [markdown]
+# $$\mathrm{LayerNorm}(x) = g \cdot \frac{x - \mu}{\sqrt{\sigma^2 + 10^{-5}}} + b, \qquad
+#   \mu = \text{mean of the channels}, \qquad \sigma^2 = \text{mean of } (x - \mu)^2$$
+#
+# | symbol | what it is |
 # |---|---|
-# | $x$, $d$ | the vector of one token, and its length ($d_\text{model}$) |
-# | $\mu$, $\sigma^2$ | mean and variance of its $d$ numbers; divided by $d$, not by $d - 1$ |
-# | $\epsilon$ | a small number, $10^{-5}$ here, *inside* the root: a constant vector becomes 0, not 0/0 |
-# | $g$, $b$ | gain and bias, $d$ learned numbers each; 1 and 0 at the start |
-#
-# The sum runs over channels of one token: neither other tokens, nor other sentences, nor padding have a say. Around each sub-layer $f$
-# (attention or feed-forward) stands one of
-#
-# $$\text{post-norm (paper, section 3.1): } \mathrm{LayerNorm}\big(x + f(x)\big) \qquad\qquad
-#   \text{pre-norm: } x + f\big(\mathrm{LayerNorm}(x)\big) .$$
-#
-# **Naive version**, and **equality** with `nn.LayerNorm`:
+# | $x$ | the vector of one token |
+# | $\mu$, $\sigma^2$ | mean and variance of its channels |
+# | $10^{-5}$ | *inside* the root: a token whose channels are all equal gives 0, not 0/0 |
+# | $g$, $b$ | gain and bias: a learned number for each channel, 1 and 0 at the start, so that the network may choose another scale |
 
+
+# %% tags=["from-piece-5"]
+from transduce.learn.build_it.pieces import LayerNorm
 
 # %%
-def naive_layer_norm(x, gain, bias, eps=1e-5):
-    mean = x.sum(-1, keepdim=True) / x.size(-1)
-    variance = ((x - mean) ** 2).sum(-1, keepdim=True) / x.size(-1)
-    return gain * (x - mean) / (variance + eps).sqrt() + bias
+print(lesson.rows(LayerNorm(4)(X + attention(X, X, X, sees_all))[0].detach()))
 
+# %% tags=["hide-input"]
+norm, theirs = LayerNorm(24), nn.LayerNorm(24, eps=1e-5)
+for part in (norm.gain, norm.bias):
+    nn.init.normal_(part)
+theirs.load_state_dict({"weight": norm.gain, "bias": norm.bias})
+assert torch.allclose(norm(x), theirs(x), atol=1e-5)
+print("LayerNorm = torch.nn.LayerNorm")
 
-random = torch.Generator().manual_seed(1)
-x = torch.randn(2, 5, 8, dtype=torch.float64, generator=random) * 3 + 1
-norm = nn.LayerNorm(8, eps=1e-5).double()
-nn.init.normal_(norm.weight, generator=random)
-nn.init.normal_(norm.bias, generator=random)
-assert torch.allclose(naive_layer_norm(x, norm.weight, norm.bias), norm(x), atol=1e-12)
+# %% tags=["hide-input"]
+one = torch.tensor([1.0, 0, 0, 0])
+bessel = float(((one - one.mean()) / one.std())[0])
+lesson.predicted(
+    my_first,
+    float(LayerNorm(4)(one)[0]),
+    f"The variance is 3/16, and ¾ / √(3/16) = √3. With x.std() it would be {bessel:.2f}.",
+)
 
 # %% [markdown]
-# **The trap.** `x.std()` divides by $d - 1$ (Bessel's correction), and many hand-written norms put $\epsilon$ outside the root. The code
-# runs and trains. With the weights of another implementation it is wrong, and at small $d$ by much:
-
-# %%
-one = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
-right = F.layer_norm(one, (4,), eps=1e-5)
-bessel = (one - one.mean()) / (one.std() + 1e-5)
-print(f"right {right[0]:.3f}, with d - 1 {bessel[0]:.3f}{guessed(my_guess_first)}")
-assert f"{right[0]:.3f} {bessel[0]:.3f}" == "1.732 1.500"
-
-# %% [markdown]
-# Now the whole wrapper, as installed, and by hand. Dropout, which sets a random tenth of the numbers to 0 during training so that the network
-# does not rely on any one of them, sits on the sub-layer's output, before the addition; here it is 0.
-
-# %%
-source_of(AddAndNorm)
-
-# %%
-sublayer = nn.Linear(8, 8).double()
-for norm_first in (False, True):
-    shipped = AddAndNorm(8, 0.0, "layer", norm_first).double()
-    by_hand = x + sublayer(shipped.norm(x)) if norm_first else shipped.norm(x + sublayer(x))
-    assert torch.allclose(shipped(x, sublayer), by_hand, atol=1e-12)
-
-# %% [markdown]
-# **What difference does the order make?** Under post-norm the sum itself is normalised, again and again: whatever leaves a layer has
-# known size, but the way through passes every norm. Under pre-norm nothing touches the sum. So what leaves the last layer is what came
-# in, plus what each sub-layer has said:
+# That last number is a trap: `x.std()` divides by $d_\text{model} - 1$. A network with that norm trains without complaint, and gives wrong
+# answers with anybody else's weights.
 #
-# $$x_\text{final} = x_0 + \sum_{k=1}^{2N} f_k\big(\mathrm{LayerNorm}(x_{k-1})\big), \qquad
-#   \frac{\partial x_\text{final}}{\partial x_0} = I + \dots$$
+# **In which order?** The paper computes $\mathrm{LayerNorm}(x + f(x))$ around each sub-layer $f$: **post-norm**. Most later networks use $x +
+# f(\mathrm{LayerNorm}(x))$: **pre-norm**. What difference does it make? In post-norm, the sum passes every norm, and so does every gradient
+# on its way back. In pre-norm nothing touches the sum:
 #
-# with $N$ layers of two sub-layers $f_k$ each, and $x_k$ the sum after $k$ of them. The sum is called the **residual stream**; sub-layers
-# read from it and write to it. The identity $I$ is the way on which a gradient arrives undiminished, however deep the stack. One norm
-# closes the stack, since nothing else has.
+# $$x_\text{end} = x_0 + f_1(\dots) + f_2(\dots) + \dots$$
 #
-# **Experiment.** Hooks on an encoder of six layers collect what every sub-layer writes:
+# What leaves the last layer is what came in, plus what every sub-layer had to say. This sum is called the **residual stream**, and along it
+# a gradient travels from the end to the beginning undiminished, however deep the stack. We collect what the sub-layers of a pre-norm
+# encoder write, and add up:
 
-# %%
-found = norms.stream()
+# %% tags=["hide-input"]
+found = lesson.stream()
 ledger.settle("the-residual-stream-is-a-sum", found)
 
-# %%
-norm_pictures.stream_bars(found)
+# %% tags=["hide-input"]
+lesson.stream_bars(found)
 
 # %% [markdown]
-# **Picture.** Bars: what each sub-layer of the untrained encoder adds. Line: the sum so far. It grows like the root of the number of terms:
-# unrelated vectors are nearly orthogonal, so their squared lengths add up. So a late sub-layer changes the direction of
-# the stream less than an early one. Under post-norm the line would be flat at 1.
+# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows like the square root of the number of terms, since
+# unrelated vectors are nearly at right angles. One last norm closes such a stack. Which order trains better is a question for [norm and
+# depth](norm_and_depth.ipynb).
 #
-# What becomes of a stack without the addition, why post-norm wants warm-up, and what the gradients look like: twelve layers are trained
-# in [norm and depth](norm_and_depth.ipynb).
+# In training, one more thing happens to a sub-layer's output before it is added: **dropout** sets a random tenth of its numbers to 0 and
+# scales up the rest, so that the network does not come to rely on any single one. In use it is off.
 #
 # **Exercises.**
-#
-# **1.** Layer normalisation without gain and bias: `x` of shape (tokens, channels), $\epsilon = 10^{-5}$.
 
 
 # %%
-def my_layer_norm(x): ...
+def my_layer_norm(x):
+    """1. Layer normalization without gain and bias: x of shape (tokens, channels), 1e-5 inside the root."""
+    ...
 
 
 check("norms-layer-norm", my_layer_norm)
 
-# %% [markdown]
-# **2.** Pre-norm: three arguments, one line.
-
 
 # %%
-def my_pre_norm(x, sublayer, norm): ...
+def my_pre_norm(x, sublayer, norm):
+    """2. The pre-norm order, in one line."""
+    ...
 
 
 check("norms-pre-norm", my_pre_norm)
 
-# %% [markdown]
-# **3.** The input of a pre-norm encoder of twelve layers, and what each sub-layer adds, are independent; each has mean 0 and a root mean
-# square of 1. What is the root mean square of the stream at the end?
-
 # %%
+# 3. The input of a pre-norm encoder of twelve layers, and what each sub-layer adds, are independent; each has mean 0 and
+#    a root mean square of 1. What is the root mean square of the stream at the end?
 my_size = ...
 check("norms-growth", my_size)
 
 # %%
 hint("norms-growth")
 
-# %%
-solution("norms-pre-norm")
-
 # %% [markdown]
-# **Paper against code**
+# **What people get wrong.** *"It normalizes over the sentence."* It takes one token at a time: change any other token, and this one's norm
+# stays the same. *"Pre-norm is post-norm with the line moved."* It also needs the norm at the end. *"A normalized vector has length 1."*
+# Its root mean square is 1; its length is $\sqrt{d_\text{model}}$.
 #
-# | section 3.1 | here |
-# |---|---|
-# | $\mathrm{LayerNorm}(x + \mathrm{Sublayer}(x))$ | the default |
-# | no other order | `norm_first = true`: pre-norm (Xiong et al. 2020), with a final norm on each stack |
-# | LayerNorm (Ba et al. 2016) | the default; `norm = "rms"` leaves out mean and bias (Zhang and Sennrich 2019) |
-# | $\epsilon$ not given | $10^{-5}$ |
+# **Now write it:** step 5 of [build_it](build_it.ipynb).
 #
-# **What people get wrong**
-#
-# - **"Layer norm is batch norm turned round, and normalises over the sentence."** It takes one token at a time. Change
-#   any other token, and this one's norm stays (that is why it does not care for padding).
-# - **"Add and norm are one detail."** They do different things, and their order is the first thing to check when
-#   weights are moved from one implementation to another: shapes are equal, so nothing complains.
-# - **"Pre-norm is post-norm with the line moved."** It also needs the norm at the end; without it, the output layer
-#   sees a stream of any size.
-# - **"A normalised vector has length 1."** Its root mean square is 1: its length is $\sqrt d$.
-
-# %% [markdown]
 # # 6 · Encoder and decoder
 #
-# **Question.** All parts are there. How do they become *two* stacks, how do the two talk, and how do we know that the whole is right
-# before a single hour of training?
-#
-# The encoder reads the source, once, and leaves one vector for each of its tokens: the **memory**. The decoder writes the target, and at
-# every layer it may ask that memory.
+# **Question.** All the parts are there. How do they become *two* stacks, and how do the two talk to each other?
+
+# %% tags=["hide-input"]
+lesson.figure_one_map(
+    "self-attention",
+    "masked attention",
+    "cross-attention",
+    "feed-forward",
+    "add & norm",
+    "memory",
+    "embedding",
+    "linear",
+)
 
 # %% [markdown]
-# **Predict.** The base model has $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side and some 37,000 subwords that both
-# languages share. Where are most of its parameters: in `"embedding"`, `"attention"`, or `"feed-forward"`? And how many million are there
-# in all?
-
-# %%
-my_guess_where, my_guess_millions = ..., ...
-
-# %% [markdown]
-# **Maths.** With $\mathrm{AN}_f(x) = \mathrm{LayerNorm}(x + f(x))$ for the Add & Norm of chapter 5, one layer of each side is
+# **Without two halves.** An encoder alone gives one output for each source token; but a translation has a length and an order of its own,
+# and each word depends on those already written. A decoder alone knows nothing of the source: it would write perfectly good sentences about
+# something else.
 #
-# $$\text{encoder:}\quad x \;\to\; \mathrm{AN}_{\mathrm{self}} \;\to\; \mathrm{AN}_{\mathrm{ffn}} \qquad\qquad
-#   \text{decoder:}\quad y \;\to\; \mathrm{AN}_{\mathrm{masked\ self}} \;\to\; \mathrm{AN}_{\mathrm{cross}} \;\to\;
-#   \mathrm{AN}_{\mathrm{ffn}}$$
+# So the encoder reads the source once and leaves one vector for each token, together called the **memory**. Every layer of the decoder may
+# ask it. Queries come from the target, keys and values from the memory: this is **cross-attention**, in which a word about to be written
+# finds the words it is made from.
 #
-# | symbol | meaning | shape |
+# | attention | who asks (queries) | who is asked (keys, values) |
 # |---|---|---|
-# | $x$ | source vectors on their way up the encoder | (batch, source length, $d_\text{model}$) |
-# | $z$ | the memory: what leaves the last encoder layer | the same |
-# | $y$ | target vectors on their way up the decoder | (batch, target length, $d_\text{model}$) |
-# | self | queries, keys and values all of $x$ (or all of $y$) | |
-# | cross | queries of $y$; keys and values of $z$ | |
-# | $N$ | layers on each side: 6 in the base model | |
+# | in the encoder | source | source |
+# | in the decoder, first | target so far | target so far |
+# | in the decoder, second: cross-attention | target so far | source, as the memory |
 #
-# No sub-layer changes the shape of what it gets. That is why they can be stacked, and why one can be added or taken out without touching
-# the others.
-#
-# The same attention is used in **three** ways, and they differ in two things alone, who asks whom and what is hidden:
-#
-# | attention | queries | keys and values | hidden |
-# |---|---|---|---|
-# | encoder, itself | source | source | padding |
-# | decoder, itself | target | target | the future |
-# | cross-attention | target | source | padding of the source |
-#
-# The code, as installed:
+# It is the same `MultiHead` all three times. An encoder layer is two sub-layers, each wrapped in Add & Norm:
 
-# %%
-source_of(EncoderLayer, DecoderLayer)
+# %% tags=["hide-input"]
+lesson.picture("encoder-layer")
+
+
+# %% tags=["from-piece-7"]
+from transduce.learn.build_it.pieces import EncoderLayer
 
 # %% [markdown]
-# **Naive version.** Everything at once, in a dozen lines, out of parts that the chapters before have taken apart:
+# and a decoder layer is three:
+
+# %% tags=["hide-input"]
+lesson.picture("decoder-layer")
 
 
-# %%
-def naive_transformer(model, src, tgt_in):
-    looks_at_source = padding_mask(src, PAD)
-    x = model.src_positions(model.src_embedding(src) * model.config.d_model**0.5, torch.arange(src.size(1)))
-    for layer in model.encoder.layers:
-        x = layer.residual_1.norm(x + layer.self_attention(x, mask=looks_at_source))
-        x = layer.residual_2.norm(x + layer.feed_forward(x))
-    y = model.tgt_positions(model.tgt_embedding(tgt_in) * model.config.d_model**0.5, torch.arange(tgt_in.size(1)))
-    for layer in model.decoder.layers:
-        y = layer.residual_1.norm(y + layer.self_attention(y, mask=causal_mask(tgt_in.size(1))[None, None]))
-        y = layer.residual_2.norm(y + layer.cross_attention(y, x, mask=looks_at_source))
-        y = layer.residual_3.norm(y + layer.feed_forward(y))
-    return y @ model.tgt_embedding.weight.T
-
-
-# %%
-task = reversal(10, 3, 7)
-model = small_transformer(task.vocabulary).double().eval()
-batch = task.draw(4, torch.Generator().manual_seed(1))
-with torch.no_grad():
-    shipped = model.logits(model(batch.src, batch.tgt_in))
-    assert torch.allclose(naive_transformer(model, batch.src, batch.tgt_in), shipped, atol=1e-10)
-print("source", tuple(batch.src.shape), " target", tuple(batch.tgt_in.shape), " scores", tuple(shipped.shape))
+# %% tags=["from-piece-8"]
+from transduce.learn.build_it.pieces import DecoderLayer
 
 # %% [markdown]
-# **Equality with somebody else's.** Our own code agreeing with our own code proves little. So: `torch.nn.Transformer`, which other people
-# wrote, gets the same weights and the same padded batch. That takes new names for the parameters, and masks turned round (its `True`
-# means "hidden"; chapter 7):
+# The whole network is $N$ of each, with embeddings and positions in front. At the end the vector of each position is multiplied with every
+# row of the target's embedding: those products are the logits. (`padding_mask` and `causal_mask` say who may look at whom; they are the
+# next chapter.)
 
-# %%
-source_of(architecture.torch_transformer, architecture.hidden_by_torch)
 
-# %%
-beside = architecture.beside_torch()
-ledger.settle("architecture-equals-torch", beside)
+# %% tags=["from-piece-10"]
+from transduce.learn.build_it.pieces import Transformer
 
 # %% [markdown]
-# Post-norm and pre-norm both, three encoder and two decoder layers, every weight moved away from where it starts: gains that are all 1
-# and biases that are all 0 would hide mistakes.
+# **Is it right?** Code that agrees with itself proves little. So the network this package ships was compared with `torch.nn.Transformer`,
+# which other people wrote. All weights were moved away from where they start, since gains of 1 and biases of 0 would hide mistakes.
+
+# %% tags=["hide-input"]
+ledger.settle("architecture-equals-torch", lesson.beside_torch())
+
+# %% [markdown]
+# (Torch adds one more norm after each stack, which Figure 1 does not have; leave it out.) In the next chapter, the network above is
+# compared with the shipped one.
 #
-# A surprise on the way. Left as it comes, `torch.nn.Transformer` has one more norm after each stack, in post-norm, too. Figure 1 has
-# none. With fresh gains that changes hardly anything (to normalise twice is to normalise once), so it is easily missed; with trained ones
-# it does:
+# **One batch by heart.** The cheapest test of a network and its training: sixteen pairs, over and over. The loss must go to zero. If it
+# does not, something is not connected.
 
-# %%
-print(f"with torch's closing norms: up to {beside.with_torchs_closing_norm:.2g} apart")
-assert beside.with_torchs_closing_norm > 1e6 * beside.largest_difference
-
-# %% [markdown]
-# **Experiment: one batch by heart.** The cheapest test of a whole network *and* of the code that trains it. Sixteen pairs, again and
-# again. With dropout and label smoothing off (smoothed, the loss cannot reach 0) it must go to zero; if it does not, no amount of data
-# will help: something is not connected.
-
-# %%
-heart = architecture.by_heart()
-architecture_pictures.by_heart_curve(heart)
-
-# %%
+# %% tags=["hide-input"]
+heart = lesson.by_heart()
 ledger.settle("architecture-learns-a-batch-by-heart", heart)
 
-# %%
-known = exact_match(heart.model, heart.batch)
-new = exact_match(heart.model, task.draw(200, torch.Generator().manual_seed(9)))
-print(f"answers right: {known:.0%} of the batch it knows, {new:.0%} of new sources")
+# %% tags=["hide-input"]
+lesson.by_heart_curve(heart)
 
 # %% [markdown]
-# By heart is not understood: of new sources it knows next to nothing. The test says that everything *can* learn, not that anything worth
-# knowing was learnt. That takes fresh data (chapter 8).
-#
-# **Picture.** The three attentions of that network, on one row of its batch (last layers, mean over heads). Symbols are numbers; 1
-# begins, 2 ends. Look at the shapes of the three maps, and at the empty corner of the second:
+# **Token by token.** The decoder writes one token at a time. Keys and values of earlier tokens do not change, since nobody looks ahead; so
+# they are kept in a **cache**. Both ways are the same function:
 
-# %%
-row = max(range(16), key=lambda row: int((heart.batch.src[row] != PAD).sum()))
-source, target = ([str(i) for i in ids[row].tolist() if i != PAD] for ids in (heart.batch.src, heart.batch.tgt_in))
-architecture_pictures.three_attentions(heart, row, source, target)
+# %% tags=["hide-input"]
+ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
 
 # %% [markdown]
-# Had it learnt to reverse, the map on the right would be a diagonal from the bottom left to the top right, or near to it. It has learnt
-# sixteen rows instead, and a network that can tell them apart by anything need not look at the right symbol. (What maps can and cannot
-# say: [looking inside](looking_inside.ipynb).)
+# **How large is it?** Attention has four matrices of $d_\text{model} \times d_\text{model}$; a decoder layer has two attentions. The
+# feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
 #
-# **Step by step.** In training the decoder sees the whole target at once. In use there is no target yet: it writes one token, and that
-# token is its next input. Computing everything anew for each token would be wasteful; keys and values of earlier tokens do not change,
-# since nobody looks ahead. So they are kept: the **cache**. That both ways are the same function is a thing to prove, not to hope:
+# **Predict.** The base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, 37,000 subwords in one shared
+# embedding. Where are most of its parameters? "A": embedding. "B": attention. "C": feed-forward.
 
 # %%
-stepwise = architecture.steps()
-ledger.settle("architecture-a-step-is-a-pass", stepwise)
+my_largest_part = ...
 
-# %%
-source_of(DecoderLayer.step)
+# %% tags=["hide-input"]
+size = lesson.size()
+lesson.parameter_bars(size)
 
-# %% [markdown]
-# **How large is it?** The base model, counted in the shipped network (on a device without memory, so it costs nothing), and by formula.
-# With $V$ subwords, $d = d_\text{model}$ and $f = d_\text{ff}$:
-#
-# $$\underbrace{V d}_{\text{embedding = output}} + \;N \big(\underbrace{4 (d^2 + d)}_{\text{attention}} +
-#   \underbrace{2 d f + f + d}_{\text{feed-forward}} + \underbrace{2 \cdot 2 d}_{\text{norms}}\big) +\;
-#   N \big(2 \cdot 4 (d^2 + d) + 2 d f + f + d + 3 \cdot 2 d\big)$$
+# %% tags=["hide-input"]
+d = 512
+reason = f"Attention: 6 · (1 + 2) · 4 d² = {72 * d * d / 1e6:.1f} million; feed-forward: 6 · 2 · 8 d² = {96 * d * d / 1e6:.1f}; embedding {37_000 * d / 1e6:.1f}."
+lesson.predicted(my_largest_part, "C", reason)
 
-# %%
-V, d, f, N = 37_000, 512, 2048, 6
-attention_size, feed_forward_size, norm_size = 4 * (d * d + d), 2 * d * f + f + d, 2 * d
-encoder_size = N * (attention_size + feed_forward_size + 2 * norm_size)
-decoder_size = N * (2 * attention_size + feed_forward_size + 3 * norm_size)
-size = architecture.size()
-assert V * d + encoder_size + decoder_size == size.base
-print(f"{V * d:,} + {encoder_size:,} + {decoder_size:,} = {size.base:,}" + guessed(my_guess_millions, my_guess_where))
-
-# %%
-architecture_pictures.parameter_bars(size)
-
-# %%
+# %% tags=["hide-input"]
 ledger.settle("architecture-size-of-base", size)
 
-# %%
-print(f"65 million in all would need a vocabulary of {size.tokens_for_65_million:,.0f}")
-
 # %% [markdown]
-# "About 37,000 tokens" (section 5.1) hardly stretches to that, nor do biases and norms explain it; the paper does not say what was
-# counted. Feed-forward networks have the most (25.2 of 63.1 million); embedding and attention have 18.9 each. What holds for any
-# vocabulary: the sinusoids add nothing, heads add nothing, and the output matrix is the embedding again (section 3.4). In untied networks the same table is paid
-# for up to three times.
-#
 # **Exercises.**
-#
-# **1.** A decoder layer, post-norm. `attend(x)` looks at the target's own past, `look_at(x, memory)` at the source; `norms` has three.
 
 
 # %%
-def my_decoder_layer(x, memory, attend, look_at, feed_forward, norms): ...
+def my_decoder_layer(x, memory, attend, look_at, feed_forward, norms):
+    """1. Post-norm: attend(x) looks at the target's own past, look_at(x, memory) at the source; norms has three."""
+    ...
 
 
 check("architecture-decoder-layer", my_decoder_layer)
 
-# %% [markdown]
-# **2.** In cross-attention, where do queries, keys and values come from? Three words, each `"encoder"` or `"decoder"`.
-
 # %%
+# 2. In cross-attention, where do queries, keys and values come from? Three words, each "encoder" or "decoder".
 my_sides = ...
 check("architecture-who-asks", my_sides)
 
-# %% [markdown]
-# **3.** The number of parameters of one encoder layer, biases and norms included.
-
 
 # %%
-def my_layer_size(d_model, d_ff): ...
+def my_layer_size(d_model, d_ff):
+    """3. The number of parameters of one encoder layer, biases and norms included."""
+    ...
 
 
 check("architecture-layer-size", my_layer_size)
@@ -940,600 +1041,512 @@ check("architecture-layer-size", my_layer_size)
 # %%
 hint("architecture-layer-size")
 
-# %%
-solution("architecture-decoder-layer")
+# %% [markdown]
+# **What people get wrong.** *"The decoder's first layer gets the encoder's first layer."* All decoder layers look at the same memory, that
+# of the last encoder layer. *"The encoder sums the sentence up in its last vector."* The memory is one vector for every token. *"Encoder
+# and decoder were swapped, and it still trained."* It did: the shapes fit ([keras-io
+# 1968](https://github.com/keras-team/keras-io/issues/1968)). Test with a source and a target of different lengths, and look at what it
+# writes.
+#
+# **Now write it:** steps 7 and 8 of [build_it](build_it.ipynb).
+#
+# # 7 · Masks
+#
+# **Question.** A batch is a rectangle, and sentences are not; and in training the decoder holds the very answer it is asked for. What must
+# be hidden from whom?
+
+# %% tags=["hide-input"]
+lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
-# **Paper against code**
+# **Without it.** Short rows of a batch are filled up with a token that means nothing: **padding**. Unless it is hidden, what comes out for
+# a sentence depends on how long its *neighbors* in the batch are. And if a position may look at the next token of the target, it need not
+# learn to predict it: it can copy. Training looks like a triumph, and the network cannot write a sentence ([masks](masks.ipynb) shows it).
 #
-# | section | paper | here |
-# |---|---|---|
-# | 3.1 | $N = 6$ on both sides | two settings; they may differ |
-# | 3.1 | every decoder layer looks at the memory | the same; one product makes the keys and values of all layers |
-# | 3.1 | nothing after the last layer | the same; a closing norm under pre-norm alone |
-# | 3.4 | the softmax ranges over the joint vocabulary | over ids of targets; all with `VocabularySizes.joint(V)` |
-# | silent | biases in the projections | yes, as in torch; the counts above have them |
-#
-# **What people get wrong**
-#
-# - **"The decoder's first layer gets the encoder's first layer."** All decoder layers look at the *same* memory, that
-#   of the last encoder layer.
-# - **"The encoder's last vector sums the sentence up."** That was so before attention. The memory is one vector for
-#   every token, and cross-attention chooses among them at each step.
-# - **"Cross-attention sees the target's future, it has no causal mask."** Its keys are the source, all of which is
-#   known. Each target position asks for itself alone.
-# - **"Encoder and decoder were swapped, and it still trained."** It did: the shapes fit. In keras.io's translation
-#   example the two inputs stood in the wrong order, and its answers repeated the input (keras-team/keras-io, issues
-#   1968 and 1997). Give source and target different lengths in tests, and look at what it writes.
-
-# %% [markdown]
-# # 7 · Masks for sequence-to-sequence
-#
-# **Question.** A batch is a rectangle, sentences are not; and in training the decoder holds the very answer it is to give. What must be
-# hidden from whom, and how does one *prove* that nothing leaks?
-#
-# **Predict.** A source of 3 words stands in a batch beside one of 30. By how much do its scores change, compared with being alone? `"not
-# at all"`, `"a little"`, or `"a lot"`?
+# **Predict.** A sentence of 3 words stands in a batch beside one of 30. With padding hidden, how much do its logits differ from those it
+# gets alone? "A": not at all. "B": a little. "C": a lot.
 
 # %%
-my_guess_padding = ...
+my_padding = ...
 
 # %% [markdown]
-# **Maths.** With $M_{ij}$ true where query $i$ may look at key $j$, and $s_{ij}$ the scores of chapter 1:
-#
-# $$w_{ij} = \frac{M_{ij}\, e^{s_{ij}}}{\sum_{j'} M_{ij'}\, e^{s_{ij'}}} \qquad
-#   M^{\text{padding}}_{ij} = [\,\text{key } j \text{ is no padding}\,] \qquad M^{\text{causal}}_{ij} = [\,j \le i\,]$$
-#
-# | symbol | meaning |
-# |---|---|
-# | $i$, $j$ | number of the query (who looks), of the key (what is looked at) |
-# | $M_{ij}$ | 1 where $i$ may look at $j$, else 0: in code `True` and `False` |
-# | $[\dots]$ | 1 if so, else 0 |
-# | $w_{ij}$ | weight; exactly 0 where hidden, and the rest still sums to 1 |
-#
-# **A mask belongs to the keys.** It is made of the ids of those who are looked *at*: so cross-attention takes the source's padding.
+# In our example, hiding the future means that *the* may look at itself alone, *cat* at *the* and itself, *sleeps* at all three. A hidden
+# score becomes minus infinity; as $e^{-\infty} = 0$, its weight is 0, and the others still add up to 1:
+
+# %% tags=["hide-input"]
+lesson.picture("masks")
 
 # %%
-source_of(padding_mask, causal_mask)
+PAD, BEGIN, END = 0, 1, 2  # ids that are no tokens of a text
+
+
+# %% tags=["from-piece-9"]
+from transduce.learn.build_it.pieces import causal_mask, padding_mask
 
 # %% [markdown]
-# **Picture.** A real batch of two pairs, one short and one long, and all its masks. Rows look at columns.
+# A **padding mask** belongs to the *keys*: it is made from the ids of those who are looked *at*, so cross-attention takes the source's. A
+# **causal mask** lets each position look at itself and at what came before. Here is a real batch of two pairs and all its masks; rows look
+# at columns.
 
-# %%
+# %% tags=["hide-input"]
 pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft tief", "a big dog sleeps")]
-words, named = architecture.words_batch(pairs)
-mask_pictures.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
+words, named = lesson.words_batch(pairs)
+lesson.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
 
 # %% [markdown]
-# Three things to see.
+# Gray fills *columns*, never rows. Padding positions compute something, but nobody reads it; if we hid their rows as well, the softmax
+# would have nothing to share out: 0/0. And the target needs no padding mask: its padding stands on the right, in everybody's future.
 #
-# - Grey *columns*, never grey rows: padding is not looked at. Padded *queries* (grey names) do look, and what they
-#   compute is read by nobody. Hiding them, too, would make rows that may look nowhere: 0/0.
-# - The decoder needs no padding mask: padding stands on the right, so it lies in every real token's future.
-# - The maps of cross-attention are no squares. A test whose source and target are equally long cannot tell its axes
-#   apart.
-#
-# **Naive version**, and **equality** with the shipped functions and with both of torch's dialects:
-
+# Now the network of chapter 6 can run. Source ids and target ids go in, logits come out:
 
 # %%
-def naive_masks(src, tgt_in):
-    padding = [[token != PAD for token in row] for row in src.tolist()]
-    causal = [[key <= query for key in range(tgt_in.size(1))] for query in range(tgt_in.size(1))]
-    return torch.tensor(padding), torch.tensor(causal)
+torch.manual_seed(1)
+model = Transformer(20, 20, d_model=32, num_heads=4, d_ff=64, num_layers=2, dropout=0.1).double().eval()
+src = torch.tensor([[5, 9, 7, END, PAD, PAD], [6, 3, 8, 11, 16, END]])
+tgt_in = torch.tensor([[BEGIN, 8, 4, 6], [BEGIN, 7, 12, 3]])
+logits = model(src, tgt_in)
+print("source", tuple(src.shape), " target", tuple(tgt_in.shape), " logits", tuple(logits.shape))
 
-
-real, past = naive_masks(words.src, words.tgt_in)
-assert torch.equal(real, padding_mask(words.src, PAD)[:, 0, 0]) and torch.equal(past, causal_mask(5))
-
-# %%
-attend = nn.MultiheadAttention(8, 2, batch_first=True).double().eval()
-x = torch.randn(2, words.src.size(1), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-additive = torch.zeros(real.shape, dtype=x.dtype).masked_fill(~real, -torch.inf)
+# %% tags=["hide-input"]
+shipped = lesson.shipped(model)
 with torch.no_grad():
-    as_words = attend(x, x, x, key_padding_mask=~real)[0]  # True: hidden
-    as_numbers = attend(x, x, x, key_padding_mask=additive)[0]  # added to the scores
-    unmasked = attend(x, x, x)[0]
-assert torch.allclose(as_words, as_numbers, atol=1e-12) and not torch.allclose(as_words, unmasked, atol=1e-3)
+    ours = shipped.logits(shipped(src, tgt_in))
+    alone = model(src[:1, :4], tgt_in[:1])
+assert torch.allclose(ours, logits, atol=1e-10) and torch.allclose(alone, logits[:1], atol=1e-12)
+print(f"the shipped network with these weights: {float((ours - logits).abs().max()):.0e} apart")
+print(f"the first pair without its neighbor and its padding: {float((alone - logits[:1]).abs().max()):.0e} apart")
+
+# %% tags=["hide-input"]
+lesson.predicted(my_padding, "A", "A weight of exactly 0 times anything is 0; what is left is rounding.")
 
 # %% [markdown]
-# | where | type | may look | hidden |
-# |---|---|---|---|
-# | here; `F.scaled_dot_product_attention(attn_mask=)` | bool | `True` | `False` |
-# | `nn.MultiheadAttention(key_padding_mask=, attn_mask=)`, `nn.Transformer(tgt_mask=, ...)` | bool | `False` | `True` |
-# | all of them | float, added to scores | $0$ | $-\infty$ |
-#
-# The same word, `mask`, with opposite meanings, within one library. Invert at the border, once, and name things by what `True` says:
-# `may_look`, `is_padding`.
-#
-# **Experiment: three laws.** Masks are either right or wrong, so there is no need of training to see it. The whole network with random
-# weights, in float64:
-#
-# 1. **Padding changes nothing.** Six more tokens of padding on every source.
-# 2. **Batch-mates and their order change nothing.** Rows moved around; each row alone.
-# 3. **The future has no gradient.** The derivative of the scores at position $i$ by the input at $j > i$ is not small:
-#    it is 0.
+# **Laws, not opinions.** A mask is right or wrong, so no training is needed to check it. Padding must change nothing. The order of the rows
+# must change nothing. And the gradient of a position's logits with respect to a *later* token must be zero; not small, zero.
 
-# %%
-found = architecture.laws()
+# %% tags=["hide-input"]
+found = lesson.laws()
 ledger.settle("architecture-padding-changes-nothing", found)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("architecture-batch-order-changes-nothing", found)
 
-# %%
+# %% tags=["hide-input"]
 assert found.future_gradient == 0  # exactly
-assert bool((found.by_future.tril() > 0).sum() == 6 * 7 // 2)  # and the past matters, all of it
-assert found.by_mates < 1e-12
-print(f"each row alone: {found.by_mates:.0e} apart" + guessed(my_guess_padding))
+print("length of the gradient of each position's logits (rows) with respect to each input token (columns):")
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
-# Rows are scores, columns are inputs, each number is the length of the gradient of the sum of the squared scores of that row; above the
-# diagonal stand true zeros. (Padding is
-# "nothing" up to rounding, for sums of another length are added up in another order. Zero times anything is exact, so the future is
-# nothing at all.)
+# **Beware of dialects.** `mask` has opposite meanings within one library. Convert once, where you call it, and choose names that say what
+# True means: `may_look`, `is_padding`.
 #
-# What happens *without* each mask is told in [masks](masks.ipynb): without the causal one, training looks like a triumph, and the network
-# cannot write a sentence.
+# | where | may look | hidden |
+# |---|---|---|
+# | here; `F.scaled_dot_product_attention(attn_mask=)` | `True` | `False` |
+# | `nn.MultiheadAttention`, `nn.Transformer` | `False` | `True` |
+# | all of them, with numbers to add to the scores | $0$ | $-\infty$ |
 #
 # **Exercises.**
-#
-# **1.** Our mask in (`True`: may look), numbers to add to the scores out.
 
 
 # %%
-def my_additive_mask(may_look): ...
+def my_additive_mask(may_look):
+    """1. A mask (True: may look) in, numbers to add to the scores out."""
+    ...
 
 
 check("architecture-additive-mask", my_additive_mask)
 
-# %% [markdown]
-# **2.** Two pairs; sources of 7 and 4 tokens, targets of 3 and 5, as they stand in the tensors, begin and end included; 4 heads. What is the shape of the weights of cross-attention, as
-# (batch, heads, ?, ?)?
-
 # %%
+# 2. Two pairs; sources of 7 and 4 tokens, targets of 3 and 5, as they stand in the tensors; 4 heads. What is the shape of
+#    the weights of cross-attention, as (batch, heads, ?, ?)?
 my_shape = ...
 check("architecture-cross-shape", my_shape)
 
 # %%
 hint("architecture-cross-shape")
 
-# %%
-solution("architecture-additive-mask")
-
 # %% [markdown]
-# Four more, one of them with a wrong mask to be found among six, are in [masks](masks.ipynb).
+# **What people get wrong.** *"The target's padding mask goes into cross-attention."* Its keys are the source's; where both sides happen to
+# be equally long, nothing complains. *"Zero the weights after the softmax."* The hidden keys are then still in the denominator, and rows no
+# longer add up to 1.
 #
-# **Paper against code**
+# **Now write it:** steps 9 and 10 of [build_it](build_it.ipynb): the masks, and your whole network.
 #
-# | section 3.2.3 | here |
-# |---|---|
-# | illegal connections are set to $-\infty$ before the softmax | the same |
-# | silent on padding | `padding_mask`, made once, in `Transformer.encode` |
-# | the causal mask as a matrix | the kernel's own `is_causal`; `causal_mask` is its definition |
-# | silent on padding of the target | none needed: it stands on the right; the loss leaves it out (chapter 8) |
-#
-# **What people get wrong**
-#
-# - **"The target's padding mask goes into cross-attention."** Its keys are the source's. It has been shipped the other
-#   way (hyunwoongko/transformer#11); where both sides are equally long nothing complains.
-# - **"A large negative number is as good as $-\infty$."** Until a row has nothing to look at: then it quietly averages
-#   over exactly what was hidden.
-# - **"Zero the weights after the softmax."** The hidden keys are then still in the denominator, and rows no longer sum
-#   to 1.
-# - **"Batch size cannot matter in evaluation."** Without a padding mask it does, and scores change with the
-#   company a sentence keeps.
-
-# %% [markdown]
 # # 8 · Training
 #
-# **Question.** A model that maps a source and the beginning of an answer to the next token: how does it learn from pairs? Short answer:
-# at every position it is told the source and all right tokens *before* the one it has to name, at all positions at once. The recipe
-# around that (how fast, how smooth, how averaged) has a notebook of its own, with an experiment for each part: [training_recipe](training_recipe.ipynb).
+# **Question.** The network maps a source and the beginning of a target to logits for the next token. How does it learn from pairs of
+# sentences?
 
-# %%
-import math
-import tempfile
-from dataclasses import replace
-from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-
-import transduce
-from transduce.config.settings import load_config
-from transduce.data.batches import collate
-from transduce.data.datasets import load_split
-from transduce.evaluation.evaluate import score
-from transduce.inference.attention_maps import record_attention
-from transduce.inference.config import DecodingConfig
-from transduce.inference.search import length_norm_of
-from transduce.learn import FAST, Ledger, check, source_of
-from transduce.learn.experiments import batches, decoding, recipe
-from transduce.learn.pictures import decoding as decoding_pictures
-from transduce.learn.showing import Shown
-from transduce.learn.tasks import BOS, EOS, PAD
-from transduce.runs.corpus import Corpus
-from transduce.training.loss import cross_entropy_sum
-from transduce.training.optim import inverse_sqrt_rate
-from transduce.training.step import TrainStep
+# %% tags=["hide-input"]
+lesson.figure_one_map("shifted right", "linear", "softmax", "embedding")
 
 # %% [markdown]
-# ## Teacher forcing and the shift
+# **Without it** there is only noise: an untrained network writes random tokens. The most natural way to train it, to let it write and then
+# correct it, gets off to a bad start: after one wrong word, everything it sees is its own mistake.
 #
-# **Maths.** The probability of an answer $y_1 \dots y_T$ to a source $x$ is a product, so its logarithm is a sum:
-#
-# $$\log p(y \mid x) = \sum_{t=1}^{T} \log p(y_t \mid y_1 \dots y_{t-1}, x)$$
-#
-# | symbol | meaning |
-# |---|---|
-# | $x$, $y$ | source and target, as ids |
-# | $y_T$ | the end symbol: where to stop is learnt like any token |
-# | $T$ | tokens of the target, its end included |
-#
-# Training makes this sum large. **Teacher forcing**: the tokens *before* position $t$ are the right ones, whatever the model would have
-# written. So all positions are computed in one pass, and the causal mask (chapter 7) keeps each from seeing what it has to name. What
-# goes *in* is therefore the target moved right by one place, with a begin symbol in front. In the package this shift is made in one place
-# only:
+# So we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is
+# **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in
+# **shifted right** by one place, with a begin symbol in front, and is asked for with an end symbol behind:
+
+# %% tags=["hide-input"]
+lesson.picture("loss")
+
+
+# %% tags=["from-piece-11"]
+from transduce.learn.build_it.pieces import batch_of, loss_of
 
 # %%
-data = recipe.words(1_500, 60)
-batch = collate(data.train, [0, 700, 1_400])
-for name in ("tgt_in", "tgt_out"):
-    print(name)
-    for row in getattr(batch, name).tolist():
-        print("  ", row, " ".join(data.tokenizer.target_tokens(row)))
+src, tgt_in, tgt_out = batch_of(lesson.PAIRS)  # two pairs of ids, of different lengths
+print("tgt_in ", tgt_in.tolist(), "\ntgt_out", tgt_out.tolist())
+
+# %% tags=["hide-input"]
+random_logits = torch.randn(*tgt_out.shape, 10, generator=torch.Generator().manual_seed(3))
+theirs = F.cross_entropy(random_logits.flatten(0, 1), tgt_out.flatten(), ignore_index=PAD)
+assert torch.allclose(loss_of(random_logits, tgt_out), theirs, atol=1e-6)
+print("loss_of = torch's cross_entropy, padding left out")
 
 # %% [markdown]
-# Read a column: the token in `tgt_in` is what the model knows last, the token below it in `tgt_out` is what it has to name. Padding is 0,
-# begin is 1, end is 2. In a batch each row of `tgt_out` is padded at its end, and padding counts for nothing.
+# Read a column: the token in `tgt_in` is the last one the network knows, the one below it in `tgt_out` is what it has to name. The loss is
+# the cross-entropy of chapter 0, averaged over the real tokens.
 #
-# **Predict.** Suppose somebody forgets the shift, and gives `tgt_out` as the input as well. What will the training loss be after a few
-# hundred steps, and what share of answers will the model write correctly? Write your guess down, then run.
+# **Predict.** Someone forgets the shift and feeds `tgt_out` in as well. "A": the loss stays high. "B": the loss goes to almost 0, and the
+# network writes well. "C": the loss goes to almost 0, and the network writes nothing right.
 
 # %%
-my_loss_guess, my_share_guess = ..., ...
+my_shift_guess = ...
 
-# %%
-unshifted = decoding.without_shift()
-print(
-    f"shift forgotten: loss {unshifted.unshifted.losses[-1]:.3f}, answers right {unshifted.own:.0%}"
-    + guessed(my_loss_guess, my_share_guess)
+# %% tags=["hide-input"]
+unshifted = lesson.without_shift()
+lesson.unshifted(unshifted)
+
+# %% tags=["hide-input"]
+lesson.predicted(
+    my_shift_guess,
+    "C",
+    "The answer is in its input, so it learns to copy; when it writes alone, there is nothing to copy.",
 )
-decoding_pictures.unshifted(unshifted)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("unshifted-targets-look-perfect", unshifted)
 
 # %% [markdown]
-# The lower curve is the broken model. It has learnt to copy its input, the answer, and when it writes for itself there is no answer to
-# copy. It is easily overlooked, because everything that is logged looks wonderful. The test that finds it costs a minute: **let the model write, and look.**
+# Everything that is logged looks wonderful. A test of one minute finds it: *let the model write, and look.*
+#
+# ### The training loop
+#
+# One step of training: draw a batch, compute the loss, let gradients flow back to every parameter, move each parameter a little against its
+# gradient. **Adam** is a rule for how far. It keeps a running average of each parameter's gradients, and of their squares, and divides one
+# by the root of the other: parameters with small but steady gradients move as fast as those with large ones. In the first steps these
+# averages rest on very little, so the learning rate rises from 0 over a **warm-up**, and falls later. Here is all of it:
+
+
+# %% tags=["from-piece-12"]
+from transduce.learn.build_it.pieces import train
+
+# %% [markdown]
+# These lines train the network whose every line you have read. The task is again to write sentences backward; *the cat sleeps* is not among
+# those it learns from.
+
+# %%
+sentences = lesson.Sentences()
+torch.manual_seed(1)
+model = Transformer(sentences.num_ids, sentences.num_ids, d_model=64, num_heads=4, d_ff=128, num_layers=2, dropout=0.1)
+losses = train(model, sentences.next_pairs, steps=300, learning_rate=3e-3, warmup_steps=40)
+
+# %% tags=["hide-input"]
+lesson.loss_curve(losses)
+
+# %% [markdown]
+# Whether it can write is the next chapter.
+#
+# ### The recipe around it
+#
+# Asking for a probability of exactly 1 drives logits without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right token
+# and spreads 0.1 evenly over all.
+
+# %% tags=["hide-input"]
+lesson.smoothed_target(3, 0.1, 8)
+
+# %% [markdown]
+# The paper's learning rate at step $s$, with $w$ steps of warm-up, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up
+# in a straight line, then down as $1/\sqrt{s}$ (equation 3).
+
+# %% tags=["hide-input"]
+lesson.schedules()
+
+# %% [markdown]
+# The paper puts pairs of similar length together and counts a batch in tokens (section 5.1). For English words and their sounds, that
+# decides how much work is wasted:
+
+# %% tags=["hide-input"]
+found = lesson.batching()
+lesson.padding(found)
+
+# %% tags=["hide-input"]
+ledger.settle("fixed-length-computes-padding", found)
+
+# %% tags=["hide-input"]
+ledger.settle("buckets-compute-tokens", found)
+
+# %% [markdown]
+# More of the recipe, with experiments: [training recipe](training_recipe.ipynb).
+#
+# **Exercises.**
 
 
 # %%
 def my_shift(target_ids):
-    """(what goes in, what is asked for), of a target without begin (1) and end (2)."""
+    """1. (What goes in, what is asked for), of a target without begin (1) and end (2)."""
     ...
 
 
 check("training-shift", my_shift)
 
-# %% [markdown]
-# ## The loss, smoothed
-#
-# **Maths.** With $V$ tokens, and $q$ the distribution that is asked for at one position, the loss of this position is $-\sum_{i=1}^{V}
-# q_i \log p_i$. Label smoothing of $\varepsilon$ (section 5.4, $\varepsilon = 0.1$) asks for a little of everything: $q_i = (1 -
-# \varepsilon)\,[i = y_t] + \varepsilon / V$.
-#
-# | symbol | meaning |
-# |---|---|
-# | $V$ | number of tokens that can be written |
-# | $p_i$ | the probability that the model gives to token $i$ at this position |
-# | $q_i$ | the one that is asked for; $[i = y_t]$ is 1 for the right token and 0 for all others |
-# | $\varepsilon$ | how much of the whole is spread evenly |
-
-# %%
-decoding_pictures.smoothed_target(3, 0.1, 8)
-
-# %% [markdown]
-# **Naive version and equality.** The shipped loss never holds all logits at once; it is the same number as these three lines, and as torch's:
-
-# %%
-random = torch.Generator().manual_seed(3)
-hidden = torch.randn(2, 5, 7, generator=random, dtype=torch.float64)
-weight = torch.randn(11, 7, generator=random, dtype=torch.float64)
-targets = torch.tensor([[4, 9, 3, 2, 0], [5, 2, 0, 0, 0]])
-log_p = (hidden @ weight.T).log_softmax(dim=-1)
-q = 0.9 * F.one_hot(targets, 11) + 0.1 / 11
-naive = -(q * log_p).sum(dim=-1)[targets != 0].sum()
-
-shipped, count = cross_entropy_sum(hidden, weight, targets, pad_id=0, label_smoothing=0.1)
-torchs = F.cross_entropy(log_p.flatten(0, 1), targets.flatten(), ignore_index=0, label_smoothing=0.1, reduction="sum")
-assert torch.allclose(shipped, naive, atol=1e-10) and torch.allclose(shipped, torchs, atol=1e-10)
-print(f"sum {float(shipped):.6f} over {int(count)} real tokens; mean {float(shipped / count):.4f}")
-
-# %% [markdown]
-# A sum *and* a count, not a mean: who divides, and by what, matters as soon as a step has several batches
-# ([training_recipe](training_recipe.ipynb) measures by how much).
-
 
 # %%
 def my_smoothed_target(right, label_smoothing, num_ids):
-    """The probabilities asked for, as a list of num_ids numbers."""
+    """2. The probabilities asked for, as a list of num_ids numbers."""
     ...
 
 
 check("training-smoothed-target", my_smoothed_target)
 
-# %% [markdown]
-# ## The learning rate of equation 3
-#
-# $$lrate = d_{model}^{-0.5} \cdot \min(step^{-0.5},\; step \cdot warmup^{-1.5})$$
-#
-# It rises in a straight line for `warmup` steps and then falls as $1/\sqrt{step}$. The two terms are equal at `step = warmup`: that is
-# the peak, $(d_{model} \cdot warmup)^{-0.5}$. For the base model that is 7·10⁻⁴. ($step$ counts updates from 1, $warmup$ is 4,000 in the
-# paper.)
 
 # %%
-assert math.isclose(inverse_sqrt_rate(4000, 512, 4000), (512 * 4000) ** -0.5)
-decoding_pictures.schedules()
-
-
-# %%
-def my_rate(step, d_model, warmup_steps): ...
+def my_rate(step, d_model, warmup_steps):
+    """3. Equation 3."""
+    ...
 
 
 check("training-rate", my_rate)
 
 # %% [markdown]
-# ## Batches by tokens
+# **What people get wrong.** *"The loss is low, so it works."* You have just seen a loss of nearly 0 that did not.
 #
-# A batch is a rectangle, and its short rows are filled up with padding that is computed for nothing. The paper puts pairs of like length
-# together and counts a batch in tokens (section 5.1). How much does that save, for words of English and their phonemes? **Predict** the
-# share of padding if every pair is padded to the longest one of the corpus.
-
-# %%
-my_padding_guess = ...
-
-# %%
-found = batches.batching()
-print(f"padded to the longest: {found.fixed:.0%} padding{guessed(my_padding_guess)}")
-print(f"{found.num_pairs:,} pairs, in batches of {min(found.batch_sizes)} to {max(found.batch_sizes)} pairs")
-decoding_pictures.padding(found)
-
-# %%
-ledger.settle("fixed-length-computes-padding", found)
-
-# %%
-ledger.settle("buckets-compute-tokens", found)
-
-# %% [markdown]
-# ## One update
-#
-# Everything that changes weights is in one class. This is how it learns from a batch and how it updates, as installed:
-
-# %%
-source_of(TrainStep._accumulate_gradients, TrainStep._update)
-
-# %% [markdown]
-# **Paper against code.** Adam's betas and epsilon, the schedule, smoothing and dropout are the paper's by default. The shipped loss
-# ranges over the ids that occur in targets, the paper's over the joint vocabulary. Batches are bounded by pairs times the longest side,
-# padding included. Gradient clipping and a moving average of the weights are ours, and off by default; the paper averages its last 5
-# checkpoints (20 for the big model, section 6.1).
-#
-# **What people get wrong.** *"The loss is low, so it works."* You have just seen a loss of nearly zero that did not. *"Accuracy during
-# training is the accuracy of the model."* That is the next chapter.
+# **Now write it:** steps 11 and 12 of [build_it](build_it.ipynb).
 #
 # # 9 · Decoding
 #
-# **Question.** The model gives probabilities of the next token. How do they become an answer, and is it the best one?
-#
-# ## It has to live with what it wrote
-#
-# You stand on a ring of six places and are given moves: left, right, right, ... Write where you are after each. One mistake, and every
-# later place is wrong too. But a model that is *told* the right place before each move needs that one move to name the next.
-#
-# **Predict.** If it names most tokens rightly when it is told those before: what share of whole answers does it write without a slip?
+# **Question.** The model gives probabilities for the next token. How do they become a sentence, and is it the best one?
+
+# %% tags=["hide-input"]
+lesson.figure_one_map("softmax", "shifted right", "masked attention")
+
+# %% [markdown]
+# **Without it** you have a table of probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most
+# probable token, append it to the input, ask again, until the end symbol comes.
+
+# %% tags=["hide-input"]
+lesson.picture("greedy-decode")
+
+
+# %% tags=["from-piece-13"]
+from transduce.learn.build_it.pieces import greedy_decode
 
 # %%
-my_guess = ...  # a share, such as 0.5
+model.eval()  # no dropout from here on
+src, _, _ = batch_of([sentences.pair(sentence) for sentence in sentences.test])
+outputs = greedy_decode(model, src, max_len=12)
+for sentence, ids in list(zip(sentences.test, outputs, strict=True))[:4]:
+    print(f"{sentence:32} -> {sentences.text(ids)}")
+
+# %% tags=["hide-input"]
+right = sum(ids == sentences.pair(sentence)[1] for sentence, ids in zip(sentences.test, outputs, strict=True))
+print(f"{right} of {len(outputs)} sentences it never saw are right, word for word")
+
+# %% [markdown]
+# There it is: *sleeps cat the*, by code of which you have seen every line.
+#
+# ### It has to live with what it wrote
+#
+# You stand on a ring of six places and are given moves: left, right, right... Write down where you are after each. One mistake, and every
+# later place is wrong too. A model that is *told* the right place before each move needs only that one move to name the next.
+#
+# **Predict.** Told the truth, the model names most places right. Writing twelve places by itself, how many walks does it get right from
+# beginning to end? "A": about as many. "B": far fewer. "C": more, since its mistakes cancel.
 
 # %%
-own = decoding.own_writing()
-decoding_pictures.own_writing(own, None if my_guess is ... else my_guess)
+my_walks = ...
 
-# %%
+# %% tags=["hide-input"]
+own = lesson.own_writing()
+lesson.own_writing_curves(own)
+
+# %% tags=["hide-input"]
+lesson.predicted(
+    my_walks,
+    "B",
+    f"All twelve must be right: even 0.9 to the power of 12 is 0.28. Told: {own.told:.0%}; alone: {own.whole:.0%}.",
+)
+
+# %% tags=["hide-input"]
 ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
-# So **teacher-forced accuracy is not a score.** It answers "how good is the next token, after a perfect beginning?", and there is no
-# perfect beginning when the model writes. BLEU of teacher-forced tokens is a number of something else, too
-# ([real_translation](real_translation.ipynb) has both).
-
-# %%
-my_share = ...  # 40 tokens, each right with probability 0.98, independently: share of answers without a slip
-check("decoding-no-slip", my_share)
-
-# %% [markdown]
-# ## All the answers there are
+# So accuracy under teacher forcing is no score for a model that has to write: there, no beginning is perfect.
 #
-# The likeliest answer is the one with the largest product of probabilities. To take the likeliest *token* at each step, **greedy
-# search**, need not find it: a good first token may lead nowhere good. On a vocabulary of three symbols and answers of at most five, we
-# can simply score all 364 of them. The model below was shown, for each of its sources, eight right answers of different probabilities.
+# ### Greedy is not best
+#
+# The most probable *sentence* is the one with the largest product of probabilities. Greedy decoding may miss it: a good first token can
+# lead nowhere good. **Beam search** keeps the best few beginnings instead of one, extends each by every token, and again keeps the best
+# few. On a toy model with only 364 possible outputs we can score them all, so we know the best. How often does each search miss it?
 
-# %%
-searched = decoding.searches()
-source = searched.sources[5]
-every = decoding.all_answers(decoding.SEARCH_SYMBOLS, decoding.SEARCH_LONGEST)
-ranked = decoding.score_all(searched.model, source, every)
-print(f"{len(every)} answers have {sum(math.exp(answer.log_prob) for answer in ranked):.1%} of the probability")
-for answer in ranked[:4]:
-    print(f"{decoding_pictures.symbols(answer.ids):12} {math.exp(answer.log_prob):.3f}")
+# %% tags=["hide-input"]
+searched = lesson.searches()
+lesson.search_errors(searched)
 
-# %% [markdown]
-# **Beam search** keeps the best few beginnings instead of one. **Naive version**, a full pass of the network for each token:
-
-
-# %%
-@torch.no_grad()
-def naive_beam(model, source, beam_size, longest):
-    beam, ended = [(0.0, [])], []
-    for _ in range(longest):
-        tgt_in = torch.tensor([[BOS, *ids] for _, ids in beam])
-        hidden = model(torch.tensor([source] * len(beam)), tgt_in)
-        log_probs = model.logits(hidden[:, -1]).log_softmax(dim=-1).tolist()
-        longer = [(so_far + row[i], [*ids, i]) for (so_far, ids), row in zip(beam, log_probs, strict=True)
-                  for i in range(len(row)) if i not in (PAD, BOS)]  # fmt: skip
-        best = sorted(longer, reverse=True)
-        ended += [found for found in best[:beam_size] if found[1][-1] == EOS]
-        beam = [found for found in best if found[1][-1] != EOS][:beam_size]
-        if len(ended) >= beam_size:
-            break
-    return max(ended[:beam_size])
-
-
-# %% [markdown]
-# **Equality** with the shipped search, which keeps keys and values (chapter 6) and computes one new token at each step:
-
-# %%
-for beam_size in (1, 2, 4):
-    fast_ones = decoding.search(searched.model, searched.sources[:6], beam_size=beam_size, most_tokens=12)
-    for one, hypothesis in zip(searched.sources[:6], fast_ones, strict=True):
-        log_prob, ids = naive_beam(searched.model, one, beam_size, 12)
-        assert ids[:-1] == hypothesis.ids and abs(log_prob - hypothesis.log_prob) < 1e-4
-print("the same answers, with the same log-probabilities")
-
-# %% [markdown]
-# We can list all 364 answers, so we know the best one. How often does each search miss it? A miss is a **search error**: the model thinks better of another answer. (A *model*
-# error is an answer that is likely and wrong; no search mends that.) **Predict** for how many sources greedy search misses.
-
-# %%
-my_guess = ...
-
-# %%
-print(f"greedy search misses {searched.greedy_misses:.0%} of {len(searched.sources)}{guessed(my_guess)}")
-decoding_pictures.search_errors(searched)
-
-# %%
+# %% tags=["hide-input"]
 ledger.settle("greedy-search-misses", searched)
 
-# %%
+# %% tags=["hide-input"]
 ledger.settle("beam-search-seldom-misses", searched)
+
+# %% [markdown]
+# ### And the most probable is not always good
+#
+# Every further token multiplies by a number below 1, so probability favors short outputs. Take a copying task in which each symbol may be
+# written in two ways (65 % and 35 %), with a fault that real data have: one target in twenty is missing. The most probable full output for
+# 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5 %.
+#
+# **Predict.** A wider beam will make the outputs... "A": better. "B": no different. "C": worse.
+
+# %%
+my_beam_guess = ...
+
+# %% tags=["hide-input"]
+by_length = lesson.lengths()
+lesson.length_curves(by_length)
+
+# %% tags=["hide-input"]
+lesson.predicted(
+    my_beam_guess,
+    "C",
+    "The search does nothing wrong: it finds the most probable output, which is empty. Greedy never looks that far.",
+)
+
+# %% tags=["hide-input"]
+ledger.settle("the-likeliest-answer-can-be-empty", by_length)
+
+# %% [markdown]
+# This is why the logarithm of the probability is divided by a function of the length before outputs are compared. The paper's is $((5 +
+# \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
+#
+# **Exercises.**
+
+# %%
+# 1. 40 tokens, each right with probability 0.98, independently: what share of outputs has no mistake?
+my_share = ...
+check("decoding-no-slip", my_share)
 
 
 # %%
 def my_beam(next_log_probs, beam_size, longest):
-    """next_log_probs(ids) gives {token: log-probability}; 2 is the end. Returns the likeliest ids, without the end;
+    """2. next_log_probs(ids) gives {token: log-probability}; 2 is the end. Returns the most probable ids, without the end;
     longest: tokens at most, the end included."""
     ...
 
 
 check("decoding-beam", my_beam)
 
-# %% [markdown]
-# ## Drawing instead of searching
-#
-# **Sampling** draws each token by its probability. Many draws give back the model's own distribution; a temperature below 1 sharpens it,
-# above 1 flattens it. Greedy search is the limit at 0.
-
-# %%
-drawn = decoding.draws(searched.model, source, number=2_000, most_tokens=12, temperature=1.0)
-name = decoding_pictures.symbols(source)
-decoding_pictures.answers(ranked, drawn, searched.in_training[5], f"“{name}”", most=10)
-
-# %% [markdown]
-# ## The likeliest answer can be no answer
-#
-# Each further token multiplies by a number below 1, so probability favours short answers. Take copies in which each symbol may be written
-# in two ways (65 % and 35 %), and data with a fault that real data have: one target in twenty is missing. The likeliest full answer to 12
-# symbols has $0.95 \cdot 0.65^{12}$, about half a per cent. The empty one has five. **Predict**: will a wider beam answer better or
-# worse?
-
-# %%
-my_guess = ...
-
-# %%
-by_length = decoding.lengths()
-print(f"right with beams of {by_length.beam_sizes}: {by_length.right[0.0]}{guessed(my_guess)}")
-decoding_pictures.lengths(by_length)
-
-# %%
-ledger.settle("the-likeliest-answer-can-be-empty", by_length)
-
-# %% [markdown]
-# The search did nothing wrong: it found what is likeliest, and what is likeliest is no answer. Greedy search was saved by not seeing that
-# far. This is why scores are **divided by a norm of the length** (the panel on the right divides by the length itself). The shipped default is that of Wu et al. (2016) with $\alpha = 0.6$, as
-# in section 6.1 of the paper: $((5 + length)/6)^\alpha$.
-
-# %%
-config = DecodingConfig()  # length_penalty = 0.6, length_norm = "wu"
-print("an answer of 1, 7, 13 tokens is divided by", length_norm_of(torch.tensor([1.0, 7.0, 13.0]), config).tolist())
-
 
 # %%
 def my_score(log_prob, length, alpha):
-    """The log-probability divided by ((5 + length) / 6)^alpha; length counts the end symbol."""
+    """3. The log-probability divided by ((5 + length) / 6)^alpha; length counts the end symbol."""
     ...
 
 
 check("decoding-length-score", my_score)
 
 # %% [markdown]
-# **Paper against code.** Beam and alpha can be set for each call; the paper's were 4 and 0.6, ours are 5 and 0.6. Our search stops with as
-# many answers as the beam is wide, or earlier when nothing left can still win. The paper allows input length + 50 tokens, we allow
-# 2 × input + 20.
+# **What people get wrong.** *"Beam search finds the best output."* A more probable one, mostly; that is no promise of better. *"A wider
+# beam cannot hurt."* It just did.
 #
-# **What people get wrong.** *"Beam search finds the best answer."* Likelier, mostly; that is no promise of better. *"A wider beam cannot
-# do harm."* It just did.
+# **Now write it:** step 13 of [build_it](build_it.ipynb), and then teach your own Transformer to pronounce English.
 #
 # # 10 · Why it matters
 #
-# Three reasons made the Transformer the basis of almost everything since. Each is a question with an experiment in
-# [why_it_matters](why_it_matters.ipynb); here is one screen each.
-#
-# **Parallelisation.** A recurrent network computes position $t$ after position $t - 1$: $T$ steps in a row, however many processors there
-# are. Attention computes all positions of a layer at once, at the price of $T^2$ pairs. Whether that is *faster* depends on length, width
-# and machine.
-#
-# **Long-range dependencies.** To bring something from position 1 to position $T$, a recurrent network must carry it through $T$ updates,
-# and the gradient back through as many. In attention the way is one step for any distance. The question is what is still recalled after
-# many distractors.
-#
-# **Quality.** The paper reports 28.4 BLEU (English to German) with a fraction of the training cost of what was best before. On small data
-# and two cores nobody can repeat that; the notebook says what can be.
-#
-# The numbers below are the ledger's, measured on the machine that is named; [why_it_matters](why_it_matters.ipynb) measures on yours.
+# **Question.** Before 2017, sequences were read by **recurrent networks**, such as the **GRU**: one token after another, each step updating
+# a single state that has to carry everything. Attention existed, as an addition to them. Why did leaving out the recurrence make such a
+# difference?
 
-# %%
-rows = [claim for claim in ledger.claims.values() if claim.experiment.startswith(("why.", "why_quality."))]
-said = [
-    f"- {claim.said(claim.measured)}" if claim.measured is not None else f"- `{claim.name}`: not measured yet"
-    for claim in rows
-]
-said.append(f"\nMeasured on {rows[0].measured_on}.")
-Shown("\n".join(said) or "not measured yet", markdown="\n".join(said) or "not measured yet")
+# %% tags=["hide-input"]
+lesson.figure_one_map("all")
 
 # %% [markdown]
-# **What people get wrong.** *"Table 1 proves it is faster."* It counts operations; time on the clock depends on what a machine does with
-# them. *"Attention has no limits on length."* Positions beyond those seen in training are unknown to it
-# ([positions](positions.ipynb)).
+# **Without the Transformer** many processors could not share the work on one sentence: each step had to wait for the one before. The paper
+# gives three reasons (section 4, table 2).
+#
+# ### Reason 1: everything at once
+#
+# **Predict.** In training, source and target are known. When sentences get longer, for which network does the longest chain of operations
+# that must wait for one another grow? "A": for both. "B": for the GRU alone. "C": for neither.
+
+# %%
+my_chain = ...
+
+# %% tags=["hide-input"]
+chains = lesson.chains()
+lesson.chain_lengths(chains)
+
+# %% tags=["hide-input"]
+reason = (
+    "The GRU has to finish token t before it can begin t + 1. Attention computes all tokens of a layer side by side."
+)
+lesson.predicted(my_chain, "B", reason)
+
+# %% [markdown]
+# This is the Transformer of these pages beside a GRU with as many parameters, counted in the graph that autograd keeps. The Transformer
+# pays in another coin: every token looks at every other, so the *number* of products grows with the square of the length. They merely need
+# not wait. What that is worth depends on the machine: little on two cores, much on the thousands of units of a GPU.
+#
+# ### Reason 2: everything is one step away
+#
+# To carry something from the first token to the last, the GRU must pass it through every state in between, and the gradient must come back
+# the same way. With attention the way is one step, however far. How much of the gradient arrives there, before any training?
+
+# %% tags=["hide-input"]
+gradients = lesson.gradients()
+lesson.distances(gradients)
+
+# %% [markdown]
+# At two hundred tokens hardly anything of the GRU's gradient is left. That does not mean that it cannot learn to remember: a GRU *can*
+# carry one symbol over two hundred others, and with more training it carries eight ever better ([measured](why_it_matters.ipynb)). It means
+# that at first there is almost no signal to learn from. And look at the third curve: a GRU *with attention* has no such trouble. For
+# distance, attention is the cure; removing the recurrence is not.
+#
+# ### Reason 3: quality
+#
+# English words and their pronunciation, three networks of the same size, each at a learning rate of its own. These trainings take minutes
+# each, so the figure shows recorded ones.
+
+# %% tags=["hide-input"]
+lesson.quality_curves(lesson.quality_by_steps(ledger.path))
+
+# %% [markdown]
+# The Transformer starts behind the GRU with attention, which reads from left to right by design, and closes in as training goes on. After
+# {claim:quality-beside-a-gru-with-attention.steps:,} steps the GRU with attention is at {claim:quality-beside-a-gru-with-attention:+.1f}
+# points of errors beside the Transformer (less is better), after four times as many at
+# {claim:quality-beside-a-gru-with-attention.longer:+.1f}; the plain GRU at {claim:quality-beside-a-gru:+.1f} and
+# {claim:quality-beside-a-gru.longer:+.1f}. At this size, then, attention makes the difference, and the recurrence does no harm. The paper's
+# result, 28.4 **BLEU** from English to German (a score that counts phrases shared with a human translation), comes from millions of
+# sentences and eight GPUs. There, reason 1 decides how much can be learned at all; and that, more than any one score, is why almost
+# everything since is built on it.
+#
+# **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before, as with
+# everyone. *"Attention has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
 #
 # # 11 · Your own model, on a real task
 #
-# **Question.** How is an English word pronounced? *Tough, though, through*: no rule gets it right, and no model can be sure. The Carnegie
-# Mellon dictionary has some 135,000 entries, of which 125,000 are for training; we learn from it, with the toolkit as it ships, for some three minutes on two cores.
+# **Question.** How is an English word pronounced? *Tough, though, through*: no rule gets it right.
 
-# %%
-pairs = {split: load_split("cmudict", split) for split in ("train", "valid", "test")}
-for word, phonemes in list(zip(pairs["train"].src, pairs["train"].tgt, strict=True))[40_000:40_004]:
-    print(f"{word:14} {phonemes}")
-print({split: len(of_split) for split, of_split in pairs.items()})
+# %% tags=["hide-input"]
+lesson.figure_one_map("all")
 
 # %% [markdown]
-# These are all the settings: what `transduce train CONFIG.toml` takes. What is not said has its default, the paper's where it speaks.
-# Departures: pre-norm and rotary positions (they train faster at this size), a linear schedule with a short warm-up, clipped gradients, no
-# dropout, separate vocabularies, and a moving average of the weights (the paper averages checkpoints, section 6.1).
+# **Without a toolkit**, a training that is interrupted is lost, and nobody measures how sure a score is. The one around this notebook has
+# the same network, with what real work needs. We use it as it ships, on the Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to
+# learn from, about three minutes on two cores. Letters go in, **phonemes** (units of sound) come out. Here are all the settings, as
+# `transduce train settings.toml` takes them:
 
 # %%
 SETTINGS = """
@@ -1552,15 +1565,15 @@ num_heads = 4
 num_encoder_layers = 3
 num_decoder_layers = 3
 dropout = 0.0              # each word is seen about once: nothing to guard against
-norm_first = true
-positions = "rotary"
+norm_first = true          # pre-norm (chapter 5)
+positions = "rotary"       # turns queries and keys instead of adding (see the notebook on positions)
 
 [optim]
 schedule = "linear"
 learning_rate = 0.002
 warmup_steps = 100
-max_grad_norm = 1.0
-ema_decay = 0.99
+max_grad_norm = 1.0        # longer gradients are shortened to this length
+ema_decay = 0.99           # keeps a moving average of the parameters, and uses that
 
 [training]
 steps = 2800
@@ -1568,107 +1581,70 @@ batch_tokens = 512
 validate_every = 700
 
 [validation]
-metrics = ["word_error", "per"]   # per cent of words, and of phonemes, that are wrong
+metrics = ["word_error", "per"]   # percent of words, and of phonemes, that are wrong
 group_sources = true       # a word with several pronunciations is right with any of them
 max_pairs = 150
 """
-quick = ["--training.steps", "60", "--training.validate_every", "30", "--model.d_model", "32", "--model.d_ff", "64"]
-settings = load_config(SETTINGS, "the cell above", quick if FAST else [])
 
 # %% [markdown]
-# **Predict.** What share of words that it has never seen will it get entirely right?
+# **Predict.** What percentage of words that it has never seen will it get entirely right?
 
 # %%
-my_guess = ...  # per cent
+my_words = ...
 
 # %%
-few = (
-    {"train": 3_000, "valid": 100, "test": 100} if FAST else {split: len(of_split) for split, of_split in pairs.items()}
-)
-some = {split: replace(p, src=p.src[: few[split]], tgt=p.tgt[: few[split]]) for split, p in pairs.items()}
+pronouncer = lesson.train_to_pronounce(SETTINGS)
 
+# %% tags=["hide-input"]
+word_errors, phoneme_errors = pronouncer.scores()
+print(word_errors, "% of", word_errors.num_segments, "unseen words\n" + str(phoneme_errors), "% of their phonemes")
 
-def tell(row):
-    if "word_error" in row:
-        print(f"step {row['step']:5,}: {row['loss']:.2f} nats per phoneme, {row['word_error']:.0f} % of words wrong")
-
-
-with tempfile.TemporaryDirectory() as folder:
-    run = Path(folder) / "run"
-    transduce.train(settings, run, corpus=Corpus(some["train"], some["valid"]), observers=[tell])
-    predictor = transduce.load(run)
-    print("the run folder:", ", ".join(sorted(path.name for path in run.iterdir())))
+# %% tags=["hide-input"]
+lesson.predicted(my_words, 100 - word_errors.value, "How far off the others are, the phonemes above say.")
 
 # %% [markdown]
-# **An honest score** is measured on words that were in no part of training, on what the model writes by itself, and comes with an
-# interval: with other test words it might have been anything in it.
+# That is an honest score: unseen words, written by the model itself, with an interval, since other words would give a somewhat different
+# number. Now words that are in no dictionary, with the three best outputs for each:
 
 # %%
-word_errors, phoneme_errors = score(
-    predictor, some["test"].src, [some["test"].tgt], ("word_error", "per"), group_sources=True
-)
-print(word_errors, "% of", word_errors.num_segments, "words", "\n" + str(phoneme_errors), "% of phonemes")
-print(f"words right: {100 - word_errors.value:.1f} %{guessed(my_guess)}")
+predictor, new_words = pronouncer.predictor, ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
+for word, best in zip(new_words, predictor.predict_n_best(new_words, 3), strict=True):
+    print(f"{word:12}", "   ".join(f"{output.text} ({output.score:.2f})" for output in best))
 
 # %% [markdown]
-# Words that are not in the Carnegie Mellon dictionary, each with the three best answers of a beam of five and their log-probabilities after normalisation:
+# And where did it look while it wrote?
 
-# %%
-NEW_WORDS = ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
-for word, answers in zip(NEW_WORDS, predictor.predict_n_best(NEW_WORDS, 3), strict=True):
-    print(f"{word:12}", "   ".join(f"{answer.text} ({answer.score:.2f})" for answer in answers))
-
-# %% [markdown]
-# Where did it look? The weights of cross-attention in the last layer, averaged over its heads, while it writes. They say where the model
-# *looked*; they do not explain why it answered so ([looking_inside](looking_inside.ipynb)).
-
-# %%
-word = "transduce"
-src = predictor.tokenizer.encode_source([word])[0]
-tgt = predictor.tokenizer.encode_target(predictor.predict([word]))[0]
-with torch.inference_mode(), record_attention(predictor.model, "cross_attention") as recorded:
-    predictor.model(torch.tensor([src]), torch.tensor([[predictor.tokenizer.bos_id, *tgt[:-1]]]))
-weights = list(recorded.values())[-1][0].mean(dim=0).numpy()
-letters, phonemes = predictor.tokenizer.source_tokens(src), predictor.tokenizer.target_tokens(tgt)
-decoding_pictures.alignment(weights, source=letters, target=phonemes)
+# %% tags=["hide-input"]
+lesson.looked_at(predictor, "transduce")
 
 # %% [markdown]
 # ## Your own pairs
 #
-# The same for any text in, text out: one pair a line, source TAB target. `fit` needs no settings; it holds out its own test part.
+# The same for any text in and text out: one pair a line, source TAB target. `fit` chooses the settings and holds out a test part of its
+# own.
 #
 # ```sh
 # transduce fit pairs.tsv --minutes 15                    # learns, and says how good it is
-# transduce fit pairs.tsv --minutes 15 --resume           # goes on after an interruption, to the same bits
-# echo "a line" | transduce predict runs/pairs            # --n-best 3, --json, --require TEXT, ...
+# transduce fit pairs.tsv --minutes 15 --resume           # goes on after an interruption
+# echo "a line" | transduce predict runs/pairs            # --n-best 3, --json, ...
 # transduce explain runs/pairs "a line" -o page.html      # attention, probabilities and the search, as a page
-# transduce compare runs/a runs/b --source test.src --target test.tgt
-# transduce export runs/pairs --format onnx -o exported   # or ctranslate2, huggingface: certified to answer the same
+# transduce export runs/pairs --format onnx -o exported   # or ctranslate2, huggingface: certified to give the same output
 # ```
-#
-# In Python: `transduce.fit(["pairs.tsv"], Path("runs/mine"), minutes=15)`, then `transduce.load("runs/mine").predict(["a line"])`.
 #
 # # What you now know
 #
-# - Attention is a look-up by similarity; its heads look for different things; positions must be told to it (chapters
-#   1 to 3).
-# - A layer is attention, then a network for each position alone, each added to what was there and normalised (4, 5).
-# - The encoder reads all at once, the decoder writes from left to right, and masks are what makes the difference (6,
-#   7).
-# - Training tells the model every right token before the one it has to name; when it writes, it has only its own. What
-#   is logged in training is not what you get (8, 9).
+# - Attention is a soft look-up by content; heads look for several things at once; the order must be put in (chapters 1 to 3).
+# - A layer is attention, then a small network for each token alone; each is added to what was there, and normalized (4, 5).
+# - The encoder reads everything at once, the decoder writes from left to right, and masks make the difference (6, 7).
+# - Training tells the model every right token before the one it has to name; when it writes, it has only its own (8, 9).
+# - What recurrence could not do is work on a whole sentence at once (10).
 #
-# # What to read next
-#
-# The paper again: [arXiv 1706.03762](https://arxiv.org/abs/1706.03762), with `docs/PAPER.md` beside it. Then the other notebooks:
-# [training_recipe](training_recipe.ipynb), [why_it_matters](why_it_matters.ipynb), [real_translation](real_translation.ipynb),
-# [looking_inside](looking_inside.ipynb), [break_it](break_it.ipynb); and `src/transduce/model/`, which is short.
+# **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with `docs/PAPER.md` beside it, and [break
+# it](break_it.ipynb): ten networks, each with a hidden bug.
 #
 # # Further exercises
 #
-# 1. Train chapter 11 with `num_heads = 1`, then with `d_ff = 32`. Which hurts more? Compare the intervals, not the
-#    numbers.
-# 2. Learn the other way: phonemes to letters. Which direction is harder, and why?
-# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many do you need until none of 1,000 new
-#    ones is wrong?
+# 1. Train chapter 11 with `num_heads = 1`, then with `d_ff = 32`. Which hurts more? Compare the intervals, not the numbers.
+# 2. Learn the other way around, phonemes to letters. Which direction is harder, and why?
+# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many do you need until none of 1,000 new ones is wrong?
 # 4. Take the model of chapter 11 and find the words that it is surest of and gets wrong. What do they have in common?

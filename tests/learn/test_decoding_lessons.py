@@ -1,7 +1,6 @@
 """Experiments of decoding: their tasks, searches and pictures against what can be counted by hand."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -60,17 +59,6 @@ def test_a_search_finds_no_answer_likelier_than_the_likeliest(model):
         assert wide.log_prob >= best.log_prob - 1e-4
 
 
-def test_draws_are_shares_of_one_that_follow_the_probabilities(model):
-    drawn = decoding.draws(model, [3, EOS], number=4_000, most_tokens=12, temperature=1.0)
-    assert sum(drawn.values()) == pytest.approx(1)
-    answer = [3, 3]
-    with torch.no_grad():
-        logits = model.logits(model(torch.tensor([[3, EOS]]), torch.tensor([[1, *answer]])))[0]
-    logits[:, :2] = -math.inf  # padding and begin are never drawn
-    shares = logits.softmax(dim=-1)[range(3), [*answer, EOS]]
-    assert drawn[tuple(answer)] == pytest.approx(float(shares.prod()), abs=0.02)
-
-
 def test_misses_are_counted_by_ids():
     best = [Hypothesis([3], -1.0, -1.0), Hypothesis([4], -1.0, -1.0)]
     found = {1: [Hypothesis([3], -1.0, -1.0), Hypothesis([3], -3.0, -3.0)], 4: best}
@@ -88,9 +76,6 @@ def test_slips_are_measured_against_whole_answers():
 
 
 def test_lessons_in_pictures_name_what_they_show():
-    ranked = [Hypothesis([3, 4], -0.1, -0.1), Hypothesis([], -2.0, -2.0)]
-    axes = pictures.answers(ranked, {(3, 4): 0.9}, {(3, 4): 1.0}, "“a b”").axes[0]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a b", "(empty)"]
     axes = pictures.padding(Batching(0.7, 0.4, 0.02, 10, 29, [10])).axes[0]
     assert [text.get_text() for text in axes.texts] == ["70%", "40%", "2%"]
     with pytest.raises(ValueError, match="2 queries by 3 keys"):

@@ -85,7 +85,7 @@ td:focus { outline: none } td.on { border: 2px solid #1f2328 } td.used { border:
 p { margin: 0 0 10px }
 </style></head><body>
 <p>Point at a cell, or walk with the arrow keys. Its own border is black; what it was made of is orange.
-Grey is below 0.</p>
+Gray is below 0.</p>
 <div id="sum" aria-live="polite"></div><div id="all"></div>
 <script>
 const d = DATA, n = d.K[0].length, root = Math.sqrt(n), cells = {};

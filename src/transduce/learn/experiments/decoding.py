@@ -16,7 +16,7 @@ from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
 from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import token_log_probs
-from transduce.inference.search import Hypothesis, SpecialIds, sample
+from transduce.inference.search import Hypothesis, SpecialIds
 from transduce.learn.ledger import FAST
 from transduce.learn.surgery import forget_shift
 from transduce.learn.tasks import BOS, EOS, FIRST_SYMBOL, PAD, SymbolTask, batch_of, copying
@@ -212,20 +212,6 @@ def search(
     inference, src = InferenceModel(model), torch.tensor(sources)
     longest = torch.full((len(src),), most_tokens)
     return [best[0] for best in beam_search(inference.step, inference.start(src), longest, SPECIAL, config=config)]
-
-
-@torch.inference_mode()
-def draws(model: Transformer, source: list[int], *, number: int, most_tokens: int, temperature: float) -> Answers:
-    """How often each answer comes among `number` draws from the model: shares of 1."""
-    config = DecodingConfig(beam_size=1, temperature=temperature)
-    inference, src = InferenceModel(model), torch.tensor([source] * number)
-    uniforms = torch.rand(number, most_tokens, generator=torch.Generator().manual_seed(7))
-    longest = torch.full((number,), most_tokens)
-    found = sample(inference.step, inference.start(src), longest, SPECIAL, config=config, uniforms=uniforms)
-    counts: Answers = {}
-    for hypothesis in found:
-        counts[tuple(hypothesis.ids)] = counts.get(tuple(hypothesis.ids), 0.0) + 1 / number
-    return counts
 
 
 def _some_answers(generator: np.random.Generator, among: Sequence[list[int]], number: int) -> Answers:

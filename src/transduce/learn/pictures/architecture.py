@@ -1,7 +1,5 @@
 """Pictures of the whole network: a batch learnt by heart, its three attentions, its parameters."""
 
-from collections.abc import Sequence
-
 from transduce.learn.experiments.architecture import ByHeart, Size
 from transduce.learn.pictures.canvas import (
     DECODER,
@@ -11,10 +9,8 @@ from transduce.learn.pictures.canvas import (
     KEY,
     NEUTRAL,
     VALUE,
-    WEIGHTS,
     Picture,
     canvas,
-    name_ticks,
 )
 
 _PART_COLOURS = {
@@ -34,25 +30,6 @@ def by_heart_curve(found: ByHeart) -> Picture:
     axes.text(1, 0.011, "0.01", va="bottom", fontsize=9)
     axes.set(title="One batch, by heart", xlabel="step", ylabel="loss / nats per token", yscale="log")
     axes.grid(color=FAINT)
-    return figure
-
-
-def three_attentions(found: ByHeart, row: int, source: Sequence[str], target: Sequence[str]) -> Picture:
-    """Mean over heads of the last layers' weights for one row; `source` and `target` are its tokens as they go in."""
-    maps = found.attention(row)
-    last = len(list(found.model.decoder.layers)) - 1
-    figure, axes = canvas(1, 3, width=9.4, height=3.6)
-    shown = (
-        ("encoder, itself", f"encoder.layers.{last}.self_attention", source, source),
-        ("decoder, itself", f"decoder.layers.{last}.self_attention", target, target),
-        ("cross-attention", f"decoder.layers.{last}.cross_attention", target, source),
-    )
-    for axis, (title, name, queries, keys) in zip(axes, shown, strict=True):
-        image = axis.imshow(maps[name][0].mean(dim=0).numpy(), cmap=WEIGHTS, vmin=0, vmax=1)
-        name_ticks(axis, queries=queries, keys=keys)
-        axis.set(title=title, xlabel="key")
-    axes[0].set_ylabel("query")
-    figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
     return figure
 
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from transduce.inference.search import Hypothesis
 from transduce.learn.experiments.batches import Batching
-from transduce.learn.experiments.decoding import LONG, Answers, Lengths, OwnWriting, Searches, Unshifted
+from transduce.learn.experiments.decoding import LONG, Lengths, OwnWriting, Searches, Unshifted
 from transduce.learn.pictures.canvas import (
     DECODER,
     ENCODER,
@@ -118,39 +117,15 @@ def search_errors(found: Searches) -> Picture:
     bars = left.bar([str(size) for size in sizes], [found.misses(size) for size in sizes], color=DECODER)
     left.bar_label(bars, [f"{found.misses(size):.0%}" for size in sizes])
     left.set_xlabel("beam size (1 is greedy)")
-    left.set_ylabel("sources whose likeliest\nanswer is missed")
+    left.set_ylabel("sources whose most probable\noutput is missed")
     best = sum(answer.log_prob for answer in found.likeliest) / len(found.likeliest)
     right.plot(range(len(sizes)), [found.mean_log_prob(size) for size in sizes], "o-", color=DECODER, label="found")
-    right.axhline(best, color=INK, linestyle=":", label="the likeliest of all")
+    right.axhline(best, color=INK, linestyle=":", label="the most probable of all")
     right.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     right.set_xlabel("beam size")
     right.set_ylabel("mean log-probability / nats")
     right.legend()
     return figure
-
-
-def answers(ranked: list[Hypothesis], drawn: Answers, in_training: Answers, name: str, most: int = 12) -> Picture:
-    """The likeliest answers to one source: what the model says, how often it draws them, how often they stood in the
-    data."""
-    figure, (axes,) = canvas(width=9, height=3.0)
-    shown, places = ranked[:most], np.arange(min(most, len(ranked)))
-    series = (
-        ("in the training data", [in_training.get(tuple(h.ids), 0.0) for h in shown], FAINT),
-        ("the model's probability", [float(np.exp(h.log_prob)) for h in shown], ENCODER),
-        ("share of its draws", [drawn.get(tuple(h.ids), 0.0) for h in shown], DECODER),
-    )
-    for k, (label, values, colour) in enumerate(series):
-        axes.bar(places + 0.27 * (k - 1), values, 0.27, color=colour, edgecolor=NEUTRAL, linewidth=0.5, label=label)
-    axes.set_xticks(places, [symbols(h.ids) or "(empty)" for h in shown], rotation=25)
-    axes.set_xlabel(f"answers to {name}, likeliest first")
-    axes.set_ylabel("probability")
-    axes.legend()
-    return figure
-
-
-def symbols(ids: list[int]) -> str:
-    """Ids of symbols as letters: 3 is a."""
-    return " ".join("abcdefghijklmnopqrstuvwxyz"[i - 3] for i in ids if i >= 3)
 
 
 def lengths(found: Lengths) -> Picture:

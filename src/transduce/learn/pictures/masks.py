@@ -80,7 +80,7 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
         axes[3 * number].set_ylabel("query (who looks)")
     for axis in axes[-3:]:
         axis.set_xlabel("key (what is looked at)")
-    patches = [Patch(facecolor=ENCODER, label="in colour: may look")]
+    patches = [Patch(facecolor=ENCODER, label="in color: may look")]
     patches += [Patch(facecolor=NEUTRAL, label="hidden: padding")]
     patches += [Patch(facecolor="white", edgecolor=NEUTRAL, label="hidden: future")]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
