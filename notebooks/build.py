@@ -85,9 +85,12 @@ def refresh(name: str) -> None:
     """Puts the text, with the ledger's numbers as they are now, into a notebook that was executed; outputs stay."""
     path = HERE / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    for cell, text in zip(notebook.cells, read_text(name).cells, strict=True):
+    text = read_text(name)
+    if len(notebook.cells) != len(text.cells):
+        return  # it waits to be executed anew
+    for cell, written in zip(notebook.cells, text.cells, strict=True):
         if cell.cell_type == "markdown":
-            cell.source = text.source
+            cell.source = written.source
     write_atomically(path, f"{nbformat.writes(notebook)}\n".encode())
 
 
