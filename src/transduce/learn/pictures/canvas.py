@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 QUERY, KEY, VALUE = "#7b3fa0", "#d1701c", "#1f7a53"
 ENCODER, DECODER = "#2b6cb0", "#b5443a"
@@ -16,6 +17,7 @@ SERIES = ("#2b6cb0", "#b5443a", "#1f7a53", "#d1701c", "#7b3fa0", "#5b6770")  # o
 MARKERS = "osD^"
 WEIGHTS = "Blues"  # of what lies between 0 and 1
 SIGNED = "RdBu_r"  # of what has a sign; centred on 0
+_NUM_COLORS = 256  # of a picture
 _SHARPNESS = 2  # pixels of a picture for each pixel on the page
 
 _LOOK: Any = {
@@ -40,8 +42,10 @@ class Picture(Figure):
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         content = io.BytesIO()
         self.savefig(content, format="png", dpi=_SHARPNESS * self.dpi, metadata={"Software": None})
+        light = io.BytesIO()  # a palette is enough for what is drawn, and a third of the bytes
+        Image.open(content).convert("RGB").quantize(_NUM_COLORS, dither=Image.Dither.NONE).save(light, format="png")
         width, height = (round(size * self.dpi) for size in self.get_size_inches())
-        return content.getvalue(), {"width": width, "height": height, "alt": self.alt}
+        return light.getvalue(), {"width": width, "height": height, "alt": self.alt}
 
     @property
     def alt(self) -> str:
