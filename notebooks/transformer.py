@@ -367,7 +367,7 @@ lesson.picture("multi-head")
 #
 # | symbol | shape | what it is |
 # |---|---|---|
-# | $H$ | | number of heads (the paper writes $h$; its base model has 8) |
+# | $H$ | | number of heads (the paper writes $h$, and takes 8) |
 # | $W_m^Q, W_m^K, W_m^V$ | $d_\text{model} \times d_k$ | what head number $m$ asks, can be found by, and hands over |
 # | $d_k$ | | $d_\text{model} / H$: the heads share the channels |
 # | $W^O$ | $d_\text{model} \times d_\text{model}$ | mixes what the heads found |
@@ -444,7 +444,7 @@ ledger.settle("one-head-and-a-network-learn-both", found)
 # So several heads do not make the impossible possible. They make it easy: four heads learned both look-ups soon, and at either learning
 # rate.
 #
-# Here are all heads of our trained reverser where the decoder looks at the source.
+# Here are all heads of the model of chapter 0 where the decoder looks at the source.
 
 # %% tags=["hide-input"]
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
@@ -733,7 +733,7 @@ ledger.settle("ffn-learns-tables-sooner", table)
 # **Exercises.**
 
 # %%
-# 1. Which of these are position-wise? A set out of: "ReLU", "a linear layer on the channels", "layer normalisation",
+# 1. Which of these are position-wise? A set out of: "ReLU", "a linear layer on the channels", "layer normalization",
 #    "softmax over the keys", "the mean of all positions", "adding the row of its position"
 #    (Layer normalization is the next chapter: it rescales the channels of one token.)
 my_set = ...
@@ -992,7 +992,7 @@ ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
 # **How large is it?** Attention has four matrices of $d_\text{model} \times d_\text{model}$; a decoder layer has two attentions. The
 # feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
 #
-# **Predict.** The base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, 37,000 subwords in one shared
+# **Predict.** The paper's base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, 37,000 subwords in one shared
 # embedding. Where are most of its parameters? "A": embedding. "B": attention. "C": feed-forward.
 
 # %%

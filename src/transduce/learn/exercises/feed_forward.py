@@ -12,7 +12,7 @@ from transduce.model.feed_forward import FeedForward
 _ONE_BY_ONE = {
     "ReLU": True,
     "a linear layer on the channels": True,
-    "layer normalisation": True,
+    "layer normalization": True,
     "softmax over the keys": False,
     "the mean of all positions": False,
     "adding the row of its position": False,
@@ -24,12 +24,12 @@ _ONE_BY_ONE = {
     hints=(
         "Position-wise: what comes out at a position depends on what goes in there, by the same function everywhere.",
         "Put the positions in another order. Does what comes out follow, and nothing else change?",
-        "Layer normalisation has means, but of the channels of one position. The rows of section 3.5 differ.",
+        "Layer normalization has means, but of the channels of one position. The rows of section 3.5 differ.",
     ),
-    solution={"ReLU", "a linear layer on the channels", "layer normalisation"},
+    solution={"ReLU", "a linear layer on the channels", "layer normalization"},
     wrong=(
         {"ReLU", "a linear layer on the channels"},
-        {"ReLU", "a linear layer on the channels", "layer normalisation", "adding the row of its position"},
+        {"ReLU", "a linear layer on the channels", "layer normalization", "adding the row of its position"},
         set(_ONE_BY_ONE),
     ),
 )
