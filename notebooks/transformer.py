@@ -435,7 +435,7 @@ lesson.look_up_maps(found, "1 head", "symbol ")
 # The single head has one row for both questions, and in this run it settled for one of them.
 #
 # Is that a law? No. With more steps the single head catches up a good deal, as the box says. And with the network of chapter 4 behind it
-# (*FFN* in the figure), which can take an uneven mixture of two values apart, one head learns *both* symbols:
+# (*FFN* in the figure), which can take an uneven mixture of two values apart, one head learns *both* symbols, given time:
 
 # %% tags=["hide-input"]
 ledger.settle("one-head-and-a-network-learn-both", found)
