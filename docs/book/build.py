@@ -34,7 +34,7 @@ def main() -> int:
         (Path(name) / "mkdocs.yml").write_text(settings, encoding="utf-8")
         words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-f", f"{name}/mkdocs.yml"]
         environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # its own advertisement
-        status = subprocess.run([*words, "-d", str(folder)], env=environment, check=False).returncode
+        status = subprocess.run([*words, "-d", str(folder)], env=environment, cwd=name, check=False).returncode
     if status == 0:
         print(f"the book begins at {folder / 'index.html'}")
     return status
