@@ -13,7 +13,10 @@ def test_all_notebooks_and_the_ledger_are_copied_byte_for_byte_and_again(tmp_pat
         assert (found.status, found.out) == (0, b"")
         assert found.err.rstrip("\n").endswith(f"write your own in {tmp_path / 'here/build_it.ipynb'}")
     copied = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
-    assert copied == {path.name: path.read_bytes() for path in [*NOTEBOOKS.glob("*.ipynb"), NOTEBOOKS / "claims.toml"]}
+    assert copied == {
+        path.name: path.read_bytes()
+        for path in [*NOTEBOOKS.glob("*.ipynb"), NOTEBOOKS / "claims.toml", NOTEBOOKS / "retrainings.jsonl"]
+    }
 
 
 def test_a_notebook_in_which_a_reader_wrote_is_not_overwritten_and_nothing_is_written(tmp_path: Path) -> None:

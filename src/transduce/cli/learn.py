@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).parents[1]
 _NOTEBOOKS = _PACKAGE / "learn/notebooks"  # of an installed package, or of a checkout
 if not _NOTEBOOKS.is_dir():
     _NOTEBOOKS = _PACKAGE.parents[1] / "notebooks"
-_COPIED = ("*.ipynb", "claims.toml")
+_COPIED = ("*.ipynb", "claims.toml", "retrainings.jsonl")
 
 
 def learn_command(arguments: argparse.Namespace) -> int:

@@ -213,7 +213,7 @@ class _Other:
 )
 def _check_multi_head(answer: Any) -> None:
     module = built(answer, 12, 3)
-    query, key, value, output = parts_of(module, "query", "key", "value", "output")
+    query, key, value, output, _ = parts_of(module, "query", "key", "value", "output", "num_heads")
     theirs = nn.MultiheadAttention(12, 3, batch_first=True).double().eval()
     theirs.load_state_dict(
         {

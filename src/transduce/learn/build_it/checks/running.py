@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transduce.learn.build_it import pieces
 from transduce.learn.build_it.pieces import BEGIN, END, PAD
-from transduce.learn.exercising import Wrong, exercise, returned, tensor_of
+from transduce.learn.exercising import Wrong, exercise, is_close, returned, tensor_of
 
 # 12 · the training loop
 
@@ -40,6 +40,10 @@ class _Constant(nn.Module):
         self.bias = nn.Parameter(torch.zeros(6))
 
     def forward(self, _src: Tensor, tgt_in: Tensor) -> Tensor:
+        if not bool((tgt_in[:, 0] == BEGIN).all()):
+            raise Wrong(
+                "the model is given something that does not begin with BEGIN: it gets tgt_in, and names tgt_out."
+            )
         return self.bias.expand(*tgt_in.shape, -1)
 
 
@@ -130,7 +134,13 @@ def _check_train(answer: Callable[..., Any]) -> None:
     _check_rates(watched.rates, expected, warmup_steps)
     if returned(losses) is not losses or not isinstance(losses, list | tuple) or len(losses) != steps:
         raise Wrong(f"it should return the loss of each step, {steps} numbers.")
-    tensor_of([float(loss) for loss in losses], (steps,))
+    found = tensor_of([float(loss) for loss in losses], (steps,))
+    random.manual_seed(5)
+    right = pieces.train(_Constant(), next_pairs, steps, learning_rate, warmup_steps)
+    if not is_close(found, torch.tensor(right), 1e-4):
+        raise Wrong(
+            "the losses are not those of these pairs: is it tgt_out that has to be named, and is Adam as asked for?"
+        )
 
 
 def _check_rates(rates: list[float], expected: list[float], warmup_steps: int) -> None:
@@ -208,6 +218,7 @@ def _greedy(
         lambda model, src, n: _greedy(model, src, n, end=True),
         lambda model, src, n: [[BEGIN, *row] for row in _greedy(model, src, n)],
         lambda model, src, n: _greedy(model, src, n - 1),
+        lambda model, src, _: _greedy(model, src, 9),
         lambda *_: None,
     ),
 )
@@ -227,6 +238,8 @@ def _check_greedy(answer: Callable[..., Any]) -> None:
         raise Wrong("a row goes on after its END: cut it there.")
     if any(len(set(row)) < len(row) for row in rows):
         raise Wrong("it repeats itself: take the scores of the *last* position, [:, -1].")
+    if rows == expected and _rows_of(answer(_Automaton(), src, 2)) != [[6, 5], [8, 7]]:
+        raise Wrong("with max_len = 2 it writes more or less than two tokens.")
     cut_short = _rows_of(answer(_Automaton(), src, 4))
     if rows == expected and [len(row) for row in cut_short] != [4, 2]:
         raise Wrong(f"with max_len = 4 a sentence of four tokens is cut to {len(cut_short[0])}.")
