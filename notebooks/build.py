@@ -108,8 +108,9 @@ def execute(name: str, *, fast: bool, num_threads: int = 1) -> Executed:
     """Runs all cells in order. Raises CellExecutionError, CellTimeoutError or DeadKernelError."""
     notebook = read_text(name)
     solved = with_solutions(notebook)
+    has_pieces_to_write = solved.cells != notebook.cells
     done = run(notebook, fast=fast, num_threads=num_threads)
-    if solved.cells != read_text(name).cells:
+    if has_pieces_to_write:
         by_solutions = run(solved, fast=fast, num_threads=num_threads)
         for cell, solved_cell in zip(done.notebook.cells, by_solutions.notebook.cells, strict=True):
             if "with-solutions" in tags_of(cell):

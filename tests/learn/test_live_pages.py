@@ -87,6 +87,6 @@ def test_a_beam_that_holds_all_finds_what_listing_all_finds(alpha, length):
     assert (found["text"], found["score"]) == (best, pytest.approx(scored[best], abs=1e-6))
 
 
-def test_greedy_search_misses_the_empty_output_and_a_beam_of_two_finds_it():
+def test_greedy_search_misses_the_empty_output_and_a_beam_of_four_finds_it():
     assert calculated("beam", "beamSearch(8, 1, 0)[0]")["text"] == "a" * 8
     assert calculated("beam", "beamSearch(8, 4, 0)[0]")["text"] == ""

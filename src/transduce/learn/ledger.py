@@ -53,7 +53,7 @@ class Claim:
     measured: float | None = None
     measured_on: str = ""  # date and machine
     # Of claims that compare trainings (see `retraining`):
-    seeds: int = 0  # over which it was measured; 0: it compares none
+    seeds: int = 0  # starts of the whole experiment, which may average seeds of its own; 0: it compares none
     steps: int = 0
     rates: tuple[float, ...] = ()  # the highest and the lowest that were tried
     at_other_rate: float | None = None  # measured, at 0.3 times the rates
@@ -80,7 +80,8 @@ class Claim:
         )
 
     def points_the_same_way(self, value: float) -> bool:
-        """Whether a number has the sign that the claim is about; of a claim that two things are alike, its bounds."""
+        """Whether a number lies within the bounds of a fast run, which are about the direction alone, or, without them,
+        has the sign of the full ones; of a claim that two things are alike, within its full bounds around 0."""
         if self.at_least is not None and self.at_most is not None and self.at_least < 0 < self.at_most:
             return self.at_least <= value <= self.at_most
         low, high = self.bounds(fast=self.shows_when_fast)

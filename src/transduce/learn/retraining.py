@@ -147,9 +147,8 @@ def ledger_fields(ledger: Ledger, results: Results) -> dict[str, dict[str, Any]]
             rates = [row["rate"] for run in runs for row in results.trainings[run]]
             steps = {int(row["steps"]) for run in given for row in results.trainings[run]}
             fields[claim.name] = {
-                "steps": claim.steps
-                if claim.steps in steps
-                else max(steps),  # some experiments have trainings beside it
+                # Some experiments have trainings of another length beside those of the claim.
+                "steps": claim.steps if claim.steps in steps else max(steps),
                 "rates": [max(rates), min(rates)],
                 "at_other_rate": rounded(fmean(results.values[run][claim.value] for run in other)),
                 "longer": rounded(fmean(results.values[run][claim.value] for run in better)),

@@ -21,7 +21,7 @@ class Variation:
 
     steps: int = 1  # times as many
     rates: Sequence[float] = ()  # times the learning rate: one factor for each training; 1 where there are too few
-    seed: int = 0  # added to every seed
+    seed: int = 0  # added to the seed of every training
     trained: list[Trained] = field(default_factory=list)
 
     @property

@@ -1,6 +1,7 @@
 """Pictures of the main notebook that no other lesson has: one idea each, mostly from the three-token example."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -183,10 +184,8 @@ def chain_lengths(found: Chains) -> Picture:
         axis.plot(found.lengths, counts, _MARKERS[name], color=_COLORS[name], label=label)
         axis.text(found.lengths[-1] * 1.06, counts[-1], f"{counts[-1]:,}", va="center", color=_COLORS[name])
     axis.set(title="Operations that have to wait for one another", xlabel="tokens in source and in target")
-    axis.set(ylabel="longest chain", xscale="log", yscale="log")
-    axis.set_xticks(found.lengths, [str(length) for length in found.lengths])
-    axis.minorticks_off()
-    axis.legend(fontsize=8.5)
+    axis.set(ylabel="longest chain")
+    _logarithmic(axis, found.lengths)
     return figure
 
 
@@ -196,11 +195,17 @@ def distances(found: Gradients) -> Picture:
     for name, lengths in found.lengths.items():
         axis.plot(found.distances, lengths, _MARKERS[name], color=_COLORS[name], label=name)
     axis.set(title="What comes back to the first token", xlabel="tokens between it and the output")
-    axis.set(ylabel="length of its gradient", xscale="log", yscale="log")
-    axis.set_xticks(found.distances, [str(distance) for distance in found.distances])
+    axis.set(ylabel="length of its gradient")
+    _logarithmic(axis, found.distances)
+    return figure
+
+
+def _logarithmic(axis: Axes, numbers: Sequence[int]) -> None:
+    """Both axes logarithmic, with a tick at each of the numbers, and a legend."""
+    axis.set(xscale="log", yscale="log")
+    axis.set_xticks(numbers, [str(number) for number in numbers])
     axis.minorticks_off()
     axis.legend(fontsize=8.5)
-    return figure
 
 
 def quality_curves(found: QualityBySteps) -> Picture:

@@ -197,6 +197,12 @@ def _their_attention(theirs: Any, ours: Any) -> None:
     theirs.out_proj.load_state_dict(output.state_dict())
 
 
+def _their_feed_forward(theirs: Any, ours: Any) -> None:
+    up, down = parts_of(ours, "up", "down")
+    theirs.linear1.load_state_dict(up.state_dict())
+    theirs.linear2.load_state_dict(down.state_dict())
+
+
 def _their_norm(theirs: nn.LayerNorm, ours: Any) -> None:
     theirs.weight.copy_(ours.gain)
     theirs.bias.copy_(ours.bias)
@@ -222,8 +228,7 @@ def _check_encoder_layer(answer: Any) -> None:
     x = random(2, 5, 8)
     with torch.no_grad():
         _their_attention(theirs.self_attn, attention)
-        theirs.linear1.load_state_dict(parts_of(feed_forward, "up")[0].state_dict())
-        theirs.linear2.load_state_dict(parts_of(feed_forward, "down")[0].state_dict())
+        _their_feed_forward(theirs, feed_forward)
         _their_norm(theirs.norm1, norm_1)
         _their_norm(theirs.norm2, norm_2)
         expected = theirs(x, src_key_padding_mask=~_MASKED[:, 0, 0])
@@ -310,8 +315,7 @@ def _check_decoder_layer(answer: Any) -> None:
     with torch.no_grad():
         _their_attention(theirs.self_attn, own)
         _their_attention(theirs.multihead_attn, cross)
-        theirs.linear1.load_state_dict(parts_of(feed_forward, "up")[0].state_dict())
-        theirs.linear2.load_state_dict(parts_of(feed_forward, "down")[0].state_dict())
+        _their_feed_forward(theirs, feed_forward)
         for their_norm, norm in zip((theirs.norm1, theirs.norm2, theirs.norm3), norms, strict=True):
             _their_norm(their_norm, norm)
         expected = theirs(x, memory, tgt_mask=~back, memory_key_padding_mask=~_MASKED[:, 0, 0])

@@ -173,10 +173,8 @@ class _Automaton:
     def __init__(self) -> None:
         self.training = False
         self.begins_right = True
-        self.num_encoded = 0
 
     def encode(self, src: Tensor) -> Tensor:
-        self.num_encoded += 1
         return src
 
     def decode(self, tgt_in: Tensor, _memory: Tensor, src: Tensor) -> Tensor:
