@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from transduce.cli.benchmark.tables import short_commit
 from transduce.cli.recipes import Recipe, Row, find_recipe, list_recipes, rows_of
 from transduce.evaluation.definitions import DEFINITIONS
-from transduce.learn.pictures.canvas import FAINT, MARKERS, SERIES, Picture, canvas
+from transduce.learn.canvas import FAINT, MARKERS, SERIES, Picture, canvas
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"

@@ -14,11 +14,11 @@ import torch
 
 from transduce.inference.attention_maps import record_attention
 from transduce.learn import FAST, Ledger, check, guessed, hint, source_of, surgery
-from transduce.learn import bugs as patients
-from transduce.learn.bugs import LETTERS, admit, name_of
-from transduce.learn.experiments import bugs as ward_experiments
-from transduce.learn.experiments.bugs import CANDIDATES, HEALTHY, LAWS, broken, examine
-from transduce.learn.pictures import bugs as pictures
+from transduce.learn.break_it import bugs as patients
+from transduce.learn.break_it import experiments as ward_experiments
+from transduce.learn.break_it import pictures
+from transduce.learn.break_it.bugs import LETTERS, admit, name_of
+from transduce.learn.break_it.experiments import CANDIDATES, HEALTHY, LAWS, broken, examine
 
 ledger = Ledger.load()
 

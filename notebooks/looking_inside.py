@@ -10,9 +10,9 @@
 
 # %%
 from transduce.learn import Ledger, check, guessed, hint, solution, source_of
-from transduce.learn.experiments import inside
 from transduce.learn.explained import explained
-from transduce.learn.pictures import inside as pictures
+from transduce.learn.looking_inside import experiments as inside
+from transduce.learn.looking_inside import pictures
 
 ledger = Ledger.load()
 

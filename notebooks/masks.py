@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from transduce.learn import Ledger, check, guessed, hint, solution, source_of, surgery
-from transduce.learn.exercises.masks import PAD, SOURCE, TARGET, six_masks
-from transduce.learn.experiments import masks as experiments
-from transduce.learn.pictures import masks as pictures
+from transduce.learn.masks import experiments, pictures
+from transduce.learn.masks.exercises import PAD, SOURCE, TARGET, six_masks
 from transduce.learn.tasks import batch_of, reversal
 from transduce.model import attention, causal_mask, padding_mask
 

@@ -12,8 +12,8 @@
 import torch
 
 from transduce.learn import Ledger, check, guessed, hint, solution, source_of, surgery
-from transduce.learn.experiments import norms
-from transduce.learn.pictures import norms as pictures
+from transduce.learn.norm_and_depth import experiments as norms
+from transduce.learn.norm_and_depth import pictures
 from transduce.model.residual import AddAndNorm, build_norm
 
 ledger = Ledger.load()

@@ -14,8 +14,7 @@ import math
 import torch
 
 from transduce.learn import Ledger, check, guessed, hint, solution, source_of
-from transduce.learn.experiments import positions as experiments
-from transduce.learn.pictures import positions as pictures
+from transduce.learn.positions import experiments, pictures
 from transduce.learn.tasks import reversal
 from transduce.learn.training import small_transformer
 from transduce.model.positional import RotaryPositions, SinusoidalPositions, sinusoidal_table

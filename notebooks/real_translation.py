@@ -15,9 +15,9 @@ import sacrebleu
 
 from transduce.evaluation.metrics import compare
 from transduce.learn import Ledger, check, guessed, source_of
-from transduce.learn.exercises.translation import SIGNATURES
-from transduce.learn.experiments import translation
-from transduce.learn.pictures import translation as pictures
+from transduce.learn.real_translation import experiments as translation
+from transduce.learn.real_translation import pictures
+from transduce.learn.real_translation.exercises import SIGNATURES
 
 ledger = Ledger.load()
 

@@ -20,8 +20,8 @@ from statistics import mean
 import torch
 
 from transduce.learn import Ledger, check, guessed, source_of
-from transduce.learn.experiments import batches, clinic, recipe
-from transduce.learn.pictures import recipe as pictures
+from transduce.learn.training_recipe import batches, clinic, pictures
+from transduce.learn.training_recipe import experiments as recipe
 from transduce.training.loss import cross_entropy_sum
 from transduce.training.optim import update_average
 

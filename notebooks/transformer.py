@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from transduce.learn import Ledger, check, hint
-from transduce.learn import transformer as lesson
+from transduce.learn.transformer import lesson
 
 # %% tags=["hide-input"]
 ledger = Ledger.load()  # what was measured, and what we expected

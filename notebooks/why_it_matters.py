@@ -16,11 +16,12 @@ from torch import nn
 
 from transduce.devices.cpu import speed_up_cpu
 from transduce.learn import Ledger, check, guessed, source_of
-from transduce.learn.experiments import why, why_quality
-from transduce.learn.experiments.why import GRU, LSTM
 from transduce.learn.measuring import longest_chain
-from transduce.learn.pictures import why as pictures
 from transduce.learn.recurrent import RecurrentConfig, RecurrentSeq2Seq
+from transduce.learn.why_it_matters import experiments as why
+from transduce.learn.why_it_matters import pictures
+from transduce.learn.why_it_matters import quality as why_quality
+from transduce.learn.why_it_matters.experiments import GRU, LSTM
 from transduce.model.config import VocabularySizes
 
 speed_up_cpu()

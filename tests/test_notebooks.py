@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import transduce.learn
 from transduce.errors import MissingInputError
 from transduce.learn import Ledger
 from transduce.learn.exercising import all_exercises
@@ -35,6 +36,11 @@ def texts() -> str:
 def test_there_is_a_main_notebook_a_workshop_and_at_most_eight_others():
     assert NAMES[:2] == ["transformer", "build_it"]
     assert len(NAMES) <= 10
+
+
+def test_each_has_a_folder_of_its_name_with_what_it_is_made_of():
+    folders = {path.parent.name for path in Path(transduce.learn.__file__).parent.glob("*/__init__.py")}
+    assert folders == set(NAMES)
 
 
 @each

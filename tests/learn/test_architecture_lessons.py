@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from transduce.learn.experiments import architecture
-from transduce.learn.pictures import architecture as pictures
-from transduce.learn.pictures.masks import batch_masks
+from transduce.learn.masks.pictures import batch_masks
 from transduce.learn.tasks import BOS, EOS, PAD, reversal
 from transduce.learn.training import small_transformer
+from transduce.learn.transformer.architecture import experiments as architecture
+from transduce.learn.transformer.architecture import pictures
 from transduce.model.config import PRESETS
 
 PAIRS = [("b c", "x"), ("c a b d", "y z y x")]

@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from hostile import HOSTILE
-from transduce.learn.experiments import attention as experiments
-from transduce.learn.experiments.feed_forward import (
+from transduce.learn import maps
+from transduce.learn.canvas import DECODER
+from transduce.learn.tasks import reversal
+from transduce.learn.training import Training, small_transformer
+from transduce.learn.transformer import figure1
+from transduce.learn.transformer.attention import experiments, pictures
+from transduce.learn.transformer.feed_forward.experiments import (
     ONE_WITH,
     THREE_WITHOUT,
     AttentionAlone,
     entry_of_neighbours,
     sum_of_neighbours,
 )
-from transduce.learn.matrices_page import attention_document, attention_page
-from transduce.learn.pictures import attention as pictures
-from transduce.learn.pictures import figure1, maps
-from transduce.learn.pictures.canvas import DECODER
-from transduce.learn.tagging import UNASKED, Tagger, share_right
-from transduce.learn.tasks import reversal
-from transduce.learn.tracing import Trace, live_shapes, record_outputs, trace
-from transduce.learn.training import Training, small_transformer
+from transduce.learn.transformer.matrices_page import attention_document, attention_page
+from transduce.learn.transformer.tagging import UNASKED, Tagger, share_right
+from transduce.learn.transformer.tracing import Trace, live_shapes, record_outputs, trace
 from transduce.model import MultiHeadAttention
 from transduce.model.config import VocabularySizes
 from transduce.text.config import TokenizerConfig

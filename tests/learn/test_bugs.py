@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from transduce.learn import bugs
-from transduce.learn.bugs import LETTERS, TASK, admit, name_of
-from transduce.learn.experiments import bugs as experiments
-from transduce.learn.experiments.bugs import CANDIDATES, HEALTHY, LAWS, Scores, Ward, broken, examine
-from transduce.learn.pictures import bugs as pictures
+from transduce.learn.break_it import bugs, experiments, pictures
+from transduce.learn.break_it.bugs import LETTERS, TASK, admit, name_of
+from transduce.learn.break_it.experiments import CANDIDATES, HEALTHY, LAWS, Scores, Ward, broken, examine
 from transduce.learn.tasks import BOS, PAD
 
 FOUND = {HEALTHY: examine(admit())} | {letter: examine(admit(letter)) for letter in LETTERS}

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from transduce.inference.search import Hypothesis
-from transduce.learn.experiments import decoding
-from transduce.learn.experiments.batches import Batching
-from transduce.learn.pictures import decoding as pictures
 from transduce.learn.surgery import forget_shift
 from transduce.learn.tasks import EOS, FIRST_SYMBOL, batch_of
 from transduce.learn.training import Training, small_transformer
+from transduce.learn.training_recipe.batches import Batching
+from transduce.learn.transformer.decoding import experiments as decoding
+from transduce.learn.transformer.decoding import pictures
 from transduce.model.config import VocabularySizes
 
 SMALL = {"d_model": 8, "d_ff": 12, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}

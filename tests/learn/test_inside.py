@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from transduce.data.batches import EncodedPairs
-from transduce.learn.experiments import inside
-from transduce.learn.experiments.inside import Lens, Pronouncer, Pruning, Roles, flattened, silenced
-from transduce.learn.experiments.recipe import Words
-from transduce.learn.pictures import inside as pictures
+from transduce.learn.looking_inside import experiments as inside
+from transduce.learn.looking_inside import pictures
+from transduce.learn.looking_inside.experiments import Lens, Pronouncer, Pruning, Roles, flattened, silenced
 from transduce.learn.training import Training, small_transformer
+from transduce.learn.training_recipe.experiments import Words
 from transduce.model import MultiHeadAttention, attention
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer

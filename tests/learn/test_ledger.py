@@ -183,7 +183,7 @@ def test_every_claim_of_the_project_names_an_experiment_and_was_measured():
     assert len(ledger.claims) >= 25
     for claim in ledger.claims.values():
         module, _, function = claim.experiment.rpartition(".")
-        assert callable(getattr(import_module(f"transduce.learn.experiments.{module}"), function)), claim.name
+        assert callable(getattr(import_module(f"transduce.learn.{module}"), function)), claim.name
         assert "{measured" in claim.sentence, claim.name
         assert claim.measured is not None, claim.name
         low, high = claim.bounds(fast=False)

@@ -8,11 +8,10 @@ import nbformat
 import pytest
 import torch
 
-from transduce.learn import transformer as lesson
-from transduce.learn.experiments import reasons
-from transduce.learn.pictures.figure1 import figure_one_map
-from transduce.learn.predicting import predicted
-from transduce.learn.sentences import Sentences
+from transduce.learn.transformer import lesson, reasons
+from transduce.learn.transformer.figure1 import figure_one_map
+from transduce.learn.transformer.predicting import predicted
+from transduce.learn.transformer.sentences import Sentences
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 sys.path.insert(0, str(FOLDER))

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from transduce.learn.exercises.masks import PAD, SOURCE, six_masks
-from transduce.learn.experiments import masks as experiments
-from transduce.learn.experiments.masks import BatchMates, NoCausalMask, SynonymTask
-from transduce.learn.pictures import masks as pictures
+from transduce.learn.masks import experiments, pictures
+from transduce.learn.masks.exercises import PAD, SOURCE, six_masks
+from transduce.learn.masks.experiments import BatchMates, NoCausalMask, SynonymTask
 from transduce.learn.tasks import BOS, EOS, reversal
 from transduce.learn.training import Training, small_transformer
 from transduce.model import causal_mask

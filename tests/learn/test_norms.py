@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from transduce.learn import surgery
-from transduce.learn.experiments import norms
-from transduce.learn.experiments.norms import Deep, Kinds, Patience, Residuals, WarmUp
-from transduce.learn.pictures import norms as pictures
+from transduce.learn.norm_and_depth import experiments as norms
+from transduce.learn.norm_and_depth import pictures
+from transduce.learn.norm_and_depth.experiments import Deep, Kinds, Patience, Residuals, WarmUp
 from transduce.learn.tasks import EOS, copying
 from transduce.learn.training import Training
 from transduce.model.residual import AddAndNorm

@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from transduce.learn.experiments import positions as experiments
-from transduce.learn.experiments.positions import Ablation, LengthCurves
-from transduce.learn.pictures import positions as pictures
+from transduce.learn.positions import experiments, pictures
+from transduce.learn.positions.experiments import Ablation, LengthCurves
 from transduce.learn.tasks import reversal
 from transduce.learn.training import Training, small_transformer
 from transduce.model.positional import sinusoidal_table

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from transduce.data.batches import collate
-from transduce.learn.experiments import batches, clinic, recipe
-from transduce.learn.pictures import recipe as pictures
 from transduce.learn.tasks import PAD, reversal
 from transduce.learn.training import Training
+from transduce.learn.training_recipe import batches, clinic, pictures
+from transduce.learn.training_recipe import experiments as recipe
 
 BRIEF = recipe.Recipe(num_train=80, steps=4, measurements=2)
 

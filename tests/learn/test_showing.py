@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from transduce.learn import page, source_of
-from transduce.learn.pictures.canvas import canvas, name_ticks
+from transduce.learn.canvas import canvas, name_ticks
 from transduce.model import MultiHeadAttention
 
 

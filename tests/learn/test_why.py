@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 from transduce.evaluation.metrics import Score
-from transduce.learn.experiments import why, why_quality
-from transduce.learn.experiments.why import GRU, LOOKING, LSTM, TRANSFORMER
 from transduce.learn.measuring import interleaved, longest_chain, num_calls
-from transduce.learn.pictures import why as pictures
 from transduce.learn.pronouncing import Words
 from transduce.learn.recurrent import num_parameters
 from transduce.learn.tasks import EOS
 from transduce.learn.training import small_transformer
+from transduce.learn.why_it_matters import experiments as why
+from transduce.learn.why_it_matters import pictures
+from transduce.learn.why_it_matters import quality as why_quality
+from transduce.learn.why_it_matters.experiments import GRU, LOOKING, LSTM, TRANSFORMER
 
 WORDS = Words(
     train=[("cab", "K AE B"), ("ace", "EY S")], test=[("bee", "B IY")], phonemes=("AE", "B", "EY", "IY", "K", "S")

@@ -1,5 +1,8 @@
 """What the notebooks are made with: pictures, experiments, exercises and the claims ledger. For teachers, too.
 
+Each lesson has a folder under the name of its notebook: its experiments, exercises and pictures. What stands beside the
+folders serves several lessons.
+
 An exercise is a checker with hints, an answer that is right and answers that are wrong:
 
     from transduce.learn import Wrong, check, exercise, returned
@@ -16,7 +19,7 @@ A claim is a table of `claims.toml`: a sentence, the experiment that settles it,
     [copying-is-easy]
     sentence = "After 200 steps {measured:.0%} of new words are copied rightly."
     paper = ""
-    experiment = "my_experiments.copying"    # of transduce.learn.experiments, for `python -m transduce.learn`
+    experiment = "my_lesson.experiments.copying"    # within transduce.learn, for `python -m transduce.learn`
     value = "share_right"                    # an attribute of what it returns
     at_least = 0.9
     fast_at_least = 0.1

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from traceback import walk_tb
 from typing import Any
 
@@ -60,9 +60,10 @@ def exercise(
 
 def all_exercises() -> dict[str, Exercise]:
     """Those of all lessons, by name."""
-    for package in map(import_module, ("transduce.learn.build_it.checks", "transduce.learn.exercises")):
-        for module in iter_modules(package.__path__):
-            import_module(f"{package.__name__}.{module.name}")
+    package = import_module("transduce.learn")
+    for module in walk_packages(package.__path__, f"{package.__name__}."):
+        if not {"exercises", "checks"}.isdisjoint(module.name.split(".")):
+            import_module(module.name)
     return _EXERCISES
 
 

@@ -39,7 +39,7 @@ class Claim:
     name: str
     sentence: str  # with {measured} where its number belongs
     paper: str  # the section that says so, or "" for what is said elsewhere
-    experiment: str  # MODULE.FUNCTION of `transduce.learn.experiments`
+    experiment: str  # MODULE.FUNCTION within `transduce.learn`
     value: str  # the attribute of what the experiment returns
     at_least: float | None = None
     at_most: float | None = None
@@ -118,7 +118,7 @@ class Claim:
 def run_experiment(name: str, *, fast: bool) -> Any:
     """What the experiment MODULE.FUNCTION returns."""
     module, _, function = name.rpartition(".")
-    return getattr(import_module(f"transduce.learn.experiments.{module}"), function)(fast=fast)
+    return getattr(import_module(f"transduce.learn.{module}"), function)(fast=fast)
 
 
 class ClaimFailed(AssertionError):  # noqa: N818 - it reads as what happened

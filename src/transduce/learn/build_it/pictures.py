@@ -9,7 +9,7 @@ from torch import Tensor
 
 from transduce.learn.build_it import pieces
 from transduce.learn.build_it.example import PAIRS, SEES_ALL, TOKENS, X, feed_forward_example
-from transduce.learn.pictures.canvas import (
+from transduce.learn.canvas import (
     DECODER,
     ENCODER,
     FAINT,

@@ -1,0 +1,1 @@
+"""The lesson `masks`: who may look where, and what happens without."""

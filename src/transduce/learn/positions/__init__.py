@@ -1,0 +1,1 @@
+"""The lesson `positions`: what attention cannot know, and how sinusoids tell it."""

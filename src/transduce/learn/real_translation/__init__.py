@@ -1,0 +1,1 @@
+"""The lesson `real_translation`: a translator of captions, and what its scores say."""

@@ -1,0 +1,1 @@
+"""The lesson `training_recipe`: section 5 of the paper, one change at a time."""

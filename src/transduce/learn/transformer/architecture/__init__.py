@@ -1,0 +1,1 @@
+"""The lesson `transformer`, chapters 6 and 7: the whole network and its masks."""

@@ -1,0 +1,1 @@
+"""The lesson `transformer`, chapter 4: the position-wise feed-forward network."""
