@@ -29,6 +29,7 @@ from transduce.learn.notebooks import FOLDER
 
 FAST = os.environ.get("TRANSDUCE_FAST", "") not in ("", "0")  # experiments at the smallest size that shows the effect
 LONGER = 4  # times the steps of an experiment, where it is tried for longer
+OTHER_RATE = 0.3  # times its learning rates, where it is tried at others
 _RECORD = "TRANSDUCE_MEASURED"  # names a file that gets a line of JSON for every claim that is settled
 
 
@@ -53,7 +54,8 @@ class Claim:
     measured: float | None = None
     measured_on: str = ""  # date and machine
     # Of claims that compare trainings (see `retraining`):
-    seeds: int = 0  # starts of the whole experiment, which may average seeds of its own; 0: it compares none
+    seeds: int = 0  # of each training, whose mean it is; 0: it compares no trainings
+    starts: int = 1  # of the whole experiment, each from other seeds, where it is tried otherwise: three if it is close
     steps: int = 0
     rates: tuple[float, ...] = ()  # the highest and the lowest that were tried
     at_other_rate: float | None = None  # measured, at 0.3 times the rates
@@ -88,6 +90,18 @@ class Claim:
         if not self.shows_when_fast:
             low, high = (0.0 if low is not None else None), (0.0 if high is not None and high <= 0 else high)
         return (low is None or value >= low) and (high is None or value <= high)
+
+    @property
+    def otherwise(self) -> str:
+        """How long it trained, and what came at another rate and for longer; nothing if it compares no trainings."""
+        if self.longer is None or self.at_other_rate is None:
+            return ""
+        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed"
+        starts = f" (means of {self.starts} starts)" if self.starts > 1 else ""
+        return (
+            f"{self.steps:,} steps, {seeds}; {self.at_other_rate:.4g} at {OTHER_RATE:g} times the learning rate, "
+            f"{self.longer:.4g} after {LONGER * self.steps:,} steps at the better of the two{starts}"
+        )
 
     def bounds(self, *, fast: bool) -> tuple[float | None, float | None]:
         """Least and largest value that the claim allows; None where there is no bound."""
@@ -155,7 +169,7 @@ class Settled:
             f"first expected {claim.first_expected} ({claim.first_commit[:7]})" if claim.first_expected else "",
             f"{'guarded by' if claim.first_expected else 'expected'} {self.expected}",
             f"measured {self.measured:.4g}",
-            f"{claim.steps:,} steps, seeds: {claim.seeds}" if claim.seeds else "",
+            "" if self.fast else claim.otherwise,
             f"`python -m transduce.learn {claim.name}`",
         ]
         against = f" *Against: {claim.against}*" if claim.against else ""

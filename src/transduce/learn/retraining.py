@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -26,12 +26,13 @@ import torch
 
 from transduce.devices.cpu import speed_up_cpu
 from transduce.devices.machine import usable_cores
-from transduce.learn.ledger import LONGER, Ledger, in_words, rounded, run_experiment
+from transduce.errors import TransduceError
+from transduce.files.atomic import write_atomically
+from transduce.learn.ledger import LONGER, OTHER_RATE, Ledger, in_words, rounded, run_experiment
 from transduce.learn.varying import Variation, varied
 
-OTHER_RATE = 0.3
 GIVEN, OTHER, BETTER = "given", "other", "better"
-_SEEDS = (0, 100, 200)  # added to the seeds of an experiment
+_STARTS = (0, 100, 200)  # added to the seeds of an experiment
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Run:
         return tuple(Run(self.experiment, 1, rates, self.seed) for rates in (GIVEN, OTHER))
 
 
-def runs_of(experiment: str, num_seeds: int = 1) -> list[Run]:
+def runs_of(experiment: str, num_starts: int = 1) -> list[Run]:
     """All that are asked of an experiment."""
     kinds = ((1, GIVEN), (1, OTHER), (LONGER, BETTER))
-    return [Run(experiment, times, rates, seed) for seed in _SEEDS[:num_seeds] for times, rates in kinds]
+    return [Run(experiment, times, rates, seed) for seed in _STARTS[:num_starts] for times, rates in kinds]
 
 
 class Results:
@@ -64,9 +65,12 @@ class Results:
         self.path = path
         self.values: dict[Run, dict[str, float]] = {}  # what each run measured
         self.trainings: dict[Run, list[dict[str, float]]] = {}
-        for line in path.read_text().split("\n") if path.exists() else []:
-            if line:
-                self._add(json.loads(line))
+        text = path.read_text() if path.exists() else ""
+        whole, _, torn = text.rpartition("\n")
+        if torn:  # the last line, of a run that was killed while it was written
+            write_atomically(path, f"{whole}\n".encode() if whole else b"")
+        for line in whole.split("\n") if whole else []:
+            self._add(json.loads(line))
 
     def append(self, run: Run, trainings: list[dict[str, float]], values: dict[str, float]) -> None:
         """Writes what came of a run: the line that says that it is whole comes last."""
@@ -111,23 +115,33 @@ def _rows(variation: Variation) -> list[dict[str, float]]:
     ]
 
 
-def run_all(runs: Iterable[Run], ledger: Ledger, results: Results) -> None:
-    """Runs what is not in `results` yet, one process on each core, each as soon as what it needs is known."""
-    due = [run for run in runs if run not in results.values]
+def run_all(runs: Sequence[Run], ledger: Ledger, results: Results) -> None:
+    """Runs what is not in `results` yet, one process on each core, each as soon as what it needs is known.
+
+    Where an experiment fails, the others go on; its error is raised at the end.
+    """
+    values = {run: {c.value for c in ledger.claims.values() if c.experiment == run.experiment} for run in runs}
+    due = [run for run in values if not values[run] <= set(results.values.get(run, ()))]
+    failed: dict[Run, BaseException] = {}
     # A process for each run: what an experiment keeps in memory was trained in one way.
     pool = ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"), max_tasks_per_child=1)
     works: dict[Future[Any], Run] = {}
     with pool:
         while due or works:
-            ready = [run for run in due if all(needed in results.values for needed in run.needs)]
+            due = [run for run in due if not failed.keys() & {run, *run.needs}]
+            ready = [run for run in due if not {*run.needs} & {*due, *works.values()}]
             for run in ready[: usable_cores() - len(works)]:
                 due.remove(run)
-                values = {claim.value for claim in ledger.claims.values() if claim.experiment == run.experiment}
-                works[pool.submit(carry_out, run, results.factors(run), values)] = run
+                works[pool.submit(carry_out, run, results.factors(run), values[run])] = run
             for work in wait(works, return_when=FIRST_COMPLETED).done:
                 run = works.pop(work)
+                if error := work.exception():
+                    failed[run] = error
+                    continue
                 results.append(run, *work.result())
                 print(told(run, results), flush=True)
+    for run, error in failed.items():
+        raise TransduceError(f"{run}: {type(error).__name__}: {error}") from error
 
 
 def told(run: Run, results: Results) -> str:
@@ -138,10 +152,10 @@ def told(run: Run, results: Results) -> str:
 
 
 def ledger_fields(ledger: Ledger, results: Results) -> dict[str, dict[str, Any]]:
-    """Of each claim about trainings: its steps, its rates, and what was measured otherwise, the mean of the seeds."""
+    """Of each claim about trainings: its steps, its rates, and what was measured otherwise, the mean of the starts."""
     fields: dict[str, dict[str, Any]] = {}
     for claim in ledger.claims.values():
-        runs = runs_of(claim.experiment, claim.seeds)
+        runs = runs_of(claim.experiment, claim.starts)
         if claim.seeds and all(run in results.values for run in runs):
             given, other, better = ([run for run in runs if run.rates == kind] for kind in (GIVEN, OTHER, BETTER))
             rates = [row["rate"] for run in runs for row in results.trainings[run]]
@@ -197,14 +211,14 @@ def main() -> int:
     arguments = parser.parse_args()
     ledger = Ledger.load()
     results = Results(ledger.path.with_name("retrainings.jsonl"))
-    seeds: dict[str, int] = {}
+    starts: dict[str, int] = {}
     for claim in ledger.claims.values():
         if claim.seeds:
-            seeds[claim.experiment] = max(claim.seeds, seeds.get(claim.experiment, 0))
-    chosen = arguments.experiments or list(seeds)
-    if unknown := set(chosen) - set(seeds):
-        parser.error(f"{', '.join(sorted(unknown))}: no claim about trainings; there are {', '.join(seeds)}")
-    run_all((run for name in chosen for run in runs_of(name, seeds[name])), ledger, results)
+            starts[claim.experiment] = max(claim.starts, starts.get(claim.experiment, 0))
+    chosen = arguments.experiments or list(starts)
+    if unknown := set(chosen) - set(starts):
+        parser.error(f"{', '.join(sorted(unknown))}: no claim about trainings; there are {', '.join(starts)}")
+    run_all([run for name in chosen for run in runs_of(name, starts[name])], ledger, results)
     ledger.write(ledger_fields(ledger, results))
     wrong = mismatches(ledger)
     print("\n".join(wrong))
