@@ -103,7 +103,8 @@ picture("multi-head")
 
 
 # %% [markdown]
-# **Write it.** The linear maps are called `query`, `key`, `value` and `output`, each from `d_model` to `d_model`.
+# **Write it.** The linear maps are called `query`, `key`, `value` and `output`, each from `d_model` to `d_model`; `self.num_heads` keeps the
+# number of heads.
 
 
 # %% tags=["piece-3"]

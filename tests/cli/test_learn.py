@@ -26,3 +26,11 @@ def test_a_notebook_in_which_a_reader_wrote_is_not_overwritten_and_nothing_is_wr
     assert f"{tmp_path / 'build_it.ipynb'} is there already" in found.err
     assert [path.name for path in tmp_path.iterdir()] == ["build_it.ipynb"]
     assert (tmp_path / "build_it.ipynb").read_text() == "mine"
+
+
+def test_a_folder_of_a_notebooks_name_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "masks.ipynb").mkdir()
+    found = command("learn", tmp_path)
+    assert (found.status, found.err.count("\n")) == (73, 1)
+    assert f"{tmp_path / 'masks.ipynb'} is a folder: move it" in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.ipynb"]

@@ -295,6 +295,64 @@ def test_a_mistake_that_nobody_foresaw_is_told_by_how_far_off_it_is():
     assert "differs by up to 1 from torch's" in told
 
 
+class WithoutBias(pieces.MultiHead):
+    def __init__(self, d_model, num_heads):
+        super().__init__(d_model, num_heads)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+
+
+class OtherDropout(pieces.EncoderLayer):
+    """Its dropout has a name of its own, and it is pre-norm."""
+
+    def __init__(self, d_model, num_heads, d_ff, dropout):
+        super().__init__(d_model, num_heads, d_ff, dropout)
+        self.drop = self.dropout
+        del self.dropout
+
+    def forward(self, x, may_look):
+        y = self.norm_1(x)
+        x = x + self.drop(self.attention(y, y, may_look))
+        return x + self.drop(self.feed_forward(self.norm_2(x)))
+
+
+class WithABuffer(pieces.Transformer):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("positions", pieces.sinusoids(99, sizes[2]))
+
+    def encode(self, src):
+        return self.embed(src, self.src_embedding)
+
+
+class Raises(pieces.FeedForward):
+    def forward(self, x):
+        return self.down(self.upp(x))
+
+
+def batch_without_begin(pairs):
+    src, tgt_in, tgt_out = pieces.batch_of(pairs)
+    return src, tgt_in + 3, tgt_out
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "told"),
+    [
+        ("multi-head", WithoutBias, "`key` has no bias"),
+        ("encoder-layer", OtherDropout, "This is pre-norm"),
+        ("transformer", WithABuffer, "The source does not go through"),
+        ("feed-forward", Raises, "your code raises AttributeError: 'Raises' object has no attribute 'upp'"),
+        ("loss", (lambda pairs: [ids.float() for ids in batch_by_torch(pairs)], loss_by_torch), "`src` is of"),
+        (
+            "loss",
+            (lambda pairs: (batch := pieces.batch_of(pairs))[:1] + (batch[1] + 3, batch[2]), loss_by_torch),
+            "tgt_in does not begin with BEGIN",
+        ),
+    ],
+)
+def test_a_module_that_is_written_otherwise_is_still_told_its_mistake(name, answer, told):
+    assert told in check(f"build-{name}", answer).plain
+
+
 # --- the solutions ---------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 from transduce.errors import TransduceError
 from transduce.learn import ClaimFailed, Ledger
 from transduce.learn.__main__ import main
-from transduce.learn.retraining import Results, ledger_fields
+from transduce.learn.retraining import GIVEN, Results, Run, ledger_fields
 
 LEDGER = Path(__file__).parents[2] / "notebooks/claims.toml"
 TEXT = """# first line
@@ -205,6 +205,9 @@ def test_a_claim_about_trainings_holds_otherwise_too_or_says_what_came_then():
             "at_other_rate": claim.at_other_rate,
             "longer": claim.longer,
         }
+        low, high = claim.bounds(fast=False)
+        given = results.values[Run(claim.experiment, 1, GIVEN)][claim.value]
+        assert (low is None or given >= low) and (high is None or given <= high), claim.name
         for name in ("at_other_rate", "longer"):
             holds = claim.points_the_same_way(getattr(claim, name))
             assert holds or f"{{{name}" in claim.sentence, f"{claim.name}: {name} is not told"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from transduce.learn.ledger import Ledger
-from transduce.learn.retraining import BETTER, GIVEN, OTHER, OTHER_RATE, Results, Run, mismatches, runs_of
+from transduce.errors import TransduceError
+from transduce.learn.ledger import OTHER_RATE, Ledger
+from transduce.learn.retraining import BETTER, GIVEN, OTHER, Results, Run, mismatches, run_all, runs_of
 from transduce.learn.tasks import copying
 from transduce.learn.training import small_transformer, train
 from transduce.learn.varying import varied
@@ -64,6 +65,29 @@ def test_a_run_cut_off_while_it_was_written_counts_as_none(tmp_path: Path) -> No
     assert results.values == {}
     results.append(run, [{"loss": 3.0}, {"loss": 4.0}], {"gap": 2.0})
     assert Results(path).trainings[run] == [{"loss": 3.0}, {"loss": 4.0}]
+
+
+def test_a_line_torn_by_a_kill_is_dropped_and_the_file_goes_on(tmp_path: Path) -> None:
+    path, run = tmp_path / "rows.jsonl", Run("a.b", 1, GIVEN)
+    Results(path).append(run, [{"loss": 1.0}], {"gap": 1.0})
+    whole = path.read_text()
+    for torn in (whole[:20], whole[:-5], whole + '{"run": {"exp'):
+        path.write_text(torn)
+        Results(path).append(run, [{"loss": 2.0}], {"gap": 2.0})
+        assert Results(path).values == {run: {"gap": 2.0}}
+
+
+def test_one_failing_experiment_loses_no_other_and_a_new_value_is_measured(tmp_path: Path) -> None:
+    path, rows = tmp_path / "claims.toml", tmp_path / "rows.jsonl"
+    sound = CLAIM.replace("a.b", "transformer.attention.experiments.saturation").replace("gap", "unscaled_largest")
+    path.write_text(sound + CLAIM.replace("near", "broken").replace("a.b", "masks.experiments.nowhere"))
+    good, bad = (Run(claim.experiment, 1, GIVEN) for claim in Ledger.load(path).claims.values())
+    with pytest.raises(TransduceError, match="nowhere"):
+        run_all([bad, good], Ledger.load(path), Results(rows))
+    assert {run: set(values) for run, values in Results(rows).values.items()} == {good: {"unscaled_largest"}}
+    path.write_text(sound + sound.replace("near", "further").replace("unscaled_largest", "gradient_ratio"))
+    run_all([good], Ledger.load(path), Results(rows))
+    assert set(Results(rows).values[good]) == {"unscaled_largest", "gradient_ratio"}
 
 
 def test_what_was_expected_first_is_compared_with_the_history(tmp_path: Path) -> None:

@@ -6,12 +6,9 @@ from pathlib import Path
 from transduce.cli.console import print_json, report_of
 from transduce.errors import RunFolderError
 from transduce.files.atomic import write_atomically
+from transduce.files.shipped import shipped_folder
 from transduce.files.system_errors import explained_write_errors
 
-_PACKAGE = Path(__file__).parents[1]
-_NOTEBOOKS = _PACKAGE / "learn/notebooks"  # of an installed package, or of a checkout
-if not _NOTEBOOKS.is_dir():
-    _NOTEBOOKS = _PACKAGE.parents[1] / "notebooks"
 _COPIED = ("*.ipynb", "claims.toml", "retrainings.jsonl")
 
 
@@ -30,9 +27,11 @@ def learn_command(arguments: argparse.Namespace) -> int:
 def copy_notebooks(folder: Path) -> list[Path]:
     """Copies the notebooks and the ledger of their claims. Raises RunFolderError, with nothing written, if a file of
     one of these names is there already and says something else: it may have the reader's own work in it."""
-    sources = sorted(path for pattern in _COPIED for path in _NOTEBOOKS.glob(pattern))
+    sources = sorted(path for pattern in _COPIED for path in shipped_folder("notebooks").glob(pattern))
     for source in sources:
         target = folder / source.name
+        if target.is_dir():
+            raise RunFolderError(f"{target} is a folder: move it, or name another one to copy to.")
         if target.exists() and target.read_bytes() != source.read_bytes():
             raise RunFolderError(
                 f"{target} is there already and would be overwritten: move it, or name another folder."

@@ -27,14 +27,12 @@ from transduce.devices import machine
 from transduce.errors import TransduceError, nearest
 from transduce.evaluation.config import GROUPED_METRICS, scores_by_name
 from transduce.evaluation.evaluate import score
+from transduce.files.shipped import shipped_folder
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 from transduce.training.state import TrainerState
 
-_PACKAGE = Path(__file__).parents[1]
-_FOLDER = _PACKAGE / "recipes"  # of an installed package, or of a checkout
-if not _FOLDER.is_dir():
-    _FOLDER = _PACKAGE.parents[1] / "recipes"
+_FOLDER = shipped_folder("recipes")
 # Settings that change no weights: data are compared by hash; validation has its own beam size and, as it is greedy,
 # no use for length penalties.
 _WITHOUT_EFFECT = {

@@ -167,7 +167,10 @@ def solution(name: str) -> Shown:
 
 
 def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    """With a capital, unless it begins with a name of the code."""
+    first = words.split(" ", 1)[0].strip(",:")
+    is_name = not first.isalpha() or (len(first) == 1 and first != "a")
+    return words if is_name else words[:1].upper() + words[1:]
 
 
 def _place_of(check: Callable[[Any], None]) -> tuple[str, str]:
@@ -175,9 +178,11 @@ def _place_of(check: Callable[[Any], None]) -> tuple[str, str]:
 
 
 def _went_through(error: Exception, answer: Any) -> bool:
-    """Whether the reader's function was at work when `error` was raised."""
-    own = getattr(inspect.unwrap(answer) if callable(answer) else answer, "__code__", None)
-    return own is not None and any(frame.f_code is own for frame, _ in walk_tb(error.__traceback__))
+    """Whether the reader's function, class, or one of several was at work when `error` was raised."""
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    parts = [part for one in answers for part in (vars(one).values() if inspect.isclass(one) else (one,))]
+    own = {getattr(inspect.unwrap(part), "__code__", None) for part in parts if callable(part)}
+    return any(frame.f_code in own for frame, _ in walk_tb(error.__traceback__))
 
 
 def _stacked(found: Any) -> Tensor:

@@ -1,12 +1,9 @@
 """Where the notebooks lie, and how each of them begins."""
 
-from pathlib import Path
+from transduce.files.shipped import shipped_folder
 
 INSTALL_FROM = ""  # what pip is to install where the package is missing; empty as long as there is no public home
-_PACKAGE = Path(__file__).parent
-FOLDER = _PACKAGE / "notebooks"  # of an installed package, or of a checkout
-if not FOLDER.is_dir():
-    FOLDER = _PACKAGE.parents[2] / "notebooks"
+FOLDER = shipped_folder("notebooks")
 
 
 def first_cell() -> str:

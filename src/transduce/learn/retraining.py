@@ -146,7 +146,7 @@ def run_all(runs: Sequence[Run], ledger: Ledger, results: Results) -> None:
 
 def told(run: Run, results: Results) -> str:
     """What came of a run, in a line."""
-    seconds = sum(training["seconds"] for training in results.trainings[run])
+    seconds = sum(training["seconds"] for training in results.trainings.get(run, ()))
     values = ", ".join(f"{name} {value:.4g}" for name, value in results.values[run].items())
     return f"{run.experiment} x{run.times}, {run.rates} rates, seed +{run.seed}, {seconds:.0f} s: {values}"
 

@@ -118,10 +118,10 @@ def _check_heads(answer: Any) -> None:
         found,
         expected,
         {
-            "a `view` straight to (B, H, T, D / H) mixes tokens: head 0 gets whole tokens, the first ones.": lambda: (
+            "a `view` straight to (B, H, T, D / H) mixes tokens: head 1 gets whole tokens, the first ones.": lambda: (
                 x.view(2, 3, 5, 4)
             ),
-            "head 0 gets every third channel; it should get the first four.": lambda: x.unflatten(-1, (-1, 3)).permute(
+            "head 1 gets every third channel; it should get the first four.": lambda: x.unflatten(-1, (-1, 3)).permute(
                 0, 3, 1, 2
             ),
         },
