@@ -13,6 +13,7 @@ import torch
 from transduce.inference.config import DecodingConfig
 from transduce.learn.build_it import pieces
 from transduce.learn.build_it.example import X
+from transduce.model.attention import attention
 
 PAGES = sorted((Path(__file__).parents[2] / "docs/book/live").glob("*.html"))
 
@@ -67,6 +68,22 @@ def test_masked_weights_are_those_of_attention_and_of_a_row_that_looks_nowhere_n
     nowhere = calculated("masks", 'weightsOf(1, 2, {"padding": true, "causal": false, "rows": true, "self": false})')
     assert nowhere == [None, None, None]
     assert sum(calculated("masks", f"weightsOf(1, 0, {masks.replace('true', 'false')})")) == pytest.approx(1)
+
+
+def test_a_trained_heads_weights_are_those_of_attention_and_it_looks_at_the_word_it_writes():
+    trained = calculated("head", "TRAINED")
+    q, k = (torch.tensor(trained[name], dtype=torch.float64) for name in ("queries", "keys"))
+    may_look = torch.ones(1, 1, k.size(1), dtype=torch.bool)
+    may_look[..., [2, 4]] = False
+    for hidden, mask, scale in (("[]", torch.ones_like(may_look), 1.0), ("[2, 4]", may_look, 2.5)):
+        weights = attention(q * scale, k, k, mask)[1]
+        found = calculated(
+            "head",
+            f"TRAINED.queries.map((rows, head) => rows.map((_, i) => weightsOf(head, i, {hidden}, {scale})))",
+        )
+        assert torch.allclose(torch.tensor(found, dtype=torch.float64), weights, atol=1e-6)
+    looks_at = [trained["source"][i] for i in attention(q, k, k)[1][3].argmax(-1)]
+    assert sum(a == b for a, b in zip(looks_at, trained["written"], strict=True)) >= 7
 
 
 def all_outputs(length: int) -> dict[str, float]:
