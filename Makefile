@@ -30,9 +30,10 @@ notebooks-fast: $(READY)  ## execute all notebooks with their smallest experimen
 claims: $(READY)  ## claims about trainings at another rate and for four times the steps: hours; goes on where it stopped
 	$(BIN)/python -m transduce.learn.retraining
 
-book: $(READY)  ## the notebooks as a web book, in build/book; needs npm, for the formulas
+book: $(READY)  ## the notebooks as a web book, in build/book, looked at if there is a Chromium; needs npm, for the formulas
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
 	$(BIN)/python docs/book/build.py
+	$(BIN)/python docs/book/check.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

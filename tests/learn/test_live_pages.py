@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,23 @@ def test_a_beam_that_holds_all_finds_what_listing_all_finds(alpha, length):
 def test_greedy_search_misses_the_empty_output_and_a_beam_of_four_finds_it():
     assert calculated("beam", "beamSearch(8, 1, 0)[0]")["text"] == "a" * 8
     assert calculated("beam", "beamSearch(8, 4, 0)[0]")["text"] == ""
+
+
+def test_a_look_at_the_book_tells_what_is_wrong_with_a_page(tmp_path):
+    if not shutil.which("chromium"):
+        pytest.skip("needs chromium")
+    page = '<meta name="viewport" content="width=device-width"><body><article>{}</article></body>'
+    (tmp_path / "good.html").write_text(page.format("<h1>One</h1><p>Good.</p>"))
+    wrong = '<p>- a list</p><p>$x$</p><h2></h2><img src="x"><div style="width: 900px">wide</div>'
+    (tmp_path / "wrong.html").write_text(page.format(wrong))
+    shutil.copy(PAGES[0], tmp_path)
+    found = subprocess.run(
+        [sys.executable, PAGES[0].parents[1] / "check.py", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1
+    kinds = {line.partition(": ")[2].partition(":")[0] for line in found.stdout.strip().split("\n")}
+    assert {line.split(",")[0] for line in found.stdout.strip().split("\n")} == {"wrong.html"}
+    assert kinds == {
+        "wider than 420 pixels", "no alt text", "formula not rendered", "not a list, table or heading", "empty heading"
+    }  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 3
