@@ -28,7 +28,7 @@ LOOK = """<script>addEventListener("load", () => setTimeout(() => {
   tell("no alt text", all("article img, body > img", img => !img.alt.trim()).map(img => img.src.slice(0, 60)));
   tell("formula", all(".katex-error").map(begin));
   const prose = all(".jp-RenderedMarkdown p, article > p", p => !p.querySelector("code"));
-  const holds = (what, p) => what.test(p.textContent);
+  const holds = (what, p) => what.test(p.innerHTML);
   tell("formula not rendered", prose.filter(p => !p.querySelector(".katex") && holds(/\\$[^$]+\\$/, p)).map(begin));
   tell("not a list, table or heading", prose.filter(p => holds(/(^|\\n)\\s*([-*] |\\d+\\. |#+ |\\|)/, p)).map(begin));
   tell("empty heading", all("h1, h2, h3, h4", h => !h.textContent.trim()).map(h => h.id));
