@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transduce.data.batches import bucket_batches, pad_sources
+from transduce.data.seen import Seen
 from transduce.devices.cpu import workers
 from transduce.errors import TransduceError
 from transduce.inference.beam_search import beam_search
@@ -59,6 +60,7 @@ class Predictor:
         tokenizer: Tokenizer,
         decoding: DecodingConfig = DecodingConfig(),
         *,
+        seen: Seen | None = None,
         constraints: Constraints = Constraints(),
         int8: bool = False,
         report: Callable[[str], None] = lambda _line: None,
@@ -68,6 +70,7 @@ class Predictor:
         self.model = model.eval()
         self.int8 = int8
         self.tokenizer = tokenizer
+        self.seen = seen  # in training, where that was recorded
         self.decoding = decoding  # read-only; a call can be given another
         self.constraints = constraints  # on every output; a call can be given others for each text
         self.report = report

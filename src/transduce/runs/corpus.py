@@ -16,6 +16,7 @@ from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
 from transduce.data.large.prepared_file import Manifest
 from transduce.data.large.scan import text_bytes
 from transduce.data.pairs import Pairs, count_overlap, extend_pairs, read_pairs
+from transduce.data.seen import Seen
 from transduce.errors import ConfigMismatchError, MissingInputError, TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
@@ -50,6 +51,7 @@ class LearntFrom:
     tokenizer: Tokenizer
     pairs: TrainingPairs
     num_text_pairs: int
+    seen: Seen | None  # None: nobody looked
 
 
 def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None]) -> Corpus:
@@ -89,7 +91,8 @@ def learn_and_encode(
         if process.from_main(corpus.sha256) != corpus.sha256:
             raise _other_data("the training or validation pairs")
         learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
-        return LearntFrom(learnt, encode_reporting(learnt, train, config.data, report), len(train))
+        encoded = encode_reporting(learnt, train, config.data, report)
+        return LearntFrom(learnt, encoded, len(train), Seen.of(train.src, train.tgt, encoded.src_lens))
     large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
@@ -109,7 +112,7 @@ def learn_and_encode(
         report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
     _report_long(manifest.num_long, manifest.max_len, report)
     report(f"in {file.path}")
-    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs)
+    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, None)
 
 
 def _other_data(what: str) -> ConfigMismatchError:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from transduce.data.seen import Seen
 from transduce.devices.device import find_device
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
@@ -25,4 +26,5 @@ def load(
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    return Predictor(model, tokenizer, decoding or settings.decoding, int8=int8, report=report)
+    seen = Seen.from_dict(folder.facts["seen"]) if "seen" in folder.facts else None
+    return Predictor(model, tokenizer, decoding or settings.decoding, seen=seen, int8=int8, report=report)

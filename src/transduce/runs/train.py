@@ -100,6 +100,8 @@ def train(
         folder = saved
         if folder is None:
             facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
+            if learnt.seen:
+                facts["seen"] = learnt.seen.as_dict()
             if ancestor is not None:
                 ancestor.load_weights_into(model)
                 facts["initialised_from"] = str(ancestor.path)
