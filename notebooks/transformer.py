@@ -3,21 +3,27 @@
 #
 # In 2017, [*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani et al.) introduced the network behind most language
 # models of today. This notebook takes it apart and builds it up again: each part begins with a question, is shown in a picture, worked
-# through in small numbers, and written in a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, and you watch it train.
-# At the end you train one on a real task.
+# through in small numbers, and written in a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, which you train; at the
+# end you train one on a real task.
 #
-# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Each chapter asks for a prediction:
-# replace the `...` with your letter or number, say to yourself why, and run the cells below. You will see how close you were.
+# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Most chapters ask for a prediction:
+# replace the `...` with your letter or number, say to yourself why, and run the cells below. In the exercises, `check` says whether what
+# you wrote is right, and `hint` helps.
 #
-# **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces, for you to write,
-# with a checker that tells you what is wrong. Each chapter ends with the steps that belong to it.
+# **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces of code, for you to
+# write, with a checker. Each chapter ends with the steps that belong to it.
 #
-# **What you need.** Python, some PyTorch (tensors, `@`, gradients), and the idea of a neural network that is trained step by step, where
-# the **learning rate** says how large a step is. Neither a GPU nor a network connection.
+# **What you need.** Python, some PyTorch (tensors, `@`, gradients), derivatives and probabilities, and the idea of a neural network that is
+# trained step by step, where the **learning rate** says how large a step is. No GPU, no network connection.
 #
-# **About the numbers.** A box that begins with *Measured* holds a number from this very run. For each we wrote down, before running
-# anything, the range we expected; when we were wrong, the box says so. Statements about trained networks were also tried at a lower
-# learning rate and for four times as many steps; if that changed the result, you will read it.
+# **About the numbers.** A box that begins with *Measured* holds a number from this very run. Each claim stands in a file, the **ledger**,
+# with the range we expected before running anything. The small print gives the section of the paper, the range *expected*, what was
+# *measured*, and a command that measures it again. If the range was changed later, because we were wrong or it was too wide, you read what
+# was *first expected* (and in which version of this project), and *guarded by*: the range that is checked today. *Against* names who says
+# otherwise.
+#
+# Claims about trained networks were also tried at 0.3 times the learning rate, and for four times as many steps at the better of the two
+# rates; what that gave was recorded beforehand. *Seeds* counts fresh starts of the whole experiment.
 #
 # | chapter | question | go deeper |
 # |---|---|---|
@@ -54,14 +60,14 @@ ledger = Ledger.load()  # what was measured, and what we expected
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without it** you would write rules: for words, for endings, for the order of words, and for every exception. People did so for decades.
-# A network finds its own from pairs of examples.
+# **Without it** you would write rules: for words, endings, the order of words, and every exception. A network finds its own from pairs of
+# examples.
 #
 # This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the **encoder** reads
-# the **source**, all of it at once. On the right, the **decoder** writes the **target**, one piece at a time, looking at what the encoder
-# made of the source and at what it has written so far.
+# the **source** (*Inputs*), all of it at once. On the right, the **decoder** writes the **target**, one word or part of a word at a time,
+# looking at what the encoder made of the source and at what it has written so far (*Outputs so far*).
 #
-# We need a trained model to look at. Let's train a tiny one on a task you can check by eye: *write a sentence backward, word by word*.
+# Let's train a tiny model to look at, on a task you can check by eye: *write a sentence backward, word by word*.
 
 # %%
 reverser = lesson.sentence_reverser()
@@ -69,45 +75,49 @@ print(lesson.SENTENCE, "->", reverser.answer([lesson.SENTENCE])[0])
 
 # %% tags=["hide-input"]
 parameters = sum(p.numel() for p in reverser.model.parameters())
-print(f"{parameters:,} parameters, trained on {reverser.num_sentences:,} sentences")
+print(f"{parameters:,} parameters (numbers that are learned), trained on {reverser.num_sentences:,} sentences")
 print(
-    f"loss at the start {reverser.training.losses[0]:.2f} nats per token, at the end {reverser.training.losses[-1]:.3f}"
+    f"loss (how wrong it is; explained below): {reverser.training.losses[0]:.2f}, then {reverser.training.losses[-1]:.3f}"
 )
 print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}")
 
 # %% [markdown]
-# Text is cut into **tokens**: words, or parts of words called **subwords**, so that rare words can be spelled from pieces. Each token has a
+# Text is cut into **tokens**: words, or parts of words called **subwords**, so that rare words can be spelled from parts. Each token has a
 # number, its **id**. The id picks a row of a table, the **embedding**, and this row, a list of numbers, is what the network works on. Each
 # of its numbers is called a **channel**; there are $d_\text{model}$ of them. Embedding and everything else that is learned are the
 # **parameters**.
 #
-# Here is one sentence on its way in, and below it what comes out.
+# Here is one sentence on its way in. `▁` marks the beginning of a word, `</s>` the end of the sentence. (The indented lines are for
+# chapters 1 and 3.) The last lines are what comes out, first after the begin symbol `<s>` alone: the three most probable next tokens, each
+# with its probability and the number this was made from, its **logit**.
 
 # %% tags=["hide-input"]
 traced = lesson.trace(reverser.model, reverser.tokenizer, lesson.SENTENCE)
 print(lesson.traced_text(traced, reverser))
 
 # %% [markdown]
-# What comes out is a number for every token that might come next: its **logit**. The **softmax** turns logits into probabilities: it raises
-# $e$ to each logit and divides by the sum, so that all are positive and add up to 1. The most probable token is written, and the decoder is
-# asked again.
+# The network gives a logit for *every* token that might come next. The **softmax** turns logits into probabilities: it raises $e$ to each
+# logit and divides by the sum, so that all are positive and add up to 1. The most probable token is written, and the decoder is asked
+# again.
 #
 # How good is a model? Look at the probability $p$ it gave to the token that really came next, and take $-\ln p$. A probability of 1 costs
-# nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, because the
-# logarithm is the natural one, is the **nat**. A handy anchor: a model that guesses evenly among $n$ tokens has a loss of $\ln n$.
+# nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, from the
+# natural logarithm, is the **nat**. A handy anchor: a model that guesses evenly among $n$ tokens has a loss of $\ln n$.
 #
 # Sentences are processed several at a time, as a **batch**. Here is Figure 1 again with the shape of what leaves each box while a batch of
-# three sentences runs through: (sentences, tokens, channels).
+# three sentences runs through: (sentences, tokens, channels). After the box *Linear* there is a logit for each possible token in place of
+# the channels. (Q, K and V are for chapter 1.)
 
 # %% tags=["hide-input"]
 lesson.live_figure_one(reverser)
 
 # %% [markdown]
-# Notice two things now. Between the embeddings and the last box, *no box changes the shape*. That is why boxes can be stacked in
-# **layers**, the two framed groups, each repeated several times. And *tokens meet only in the orange boxes*. Every other box handles each
-# token separately.
+# Notice two things now. Between the embeddings and the box *Linear*, *no box changes the shape*. That is why boxes can be stacked in
+# **layers**, the two framed groups, each repeated $N$ times. And *tokens meet only in the orange boxes*. Every other box handles each token
+# separately.
 #
-# Here you can step through all of it: arrow buttons move from token to token, and a click enlarges a picture.
+# Step through all of it here: arrow buttons move from token to token, and a click enlarges a picture. (Chapters 1 and 2 explain what you
+# see.)
 
 # %% tags=["hide-input"]
 lesson.page_of(reverser, "the old dog finds a fox")
@@ -137,8 +147,8 @@ lesson.soft_look_up()
 # %% [markdown]
 # A dictionary is all or nothing: one key matches, the others do not. That is bad for learning: when the wrong value comes back, no small
 # change would make it a little less wrong. An exact match has no gradient. So we make the dictionary soft. *Every* key matches to some
-# degree, and what comes back is a mixture of all the values, each in proportion to how well its key matched. This is **attention**. Now a
-# small change to a query changes the mixture a little, and the network can *learn* what to ask for.
+# degree, and what comes back is a mixture of all the values, each in proportion to how well its key matched. This is **attention**, and all
+# three boxes lit in the map do it. Now a small change to a query changes the mixture a little, and the network can *learn* what to ask for.
 #
 # ### The example that stays with us
 #
@@ -146,7 +156,8 @@ lesson.soft_look_up()
 # as "how much of a noun am I?" and the fourth as "how much of a verb?", though a real network would choose meanings of its own.
 
 # %%
-X, TOKENS, sees_all = lesson.X, lesson.TOKENS, lesson.SEES_ALL  # X has the shape (1 sentence, 3 tokens, 4 channels)
+# X has the shape (1 sentence, 3 tokens, 4 channels); sees_all is explained with the formula below
+X, TOKENS, sees_all = lesson.X, lesson.TOKENS, lesson.SEES_ALL
 print(lesson.rows(X[0]))
 
 # %% [markdown]
@@ -159,9 +170,11 @@ print(lesson.rows(X[0]))
 # **Scale.** Divide by 2, the square root of the number of channels. (We will see why.) This gives the **scores**: 0.5, 2, 3.
 #
 # **Share out.** The softmax turns the scores into **weights**: $e^{0.5}, e^2, e^3$ are about 1.65, 7.39 and 20.09; divided by their sum,
-# 0.06, 0.25, 0.69. Each token has exactly one whole weight to give away.
+# 0.06, 0.25, 0.69. They add up to 1: each query has exactly one whole weight to give away. (Elsewhere, "weights" often means the parameters
+# of a network. Here it never does.)
 #
-# **Mix.** The output is 0.06 of *the* plus 0.25 of *cat* plus 0.69 of *sleeps*: (0.75, 1.20, 0.06, 1.63).
+# **Mix.** The output is 0.06 of *the* plus 0.25 of *cat* plus 0.69 of *sleeps*: (0.75, 1.20, 0.06, 1.63). (In the picture below, Q, K and V
+# hold all queries, keys and values; $d_k$ is their number of channels.)
 #
 # **Predict.** Before you look: to which token does *cat*, (0, 2, 0, 1), give the largest weight? "A": *the*. "B": itself. "C": *sleeps*.
 
@@ -184,8 +197,8 @@ lesson.predicted(
 # ### Asking for something you are not
 #
 # So far a token mostly finds tokens that resemble it, above all itself. But a verb looks for its *subject*, which does not resemble it. So
-# queries, keys and values are not the tokens themselves. They are *made from* the tokens by three matrices, and these are learned: $W^Q$
-# makes what a token asks, $W^K$ what it can be found by, $W^V$ what it hands over.
+# queries, keys and values are not the tokens themselves. They are *made from* the tokens: multiplied by three matrices, whose numbers are
+# learned. $W^Q$ makes what a token asks, $W^K$ what it can be found by, $W^V$ what it hands over.
 #
 # Let $W^Q$ turn "I am a verb" (channel 4) into "I am looking for a noun" (channel 2), and leave keys and values as they are:
 
@@ -224,7 +237,8 @@ lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
 # looks at itself.
 #
 # Here it is in code. Besides queries, keys and values it takes a **mask**, `may_look`: True where a query may look at a key. A hidden key
-# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone.
+# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone: our `sees_all`
+# is a mask of nothing but True.
 
 
 # %% tags=["from-piece-1"]
@@ -260,7 +274,7 @@ saturated = lesson.saturation()
 lesson.saturation_curves(saturated)
 
 # %% tags=["hide-input"]
-reason = "The scores spread by 16 either way, so the best is several ahead of the second; a lead of 3 is a factor of e³ = 20."
+reason = "The scores have a standard deviation of 16, so the best leads by several; a lead of 3 is a factor of e³ = 20."
 lesson.predicted(my_largest, "C", reason)
 
 # %% tags=["hide-input"]
@@ -268,7 +282,7 @@ ledger.settle("root-unscaled-softmax-saturates", saturated)
 
 # %% [markdown]
 # The soft dictionary has turned hard again, before anything has been learned. Once one weight is close to 1, nudging a score barely moves
-# the weights, so almost no gradient flows back:
+# the weights (the middle of the figure), so almost no gradient flows back:
 
 # %% tags=["hide-input"]
 ledger.settle("root-saturated-softmax-hands-back-little", saturated)
@@ -284,9 +298,9 @@ lesson.root_curves(root)
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# It does not pass with time: the longer both train, the further ahead is the one that divides.
+# The gap does not close with time: the longer both train, the further ahead is the network that divides.
 #
-# **Exercises.** `hint("attention-two-keys")` gives you one hint after another.
+# **Exercises.**
 
 # %%
 # 1. By hand: the scores, already divided, are ln 1 and ln 3; the values are (4, 4) and (8, 4). What comes out?
@@ -296,7 +310,7 @@ check("attention-two-keys", my_output)
 
 # %%
 def my_attention(q, k, v, mask=None):
-    """2. Without looking up: equation 1 for q, k and v of shape (batch, heads, len, d_k); several at once change nothing.
+    """2. Without looking up: equation 1 for q, k and v of shape (..., len, d_k), whatever axes stand in front.
     The mask, if there is one, is (len, len), True where a query may look at a key."""
     ...
 
@@ -313,8 +327,8 @@ check("attention-shift", my_changes)
 
 # %%
 def my_derivative(weights, values):
-    """4. Harder, and not needed later. For one query: d output / d scores, one row for each key, from its weights (keys)
-    and values (keys, channels)."""
+    """4. Harder, and not needed later. For one query: the derivative of its output by its scores, one row for each key,
+    from its weights, of shape (keys,), and the values, of shape (keys, channels)."""
     ...
 
 
@@ -325,7 +339,7 @@ hint("attention-two-keys")
 
 # %% [markdown]
 # **What people get wrong.** *"Softmax over which axis?"* Over the keys: each *query* has one whole weight to share out. *"The weights
-# explain the answer."* They say where a token looked, not what was made of it ([looking inside](looking_inside.ipynb)).
+# explain the output."* They say where a token looked, not what was made of it ([looking inside](looking_inside.ipynb)).
 #
 # **Now write it:** step 1 of [build_it](build_it.ipynb).
 #
@@ -338,8 +352,8 @@ lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
 # **Without it.** To be translated, *sleeps* needs its subject (is it one cat or several?) *and* perhaps the word before it. With one row of
-# weights it can give half its weight to each, and gets back the average of the two values. An average blurs: from (a + b)/2 alone you
-# cannot say what a was.
+# weights it can give half its weight to each, and gets back the average of the two values. An average blurs: if all you know is that two
+# numbers average 5, you cannot say what either was.
 #
 # So look several times at once. Cut the channels of queries, keys and values into equal slices, and let each slice do an attention of its
 # own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have the old width again. This is
@@ -372,8 +386,8 @@ lesson.picture("multi-head")
 # | $d_k$ | | $d_\text{model} / H$: the heads share the channels |
 # | $W^O$ | $d_\text{model} \times d_\text{model}$ | mixes what the heads found |
 #
-# Two functions to cut and to join, then the module. In the comments, B counts sentences, T tokens, D channels and H heads. `memory` is
-# where keys and values come from: in self-attention, `x` itself.
+# Two functions to cut and to join, then the module. In the comments, B counts sentences, T tokens, H heads, and D channels: it is
+# $d_\text{model}$. `memory` is where keys and values come from: in self-attention, `x` itself.
 
 
 # %% tags=["from-piece-2"]
@@ -393,7 +407,7 @@ theirs.load_state_dict({
 x, everyone = torch.randn(2, 7, 24), torch.ones(7, 7, dtype=torch.bool)
 assert torch.equal(join_heads(split_heads(x, 4)), x)
 assert torch.allclose(module(x, x, everyone), theirs(x, x, x, need_weights=False)[0], atol=1e-5)
-print("MultiHead = torch.nn.MultiheadAttention with the same weights")
+print("MultiHead = torch.nn.MultiheadAttention with the same parameters")
 
 # %%
 two_heads = lesson.plain_heads(MultiHead)  # its four matrices change nothing, so this is the picture above
@@ -401,7 +415,8 @@ print(lesson.rows(two_heads(X, X, sees_all)[0].detach()))
 
 # %% [markdown]
 # **Experiment.** A task that needs two look-ups: in a row of random symbols, name *the previous one and the very first one* at every place.
-# One network has a single head of 64 channels, another has four heads of 16: the same number of parameters.
+# One network has a single head of 64 channels, another has four heads of 16: the same number of parameters. (Two more, marked *FFN* in the
+# figure, come up below.)
 #
 # **Predict.** After a short training the four heads are right everywhere. The single head... "A": is as good, since it has as many
 # parameters. "B": gets one of the two symbols, and rarely both, because one row of weights has to serve two questions. "C": gets neither.
@@ -432,10 +447,10 @@ lesson.look_up_maps(found, "4 heads", "symbol ")
 lesson.look_up_maps(found, "1 head", "symbol ")
 
 # %% [markdown]
-# The single head has one row for both questions, and in this run it settled for one of them.
+# The single head has one row of weights for both questions, and in this run it settled for one of them.
 #
 # Is that a law? No. With more steps the single head catches up a good deal, as the box says. And with the network of chapter 4 behind it
-# (*FFN* in the figure), which can take an uneven mixture of two values apart, one head learns *both* symbols, given time:
+# (that is the *FFN* of the figure), which can take an uneven mixture of two values apart, one head learns *both* symbols, given time:
 
 # %% tags=["hide-input"]
 ledger.settle("one-head-and-a-network-learn-both", found)
@@ -444,7 +459,7 @@ ledger.settle("one-head-and-a-network-learn-both", found)
 # So several heads do not make the impossible possible. They make it easy: four heads learned both look-ups soon, and at either learning
 # rate.
 #
-# Here are all heads of the model of chapter 0 where the decoder looks at the source.
+# Here are all heads of the model of chapter 0 where the decoder looks at the source (rows: tokens written; columns: tokens of the source).
 
 # %% tags=["hide-input"]
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
@@ -465,7 +480,7 @@ check("heads-split", my_split)
 
 # %%
 def my_count(d_model, num_heads):
-    """2. Parameters of multi-head attention, with the added constants of its four linear maps."""
+    """2. Parameters of multi-head attention: each of its four nn.Linear has a matrix, and a constant for each channel."""
     ...
 
 
@@ -474,7 +489,7 @@ check("heads-parameters", my_count)
 # %% [markdown]
 # **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: as many parameters, as many multiplications.
 # *"Split with `view`."* (B, T, D) must become (B, T, H, D / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up
-# tokens, without any error ([patients with that illness](break_it.ipynb)).
+# tokens, without any error ([break it](break_it.ipynb) has a network with that bug).
 #
 # **Now write it:** steps 2 and 3 of [build_it](build_it.ipynb).
 #
@@ -507,11 +522,10 @@ lesson.predicted(my_order, "A", "Every token gets the same vector as before; onl
 #
 # ### Why not simply 0, 1, 2, ...?
 #
-# But the channels of an embedding are numbers of about 1, and the two hundredth token would get 199: it would shout down the word itself.
-# Then divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the right" means 0.1 in a sentence of
-# eleven tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be a different rule for each length.
-# Or give each position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever
-# learned.
+# The channels of an embedding are numbers of about 1, but the two hundredth token would get 199: it would shout down the word itself. Then
+# divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the right" means 0.1 in a sentence of eleven
+# tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be a different rule for each length. Or
+# give each position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever learned.
 #
 # We want a code that stays small, differs for every position, and in which one step to the right is the same kind of change everywhere.
 
@@ -525,23 +539,23 @@ lesson.position_schemes()
 # little to show seconds. Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
 #
 # So give each position a set of clocks. The first hand turns by one radian (57 degrees) from each position to the next; each following one
-# turns more slowly. A hand that points at an angle is written as two numbers, the sine and the cosine of its angle. (One of them would not
-# do: sines of 30 and 150 degrees are equal.) Each clock therefore takes up a pair of channels.
+# turns more slowly. A hand is written as two numbers, the sine and the cosine of its angle: how far its tip lies to the right, and how far
+# up. (One of them would not do: sines of 30 and 150 degrees are equal.) Each clock therefore takes up a pair of channels.
 
 # %% tags=["hide-input"]
 lesson.clock_hands()
 
 # %% [markdown]
 # Compare positions 0 and 1 with positions 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. *One
-# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three; here, arrows lead from
-# position 0 to 3, and from 5 to 8:
+# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three. In these three dials, arrows
+# lead from position 0 to 3, and from 5 to 8:
 
 # %% tags=["hide-input"]
 lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 
 # %% [markdown]
-# A turn by a fixed angle is a linear map. So "three tokens to the left of me" is something that a matrix such as $W^Q$ can express once and
-# for all places. This was the authors' reason to choose this code (section 3.5).
+# A turn by a fixed angle is a linear map: a multiplication by a matrix. So "three tokens to the left of me" is something that a matrix such
+# as $W^Q$ can express once and for all places. This was the authors' reason to choose this code (section 3.5).
 #
 # ### The formula
 #
@@ -553,7 +567,7 @@ lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 # |---|---|
 # | $pos$ | position in the sequence, counted from 0 |
 # | $c$ | number of the clock, from 0 to $d_\text{model}/2 - 1$ (the paper writes $i$) |
-# | $10000^{2c/d_\text{model}}$ | by how much clock $c$ is slower than the first one |
+# | $10000^{2c/d_\text{model}}$ | by how much clock $c$ is slower than the first one (in the code: `wavelengths`) |
 #
 # Our example has four channels, so two clocks. The first turns by 1 radian a step, the second by 1/100.
 
@@ -598,17 +612,26 @@ lesson.table_and_similarity(sinusoids(60, 32))
 
 # %% [markdown]
 # On the left, each row is a position and each pair of columns a clock, fast ones first. On the right, every row is multiplied with every
-# other: a dark diagonal, and the same pattern along every parallel to it.
+# other, and the product divided by half the number of channels, so that a row with itself gives 1: a dark diagonal, and the same pattern
+# along every parallel to it.
 #
 # ### And why is the embedding multiplied by $\sqrt{d_\text{model}}$?
 #
-# Section 3.4 does so before the positions are added, and many people ask why. In the paper, one matrix does two jobs: it is the embedding,
-# and it makes the logits at the other end. For logits of a sensible size its rows must be short, about 1. A row of sinusoids has length
-# $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor on the way in settles the conflict. Without it:
+# Section 3.4 does so before the positions are added. In the paper, one matrix does two jobs: it is the embedding, and it makes the logits
+# at the other end, where the logit of a token is the dot product of its row with what leaves the last layer. For logits of a sensible size
+# its rows must be short, about 1. A row of sinusoids has length $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The
+# factor on the way in settles the conflict.
+#
+# What if it is left out? Small networks learn to write symbols backward and to put them in order:
 
 # %% tags=["hide-input"]
 scale = lesson.embedding_scale()
-print(f"length of a position's row: {scale.length_of_positions:.1f}")
+print(
+    "reversal: to write symbols backward; sorting: to put them in order\n"
+    "the paper: with the factor; large: embeddings start as long as the factor would make them\n"
+    "untied: two matrices, one for each of the two jobs\n\n"
+    f"length of a position's row: {scale.length_of_positions:.1f}"
+)
 for name, length in scale.length_of_embeddings.items():
     ends = f"loss at the start {scale.starts[name]:5.2f}, at the end {scale.ends[name]:.2f}"
     print(f"length of an embedding, {name:24} {length:5.1f}; {ends}")
@@ -621,8 +644,9 @@ ledger.settle("embedding-factor-speeds-learning", scale)
 ledger.settle("embedding-factor-on-sorting", scale)
 
 # %% [markdown]
-# So it saves time, no more: given more steps, the network without the factor arrives as well. Could you draw larger embeddings instead and
-# leave the factor out? With two separate matrices, yes. With one shared matrix, the logits are then far too large to begin with:
+# So it saves time, no more: given more steps, the network without the factor arrives as well. Could you start with larger embeddings
+# instead and leave the factor out? With two separate matrices, yes. With one shared matrix, the logits are then far too large to begin
+# with:
 
 # %% tags=["hide-input"]
 ledger.settle("embedding-one-matrix-two-jobs", scale)
@@ -647,9 +671,10 @@ check("embedding-length", my_length)
 lesson.figure_one_map("feed-forward")
 
 # %% [markdown]
-# **Without it.** With its weights fixed, attention only mixes: what comes out is an average of values. An average cannot say "noun *and*
-# animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network** makes such decisions, for each
-# token by itself: it widens the vector, asks many small yes-or-no questions at once, and narrows the answers back to the old width.
+# **Without it.** Once its weights are settled, attention only mixes: what comes out is an average of values. An average cannot say "noun
+# *and* animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network**, FFN for short, makes
+# such decisions, for each token by itself: it widens the vector (*up* in the picture), asks many small yes-or-no questions at once, and
+# narrows the answers back to the old width (*down*).
 
 # %% tags=["hide-input"]
 lesson.picture("feed-forward")
@@ -669,7 +694,8 @@ lesson.picture("feed-forward")
 # | $d_\text{ff}$ | | the width in between, in the paper four times $d_\text{model}$ |
 #
 # The added constants $b_1$ and $b_2$ are called **biases**. **Position-wise** means that the same network runs at each position and no
-# token sees another: equal rows in, equal rows out.
+# token sees another: equal rows in, equal rows out. (A linear map that slides along a sequence and sees as many neighbors at a time as it
+# is wide is a **convolution**; the paper also describes this network as two of them, of width 1.)
 
 
 # %% tags=["from-piece-6"]
@@ -689,9 +715,9 @@ assert torch.allclose(network(x[:, order]), network(x)[:, order], atol=1e-6) and
 print("shuffled tokens in, shuffled tokens out; and the same as two convolutions of width 1, as the paper says")
 
 # %% [markdown]
-# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? Give both something to compute. At each place,
-# add two neighboring numbers modulo 11. One network is a whole layer, attention and feed-forward; another, with as many parameters, is
-# three layers of attention alone.
+# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? At each place, add two neighboring numbers modulo
+# 11 (the remainder after division by 11). One network is a whole layer, attention and feed-forward; another, with as many parameters, is
+# three layers of attention alone. (The figure shows one such layer, too.)
 #
 # **Predict.** Attention alone... "A": never learns it, since it can only mix. "B": learns it, more slowly. "C": learns it just as fast.
 
@@ -727,8 +753,8 @@ lesson.attention_alone_curves((f"a random table of {table.num_entries:,} entries
 ledger.settle("ffn-learns-tables-sooner", table)
 
 # %% [markdown]
-# Here, too, the lead is one in time: attention alone learns the table as well, later. Rules or tables, the feed-forward network gets there
-# sooner with the same number of parameters, and that is reason enough to have it.
+# Here, too, the lead is one in time. Rules or tables, the feed-forward network gets there sooner with as many parameters: reason enough to
+# have it.
 #
 # **Exercises.**
 
@@ -752,44 +778,45 @@ check("ffn-convolutions", my_convolutions)
 
 # %%
 def my_share(d_model, d_ff):
-    """3. Share of an encoder layer's weight matrices that is in the feed-forward network (no biases)."""
+    """3. Of all numbers in the matrices of an encoder layer (no biases): the share in the feed-forward network."""
     ...
 
 
 check("ffn-share", my_share)
 
 # %% [markdown]
-# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's weights are. *"It
+# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's parameters are. *"It
 # mixes positions."* It never sees two of them at once.
 #
 # **Now write it:** step 6 of [build_it](build_it.ipynb).
 #
 # # 5 · Residual connections and layer normalization
 #
-# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: Add & Norm. What does the addition
-# do, what does the norm do, and does their order matter?
+# **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: Add & Norm. What does each half do,
+# and does their order matter?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("add & norm")
 
 # %% [markdown]
-# **Without them.** Stack 24 untrained layers and send eight different tokens through, once with both, once with each alone, once with
-# neither:
+# **Without them.** Send eight different tokens through a stack of 24 untrained layers with both, with one of them, with neither. On the
+# left, how large the numbers are: their **root mean square**, the root of the mean of their squares. On the right, how alike the tokens
+# are: the cosine of the angle between two of them, 1 if they point the same way and 0 at right angles.
 
 # %% tags=["hide-input"]
 lesson.through_layers()
 
 # %% [markdown]
-# Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike;
-# what made the tokens different is almost gone before training has begun. Without the norm (gray, orange), the numbers shrink to almost
-# nothing, or grow with every layer. With both, tokens keep what is their own and numbers keep their size.
+# Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike.
+# Without the norm (gray, orange), the numbers shrink to almost nothing, or grow with every layer. With both, tokens keep what is their own
+# and numbers keep their size.
 #
 # **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
 # it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example
 # *the* = (1, 0, 1, 0) gets the mixture (0.81, 0.68, 0.51, 0.80) from attention, and goes on as (1.81, 0.68, 1.51, 0.80).
 #
 # **Norm.** **Layer normalization** takes the channels of *one* token, subtracts their mean, and divides by their standard deviation. The
-# token (1, 0, 1, 0) has the mean ½; its distances from it are all ½; out comes (1, −1, 1, −1).
+# token (1, 0, 1, 0) has the mean ½; all its channels are ½ away from it; out comes (1, −1, 1, −1).
 
 # %% tags=["hide-input"]
 lesson.picture("layer-norm")
@@ -803,12 +830,11 @@ my_first = ...
 
 # %% [markdown]
 # $$\mathrm{LayerNorm}(x) = g \cdot \frac{x - \mu}{\sqrt{\sigma^2 + 10^{-5}}} + b, \qquad
-#   \mu = \text{mean of the channels}, \qquad \sigma^2 = \text{mean of } (x - \mu)^2$$
+#   \mu = \text{mean of the channels}, \qquad \sigma^2 = \text{their variance, the mean of } (x - \mu)^2$$
 #
 # | symbol | what it is |
 # |---|---|
 # | $x$ | the vector of one token |
-# | $\mu$, $\sigma^2$ | mean and variance of its channels |
 # | $10^{-5}$ | *inside* the root: a token whose channels are all equal gives 0, not 0/0 |
 # | $g$, $b$ | gain and bias: a learned number for each channel, 1 and 0 at the start, so that the network may choose another scale |
 
@@ -837,18 +863,17 @@ lesson.predicted(
 )
 
 # %% [markdown]
-# That last number is a trap: `x.std()` divides by $d_\text{model} - 1$. A network with that norm trains without complaint, and gives wrong
-# answers with anybody else's weights.
+# That last number is a trap: `x.std()` divides by $d_\text{model} - 1$. A network with that norm trains without complaint, and is wrong
+# with anybody else's parameters.
 #
-# **In which order?** The paper computes $\mathrm{LayerNorm}(x + f(x))$ around each sub-layer $f$: **post-norm**. Most later networks use $x +
-# f(\mathrm{LayerNorm}(x))$: **pre-norm**. What difference does it make? In post-norm, the sum passes every norm, and so does every gradient
-# on its way back. In pre-norm nothing touches the sum:
+# **In which order?** The paper computes $\mathrm{LayerNorm}(x + f(x))$ around each sub-layer $f$: **post-norm**. Most later networks
+# compute $x + f(\mathrm{LayerNorm}(x))$: **pre-norm**. In post-norm, the sum passes through every norm, and so does every gradient on its
+# way back. In pre-norm nothing touches the sum:
 #
 # $$x_\text{end} = x_0 + f_1(\dots) + f_2(\dots) + \dots$$
 #
-# What leaves the last layer is what came in, plus what every sub-layer had to say. This sum is called the **residual stream**, and along it
-# a gradient travels from the end to the beginning undiminished, however deep the stack. We collect what the sub-layers of a pre-norm
-# encoder write, and add up:
+# This sum, of what came in ($x_0$) and what each sub-layer adds, is the **residual stream**. Along it a gradient travels from the end to
+# the beginning undiminished, however deep the stack. Let's add up what the sub-layers of a pre-norm encoder write:
 
 # %% tags=["hide-input"]
 found = lesson.stream()
@@ -858,12 +883,11 @@ ledger.settle("the-residual-stream-is-a-sum", found)
 lesson.stream_bars(found)
 
 # %% [markdown]
-# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows like the square root of the number of terms, since
-# unrelated vectors are nearly at right angles. One last norm closes such a stack. Which order trains better is a question for [norm and
-# depth](norm_and_depth.ipynb).
+# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows, so one last norm closes such a stack. ([norm and
+# depth](norm_and_depth.ipynb) finds out which order trains better.)
 #
-# In training, one more thing happens to a sub-layer's output before it is added: **dropout** sets a random tenth of its numbers to 0 and
-# scales up the rest, so that the network does not come to rely on any single one. In use it is off.
+# In training, **dropout** sets a random tenth of a sub-layer's output to 0 before it is added, and scales up the rest, so that the network
+# does not come to rely on any single number. In use it is off.
 #
 # **Exercises.**
 
@@ -895,9 +919,8 @@ check("norms-growth", my_size)
 hint("norms-growth")
 
 # %% [markdown]
-# **What people get wrong.** *"It normalizes over the sentence."* It takes one token at a time: change any other token, and this one's norm
-# stays the same. *"Pre-norm is post-norm with the line moved."* It also needs the norm at the end. *"A normalized vector has length 1."*
-# Its root mean square is 1; its length is $\sqrt{d_\text{model}}$.
+# **What people get wrong.** *"It normalizes over the sentence."* It takes one token at a time: other tokens do not matter. *"Pre-norm is
+# post-norm with the line moved."* It also needs the norm at the end.
 #
 # **Now write it:** step 5 of [build_it](build_it.ipynb).
 #
@@ -919,11 +942,10 @@ lesson.figure_one_map(
 
 # %% [markdown]
 # **Without two halves.** An encoder alone gives one output for each source token; but a translation has a length and an order of its own,
-# and each word depends on those already written. A decoder alone knows nothing of the source: it would write perfectly good sentences about
-# something else.
+# and each word depends on those already written. A decoder alone knows nothing of the source.
 #
 # So the encoder reads the source once and leaves one vector for each token, together called the **memory**. Every layer of the decoder may
-# ask it. Queries come from the target, keys and values from the memory: this is **cross-attention**, in which a word about to be written
+# ask it: queries come from the target, keys and values from the memory. This is **cross-attention**, in which a word about to be written
 # finds the words it is made from.
 #
 # | attention | who asks (queries) | who is asked (keys, values) |
@@ -953,26 +975,23 @@ from transduce.learn.build_it.pieces import DecoderLayer
 
 # %% [markdown]
 # The whole network is $N$ of each, with embeddings and positions in front. At the end the vector of each position is multiplied with every
-# row of the target's embedding: those products are the logits. (`padding_mask` and `causal_mask` say who may look at whom; they are the
-# next chapter.)
+# row of the target's embedding: those products are the logits. In the code, `src` are the ids of the source, `tgt_in` those of the target
+# so far; `padding_mask` and `causal_mask` say who may look at whom (chapter 7).
 
 
 # %% tags=["from-piece-10"]
 from transduce.learn.build_it.pieces import Transformer
 
 # %% [markdown]
-# **Is it right?** Code that agrees with itself proves little. So the network this package ships was compared with `torch.nn.Transformer`,
-# which other people wrote. All weights were moved away from where they start, since gains of 1 and biases of 0 would hide mistakes.
+# **Is it right?** Chapter 7 compares this network with the one that our package ships. That one was compared with `torch.nn.Transformer`,
+# which other people wrote:
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-equals-torch", lesson.beside_torch())
 
 # %% [markdown]
-# (Torch adds one more norm after each stack, which Figure 1 does not have; leave it out.) In the next chapter, the network above is
-# compared with the shipped one.
-#
-# **One batch by heart.** The cheapest test of a network and its training: sixteen pairs, over and over. The loss must go to zero. If it
-# does not, something is not connected.
+# **One batch by heart.** The cheapest test of a network and its training: sixteen pairs, over and over. Unless the loss goes to zero,
+# something is not connected.
 
 # %% tags=["hide-input"]
 heart = lesson.by_heart()
@@ -982,8 +1001,8 @@ ledger.settle("architecture-learns-a-batch-by-heart", heart)
 lesson.by_heart_curve(heart)
 
 # %% [markdown]
-# **Token by token.** The decoder writes one token at a time. Keys and values of earlier tokens do not change, since nobody looks ahead; so
-# they are kept in a **cache**. Both ways are the same function:
+# **Token by token.** When the decoder writes, keys and values of earlier tokens do not change, since nobody looks ahead; so they are kept
+# in a **cache**:
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
@@ -992,8 +1011,9 @@ ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
 # **How large is it?** Attention has four matrices of $d_\text{model} \times d_\text{model}$; a decoder layer has two attentions. The
 # feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
 #
-# **Predict.** The paper's base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, 37,000 subwords in one shared
-# embedding. Where are most of its parameters? "A": embedding. "B": attention. "C": feed-forward.
+# **Predict.** The paper's base model (the smaller of its two): $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, and
+# one embedding of 37,000 subwords for source and target. Where are most of its parameters? "A": embedding. "B": attention. "C":
+# feed-forward.
 
 # %%
 my_largest_part = ...
@@ -1004,7 +1024,7 @@ lesson.parameter_bars(size)
 
 # %% tags=["hide-input"]
 d = 512
-reason = f"Attention: 6 · (1 + 2) · 4 d² = {72 * d * d / 1e6:.1f} million; feed-forward: 6 · 2 · 8 d² = {96 * d * d / 1e6:.1f}; embedding {37_000 * d / 1e6:.1f}."
+reason = f"With d for d_model, attention: 6 · (1 + 2) · 4 d² = {72 * d * d / 1e6:.1f} million; feed-forward: 6 · 2 · 8 d² = {96 * d * d / 1e6:.1f}; embedding {37_000 * d / 1e6:.1f}."
 lesson.predicted(my_largest_part, "C", reason)
 
 # %% tags=["hide-input"]
@@ -1041,25 +1061,23 @@ hint("architecture-layer-size")
 
 # %% [markdown]
 # **What people get wrong.** *"The decoder's first layer gets the encoder's first layer."* All decoder layers look at the same memory, that
-# of the last encoder layer. *"The encoder sums the sentence up in its last vector."* The memory is one vector for every token. *"Encoder
-# and decoder were swapped, and it still trained."* It did: the shapes fit ([keras-io
-# 1968](https://github.com/keras-team/keras-io/issues/1968)). Test with a source and a target of different lengths, and look at what it
-# writes.
+# of the last encoder layer. *"Encoder and decoder were swapped, and it still trained."* It did: the shapes fit ([one such
+# case](https://github.com/keras-team/keras-io/issues/1968)). Test with a source and a target of different lengths.
 #
 # **Now write it:** steps 7 and 8 of [build_it](build_it.ipynb).
 #
 # # 7 · Masks
 #
-# **Question.** A batch is a rectangle, and sentences are not; and in training the decoder holds the very answer it is asked for. What must
-# be hidden from whom?
+# **Question.** In a batch, short sentences are filled up to the length of the longest; and in training, the decoder holds the very tokens
+# it is to predict. What must be hidden from whom?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
-# **Without it.** Short rows of a batch are filled up with a token that means nothing: **padding**. Unless it is hidden, what comes out for
-# a sentence depends on how long its *neighbors* in the batch are. And if a position may look at the next token of the target, it need not
-# learn to predict it: it can copy. Training looks like a triumph, and the network cannot write a sentence ([masks](masks.ipynb) shows it).
+# **Without it.** What fills up a sentence is a token without meaning: **padding**. Unless it is hidden, what comes out for a sentence
+# depends on how long its *neighbors* in the batch are. And a position that may look at the next token of the target need not learn to
+# predict it: it can copy. Training then looks like a triumph ([masks](masks.ipynb) shows what comes of it).
 #
 # **Predict.** A sentence of 3 words stands in a batch beside one of 30. With padding hidden, how much do its logits differ from those it
 # gets alone? "A": not at all. "B": a little. "C": a lot.
@@ -1068,8 +1086,8 @@ lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 my_padding = ...
 
 # %% [markdown]
-# In our example, hiding the future means that *the* may look at itself alone, *cat* at *the* and itself, *sleeps* at all three. A hidden
-# score becomes minus infinity; as $e^{-\infty} = 0$, its weight is 0, and the others still add up to 1:
+# If the future is hidden, *the* may look at itself alone, *cat* at *the* and itself, *sleeps* at all three. A hidden score becomes minus
+# infinity; as $e^{-\infty} = 0$, its weight is 0, and the others still add up to 1:
 
 # %% tags=["hide-input"]
 lesson.picture("masks")
@@ -1083,8 +1101,8 @@ from transduce.learn.build_it.pieces import causal_mask, padding_mask
 
 # %% [markdown]
 # A **padding mask** belongs to the *keys*: it is made from the ids of those who are looked *at*, so cross-attention takes the source's. A
-# **causal mask** lets each position look at itself and at what came before. Here is a real batch of two pairs and all its masks; rows look
-# at columns.
+# **causal mask** lets each position look at itself and at what came before. Here are all masks of a batch of two pairs; rows look at
+# columns.
 
 # %% tags=["hide-input"]
 pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft tief", "a big dog sleeps")]
@@ -1092,10 +1110,10 @@ words, named = lesson.words_batch(pairs)
 lesson.batch_masks(words, [named(row) for row in words.src], [named(row) for row in words.tgt_in])
 
 # %% [markdown]
-# Gray fills *columns*, never rows. Padding positions compute something, but nobody reads it; if we hid their rows as well, the softmax
+# Gray fills *columns*, never rows. Padding positions compute something that nobody reads; if their rows were hidden as well, the softmax
 # would have nothing to share out: 0/0. And the target needs no padding mask: its padding stands on the right, in everybody's future.
 #
-# Now the network of chapter 6 can run. Source ids and target ids go in, logits come out:
+# Now the network can run:
 
 # %%
 torch.manual_seed(1)
@@ -1111,15 +1129,15 @@ with torch.no_grad():
     ours, logits = shipped.logits(shipped(src, tgt_in)), logits.detach()
     alone = model(src[:1, :4], tgt_in[:1])
 assert torch.allclose(ours, logits, atol=1e-6) and torch.allclose(alone, logits[:1], atol=1e-12)
-print(f"the shipped network with these weights: {float((ours - logits).abs().max()):.0e} apart")
+print(f"the shipped network with these parameters: {float((ours - logits).abs().max()):.0e} apart")
 print(f"the first pair without its neighbor and its padding: {float((alone - logits[:1]).abs().max()):.0e} apart")
 
 # %% tags=["hide-input"]
 lesson.predicted(my_padding, "A", "A weight of exactly 0 times anything is 0; what is left is rounding.")
 
 # %% [markdown]
-# **Laws, not opinions.** A mask is right or wrong, so no training is needed to check it. Padding must change nothing. The order of the rows
-# must change nothing. And the gradient of a position's logits with respect to a *later* token must be zero; not small, zero.
+# **Laws, not opinions.** No training is needed to check a mask. Padding and the order of the rows must change nothing. And the gradient of
+# a position's logits with respect to a *later* token must be zero; not small, zero.
 
 # %% tags=["hide-input"]
 found = lesson.laws()
@@ -1134,8 +1152,7 @@ print("length of the gradient of each position's logits (rows) with respect to e
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
-# **Beware of dialects.** `mask` has opposite meanings within one library. Convert once, where you call it, and choose names that say what
-# True means: `may_look`, `is_padding`.
+# **Beware of dialects.** `mask` has opposite meanings within one library. Choose names that say what True means: `may_look`, `is_padding`.
 #
 # | where | may look | hidden |
 # |---|---|---|
@@ -1165,7 +1182,7 @@ hint("architecture-cross-shape")
 
 # %% [markdown]
 # **What people get wrong.** *"The target's padding mask goes into cross-attention."* Its keys are the source's; where both sides happen to
-# be equally long, nothing complains. *"Zero the weights after the softmax."* The hidden keys are then still in the denominator, and rows no
+# be equally long, nothing complains. *"Zero the weights after the softmax."* Hidden keys then still count in the denominator, and rows no
 # longer add up to 1.
 #
 # **Now write it:** steps 9 and 10 of [build_it](build_it.ipynb): the masks, and your whole network.
@@ -1179,12 +1196,12 @@ hint("architecture-cross-shape")
 lesson.figure_one_map("shifted right", "linear", "softmax", "embedding")
 
 # %% [markdown]
-# **Without it** there is only noise: an untrained network writes random tokens. The most natural way to train it, to let it write and then
-# correct it, gets off to a bad start: after one wrong word, everything it sees is its own mistake.
+# **Without it** an untrained network writes random tokens. To let it write and then correct it gets off to a bad start: after one wrong
+# word, everything it sees is its own mistake.
 #
 # So we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is
 # **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in
-# **shifted right** by one place, with a begin symbol in front, and is asked for with an end symbol behind:
+# **shifted right** by one place, behind a begin symbol; what is asked for ends with an end symbol:
 
 # %% tags=["hide-input"]
 lesson.picture("loss")
@@ -1205,10 +1222,10 @@ print("loss_of = torch's cross_entropy, padding left out")
 
 # %% [markdown]
 # Read a column: the token in `tgt_in` is the last one the network knows, the one below it in `tgt_out` is what it has to name. The loss is
-# the cross-entropy of chapter 0, averaged over the real tokens.
+# averaged over real tokens.
 #
-# **Predict.** Someone forgets the shift and feeds `tgt_out` in as well. "A": the loss stays high. "B": the loss goes to almost 0, and the
-# network writes well. "C": the loss goes to almost 0, and the network writes nothing right.
+# **Predict.** Someone forgets the shift and feeds `tgt_out` in as well. "A": the loss stays high. "B": it goes to almost 0, and the network
+# writes well. "C": it goes to almost 0, and the network writes nothing right.
 
 # %%
 my_shift_guess = ...
@@ -1228,22 +1245,22 @@ lesson.predicted(
 ledger.settle("unshifted-targets-look-perfect", unshifted)
 
 # %% [markdown]
-# Everything that is logged looks wonderful. A test of one minute finds it: *let the model write, and look.*
+# A test of one minute finds the mistake: *let the model write, and look.*
 #
 # ### The training loop
 #
-# One step of training: draw a batch, compute the loss, let gradients flow back to every parameter, move each parameter a little against its
-# gradient. **Adam** is a rule for how far. It keeps a running average of each parameter's gradients, and of their squares, and divides one
-# by the root of the other: parameters with small but steady gradients move as fast as those with large ones. In the first steps these
-# averages rest on very little, so the learning rate rises from 0 over a **warm-up**, and falls later. Here is all of it:
+# One step: compute the loss of a batch, let gradients flow back, move each parameter a little against its gradient. **Adam** is a rule for
+# how far. It keeps a running average of each parameter's gradients, and of their squares, and divides one by the root of the other:
+# parameters with small but steady gradients move as fast as those with large ones. (`betas` say how slowly the averages forget; `eps`
+# avoids a division by 0.) At first these averages rest on very little, so the learning rate rises from 0 over a **warm-up**, and falls
+# later:
 
 
 # %% tags=["from-piece-12"]
 from transduce.learn.build_it.pieces import train
 
 # %% [markdown]
-# These lines train the network whose every line you have read. The task is again to write sentences backward; *the cat sleeps* is not among
-# those it learns from.
+# We train the network above, again to write sentences backward; *the cat sleeps* is not among those it learns from.
 
 # %%
 sentences = lesson.Sentences()
@@ -1255,26 +1272,23 @@ losses = train(model, sentences.next_pairs, steps=300, learning_rate=3e-3, warmu
 lesson.loss_curve(losses)
 
 # %% [markdown]
-# Whether it can write is the next chapter.
-#
 # ### The recipe around it
 #
-# Asking for a probability of exactly 1 drives logits without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right token
-# and spreads 0.1 evenly over all.
+# Asking for a probability of exactly 1 drives logits up without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right
+# token and spreads 0.1 evenly over all.
 
 # %% tags=["hide-input"]
 lesson.smoothed_target(3, 0.1, 8)
 
 # %% [markdown]
 # The paper's learning rate at step $s$, with $w$ steps of warm-up, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up
-# in a straight line, then down as $1/\sqrt{s}$ (equation 3).
+# in a straight line, then down as $1/\sqrt{s}$ (equation 3; here beside three other ways down).
 
 # %% tags=["hide-input"]
 lesson.schedules()
 
 # %% [markdown]
-# The paper puts pairs of similar length together and counts a batch in tokens (section 5.1). For English words and their sounds, that
-# decides how much work is wasted:
+# The paper puts pairs of similar length together (section 5.1). On English words and their sounds, that saves most of the padding:
 
 # %% tags=["hide-input"]
 found = lesson.batching()
@@ -1287,7 +1301,7 @@ ledger.settle("fixed-length-computes-padding", found)
 ledger.settle("buckets-compute-tokens", found)
 
 # %% [markdown]
-# More of the recipe, with experiments: [training recipe](training_recipe.ipynb).
+# More: [training recipe](training_recipe.ipynb).
 #
 # **Exercises.**
 
@@ -1331,8 +1345,8 @@ check("training-rate", my_rate)
 lesson.figure_one_map("softmax", "shifted right", "masked attention")
 
 # %% [markdown]
-# **Without it** you have a table of probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most
-# probable token, append it to the input, ask again, until the end symbol comes.
+# **Without it** you have probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most probable token,
+# append it to the input, ask again, until the end symbol comes.
 
 # %% tags=["hide-input"]
 lesson.picture("greedy-decode")
@@ -1357,11 +1371,12 @@ print(f"{right} of {len(outputs)} sentences it never saw are right, word for wor
 #
 # ### It has to live with what it wrote
 #
-# You stand on a ring of six places and are given moves: left, right, right... Write down where you are after each. One mistake, and every
-# later place is wrong too. A model that is *told* the right place before each move needs only that one move to name the next.
+# You stand on a ring of six places and are given twelve moves: left, right, right... Write down where you are after each. One mistake, and
+# every later place of your walk is wrong too. A model that is *told* the right place before each move needs only that one move to name the
+# next.
 #
-# **Predict.** Told the truth, the model names most places right. Writing twelve places by itself, how many walks does it get right from
-# beginning to end? "A": about as many. "B": far fewer. "C": more, since its mistakes cancel.
+# **Predict.** Told the truth, the model names most places right. Writing by itself, how many whole walks does it get right? "A": about as
+# many. "B": far fewer. "C": more, since its mistakes cancel.
 
 # %%
 my_walks = ...
@@ -1381,13 +1396,13 @@ lesson.predicted(
 ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
-# So accuracy under teacher forcing is no score for a model that has to write: there, no beginning is perfect.
+# So accuracy under teacher forcing is no score for a model that has to write.
 #
 # ### Greedy is not best
 #
-# The most probable *sentence* is the one with the largest product of probabilities. Greedy decoding may miss it: a good first token can
-# lead nowhere good. **Beam search** keeps the best few beginnings instead of one, extends each by every token, and again keeps the best
-# few. On a toy model with only 364 possible outputs we can score them all, so we know the best. How often does each search miss it?
+# The most probable *sentence* has the largest product of probabilities. Greedy decoding may miss it: a good first token can lead nowhere
+# good. **Beam search** keeps the best few beginnings instead of one, extends each by every token, and again keeps the best few. On a toy
+# model with only 364 possible outputs we can score them all. How often does each search miss the best?
 
 # %% tags=["hide-input"]
 searched = lesson.searches()
@@ -1403,8 +1418,8 @@ ledger.settle("beam-search-seldom-misses", searched)
 # ### And the most probable is not always good
 #
 # Every further token multiplies by a number below 1, so probability favors short outputs. Take a copying task in which each symbol may be
-# written in two ways (65 % and 35 %), with a fault that real data have: one target in twenty is missing. The most probable full output for
-# 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5 %.
+# written in two ways (65 % and 35 %), with a flaw that real data have, too: one target in twenty is missing. The most probable full output
+# for 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5 %.
 #
 # **Predict.** A wider beam will make the outputs... "A": better. "B": no different. "C": worse.
 
@@ -1426,8 +1441,8 @@ lesson.predicted(
 ledger.settle("the-likeliest-answer-can-be-empty", by_length)
 
 # %% [markdown]
-# This is why the logarithm of the probability is divided by a function of the length before outputs are compared. The paper's is $((5 +
-# \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
+# This is why the logarithm of the probability, the log-probability, is divided by a function of the length before outputs are compared. The
+# paper's is $((5 + \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
 #
 # **Exercises.**
 
@@ -1456,8 +1471,8 @@ def my_score(log_prob, length, alpha):
 check("decoding-length-score", my_score)
 
 # %% [markdown]
-# **What people get wrong.** *"Beam search finds the best output."* A more probable one, mostly; that is no promise of better. *"A wider
-# beam cannot hurt."* It just did.
+# **What people get wrong.** *"Beam search finds the best output."* Mostly a more probable one, which need not be better. *"A wider beam
+# cannot hurt."* It just did.
 #
 # **Now write it:** step 13 of [build_it](build_it.ipynb), and then teach your own Transformer to pronounce English.
 #
@@ -1493,45 +1508,47 @@ reason = (
 lesson.predicted(my_chain, "B", reason)
 
 # %% [markdown]
-# This is the Transformer of these pages beside a GRU with as many parameters, counted in the graph that autograd keeps. The Transformer
-# pays in another coin: every token looks at every other, so the *number* of products grows with the square of the length. They merely need
-# not wait. What that is worth depends on the machine: little on two cores, much on the thousands of units of a GPU.
+# This is the Transformer of these pages beside a GRU with as many parameters. The Transformer pays in another coin: every token looks at
+# every other, so the *number* of products grows with the square of the length. They merely need not wait, which is worth little on two
+# cores and much on the thousands of units of a GPU.
 #
 # ### Reason 2: everything is one step away
 #
 # To carry something from the first token to the last, the GRU must pass it through every state in between, and the gradient must come back
-# the same way. With attention the way is one step, however far. How much of the gradient arrives there, before any training?
+# the same way. With attention the way is one step, however far. How much of the gradient arrives, before any training?
 
 # %% tags=["hide-input"]
 gradients = lesson.gradients()
 lesson.distances(gradients)
 
 # %% [markdown]
-# At two hundred tokens hardly anything of the GRU's gradient is left. That does not mean that it cannot learn to remember: a GRU *can*
-# carry one symbol over two hundred others, and with more training it carries eight ever better ([measured](why_it_matters.ipynb)). It means
-# that at first there is almost no signal to learn from. And look at the third curve: a GRU *with attention* has no such trouble. For
-# distance, attention is the cure; removing the recurrence is not.
+# At two hundred tokens hardly anything of the GRU's gradient is left. It can still learn to remember ([measured](why_it_matters.ipynb)),
+# but at first there is almost no signal to learn from. A GRU *with attention*, the third curve, has no such trouble. For distance,
+# attention is the cure; removing the recurrence is not.
 #
 # ### Reason 3: quality
 #
-# English words and their pronunciation, three networks of the same size, each at a learning rate of its own. These trainings take minutes
-# each, so the figure shows recorded ones.
+# English words and their pronunciation in **phonemes** (units of sound); three networks of the same size, each at its own learning rate.
+# The figure shows recorded trainings, since each takes minutes.
 
 # %% tags=["hide-input"]
 lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 
 # %% [markdown]
-# The Transformer starts behind the GRU with attention, which reads from left to right by design, and closes in as training goes on. After
-# {claim:quality-beside-a-gru-with-attention.steps:,} steps the GRU with attention is at {claim:quality-beside-a-gru-with-attention:+.1f}
-# points of errors beside the Transformer (less is better), after four times as many at
-# {claim:quality-beside-a-gru-with-attention.longer:+.1f}; the plain GRU at {claim:quality-beside-a-gru:+.1f} and
-# {claim:quality-beside-a-gru.longer:+.1f}. At this size, then, attention makes the difference, and the recurrence does no harm. The paper's
-# result, 28.4 **BLEU** from English to German (a score that counts phrases shared with a human translation), comes from millions of
-# sentences and eight GPUs. There, reason 1 decides how much can be learned at all; and that, more than any one score, is why almost
-# everything since is built on it.
+# The Transformer starts behind the GRU with attention, which reads from left to right by design, and closes in as training goes on. How
+# many percentage points more phonemes each gets wrong than the Transformer (minus: fewer):
 #
-# **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before, as with
-# everyone. *"Attention has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
+# | | after {claim:quality-beside-a-gru-with-attention.steps:,} steps | after four times as many |
+# |---|---|---|
+# | GRU with attention | {claim:quality-beside-a-gru-with-attention:+.1f} | {claim:quality-beside-a-gru-with-attention.longer:+.1f} |
+# | GRU | {claim:quality-beside-a-gru:+.1f} | {claim:quality-beside-a-gru.longer:+.1f} |
+#
+# At this size, then, attention makes the difference, and the recurrence does no harm. The paper's result, 28.4 **BLEU** from English to
+# German (a score that counts phrases shared with a human translation), comes from millions of sentences and eight GPUs. There, reason 1
+# decides how much can be learned at all, and that is why almost everything since is built on it.
+#
+# **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before. *"Attention
+# has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
 #
 # # 11 · Your own model, on a real task
 #
@@ -1541,10 +1558,9 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without a toolkit**, a training that is interrupted is lost, and nobody measures how sure a score is. The one around this notebook has
-# the same network, with what real work needs. We use it as it ships, on the Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to
-# learn from, about three minutes on two cores. Letters go in, **phonemes** (units of sound) come out. Here are all the settings, as
-# `transduce train settings.toml` takes them:
+# **Without a toolkit**, an interrupted training is lost, and nobody knows how far to trust a score. This package has the same network, and
+# what real work needs. We use it as it ships, on the Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to learn from, about
+# three minutes on two cores. Letters go in, phonemes come out. Here are all the settings, as `transduce train settings.toml` takes them:
 
 # %%
 SETTINGS = """
@@ -1554,7 +1570,7 @@ dataset = "cmudict"
 [tokenizer]
 source = "characters"      # t r a n s d u c e
 target = "words"           # T R AE N Z D UW S
-joint = false
+joint = false              # letters and phonemes have an embedding each
 
 [model]
 d_model = 128
@@ -1567,7 +1583,7 @@ norm_first = true          # pre-norm (chapter 5)
 positions = "rotary"       # turns queries and keys instead of adding (see the notebook on positions)
 
 [optim]
-schedule = "linear"
+schedule = "linear"        # the learning rate, after its warm-up, falls in a straight line
 learning_rate = 0.002
 warmup_steps = 100
 max_grad_norm = 1.0        # longer gradients are shortened to this length
@@ -1575,11 +1591,11 @@ ema_decay = 0.99           # keeps a moving average of the parameters, and uses 
 
 [training]
 steps = 2800
-batch_tokens = 512
-validate_every = 700
+batch_tokens = 512         # tokens in a batch
+validate_every = 700       # steps; then it is tried on words kept out of training
 
 [validation]
-metrics = ["word_error", "per"]   # percent of words, and of phonemes, that are wrong
+metrics = ["word_error", "per"]   # percent of words that are wrong, and of phonemes: PER
 group_sources = true       # a word with several pronunciations is right with any of them
 max_pairs = 150
 """
@@ -1602,8 +1618,9 @@ reason = f"Of single phonemes, {100 - phoneme_errors.value:.0f} % are right: a l
 lesson.predicted(my_words, 100 - word_errors.value, reason)
 
 # %% [markdown]
-# That is an honest score: unseen words, written by the model itself, with an interval, since other words would give a somewhat different
-# number. Now words that are in no dictionary, with the three best outputs for each:
+# That is an honest score: unseen words, written by the model itself. The brackets hold a 95 % interval: other words would give a somewhat
+# different number. Now words that are in no dictionary, with the three best outputs for each and their log-probabilities, divided for
+# length (chapter 9):
 
 # %%
 predictor, new_words = pronouncer.predictor, ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
@@ -1611,7 +1628,7 @@ for word, best in zip(new_words, predictor.predict_n_best(new_words, 3), strict=
     print(f"{word:12}", "   ".join(f"{output.text} ({output.score:.2f})" for output in best))
 
 # %% [markdown]
-# And where did it look while it wrote?
+# And where did it look while it wrote (in the last cross-attention, averaged over heads)?
 
 # %% tags=["hide-input"]
 lesson.looked_at(predictor, "transduce")
@@ -1619,21 +1636,20 @@ lesson.looked_at(predictor, "transduce")
 # %% [markdown]
 # ## Your own pairs
 #
-# The same for any text in and text out: one pair a line, source TAB target. `fit` chooses the settings and holds out a test part of its
-# own.
+# The same for any text in and text out: one pair a line, source TAB target. `fit` chooses the settings and holds out a test part.
 #
 # ```sh
 # transduce fit pairs.tsv --minutes 15                    # learns, and says how good it is
 # transduce fit pairs.tsv --minutes 15 --resume           # goes on after an interruption
 # echo "a line" | transduce predict runs/pairs            # --n-best 3, --json, ...
 # transduce explain runs/pairs "a line" -o page.html      # attention, probabilities and the search, as a page
-# transduce export runs/pairs --format onnx -o exported   # or ctranslate2, huggingface: certified to give the same output
+# transduce export runs/pairs --format onnx -o exported   # for other programs; checked to give the same output
 # ```
 #
 # # What you now know
 #
 # - Attention is a soft look-up by content; heads look for several things at once; the order must be put in (chapters 1 to 3).
-# - A layer is attention, then a small network for each token alone; each is added to what was there, and normalized (4, 5).
+# - A layer is attention, then a small network for each token; each is added to what was there, and normalized (4, 5).
 # - The encoder reads everything at once, the decoder writes from left to right, and masks make the difference (6, 7).
 # - Training tells the model every right token before the one it has to name; when it writes, it has only its own (8, 9).
 # - What recurrence could not do is work on a whole sentence at once (10).
@@ -1644,6 +1660,6 @@ lesson.looked_at(predictor, "transduce")
 # # Further exercises
 #
 # 1. Train chapter 11 with `num_heads = 1`, then with `d_ff = 32`. Which hurts more? Compare the intervals, not the numbers.
-# 2. Learn the other way around, phonemes to letters. Which direction is harder, and why?
-# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many do you need until none of 1,000 new ones is wrong?
-# 4. Take the model of chapter 11 and find the words that it is surest of and gets wrong. What do they have in common?
+# 2. Learn the other way around, phonemes to letters. Which is harder, and why?
+# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many until none of 1,000 new ones is wrong?
+# 4. Which words is the model of chapter 11 surest of and gets wrong? What do they have in common?

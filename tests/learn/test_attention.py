@@ -198,7 +198,7 @@ def test_maps_have_the_tokens_of_their_own_sides(traced):
 
 def test_pictures_of_saturation_say_what_their_axes_are():
     drawn = pictures.saturation_curves(experiments.saturation(fast=True))
-    assert [axis.get_xlabel() for axis in drawn.axes] == ["d_k", "d_k", "key, by falling weight"]
+    assert [axis.get_xlabel() for axis in drawn.axes] == ["d_k", "d_k", "key, largest weight first"]
     assert len(drawn._repr_png_()[0]) < 300_000
 
 

@@ -48,7 +48,7 @@ def _matrices(*parts: _Part, names: Sequence[str] = TOKENS, decimals: int = 1) -
             axis.text(0.5, 0.5, part, ha="center", va="center", fontsize=15, color=INK, transform=axis.transAxes)
             continue
         title, values, color = part
-        _cells(axis, values, decimals, is_weights="weights" in title)
+        _cells(axis, values, decimals, is_weights="weights" in title or "counts" in title)
         axis.set_title(title, color=color, fontsize=9.5)
         if is_first and len(names) == values.size(0):
             for row, name in enumerate(names):
@@ -150,7 +150,7 @@ def _layer_norm() -> Picture:
     centered = X[0] - X[0].mean(-1, keepdim=True)
     return _matrices(
         ("x", X[0], INK), "→", ("minus each row's mean", centered, INK), "→",
-        ("divided by its deviation", torch.nn.functional.layer_norm(X[0], (4,)), ENCODER), decimals=2,
+        ("divided by its std. deviation", torch.nn.functional.layer_norm(X[0], (4,)), ENCODER), decimals=2,
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _masks() -> Picture:
 def _transformer() -> Picture:
     return _flow(
         ("source ids", INK), ("embedding · √d\n+ positions", INK), ("encoder layers", ENCODER),
-        ("decoder layers", DECODER), ("embedding,\ntransposed", INK), ("a score for\nevery next token", INK),
+        ("decoder layers", DECODER), ("embedding,\ntransposed", INK), ("a logit for\nevery token", INK),
         notes=("", "", "all at once", "target so far\n+ positions", "the same matrix\nas going in", ""),
     )  # fmt: skip
 
@@ -203,7 +203,7 @@ def _loss() -> Picture:
     names = ("pair 1", "pair 2")
     return _matrices(
         ("decoder is given", tgt_in.float(), DECODER), "→", ("decoder has to name", tgt_out.float(), VALUE),
-        "×", ("is counted (weights)", (tgt_out != 0).float(), INK), names=names, decimals=0,
+        "×", ("counts in the loss", (tgt_out != 0).float(), INK), names=names, decimals=0,
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def _train() -> Picture:
 
 def _greedy_decode() -> Picture:
     return _flow(
-        ("BEGIN", INK), ("decoder", DECODER), ("scores of the\nlast position", DECODER), ("the highest one", VALUE),
+        ("BEGIN", INK), ("decoder", DECODER), ("logits of the\nlast position", DECODER), ("the highest one", VALUE),
         ("append it,\nask again", INK), ("END: stop", INK),
         notes=("", "sees all that\nis written", "", "argmax", "", ""),
     )  # fmt: skip

@@ -134,7 +134,7 @@ class Transformer(nn.Module):
         x = self.embed(tgt_in, self.tgt_embedding)
         for layer in self.decoder:
             x = layer(x, memory, causal_mask(tgt_in.size(1)), padding_mask(src))
-        return x @ self.tgt_embedding.weight.T  # logits: a score for every id that may come next
+        return x @ self.tgt_embedding.weight.T  # logits: a number for every id that may come next
 
     def forward(self, src, tgt_in):
         return self.decode(tgt_in, self.encode(src), src)

@@ -29,9 +29,9 @@ class Batching:
     @property
     def as_rows(self) -> list[tuple[str, float]]:
         return [
-            (f"to the corpus's longest: {self.longest}", self.fixed),
+            (f"all padded to the longest: {self.longest}", self.fixed),
             ("64 pairs at random", self.shuffled),
-            ("pairs of like length", self.bucketed),
+            ("pairs of similar length", self.bucketed),
         ]
 
 

@@ -228,6 +228,7 @@ def train_to_pronounce(settings: str) -> Pronouncer:
         config = load_config(settings, "the cell above", _QUICK if FAST else [])
         train_as_shipped(config, run, corpus=Corpus(some["train"], some["valid"]), observers=[tell])
         print("the run folder:", ", ".join(sorted(path.name for path in run.iterdir())))
+        print("(model.safetensors: the parameters; checkpoints: states of the training, from which it can go on)")
         return Pronouncer(load(run), list(some["test"].src), list(some["test"].tgt))
 
 

@@ -170,7 +170,7 @@ def loss_curve(losses: list[float]) -> Picture:
     axis.plot(range(1, len(losses) + 1), losses, color=FAINT, label="each batch")
     axis.plot(range(1, len(losses) + 1), smooth, color=ENCODER, label="mean of the last 20")
     axis.set(
-        title="Learning to write sentences backward", xlabel="step", ylabel="loss / nats per token", ylim=(0, None)
+        title="Learning to write sentences backward", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None)
     )
     axis.legend(fontsize=8.5)
     return figure
@@ -218,8 +218,8 @@ def quality_curves(found: QualityBySteps) -> Picture:
     right.axhline(0, color=_COLORS[TRANSFORMER], linewidth=1.6)
     for name, points in found.behind.items():
         right.plot(list(points), list(points.values()), _MARKERS[name], color=_COLORS[name])
-    right.set(title="Errors on unseen words, beside the Transformer's", xlabel="steps", xscale="log")
-    right.set(ylabel="points more phonemes wrong")
+    right.set(title="Phonemes wrong, beside the Transformer", xlabel="steps", xscale="log")
+    right.set(ylabel="percentage points more wrong")
     for axis, values in ((left, found.losses[TRANSFORMER]), (right, found.behind[GRU])):
         axis.set_xticks(list(values), [f"{steps:,}" for steps in values])
         axis.minorticks_off()

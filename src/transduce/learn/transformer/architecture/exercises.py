@@ -48,7 +48,7 @@ def _from_the_start(x: Tensor, memory: Tensor, attend: Part, look_at: Part, feed
 
 
 _KNOWN_LAYERS = {
-    _norm_first: "this is pre-norm; the paper normalises the sum: norm(x + f(x)).",
+    _norm_first: "this is pre-norm; the paper normalizes the sum: norm(x + f(x)).",
     _without_sums: "nothing is added: every sub-layer has a residual connection around it.",
     _source_first: "the order is: the target's own past first, then the source, then the feed-forward network.",
     _without_source: "it never looks at the source: the second sub-layer is missing.",
@@ -223,6 +223,6 @@ def _check_cross_shape(answer: Any) -> None:
     if len(shape) != 4:
         raise Wrong("four numbers were expected: batch, heads, queries, keys.")
     if shape[2:] == (7, 5):
-        raise Wrong("that is the other way round: the target asks, so its positions are the rows.")
+        raise Wrong("that is the other way around: the target asks, so its positions are the rows.")
     if shape != (2, 4, 5, 7):
         raise Wrong("2 pairs, 4 heads, a row for each position of the target, a column for each of the padded source.")

@@ -1,4 +1,4 @@
-"""Pictures of the whole network: a batch learnt by heart, its three attentions, its parameters."""
+"""Pictures of the whole network: a batch learned by heart, its three attentions, its parameters."""
 
 from transduce.learn.canvas import (
     DECODER,
@@ -28,7 +28,7 @@ def by_heart_curve(found: ByHeart) -> Picture:
     axes.plot(range(1, len(found.training.losses) + 1), found.training.losses, color=ENCODER)
     axes.axhline(0.01, color=INK, linestyle=":", linewidth=1.2)
     axes.text(1, 0.011, "0.01", va="bottom", fontsize=9)
-    axes.set(title="One batch, by heart", xlabel="step", ylabel="loss / nats per token", yscale="log")
+    axes.set(title="One batch, by heart", xlabel="step", ylabel="loss (nats per token)", yscale="log")
     axes.grid(color=FAINT)
     return figure
 

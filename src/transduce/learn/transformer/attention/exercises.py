@@ -71,8 +71,8 @@ def _always_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
 _USUAL_SLIPS: tuple[tuple[Callable[..., Tensor], str], ...] = (
     (_over_queries, "the softmax goes over the queries; the weights of one query, over all keys (dim=-1), sum to 1."),
     (_unscaled, "the scores are not divided by √d_k."),
-    (_scaled_by_d_k, "the scores are divided by d_k; by its root was asked for."),
-    (_inverted, "the mask is read the wrong way round: True is where attention may look."),
+    (_scaled_by_d_k, "the scores are divided by d_k; they should be divided by its root."),
+    (_inverted, "the mask is read the wrong way around: True is where a query may look."),
     (_masked_with_zero, "a masked score is 0, and e^0 = 1 is a weight like any other. Minus infinity leaves nothing."),
 )
 
@@ -124,7 +124,7 @@ _CHANGES = {
     hints=(
         "e^(s + c) = e^s e^c: a factor that all keys of a query have in common is divided out again.",
         "The same vector on every key adds q · c to a query's scores: the same number in the whole row.",
-        "Of the values the weights know nothing, but the output does.",
+        "The weights do not depend on the values; the output does.",
     ),
     solution={"add 5 to one row of scores", "add 5 to all scores", "add the same vector to every key"},
     wrong=(
@@ -150,7 +150,8 @@ def _derivative(weights: Tensor, values: Tensor) -> Tensor:
 @exercise(
     "attention-derivative",
     hints=(
-        "z = Σ a_j v_j, and d a_i / d s_j = a_i (δ_ij - a_j).",
+        "Scores s, weights a, values v, output z = Σ a_j v_j: d a_i / d s_j = a_i (δ_ij - a_j), where δ_ij is 1 if "
+        "i = j and 0 otherwise.",
         "Σ_i a_i (δ_ij - a_j) v_i = a_j v_j - a_j Σ_i a_i v_i.",
         "a_j (v_j - z): a key gains by as much as its value differs from what comes out now.",
     ),
@@ -184,8 +185,8 @@ def _viewed(x: Tensor, num_heads: int) -> Tensor:
 @exercise(
     "heads-split",
     hints=(
-        "First cut the channels: (batch, len, d_model) becomes (batch, len, heads, head_dim).",
-        "Then let heads and positions change places; a reshape alone would mix positions.",
+        "First cut the channels: (batch, len, d_model) becomes (batch, len, heads, d_k).",
+        "Then let heads and tokens change places; a reshape alone would mix tokens.",
         "x.unflatten(-1, (num_heads, -1)).transpose(1, 2)",
     ),
     solution=_split,
@@ -207,7 +208,7 @@ def _check_split(answer: Callable[[Tensor, int], Any]) -> None:
 @exercise(
     "heads-parameters",
     hints=(
-        "W^Q, W^K, W^V of one head are d_model × d_model / h each. How many heads are there?",
+        "W^Q, W^K, W^V of one head are d_model × (d_model / H) each. How many heads are there?",
         "All heads together: three matrices of d_model × d_model, and W^O is one more.",
         "Each of the four has d_model biases here: 4 d_model² + 4 d_model.",
     ),

@@ -10,6 +10,7 @@ from transduce.learn.transformer.attention.experiments import EmbeddingScale, Ro
 from transduce.learn.transformer.feed_forward.experiments import AttentionAlone
 
 _SIDES = {"with the root": ENCODER, "without": DECODER}
+_SAID = {"with the root": "divided by √d_k", "without": "not divided"}
 
 
 def saturation_curves(found: Saturation) -> Picture:
@@ -17,18 +18,18 @@ def saturation_curves(found: Saturation) -> Picture:
     figure, (left, middle, right) = canvas(1, 3, width=10.6, height=3.2)
     for axis, values in ((left, found.largest), (middle, found.jacobian)):
         for (name, colour), marker in zip(_SIDES.items(), "os", strict=True):
-            axis.plot(found.widths, values[name], color=colour, marker=marker, ms=5, label=name)
+            axis.plot(found.widths, values[name], color=colour, marker=marker, ms=5, label=_SAID[name])
         axis.set_xscale("log", base=2)
         axis.set_xticks(found.widths, [str(width) for width in found.widths])
         axis.set_xlabel("d_k")
         axis.set_ylim(0, None)
-    left.set(title="largest of 20 weights", ylabel="weight")
-    middle.set(title="length of d weights / d scores", ylabel="Frobenius norm")
+    left.set(title="Largest of 20 weights", ylabel="weight")
+    middle.set(title="Do nudged scores move weights?", ylabel="size of the derivative")
     left.legend(fontsize=9)
     for name, colour in _SIDES.items():
         weights = found.example[name][-1]
-        right.bar(range(1, len(weights) + 1), weights.tolist(), color=colour, alpha=0.65, label=name)
-    right.set(title=f"one query, d_k = {found.widths[-1]}", xlabel="key, by falling weight", ylabel="weight")
+        right.bar(range(1, len(weights) + 1), weights.tolist(), color=colour, alpha=0.65, label=_SAID[name])
+    right.set(title=f"One query, d_k = {found.widths[-1]}", xlabel="key, largest weight first", ylabel="weight")
     return figure
 
 
@@ -41,7 +42,7 @@ def root_curves(found: RootTraining) -> Picture:
     ):
         for number, training in enumerate(trainings):
             axis.plot(training.smoothed(), color=colour, label=name if number == 0 else None)
-    axis.set(title=f"Reversal, one head, d_k = {found.width}", xlabel="step", ylabel="loss / nats per token")
+    axis.set(title=f"Writing symbols backward, d_k = {found.width}", xlabel="step", ylabel="loss (nats per token)")
     axis.set_ylim(0, 3.2)
     axis.legend(fontsize=9)
     return figure
@@ -57,12 +58,12 @@ def look_up_bars(found: TwoLookUps) -> Picture:
         "both": [found.both[name] for name in names],
     }
     _grouped_bars(left, names, groups)
-    left.set(title="Share of positions right", ylim=(0, 1.3))
+    left.set(title="Share of places right", ylim=(0, 1.3))
     left.legend(ncols=3, fontsize=9, loc="upper center")
     for number, (name, training) in enumerate(found.trainings.items()):
         style = "--" if "FFN" in name else "-"
         right.plot(training.smoothed(), style, color=SERIES[number], label=name)
-    right.set(title="Learning", xlabel="step", ylabel="loss / nats per answer", ylim=(0, None))
+    right.set(title="Learning", xlabel="step", ylabel="loss (nats per symbol)", ylim=(0, None))
     right.legend(fontsize=9)
     return figure
 
@@ -82,10 +83,10 @@ def scale_curves(found: EmbeddingScale) -> Picture:
         for name, trainings in runs.items():
             for number, training in enumerate(trainings):
                 axis.plot(training.smoothed(), color=colours[name], label=name if number == 0 else None)
-        axis.set(title=task, xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+        axis.set(title=task, xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     for name, training in found.longer.items():
         axes[2].plot(training.smoothed(), color=colours[name], label=name)
-    axes[2].set(title="reversal, one seed, longer", xlabel="step", ylim=(0, None))
+    axes[2].set(title="reversal, longer", xlabel="step", ylim=(0, None))
     axes[0].legend(fontsize=9)
     return figure
 
@@ -97,7 +98,7 @@ def attention_alone_curves(*both: tuple[str, AttentionAlone]) -> Picture:
         for number, (name, training) in enumerate(found.trainings.items()):
             label = f"{name} ({found.scores[name]:.0%} right)"
             axis.plot(training.smoothed(), color=SERIES[number], label=label)
-        axis.set(title=title, xlabel="step", ylabel="loss / nats per answer", ylim=(0, None))
+        axis.set(title=title, xlabel="step", ylabel="loss (nats per symbol)", ylim=(0, None))
         axis.legend(fontsize=8)
     return figure
 

@@ -54,7 +54,7 @@ def _smoothed(right: int, label_smoothing: float, num_ids: int) -> list[float]:
 @exercise(
     "training-smoothed-target",
     hints=(
-        "Take e of all the mass away, and give it back to all V ids in equal parts.",
+        "Take e = label_smoothing off the right id, and give it back to all V = num_ids ids in equal parts.",
         "The right id gets e / V too.",
     ),
     solution=_smoothed,
@@ -73,7 +73,7 @@ def _check_smoothed(smoothed: Any) -> None:
         if abs(found[right] - (1 - e)) < 1e-5:
             raise Wrong(
                 f"The right id has {found[right]:.3f} and the others share e: a common variant. The definition that "
-                "the paper cites gives e / V to every id, the right one among them."
+                "the paper cites gives e / V to every id, the right one included."
             )
         if max(abs(a - b) for a, b in zip(found, _smoothed(right, e, v), strict=True)) > 1e-5:
             raise Wrong(f"For right = {right}, e = {e}, V = {v} the right id should have {1 - e + e / v:.3f}.")
@@ -118,7 +118,7 @@ def _check_rate(rate: Any) -> None:
 def _check_no_slip(share: Any) -> None:
     found = number_of(share)
     if abs(found / 100 - 0.98**40) < 0.005:
-        raise Wrong(f"{found:g} is in per cent; a probability lies between 0 and 1.")
+        raise Wrong(f"{found:g} is in percent; a probability lies between 0 and 1.")
     if not abs(found - 0.98**40) <= 0.005:
         raise Wrong(f"{share} is not it: 40 tokens, each right with probability 0.98, independently of the others.")
 
@@ -129,7 +129,7 @@ def _score(log_prob: float, length: int, alpha: float) -> float:
 
 @exercise(
     "decoding-length-score",
-    hints=("Divide, do not subtract.", "An answer of one token, its end alone, is divided by 1."),
+    hints=("Divide, do not subtract.", "An output of one token, its end alone, is divided by 1."),
     solution=_score,
     wrong=(
         lambda _log_prob, _length, _alpha: None,
@@ -221,8 +221,8 @@ def _likeliest(next_log_probs: NextLogProbs, longest: int) -> list[int]:
     "decoding-beam",
     hints=(
         "Keep a list of (log-probability, ids). At each step extend each by every token, and rank them all together.",
-        "What ends with the end symbol leaves the beam and is remembered with its log-probability.",
-        "Log-probabilities of the tokens are added up over the whole hypothesis.",
+        "A beginning that reaches the end symbol leaves the beam and is remembered with its log-probability.",
+        "Add up the log-probabilities of all tokens of a beginning.",
     ),
     solution=_beam,
     wrong=(lambda _next, _size, _longest: None, _greedy, _forgetful, _without_pruning),
@@ -238,11 +238,11 @@ def _check_beam(beam: Any) -> None:
 
     found = _ids_of(beam(watched, 2, 3))
     if found and found[-1] == EOS:
-        raise Wrong("Leave the end symbol out of the answer.")
+        raise Wrong("Leave the end symbol out of what you return.")
     if found != best:
         raise Wrong(
-            f"With a beam of 2 it answers {found}; of all answers {best} is the likeliest, and a beam of 2 holds its "
-            "beginning. Are hypotheses ranked together, by the sum over all their tokens?"
+            f"With a beam of 2 it returns {found}. The most probable output is {best}, and a beam of 2 holds its "
+            "beginning. Are beginnings ranked together, by the sum over all their tokens?"
         )
     for length in range(4):
         if (count := sum(len(ids) == length for ids in asked)) > 2:
@@ -250,7 +250,7 @@ def _check_beam(beam: Any) -> None:
                 f"With a beam of 2 it goes on from {count} beginnings of {length} tokens: rank them together, keep 2."
             )
     if (found := _ids_of(beam(watched, 1, 3)))[:1] != [3]:
-        raise Wrong(f"A beam of 1 is greedy search and begins with 3; yours answers {found}.")
+        raise Wrong(f"A beam of 1 is greedy search and begins with 3; yours returns {found}.")
 
 
 def _ids_of(found: Any) -> list[int]:

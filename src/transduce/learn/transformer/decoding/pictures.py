@@ -25,12 +25,12 @@ def smoothed_target(right: int, label_smoothing: float, num_ids: int) -> Picture
     figure, (axes,) = canvas(width=6.5, height=2.4)
     places = np.arange(num_ids)
     hard = (places == right).astype(float)
-    axes.bar(places - 0.2, hard, 0.4, color=FAINT, edgecolor=NEUTRAL, label="as it stands")
+    axes.bar(places - 0.2, hard, 0.4, color=FAINT, edgecolor=NEUTRAL, label="without smoothing")
     smoothed = (1 - label_smoothing) * hard + label_smoothing / num_ids
     axes.bar(places + 0.2, smoothed, 0.4, color=DECODER, label=f"smoothed by {label_smoothing:g}")
     axes.set_xticks(places)
     axes.set_xlabel("token id")
-    axes.set_ylabel("target probability")
+    axes.set_ylabel("probability asked for")
     axes.legend()
     return figure
 
@@ -39,7 +39,7 @@ def schedules(num_steps: int = 20_000, warmup_steps: int = 4_000, d_model: int =
     """The learning rate of each step: equation 3, and what else is shipped, with the same peak."""
     figure, (axes,) = canvas(width=7.5, height=2.8)
     steps = np.unique(np.linspace(1, num_steps, 500).astype(int))
-    names = {"inverse_sqrt": "equation 3: inverse_sqrt", "linear": "linear", "cosine": "cosine", "constant": "constant"}
+    names = {"inverse_sqrt": "equation 3", "linear": "linear", "cosine": "cosine", "constant": "constant"}
     for (schedule, name), colour, style in zip(names.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
         config = OptimConfig(schedule=schedule, warmup_steps=warmup_steps)  # type: ignore[arg-type]
         rates = [1e4 * learning_rate(config, int(step), d_model=d_model, num_steps=num_steps) for step in steps]
@@ -47,7 +47,7 @@ def schedules(num_steps: int = 20_000, warmup_steps: int = 4_000, d_model: int =
     axes.axvline(warmup_steps, color=NEUTRAL, linewidth=0.8)
     axes.annotate("end of the warm-up", (warmup_steps, 0.0), (6, 4), textcoords="offset points", fontsize=9, color=INK)
     axes.set_xlabel("step")
-    axes.set_ylabel("learning rate / 10⁻⁴")
+    axes.set_ylabel("learning rate (in 10⁻⁴)")
     axes.set_ylim(bottom=0)
     figure.legend(fontsize=9, loc="outside right center")
     return figure
@@ -78,11 +78,15 @@ def unshifted(found: Unshifted) -> Picture:
     ):
         left.plot(training.smoothed(10), style, color=colour, label=name)
     left.set_xlabel("step")
-    left.set_ylabel("training loss / nats per token")
+    left.set_ylabel("training loss (nats per token)")
     left.legend()
     values = (found.told, found.own, found.own_shifted)
     bars = right.bar(
-        ["tokens right,\ntold (forgotten)", "answers right,\nown (forgotten)", "answers right,\nown (shifted)"],
+        [
+            "tokens right\nwhen told\n(shift forgotten)",
+            "outputs right\nwhen alone\n(shift forgotten)",
+            "outputs right\nwhen alone\n(shifted)",
+        ],
         values,
         color=(FAINT, DECODER, ENCODER),
         edgecolor=NEUTRAL,
@@ -99,10 +103,10 @@ def own_writing(found: OwnWriting, guess: float | None = None) -> Picture:
     at = range(1, len(found.told_at) + 1)
     axes.plot(at, found.told_at, "o-", color=ENCODER, label=f"told the right tokens before: {found.told:.0%}")
     axes.plot(at, found.own_at, "s--", color=DECODER, label=f"after its own tokens: {found.own:.0%}")
-    axes.axhline(found.whole, color=INK, linestyle=":", label=f"whole answers right: {found.whole:.0%}")
+    axes.axhline(found.whole, color=INK, linestyle=":", label=f"whole outputs right: {found.whole:.0%}")
     if guess is not None:
         axes.axhline(guess, color=NEUTRAL, linewidth=0.8, label=f"your guess of whole answers: {guess:.0%}")
-    axes.set_xlabel("position in the answer")
+    axes.set_xlabel("position in the output")
     axes.set_ylabel("share of right tokens")
     axes.set_xticks(list(at))
     axes.set_ylim(0, 1.05)
@@ -123,7 +127,7 @@ def search_errors(found: Searches) -> Picture:
     right.axhline(best, color=INK, linestyle=":", label="the most probable of all")
     right.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     right.set_xlabel("beam size")
-    right.set_ylabel("mean log-probability / nats")
+    right.set_ylabel("mean log-probability (nats)")
     right.legend()
     return figure
 
@@ -137,7 +141,7 @@ def lengths(found: Lengths) -> Picture:
         axes.plot(at, found.empty[penalty], "s--", color=DECODER, label="empty")
         axes.set_title("by probability alone" if not penalty else "divided by the length")
         axes.set_xlabel("beam size (1 is greedy)")
-        axes.set_ylabel(f"share of answers to\n{LONG} symbols")
+        axes.set_ylabel(f"share of outputs for\n{LONG} symbols")
         axes.set_ylim(-0.05, 1.1)
         axes.legend(loc="center left")
     return figure

@@ -24,7 +24,7 @@ _ONE_BY_ONE = {
     hints=(
         "Position-wise: what comes out at a position depends on what goes in there, by the same function everywhere.",
         "Put the positions in another order. Does what comes out follow, and nothing else change?",
-        "Layer normalization has means, but of the channels of one position. The rows of section 3.5 differ.",
+        "Layer normalization has means, but of the channels of one position. The rows that encode positions differ.",
     ),
     solution={"ReLU", "a linear layer on the channels", "layer normalization"},
     wrong=(
@@ -107,7 +107,7 @@ def _share(d_model: int, d_ff: int) -> float:
 @exercise(
     "ffn-share",
     hints=(
-        "Count matrices alone; biases and norms are lost in the noise.",
+        "Count the matrices alone; biases and norms are too small to matter.",
         "Attention has four of d_model × d_model: queries, keys, values, output.",
         "The feed-forward network has two of d_model × d_ff. With d_ff = 4 d_model: 8 of 12.",
     ),
