@@ -23,7 +23,7 @@
 # otherwise.
 #
 # Claims about trained networks were also tried at 0.3 times the learning rate, and for four times as many steps at the better of the two
-# rates; what that gave was recorded beforehand. *Seeds* counts fresh starts of the whole experiment.
+# rates; the small print ends in what that gave. *Seeds* counts the random starts behind a mean.
 #
 # | chapter | question | go deeper |
 # |---|---|---|
