@@ -1,4 +1,4 @@
-"""Exercises about layer normalisation and residual connections."""
+"""Exercises about layer normalization and residual connections."""
 
 import math
 from collections.abc import Callable
@@ -39,9 +39,9 @@ def _over_the_batch(x: Tensor) -> Tensor:
 @exercise(
     "norms-layer-norm",
     hints=(
-        "Mean and variance of each row on its own: `dim=-1, keepdim=True`.",
-        "The variance is the mean of squares of the centred row: divide by d, not by d - 1.",
-        "Add 1e-5 to the variance, then take the root.",
+        "Take the mean and variance of each row separately: `dim=-1, keepdim=True`.",
+        "The variance is the mean square of the centered row: divide by d, not by d - 1.",
+        "Add 1e-5 to the variance, then take the square root.",
     ),
     solution=_layer_norm,
     wrong=(_with_bessel, _eps_outside, _not_centred, _over_the_batch, lambda _: None),
@@ -54,16 +54,16 @@ def _check_layer_norm(answer: Callable[[Tensor], Any]) -> None:
     found = tensor_of(answer(x), x.shape).to(x.dtype)
     if not is_close(found, expected):
         if torch.allclose(found.mean(dim=0), torch.zeros(8, dtype=x.dtype), atol=1e-6):
-            raise Wrong("it normalises each channel over the batch; LayerNorm takes each row (token) on its own.")
+            raise Wrong("this normalizes each channel over the batch; LayerNorm treats each row (token) separately.")
         if not torch.allclose(found.mean(dim=-1), torch.zeros(5, dtype=x.dtype), atol=1e-6):
-            raise Wrong("rows do not have mean 0: subtract the row's mean first.")
+            raise Wrong("the rows do not have mean 0: subtract each row's mean first.")
         if torch.allclose(found, _with_bessel(x), atol=1e-4):
-            raise Wrong("it divides by a deviation with d - 1 (Bessel), as `x.std()` does; LayerNorm divides by d.")
+            raise Wrong("this uses a variance divided by d - 1 (Bessel), as `x.std()` does; LayerNorm divides by d.")
         size = float(found.square().mean(dim=-1)[0].sqrt())
         if abs(size - 1) > 1e-4:
-            raise Wrong(f"the first row's root mean square is {size:.4f}, and 1 was expected.")
+            raise Wrong(f"the first row's root mean square is {size:.4f}; 1 was expected.")
     if not is_close(tensor_of(answer(tiny), x.shape), F.layer_norm(tiny, (8,), eps=_EPS)):
-        raise Wrong("it differs where rows are tiny: eps = 1e-5 is added to the variance, inside the root.")
+        raise Wrong("the result is wrong for tiny rows: add eps = 1e-5 to the variance, inside the square root.")
 
 
 def _pre_norm(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -72,7 +72,7 @@ def _pre_norm(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Callable[[T
 
 @exercise(
     "norms-pre-norm",
-    hints=("The sub-layer sees the normalised x; the sum gets x as it came.", "`x + sublayer(norm(x))`."),
+    hints=("The sub-layer sees the normalized x; the sum gets the original x.", "`x + sublayer(norm(x))`."),
     solution=_pre_norm,
     wrong=(
         lambda x, sublayer, norm: norm(x + sublayer(x)),
@@ -93,23 +93,23 @@ def _check_pre_norm(answer: Callable[..., Any]) -> None:
 
     found = tensor_of(answer(x, sublayer, norm), x.shape)
     others = {
-        "this is the paper's post-norm: the sum itself is normalised.": norm(x + sublayer(x)),
-        "the path that bypasses the sub-layer must not be normalised: add x, not norm(x).": norm(x) + sublayer(norm(x)),
-        "here the sub-layer's output is normalised; pre-norm normalises its input.": x + norm(sublayer(x)),
+        "this is the paper's post-norm: it normalizes the sum.": norm(x + sublayer(x)),
+        "the path that bypasses the sub-layer must not be normalized: add x, not norm(x).": norm(x) + sublayer(norm(x)),
+        "this normalizes the sub-layer's output; pre-norm normalizes its input.": x + norm(sublayer(x)),
         "nothing is added: the residual connection is missing.": sublayer(norm(x)),
     }
     for message, other in others.items():
         if is_close(found, other):
             raise Wrong(message)
     if not is_close(found, x + sublayer(norm(x))):
-        raise Wrong("it is not x + sublayer(norm(x)).")
+        raise Wrong("the result is not x + sublayer(norm(x)).")
 
 
 @exercise(
     "norms-growth",
     hints=(
         "Mean squares of independent vectors with mean 0 add up; lengths do not.",
-        "Twelve encoder layers have 24 sub-layers; with the input there are 25 vectors.",
+        "Twelve encoder layers have 24 sub-layers; together with the input that makes 25 vectors.",
     ),
     solution=5.0,
     wrong=(25.0, 24.0, 13.0, math.sqrt(13), math.sqrt(24), "five"),
@@ -120,8 +120,8 @@ def _check_growth(answer: Any) -> None:
         return
     if factor in (24, 25):
         raise Wrong(
-            "that would be so if all vectors pointed the same way; independent ones are nearly at right angles."
+            "that would be true if all vectors pointed the same way; independent ones are nearly at right angles."
         )
     if abs(factor - 13) < 1e-5 or abs(factor - math.sqrt(13)) < 1e-2:
-        raise Wrong("a layer of the encoder adds twice: its attention and its feed-forward network.")
-    raise Wrong(f"not {factor:.4g}. What adds up are mean squares; do not forget the input itself.")
+        raise Wrong("an encoder layer adds twice: once after attention and once after the feed-forward network.")
+    raise Wrong(f"it is not {factor:.4g}. Mean squares add up, not lengths; and do not forget the input itself.")

@@ -27,7 +27,7 @@ def _layers(num_tokens: int, width: int) -> int:
     "why-path-length",
     hints=(
         "In one layer, position t sees positions t - width + 1 to t. How far does a token's information move?",
-        "It has to move num_tokens - 1 places, width - 1 per layer. The last layer may have fewer places left to cover.",
+        "It has to move num_tokens - 1 places, width - 1 per layer. The last layer may have fewer places left to go.",
     ),
     solution=_layers,
     wrong=(
