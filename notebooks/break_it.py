@@ -123,8 +123,8 @@ pictures.laws_map(ward.laws)
 # ## 3. Name them
 #
 # Answer with one of the names above, as a string. `hint("bug-A")` gives three hints, one after another. If a name is
-# wrong, the checker replies with the finding that speaks against it. You may also examine a patient by hand: `patient
-# = admit("A")` has `model` and `batch` (what its loader makes of a correct batch).
+# wrong, the checker replies with the finding that speaks against it. You may also examine a
+# patient by hand: `patient = admit("A")` has `model` and `batch` (what its loader makes of a correct batch).
 
 # %%
 hint("bug-A")

@@ -75,8 +75,8 @@ src_words, tgt_words = ["ein", "Hund", "⟨end⟩", "⟨pad⟩", "⟨pad⟩"], [
 real = padding_mask(torch.tensor([[3, 4, 2, PAD, PAD]]), PAD)[0, 0]
 pictures.mask_maps(
     [
-        ("encoder", real.expand(5, -1), src_words, src_words),
-        ("decoder, itself", causal_mask(3), tgt_words, tgt_words),
+        ("encoder self-attention", real.expand(5, -1), src_words, src_words),
+        ("decoder self-attention", causal_mask(3), tgt_words, tgt_words),
         ("cross-attention", real.expand(3, -1), tgt_words, src_words),
     ]
 )

@@ -144,8 +144,8 @@ ledger.settle("embeddings-need-a-small-start", chosen)
 # as one batch? **Naive version**: take the mean loss of each part, then the mean of these means.
 #
 # **Math.** Let part $k$ have $n_k$ tokens and the summed loss $S_k$. The loss of the whole batch is $\sum_k S_k /
-# \sum_k n_k$. The mean of means is $\frac{1}{K} \sum_k S_k / n_k$, in which a token of a small part counts more. For
-# all losses, the two are equal only if all $n_k$ are equal.
+# \sum_k n_k$. The mean of means is $\frac{1}{K} \sum_k S_k / n_k$, in which a token of a small part counts more. In
+# general the two are equal only if all $n_k$ are.
 
 # %%
 parts = batches.accumulation()
