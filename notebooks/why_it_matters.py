@@ -33,7 +33,7 @@ ledger = Ledger.load()
 # A **recurrent** network reads one token after another into a state: a vector $h_t$ of fixed size. The GRU (Cho et
 # al. 2014) has two gates, which are numbers between 0 and 1 that let something through or block it. The update gate
 # $z$ says how much of the old state stays. The reset gate $r$ says how much of the old state is used to make the new
-# one. We use the form that cuDNN and torch use: it multiplies by $r$ after $U_n$, not before.
+# one. We use the form of torch and of cuDNN, NVIDIA's library: it multiplies by $r$ after $U_n$, not before.
 #
 # $$r = \sigma(W_r x_t + U_r h_{t-1}), \quad z = \sigma(W_z x_t + U_z h_{t-1}), \quad
 # \tilde h = \tanh(W_n x_t + r \odot U_n h_{t-1}), \quad h_t = (1 - z) \odot \tilde h + z \odot h_{t-1}$$
@@ -378,7 +378,7 @@ for word, right, said in quality.samples[:4]:
 # | sizes | 65 and 213 million parameters | 0.06 to 0.5 million |
 # | norm | post-norm | pre-norm: it learns at a higher rate ([why](norm_and_depth.ipynb)) |
 # | positions | sinusoids | sinusoids; in section 3 rotary ([what that is](positions.ipynb)), as in the toolkit's pronunciation example |
-# | competitors | LSTMs with attention, 8 layers | GRU and LSTM of 1 layer; Luong's attention |
+# | competitors | LSTMs with attention, 8 layers | GRU and LSTM of 1 layer; attention as in Luong et al. (2015), with dot products as scores |
 # | table 1 | $n^2 d$ against $n d^2$: only the mixing of tokens | all matrices of a layer |
 # | "faster if $n < d$" (section 4) | counts operations | measures time, which also depends on the kernels |
 #

@@ -40,7 +40,7 @@ def _over_the_batch(x: Tensor) -> Tensor:
     "norms-layer-norm",
     hints=(
         "Take the mean and variance of each row separately: `dim=-1, keepdim=True`.",
-        "The variance is the mean square of the centered row: divide by d, not by d - 1.",
+        "The variance is the mean of the squares, once the mean is subtracted: divide by d_model, not by d_model - 1.",
         "Add 1e-5 to the variance, then take the square root.",
     ),
     solution=_layer_norm,
@@ -54,11 +54,11 @@ def _check_layer_norm(answer: Callable[[Tensor], Any]) -> None:
     found = tensor_of(answer(x), x.shape).to(x.dtype)
     if not is_close(found, expected):
         if torch.allclose(found.mean(dim=0), torch.zeros(8, dtype=x.dtype), atol=1e-6):
-            raise Wrong("this normalizes each channel over the batch; LayerNorm treats each row (token) separately.")
+            raise Wrong("it normalizes each channel over the batch; LayerNorm takes each row (token) on its own.")
         if not torch.allclose(found.mean(dim=-1), torch.zeros(5, dtype=x.dtype), atol=1e-6):
             raise Wrong("the rows do not have mean 0: subtract each row's mean first.")
         if torch.allclose(found, _with_bessel(x), atol=1e-4):
-            raise Wrong("this uses a variance divided by d - 1 (Bessel), as `x.std()` does; LayerNorm divides by d.")
+            raise Wrong("it divides by d_model - 1 inside the root, as `x.std()` does; LayerNorm divides by d_model.")
         size = float(found.square().mean(dim=-1)[0].sqrt())
         if abs(size - 1) > 1e-4:
             raise Wrong(f"the first row's root mean square is {size:.4f}; 1 was expected.")
@@ -72,7 +72,7 @@ def _pre_norm(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Callable[[T
 
 @exercise(
     "norms-pre-norm",
-    hints=("The sub-layer sees the normalized x; the sum gets the original x.", "`x + sublayer(norm(x))`."),
+    hints=("The sub-layer sees the normalized x; the sum gets x as it came.", "`x + sublayer(norm(x))`."),
     solution=_pre_norm,
     wrong=(
         lambda x, sublayer, norm: norm(x + sublayer(x)),
@@ -93,9 +93,9 @@ def _check_pre_norm(answer: Callable[..., Any]) -> None:
 
     found = tensor_of(answer(x, sublayer, norm), x.shape)
     others = {
-        "this is the paper's post-norm: it normalizes the sum.": norm(x + sublayer(x)),
+        "this is the paper's post-norm: the sum itself is normalized.": norm(x + sublayer(x)),
         "the path that bypasses the sub-layer must not be normalized: add x, not norm(x).": norm(x) + sublayer(norm(x)),
-        "this normalizes the sub-layer's output; pre-norm normalizes its input.": x + norm(sublayer(x)),
+        "here the sub-layer's output is normalized; pre-norm normalizes its input.": x + norm(sublayer(x)),
         "nothing is added: the residual connection is missing.": sublayer(norm(x)),
     }
     for message, other in others.items():
