@@ -123,8 +123,8 @@ pictures.laws_map(ward.laws)
 # ## 3. Name them
 #
 # Answer with one of the names above, as a string. `hint("bug-A")` gives three hints, one after another. If a name is
-# wrong, the checker replies with the finding that speaks against it. You may also examine a
-# patient by hand: `patient = admit("A")` has `model` and `batch` (what its loader makes of a correct batch).
+# wrong, the checker replies with the finding that speaks against it. You may also examine a patient by hand:
+# `patient = admit("A")` has `model` and `batch` (what its loader makes of a correct batch).
 
 # %%
 hint("bug-A")
@@ -209,8 +209,7 @@ sick = admit("B")
 with torch.no_grad(), record_attention(sick.model, "decoder.layers.0.self_attention") as maps:
     sick.model(*sick.draw(8, torch.Generator().manual_seed(1)).inputs)
 (weights,) = maps.values()
-print(f"largest weight on the future in the map: {weights.triu(1).max():.2f}")
-print(f"change of the scores: {ward.laws['B']['causal mask leaks by one']:.2f} nats")
+print(f"in the map: {weights.triu(1).max():.2f}; change of scores: {ward.laws['B']['causal mask leaks by one']:.2f} nats")
 assert weights.triu(1).max() == 0
 
 # %% [markdown]
@@ -236,7 +235,7 @@ source_of(patients.LeakingAttention, patients.SoftmaxOverQueries, patients.Heads
 # | padding counts in the loss | the loss is *better*, and cannot be compared with any other |
 # | embeddings are not scaled | with this seed the loss ends lower; chapter 3 of the main notebook measures a slower start |
 # | residual is forgotten | nothing reveals it in one layer; for deep networks see [norm and depth](norm_and_depth.ipynb) |
-# | heads are split by view | right with teacher forcing, wrong when writing: for one token at a time, the split by view happens to be correct, so the model computes something else than in training |
+# | heads are split by view | right with teacher forcing, wrong when writing: for one token at a time, the split by view happens to be correct, so the model then computes something different from training |
 # | dropout stays on | the training is identical to the healthy one to the last digit; outputs differ from call to call |
 
 # %%

@@ -96,7 +96,8 @@ ledger.settle("inside-heads-look-beside-them", roles)
 # | $w_{ij}$ | the weight that query $i$ gives to key $j$; over $j$ the weights add up to 1 |
 # | $H_i$ | the entropy of row $i$, in bits |
 #
-# **Exercise 1.** Write it for weights of shape (queries, keys). What is $0 \log 0$?
+# **Exercise 1.** Write a function that returns the entropy of each row, for weights of shape (queries, keys). What is
+# $0 \log 0$?
 
 
 # %%
@@ -165,7 +166,7 @@ check("inside-what-a-map-shows", my_letters)
 # ## 4. Which heads can be removed?
 #
 # **Question.** If heads look for different things, the model should miss each of them. A head passes on what it found
-# through its own columns of $W^O$. If we set these columns to zero, the head is silent; we train nothing again. A
+# through its own columns of $W^O$. If we set these columns to zero, the head is silent; nothing is retrained. A
 # second change keeps the head but removes its map: with queries of zero all scores are 0, so every key gets the same
 # weight.
 
@@ -253,8 +254,8 @@ ledger.settle("inside-the-last-layer-decides", lens)
 # Read the table from top to bottom. At first the lens shows the *input* token: embedding and output share one matrix
 # (section 3.4 of the paper), so the lens reads the previous token back. Then the feed-forward network of layer 1
 # removes it. From what is left, the output matrix reads the final phoneme in only a quarter of the places (names such
-# as `<0x31>` are bytes that no phoneme needs). Then a single sub-layer brings the output, and it is the one that
-# looks at the source:
+# as `<0x31>` are bytes that no phoneme needs). Then a single sub-layer brings the final phoneme to the top, and it is
+# the one that looks at the source:
 
 # %%
 reads = list(lens.agreement.values())
@@ -262,9 +263,9 @@ assert max(range(1, len(reads)), key=lambda i: reads[i] - reads[i - 1]) == 5 or 
 print({name: f"{share:.0%}" for name, share in lens.agreement.items()})
 
 # %% [markdown]
-# If the last matrix cannot *read* a layer, that does not mean the layer knows nothing: no training made it use the
-# language of the output. With pre-norm the stream is a plain sum ([norm and depth](norm_and_depth.ipynb)), and the
-# lens tends to see more, earlier.
+# If the last matrix cannot *read* a layer, that does not mean the layer knows nothing: nothing in training made it
+# use the language of the output. With pre-norm the stream is a plain sum ([norm and depth](norm_and_depth.ipynb)),
+# and the lens tends to see more, earlier.
 #
 # ## Hints and a solution
 
@@ -281,7 +282,7 @@ solution("inside-entropy")
 # |---|---|
 # | figures 3 to 5: maps of selected heads for one selected sentence | all heads; claims are averages over the held-out words |
 # | heads "appear to exhibit behavior related to the … structure of the sentences" | measured, and compared with a baseline |
-# | says nothing about removing heads | columns of $W^O$ set to zero, without training again |
+# | says nothing about removing heads | columns of $W^O$ set to zero, without retraining |
 #
 # This is one model, one seed and one small task. With another seed, other heads do other things. What carries over is
 # the way of asking.

@@ -46,8 +46,8 @@ print(model.settings.split("[validation]")[0].strip())
 # %% [markdown]
 # **Predict.** What BLEU will the model reach on sentences it has never seen? (BLEU counts the words and phrases
 # shared with a human translation; 100 is a perfect match. For comparison: a model of this size that trains on these
-# captions for an hour and a half reaches 41.7 on lower-cased, tokenized text, see docs/RESULTS.md; word-for-word look-up is below
-# 10.) Enter a number before you run on.
+# captions for an hour and a half reaches 41.7 on lower-cased, tokenized text, see docs/RESULTS.md; word-for-word
+# look-up is below 10.) Enter a number before you run on.
 
 # %%
 my_guess = ...
@@ -62,10 +62,10 @@ for (english, german), answer in zip(model.corpus.test[:5], model.beam[:5], stri
 
 # %% [markdown]
 # These are the first five test sentences, not a selection. After so little training, do not expect good translations.
-# On captions, such a model gets common words and the typical structure of a caption, often word for word. At a rare
-# word it has to spell from subwords, and there it may get stuck and repeat the same piece again and again. Which
-# words are right? Is the verb where German wants it? Are the genders right? A score will not tell you what *kind* of
-# mistakes a model makes, so read a few outputs before you look at any number.
+# On captions, such a model gets common words and the typical structure of a caption. At a rare word, which it has to
+# spell from subwords, it may get stuck and repeat the same subword again and again. Which words are right? Is the
+# verb where German wants it? Are the genders right? A score will not tell you what *kind* of mistakes a model makes,
+# so read a few outputs before you look at any number.
 
 # %%
 print(f"measured: {model.score}{guessed(my_guess)}")
@@ -151,10 +151,10 @@ pictures.bars_of(sides, unit="BLEU")
 # before it. It is tempting to collect these predictions and score them, because it is fast. But the result is not a
 # translation: at each position, the model gets the reference's previous token, whatever it predicted itself.
 #
-# The next outputs show what such a "translation" looks like, beside what the model writes by itself. Neither is worth
-# reading as German. Teacher-forced text falls apart wherever the model disagrees with the reference, because the next
-# token continues the reference, not the model's own words. Text that the model writes by itself may repeat one
-# subword until the length limit, because its own last token is all it has to go on.
+# The next outputs show what such a "translation" looks like, beside what the model writes by itself. Do not expect
+# good German from either. Teacher-forced text falls apart wherever the model disagrees with the reference, because
+# the next token continues the reference, not the model's own words. Text that the model writes by itself may repeat
+# one subword until the length limit, because nothing puts it back on track.
 
 # %%
 source_of(translation.teacher_forced_answers)

@@ -317,9 +317,9 @@ check("why-look-back", my_look_back)
 #
 # The task is to pronounce unseen English words: letters in, phonemes out (CMUdict, a pronouncing dictionary). All
 # three networks have the same number of parameters and see the same batches. Each has its own learning rate, the best
-# of several. The GRU encoders read in both directions, as Bahdanau's did. The score is the phoneme error
-# rate: the edits that turn the outputs into the dictionary's pronunciations, as a percentage of the dictionary's
-# phonemes. Lower is better.
+# of several. The GRU encoders read in both directions, as Bahdanau's did. The score is the phoneme error rate: the
+# edits that turn the outputs into the dictionary's pronunciations, as a percentage of the dictionary's phonemes.
+# Lower is better.
 #
 # **Predict.** Order the networks from best to worst, after few steps and after many:
 

@@ -39,9 +39,9 @@ def _over_the_batch(x: Tensor) -> Tensor:
 @exercise(
     "norms-layer-norm",
     hints=(
-        "Take the mean and variance of each row separately: `dim=-1, keepdim=True`.",
+        "Mean and variance of each row on its own: `dim=-1, keepdim=True`.",
         "The variance is the mean of the squares, once the mean is subtracted: divide by d_model, not by d_model - 1.",
-        "Add 1e-5 to the variance, then take the square root.",
+        "Add 1e-5 to the variance, then take the root.",
     ),
     solution=_layer_norm,
     wrong=(_with_bessel, _eps_outside, _not_centred, _over_the_batch, lambda _: None),
