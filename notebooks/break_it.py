@@ -209,7 +209,9 @@ sick = admit("B")
 with torch.no_grad(), record_attention(sick.model, "decoder.layers.0.self_attention") as maps:
     sick.model(*sick.draw(8, torch.Generator().manual_seed(1)).inputs)
 (weights,) = maps.values()
-print(f"in the map: {weights.triu(1).max():.2f}; change of scores: {ward.laws['B']['causal mask leaks by one']:.2f} nats")
+print(
+    f"in the map: {weights.triu(1).max():.2f}; change of scores: {ward.laws['B']['causal mask leaks by one']:.2f} nats"
+)
 assert weights.triu(1).max() == 0
 
 # %% [markdown]

@@ -198,8 +198,8 @@ pictures.rotations(table, pairs=(1, 4, 8), offset=3)
 # angle; the angle differs from pair to pair.
 #
 # A rotation preserves lengths and dot products. So the dot product of two rows depends only on their distance: $PE_a
-# \cdot PE_b = \sum_i \cos((a-b)\,\omega_i)$. The right plot shows the dot products of three rows with all others, by
-# distance: the three curves coincide.
+# \cdot PE_b = \sum_i \cos((a-b)\,\omega_i)$. In the next picture, the right plot shows the dot products of three rows
+# with all others, by distance: the three curves coincide.
 
 # %%
 rates = 10_000 ** (-torch.arange(0, 64, 2) / 64)
