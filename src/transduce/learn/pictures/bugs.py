@@ -25,7 +25,7 @@ def loss_curves(ward: Ward) -> Picture:
         colour = INK if is_healthy else style["color"]
         axis.text(steps * 1.06, ends[name], name, va="center", fontsize=9, weight=weight, color=colour)
         axis.plot([steps - 1, steps * 1.05], [scores.loss, ends[name]], color=colour, lw=0.6)
-    axis.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", yscale="log")
+    axis.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", yscale="log")
     axis.set_xlim(0, 1.2 * steps)
     return figure
 

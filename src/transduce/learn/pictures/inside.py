@@ -56,7 +56,7 @@ def pruning(found: Pruning) -> Picture:
     axes.bar([short(head) for head in heads], [found.costs[head] for head in heads], color=colours, width=0.7)
     axes.plot([found.flat[head] for head in heads], "o", color=INK, markersize=4, label="only map made flat")
     axes.axhline(1, color=NEUTRAL, linestyle=":")
-    axes.set(ylabel="accuracy lost / percentage points", xlabel="head", title="One head silenced at a time")
+    axes.set(ylabel="accuracy lost\n(percentage points)", xlabel="head", title="One head silenced at a time")
     axes.tick_params(axis="x", rotation=70, labelsize=8)
     for kind, colour in _KINDS.items():
         names = {"encoder": "encoder self-attention", "self": "decoder self-attention", "cross": "cross-attention"}

@@ -109,7 +109,7 @@ def leak_curves(found: NoCausalMask) -> Picture:
     left.plot(found.honest.smoothed(), color=ENCODER, label="causal mask")
     left.plot(found.leaky.smoothed(), color=DECODER, label="no causal mask")
     left.axhline(found.task.floor, color=INK, linestyle="--", linewidth=1, label="floor: the coins")
-    left.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    left.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     left.legend(fontsize=9)
     groups = {
         "next tokens right,\nteacher forcing": (found.honest_told, found.leaky_told),
@@ -138,7 +138,7 @@ def batch_mates_curves(found: BatchMates) -> Picture:
     left.set(title="Output differs from the one alone", ylabel="share of sources", ylim=(-0.05, 1.08))
     right.set(title="Output right", ylabel="share of sources", ylim=(-0.05, 1.08))
     for axis in (left, right):
-        axis.set_xlabel("padding added / tokens")
+        axis.set_xlabel("padding added (tokens)")
     left.legend(title="padding mask", fontsize=9)
     return figure
 

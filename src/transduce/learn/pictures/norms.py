@@ -44,7 +44,7 @@ def residual_curves(found: Residuals) -> Picture:
             label = f"{norm}-norm, {has_them} residual connections"
             axes.plot(run.training.smoothed(), color=_OF_NORM[norm], linestyle=style, label=label)
     axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="without seeing the source")
-    axes.set(title="Twelve encoder layers", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    axes.set(title="Twelve encoder layers", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.legend(fontsize=8)
     return figure
 
@@ -72,7 +72,7 @@ def warm_up_curves(found: WarmUp) -> Picture:
             left.plot(run.training.smoothed(), linewidth=1.4 - 0.6 * number, label=label, **style)
         right.plot(runs[0].training.gradient_norms[:100], linewidth=1.1, **style)
     left.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="without seeing the source")
-    left.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    left.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     left.legend(fontsize=8)
     right.set(title="First hundred steps", xlabel="step", ylabel="length of the gradient", yscale="log")
     return figure
@@ -84,7 +84,7 @@ def patience_curves(found: Patience) -> Picture:
     for run, warm in ((found.cold, "without"), (found.warm, "with")):
         axes.plot(run.training.smoothed(), color=DECODER, linestyle=_STYLES[warm], label=f"{warm} warm-up")
     axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="without seeing the source")
-    axes.set(title="Post-norm, trained longer", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    axes.set(title="Post-norm, trained longer", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.legend(fontsize=9)
     return figure
 

@@ -11,7 +11,7 @@ from transduce.learn.experiments.positions import Ablation, LengthCurves
 from transduce.learn.pictures.canvas import FAINT, INK, MARKERS, NEUTRAL, SERIES, SIGNED, Picture, canvas
 
 _SCORE = "share of outputs right"
-_PRODUCT = "dot product / (d / 2)"
+_PRODUCT = "dot product, divided by d / 2"
 
 
 def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Sequence[int]) -> Picture:
@@ -63,7 +63,7 @@ def ablation_bars(found: Ablation) -> Picture:
     figure, (left, right) = canvas(1, 2, height=3.2)
     for number, (part, training) in enumerate(found.trainings.items()):
         left.plot(training.smoothed(), color=SERIES[number], label=part)
-    left.set(title="Learning to reverse", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    left.set(title="Learning to reverse", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     left.legend(title="positions in", fontsize=9)
     scores = list(found.scores.values())
     right.barh(range(len(scores)), scores, color=SERIES[: len(scores)])

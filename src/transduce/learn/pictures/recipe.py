@@ -16,7 +16,7 @@ def warm_up(found: WarmUp) -> Picture:
         name = f"warm-up of {steps} steps" if steps else "no warm-up"
         left.plot(training.smoothed(), style, color=colour, label=name)
         right.semilogy(training.gradient_norms, style, color=colour, linewidth=0.8, label=name)
-    left.set(title="Training loss", ylabel="loss / nats per token")
+    left.set(title="Training loss", ylabel="loss (nats per token)")
     right.set(title="Gradient", ylabel="length of the gradient")
     left.legend()
     for axes in (left, right):
@@ -46,8 +46,8 @@ def smoothing(found: Smoothing) -> Picture:
     figure, (left, right) = canvas(1, 2, width=9, height=2.6)
     at = np.arange(len(found.plain))
     panels = (
-        (left, "cross-entropy /\nnats per phoneme\n(lower is better)", lambda outcome: outcome.nll),
-        (right, "correct words / %\n(higher is better)", lambda outcome: outcome.right),
+        (left, "cross-entropy\n(nats per phoneme)\n(lower is better)", lambda outcome: outcome.nll),
+        (right, "correct words (%)\n(higher is better)", lambda outcome: outcome.right),
     )
     for axes, label, value in panels:
         plain, smoothed = ([value(outcome) for outcome in side] for side in (found.plain, found.smoothed))
@@ -75,7 +75,7 @@ def over_fitting(found: OverFitting) -> Picture:
             label=f"dropout {dropout:g}, training words at the end",
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss / nats per phoneme")
+    axes.set_ylabel("loss (nats per phoneme)")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=9)
     return figure
@@ -102,7 +102,7 @@ def clinic(found: Clinic) -> Picture:
         lower.set_ylim(3e-3, 1e2)
         lower.set_xlabel("step", fontsize=9)
         if k % 3 == 0:
-            upper.set_ylabel("loss / nats", fontsize=9)
+            upper.set_ylabel("loss (nats)", fontsize=9)
             lower.set_ylabel("gradient", fontsize=9)
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=9)

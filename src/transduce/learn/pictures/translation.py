@@ -15,7 +15,7 @@ def learning(rows: Sequence[Mapping[str, float]]) -> Picture:
     left.plot([row["step"] for row in training], [row["loss"] for row in training], color=NEUTRAL, label="training")
     steps = [row["step"] for row in validation]
     left.plot(steps, [row["loss"] for row in validation], "o-", color=ENCODER, label="validation, unsmoothed")
-    left.set(xlabel="step", ylabel="cross-entropy / nats per token", title="Loss")
+    left.set(xlabel="step", ylabel="cross-entropy (nats per token)", title="Loss")
     left.legend()
     right.plot(steps, [row["bleu"] for row in validation], "o-", color=DECODER)
     right.set(xlabel="step", ylabel="BLEU", title="BLEU of 100 validation pairs, greedy", ylim=(0, None))

@@ -117,7 +117,7 @@ def error_rates(found: Quality) -> Picture:
         for place, score in zip(places, scores, strict=True):
             axis.text(place, score.high + 0.8, f"{score.value:.1f}", ha="center", fontsize=9)
     axis.set_xticks(range(len(found.steps)), [f"{steps} steps" for steps in found.steps])
-    axis.set(title="Unseen English words", ylabel="phoneme error rate / %")
+    axis.set(title="Unseen English words", ylabel="phoneme error rate (%)")
     axis.margins(y=0.15)
     axis.legend(fontsize=9, frameon=False)
     return figure
