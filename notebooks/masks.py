@@ -1,11 +1,11 @@
 # %% [markdown]
-# # Masks: who may look where, and what happens when somebody looks who must not
+# # Masks: who may look where, and what goes wrong without them
 #
-# Chapter 7 of [the main notebook](transformer.ipynb) introduces the three masks and their laws. Here they are taken
-# out, one after the other, and we watch. One of the two accidents gives *better* numbers than the right model.
+# Chapter 7 of [the main notebook](transformer.ipynb) introduces the masks and their laws. Here we remove the masks,
+# one after the other, and watch what happens. One of the two broken models has *better* numbers than the correct one.
 #
-# **In this package a mask is `True` where attention may look.** Other libraries say the opposite; section 5 is about
-# that.
+# **In this package a mask is `True` where attention may look.** Other libraries use the opposite convention; section
+# 5 covers this.
 
 # %%
 import math
@@ -26,24 +26,24 @@ ledger = Ledger.load()
 #
 # | attention | who looks (queries) | at what (keys) | mask | why |
 # |---|---|---|---|---|
-# | encoder self-attention | source | source | padding of the **source** | padding is no word |
-# | decoder self-attention | target so far | target so far | causal | the future is what must be predicted |
+# | encoder self-attention | source | source | padding of the **source** | padding is not a word |
+# | decoder self-attention | target so far | target so far | causal | the future is what the model must predict |
 # | cross-attention | target | source | padding of the **source**, again | the keys are the source's |
 #
-# The rule behind it: **a mask belongs to the keys.** It is made of the ids of those who are looked *at*. (The paper
-# speaks of the causal mask alone, section 3.2.3; padding is a matter of batches.)
+# The rule behind the table: **a mask belongs to the keys.** It is made from the ids of the tokens that are looked
+# *at*. (The paper mentions only the causal mask, in section 3.2.3; padding only arises with batches.)
 #
-# **Maths.** With scores $s_{ij} = q_i \cdot k_j / \sqrt{d_k}$ of query $i$ and key $j$, and $M_{ij}$ true where $i$
-# may look at $j$:
+# **Math.** Let $s_{ij} = q_i \cdot k_j / \sqrt{d_k}$ be the score of query $i$ and key $j$, and let $M_{ij}$ be true
+# where $i$ may look at $j$:
 #
 # $$w_{ij} = \frac{M_{ij}\, e^{s_{ij}}}{\sum_{j'} M_{ij'}\, e^{s_{ij'}}}
 #   \qquad\text{the same as}\qquad \mathrm{softmax}_j\big(s_{ij} + b_{ij}\big),\quad
 #   b_{ij} = 0 \text{ if } M_{ij} \text{ else } -\infty .$$
 #
-# Two things follow at once. A hidden key has weight exactly 0, not a small one, and with it a derivative of exactly 0.
-# And if a query may look nowhere, the denominator is 0.
+# Two things follow. A hidden key has a weight of exactly 0, not just a small one, so its derivative is exactly 0,
+# too. And if a query may look at no key, the denominator is 0.
 #
-# **Naive version**, and **equality** with `attention` and with torch's kernel:
+# Below is a **naive version**, then a check that it **equals** both our `attention` and torch's kernel:
 
 
 # %%
@@ -66,26 +66,26 @@ assert torch.allclose(ours, F.scaled_dot_product_attention(q[None], k[None], v[N
 source_of(padding_mask, causal_mask)
 
 # %% [markdown]
-# **Picture.** A batch of two: "ein Hund" beside "ein großer Hund rennt", with its end symbol, and "a dog" as the
-# target. The masks of the first row:
+# **Picture.** A batch of two sources: "ein Hund", padded to the length of "ein großer Hund rennt" plus its end
+# symbol. The target of the first source is "a dog". These are the masks of that first row:
 
 # %%
 src_words, tgt_words = ["ein", "Hund", "⟨end⟩", "⟨pad⟩", "⟨pad⟩"], ["⟨begin⟩", "a", "dog"]
 real = padding_mask(torch.tensor([[3, 4, 2, PAD, PAD]]), PAD)[0, 0]
 pictures.mask_maps(
     [
-        ("encoder", real.expand(5, -1), src_words, src_words),
-        ("decoder, itself", causal_mask(3), tgt_words, tgt_words),
+        ("encoder self-attention", real.expand(5, -1), src_words, src_words),
+        ("decoder self-attention", causal_mask(3), tgt_words, tgt_words),
         ("cross-attention", real.expand(3, -1), tgt_words, src_words),
     ]
 )
 
 # %% [markdown]
-# ## 2. The law of the future: a derivative that is nothing
+# ## 2. The law of the future: a derivative of exactly zero
 #
-# A mask is right if output $i$ does not depend on input $j$ for $j > i$: $\partial\,\mathrm{out}_i /
-# \partial\,\mathrm{in}_j = 0$. Not about zero: the weight is 0 exactly, so is every product with it. That makes the
-# best test of a causal mask there is: send a gradient back and look.
+# A causal mask is correct if output $i$ does not depend on input $j$ for any $j > i$: $\partial\,\mathrm{out}_i /
+# \partial\,\mathrm{in}_j = 0$. This zero is exact: the weight is exactly 0, and so is every product with it. So the
+# best test of a causal mask is to backpropagate a gradient and look at it.
 
 # %%
 dependence = experiments.gradients()
@@ -95,29 +95,31 @@ pictures.gradient_maps(dependence)
 ledger.settle("masks-the-future-has-no-gradient", dependence)
 
 # %% [markdown]
-# Left: two layers of the shipped decoder; every 0 is an exact one. Middle: the same weights without the causal mask.
-# Right: the decoder's outputs by the encoder's; the last two source positions are padding, and nothing depends on them.
+# Left: two layers of the package's decoder; every printed 0 is exact. Middle: the same weights without the causal
+# mask. Right: the derivative of the decoder's outputs with respect to the encoder's outputs. The last two source
+# positions are padding, and nothing depends on them.
 
 # %%
 assert dependence.padding_gradient == 0
 assert float(dependence.decoder_without_mask.triu(1).max()) > 0.1
 
 # %% [markdown]
-# ## 3. Without the causal mask: wonderful numbers, and nothing written
+# ## 3. Without the causal mask: excellent numbers, useless output
 #
-# The task is made so that a leak can be *proved*. A source of random symbols is to be reversed, and every symbol of the
-# answer has two synonyms, chosen by the toss of a coin. Nobody can know the coin. So there is a floor: a loss of
-# $\ln 2$ for each coin, and about half of the next tokens named. **Whoever is better than that has looked.**
+# We design the task so that we can *prove* a leak. The model reverses a source of random symbols, and a coin toss
+# decides which of two synonyms to write for each symbol (in the examples printed below: the symbol itself, or the
+# symbol plus 8). No model can know the coins. So there is a floor: each coin costs a loss of $\ln 2$, and only about
+# half of those tokens can be predicted. **A model that does better must have looked at the target.**
 #
-# One part is taken out, by a subclass that does not listen to `is_causal`:
+# We remove one part, with a subclass that ignores `is_causal`:
 
 # %%
 source_of(surgery.AttentionWithoutCausalMask)
 
 # %% [markdown]
-# **Predict.** Both models train on the same batches. What share of next tokens does the model without the mask name,
-# when it is told all before them (teacher forcing)? And what share of whole answers does it get right when it writes
-# by itself?
+# **Predict.** Both models train on the same batches. With teacher forcing (every earlier target token is given), what
+# share of the next tokens does the model without the mask predict correctly? And when it writes by itself, what share
+# of its outputs is entirely right?
 
 # %%
 my_guess_told, my_guess_writing = ..., ...
@@ -136,41 +138,49 @@ ledger.settle("masks-without-the-causal-mask-accuracy-looks-perfect", found)
 ledger.settle("masks-without-the-causal-mask-it-writes-nonsense", found)
 
 # %%
-print(f"named: {found.leaky_told:.1%}{guessed(my_guess_told)}; possible without looking: {found.task.best_told:.1%}")
-print(f"right: {found.leaky_writing:.1%}{guessed(my_guess_writing)}; with the mask: {found.honest_writing:.1%}")
+print(
+    f"next tokens: {found.leaky_told:.1%}{guessed(my_guess_told)}; possible without a leak: {found.task.best_told:.1%}"
+)
+print(f"outputs: {found.leaky_writing:.1%}{guessed(my_guess_writing)}; with the mask: {found.honest_writing:.1%}")
 for source, honest, leaky in found.examples:
-    print(f"{source} -> with mask: {honest}; without: {leaky}")
+    print(f"source {source}: with the mask {honest}, without {leaky}")
 
 # %% [markdown]
-# The model on the left of every pair of bars is the good one, and has the *worse* loss and the *worse* accuracy.
+# In both plots the model with the causal mask is the good one, and it has the *worse* loss and the *worse* accuracy
+# under teacher forcing.
 #
-# **What happened.** The decoder's input at position $t + 1$ is what position $t$ must predict. Without the mask,
-# attention only has to learn "copy from one to the right". That is easier than to translate, so it is learned first,
-# and then there is no loss left to learn anything else from. When the model writes by itself, there is nothing to the
-# right. In training that was so in one case only: at the end. So it says "end", at once, and the answer is empty.
+# **What happened.** The decoder's input at position $t + 1$ is the token that position $t$ must predict. Without the
+# mask, attention only has to learn to copy from one position to the right. That is easier than the task itself, so
+# the model learns it first. After that, too little loss is left to learn anything else from. When the model writes by
+# itself, there is nothing to the right. In training that happened in only one place: at the end of the target. So the
+# model writes the end symbol at once, and its output is empty.
 #
-# **Is it the cache's fault,** which in decoding never shows the future? No: in full passes, every token looking at all
-# that is written so far, as in training, the result is no better:
+# **Is the cache to blame,** because it never shows the future in decoding? No. We can also decode in full passes,
+# where every token looks at everything written so far, as in training. The result is no better:
 
 # %%
 print(f"written in full passes, without a cache: {found.leaky_writing_in_full_passes:.1%} right")
 assert found.leaky_writing_in_full_passes < 0.1
 
 # %% [markdown]
-# Real projects had this. In one, 98 % of validation tokens were named by a model with a single hidden unit, whose
-# translations were nonsense (jadore801120/attention-is-all-you-need-pytorch#19); in another report
-# (unconfirmed) the loss fell where it cannot, with the hand-written mask only (karpathy/nanoGPT#331). Three ways to notice:
+# This has happened in real projects. In one, a model with a single hidden unit predicted 98% of the validation tokens
+# correctly, and its translations were nonsense (jadore801120/attention-is-all-you-need-pytorch#19). In another
+# report, which nobody has confirmed, the loss became impossibly low, but only with the hand-written mask
+# (karpathy/nanoGPT#331). There are three ways to notice such a leak:
 #
-# 1. The gradient test of section 2: a second, no training.
-# 2. A loss below what is possible. Here we know the floor; of real text, distrust a perplexity near 1.
-# 3. Score what the model **writes**, not what it names when told (see [real translation](real_translation.ipynb)).
+# 1. The gradient test of section 2: it takes a second and needs no training.
+# 2. A loss lower than possible. Here we know the floor. On real text, be suspicious of a perplexity
+#    ($e^{\text{loss}}$) near 1.
+# 3. Score what the model **writes**, not what it predicts under teacher forcing (see [real
+#    translation](real_translation.ipynb)).
 #
-# ## 4. Without the padding mask: your answer depends on your neighbours
+# ## 4. Without the padding mask: outputs depend on the rest of the batch
 #
-# Sentences of a batch are padded to the length of the longest. With the mask, that is nobody's business: another law.
+# The sentences of a batch are padded to the length of the longest one. With the padding mask, this must not affect
+# any output. That is another law.
 #
-# **Predict.** A trained model reverses sources perfectly. Now its padding mask is taken out, no weight is touched,
-# and each source is answered alone and beside a mate that is longer. What share of answers changes?
+# **Predict.** A trained model reverses all sources correctly. Now we remove its padding mask without touching any
+# weight. We run each source twice: alone, and in a batch with a longer source. What share of the outputs changes?
 
 # %%
 my_guess_changed = ...
@@ -189,20 +199,20 @@ ledger.settle("masks-without-the-padding-mask-mates-matter", mates)
 ledger.settle("masks-training-without-it-is-no-cure", mates)
 
 # %%
-print(f"changed beside {mates.padding[-1]} tokens: {mates.changed_when_taken_out:.0%}{guessed(my_guess_changed)}")
-print(f"where scores move by up to {mates.unmasked_leak:.1f} nats")
+print(f"{mates.padding[-1]} tokens of padding: {mates.changed_when_taken_out:.0%} changed{guessed(my_guess_changed)}")
+print(f"log-probabilities then change by up to {mates.unmasked_leak:.1f} nats")
 for name, share in mates.right_in_batches.items():
-    print(f"{name}: {share:.0%} right in batches as in training, {mates.right[name][0]:.0%} alone")
+    print(f"{name}: {share:.0%} of outputs right in batches as in training, {mates.right[name][0]:.0%} alone")
 
 # %% [markdown]
-# The third model is the one to remember. It **never had** a padding mask, and in batches like those of training it
-# does well: every number of a training run looks healthy. Alone, or in other company, it fails. It has learned from
-# the padding: nearly all batches of training were equally wide, so "so many places from the right edge" was as good a
-# way to find the first symbol as any. (That explanation is our reading of the green curve on the right, which has its
-# best place where the padding is as in training.) In use that shows as answers that change with the batch size, or as
-# a service that is worse for a single request.
+# The third model is the one to remember. It **never had** a padding mask. In batches like those of training it does
+# well, so every number of its training run looks healthy. Alone, or in other batches, it fails. It learned to rely on
+# the padding: nearly all training batches were equally wide, so the model could find the first symbol by counting
+# positions from the right edge. (This explanation is our reading of the green curve on the right. It peaks where the
+# amount of padding is as in training.) In production you would notice outputs that change with the batch size, or a
+# service that works worse for single requests.
 #
-# The law, once more by hand: one source, alone and beside padding, in the shipped encoder.
+# Here is the law once more, checked by hand: one source, alone and with padding, in the package's encoder.
 
 # %%
 model = experiments.small_transformer(reversal().vocabulary).double().eval()
@@ -212,7 +222,7 @@ with torch.no_grad():
 assert torch.allclose(alone, beside[:, :4], atol=1e-12)
 
 # %% [markdown]
-# ## 5. Four dialects, and a row that may look nowhere
+# ## 5. Four conventions, and a row that may look at nothing
 #
 # | where | type | hidden is |
 # |---|---|---|
@@ -221,11 +231,11 @@ assert torch.allclose(alone, beside[:, :4], atol=1e-12)
 # | either of them | float, added to the scores | $-\infty$ |
 # | older code | float, added | $-10^9$, which is not the same |
 #
-# Two functions of one library, and the opposite meaning: learners have asked about it for years
-# (pytorch/tutorials#2250). Where a mask crosses such a border, invert it there, once, and name it by what `True`
-# means: `may_look`, `is_padding`.
+# Two functions of one library use opposite conventions, and learners have asked about it for years
+# (pytorch/tutorials#2250). Where a mask passes from one convention to the other, invert it there, once, and name it
+# by what `True` means: `may_look`, `is_padding`.
 #
-# **Predict.** A query may look at nothing at all. What comes out: zeros, the mean of all values, or NaN?
+# **Predict.** Suppose a query may look at no key at all. What comes out: zeros, the mean of all values, or NaN?
 
 # %%
 my_guess_nowhere = ...
@@ -239,42 +249,43 @@ print("-1e9:   ", (scores - 1e9).softmax(-1) @ values, "(the plain mean)")
 print("kernel: ", F.scaled_dot_product_attention(scores, scores.expand(3, -1), values, attn_mask=nothing))
 
 # %% [markdown]
-# Three answers to a question without meaning: 0/0 is NaN; $-10^9$ quietly gives the mean of exactly what was hidden
-# (in float32, nothing of the scores is left beside it); and torch's kernel chose zeros. NaN is the rudest and the
-# most honest. But it spreads: $0 \cdot \mathrm{NaN} = \mathrm{NaN}$, so one such row spoils the gradient of *all*
-# weights, even when its loss is masked:
+# The question has no meaningful answer, and the three versions give three different ones. Dividing 0 by 0 gives NaN.
+# Adding $-10^9$ silently gives the mean of exactly the values that were hidden (in float32, adding a number that
+# large erases the scores). Torch's kernel returns zeros. NaN is the most honest of the three, but it spreads: since
+# $0 \cdot \mathrm{NaN} = \mathrm{NaN}$, one such row spoils the gradient of *all* weights, even if its loss is
+# masked:
 
 # %%
 weight = torch.ones(2, requires_grad=True)
 outputs = torch.stack((weight * 1.0, weight * torch.tensor(math.nan)))  # the second row is that of an empty sentence
 (outputs * torch.tensor([[1.0], [0.0]])).sum().backward()
-print("gradient, with the second row's loss times 0:", weight.grad)
+print("gradient, with the second row's loss multiplied by 0:", weight.grad)
 
 # %% [markdown]
-# So avoid the question. Here a source always has its end symbol, so even an empty one has a key to look at; padding
-# stands on the right, so a causal query sees at least itself; and queries of padding are not hidden, only its keys
-# are: what they compute is read by nobody.
+# So make sure that no query is left without a key. Here a source always has its end symbol, so even an empty source
+# has a key to look at. Padding stands on the right, so with the causal mask every query sees at least itself. And we
+# mask only the keys of padding, not its queries: nothing ever reads what those compute.
 #
 # ## 6. Padding in the loss
 #
-# There is one more place where padding must not count, and it is no attention. Labels of padding are left out
-# **twice**: of the sum, and of the number it is divided by. Here two rows of 9 and of 1 tokens; the model is as sure
-# of padding as a trained one gets:
+# There is one more place where padding must not count, and it is outside attention. Padding labels must be left out
+# **twice**: from the sum, and from the number the sum is divided by. In this example the two rows have 9 tokens and 1
+# token, and the model predicts padding as confidently as a trained model would:
 
 # %%
-losses = torch.full((2, 9), 2.0)  # nats; of real tokens
+losses = torch.full((2, 9), 2.0)  # nats, for real tokens
 is_real = torch.tensor([[True] * 9, [True] + [False] * 8])
 losses[~is_real] = 0.01  # padding is easy to predict
 print(f"over real tokens {losses[is_real].mean():.2f}, over everything {losses.mean():.2f}")
 
 # %% [markdown]
-# Nothing was learned between the two numbers. Accuracy is flattered in the same way. In this package the loss is a
-# sum and a count, and the division is done once a step, over all rows of all processes (`transduce/loss.py`).
+# Nothing was learned between these two numbers. Padding inflates accuracy in the same way. In this package the loss
+# is a sum and a count. The division happens once per step, over all rows of all processes (`training/loss.py`).
 #
 # ## Exercises
 #
-# **1.** One batch: a source of four tokens, padded to six, and a target of six. Six masks, blue where one may look.
-# **Which is wrong?**
+# **1.** One batch: a source of four tokens, padded to six, and a target of six. There are six masks, blue where a
+# query may look. **Which one is wrong?**
 
 # %%
 print("source ids:", SOURCE.tolist(), "  target ids:", TARGET.tolist(), "  padding:", PAD)
@@ -290,8 +301,8 @@ my_letter = ...
 check("masks-one-of-six", my_letter)
 
 # %% [markdown]
-# When you have found it: it is a bug that has been shipped (hyunwoongko/transformer#11). It is hard to notice on toy
-# tasks. Reversal gives source and target the same lengths, so both masks are *equal*, and every test passes:
+# Once you have found it: this bug has appeared in published code (hyunwoongko/transformer#11). It is hard to notice
+# on toy tasks. In reversal, source and target have the same lengths, so both masks are *equal* and every test passes:
 
 # %%
 batch = reversal().draw(8, torch.Generator().manual_seed(1))
@@ -301,7 +312,7 @@ assert not torch.equal(padding_mask(other.src, PAD), padding_mask(other.tgt_in, 
 
 # %% [markdown]
 # **2.** Build the mask of a decoder that must hide both future and padding: `(batch, length)` ids in, `(batch,
-# queries, keys)` out, `True` where one may look.
+# queries, keys)` out, `True` where a query may look.
 
 
 # %%
@@ -321,7 +332,7 @@ def my_key_padding_mask(may_look): ...
 check("masks-dialect", my_key_padding_mask)
 
 # %% [markdown]
-# **4.** The mean loss of a batch: `losses` and `labels` of shape (rows, length).
+# **4.** The mean loss of a batch: `losses` and `labels` have shape (rows, length).
 
 
 # %%
@@ -342,23 +353,24 @@ solution("masks-build")
 # | sections 3.1 and 3.2.3 | here |
 # |---|---|
 # | illegal connections are set to $-\infty$ before the softmax | the same; the kernel's `is_causal` stands in for the matrix |
-# | the causal mask, "combined with" an offset of the outputs by one | the shift of `tgt_in` against `tgt_out`, made once in `data.collate` |
-# | silent on padding | `padding_mask`, made once in `Transformer.encode`, used by the encoder and by cross-attention |
-# | silent on padding of the target | no mask: it stands on the right, in everybody's future; the loss leaves it out |
+# | the causal mask, "combined with" an offset of the outputs by one | `tgt_in` is shifted against `tgt_out`, once, in `data.collate` |
+# | says nothing about padding | `padding_mask`, made once in `Transformer.encode`, used by the encoder and by cross-attention |
+# | says nothing about target padding | no mask: padding stands on the right, in the future of every real token; the loss leaves it out |
 #
-# Beyond masks: in *packed* batches sentences lie end to end in one row, without padding, and attention keeps to
-# segments (`model/packing.py`).
+# Beyond these masks: in *packed* batches, several sentences follow one another in one row without padding, and
+# attention stays within each sentence (`model/packing.py`).
 #
 # ## What people get wrong
 #
-# - **"A causal mask is needed when writing, too."** While one writes token by token with a cache, there is no future
-#   to hide. It is training that needs it, where all positions are computed at once.
-# - **"Training accuracy is high, so the model works."** Section 3: it was highest where nothing worked.
-# - **Masking after the softmax.** Rows then do not sum to 1, and hidden keys still shape the denominator: set scores,
-#   not weights.
-# - **Masking queries of padding.** Not needed, and a row with nothing to look at is a NaN (pytorch/pytorch#24816).
-# - **Broadcasting by luck.** A mask of (batch, length) meets scores of (batch, heads, queries, keys): with batch =
-#   heads or queries = keys, a wrong axis fits. Shapes that are all different in a test find it; the keras.io example
-#   had its mask axes repaired three times (keras-team/keras-io#1046, #1254, #1997).
+# - **"Writing needs a causal mask, too."** When a model writes token by token with a cache, there is no future to
+#   hide. Training needs the mask, because it computes all positions at once.
+# - **"Training accuracy is high, so the model works."** In section 3 it was highest where nothing worked.
+# - **Masking after the softmax.** The rows no longer sum to 1, and hidden keys still count in the denominator. Mask
+#   scores, not weights.
+# - **Masking padding queries.** It is not needed, and a row with nothing to look at becomes NaN
+#   (pytorch/pytorch#24816).
+# - **Broadcasting that fits by chance.** A mask of shape (batch, length) meets scores of shape (batch, heads,
+#   queries, keys). If batch = heads or queries = keys, a wrong axis fits, too. A test in which all sizes differ finds
+#   this. The keras.io example had its mask axes fixed three times (keras-team/keras-io#1046, #1254, #1997).
 #
-# Next: [break it and find it](break_it.ipynb) has some of these bugs, without their names.
+# Next: [break it and find it](break_it.ipynb) contains some of these bugs, without their names.

@@ -1,12 +1,12 @@
 # %% [markdown]
-# # Positions: how a network that sees sets learns what order is
+# # Positions: how a network that sees sets learns about order
 #
-# Chapter 3 of [the main notebook](transformer.ipynb) introduces the sinusoids. This one goes deeper.
+# Chapter 3 of [the main notebook](transformer.ipynb) introduces the sinusoids. This notebook goes deeper.
 #
-# **Question.** Attention is a weighted mean, and a mean does not know an order. What exactly goes wrong without
-# positions? Where must they be put in? And do they reach further than the sentences of training, as the paper hoped?
+# **Question.** Attention is a weighted mean, and a mean ignores order. What exactly goes wrong without positions?
+# Where must we add them? And do they work beyond the lengths seen in training, as the paper hoped?
 #
-# Everything below runs the shipped modules on small tasks; each number is measured in this run.
+# Everything below runs the package's own modules on small tasks. Every number is measured in this run.
 
 # %%
 import math
@@ -22,36 +22,37 @@ from transduce.model.positional import RotaryPositions, SinusoidalPositions, sin
 ledger = Ledger.load()
 
 # %% [markdown]
-# ## 1. An encoder without positions is blind to order: a law
+# ## 1. A law: an encoder without positions cannot see order
 #
-# **Predict.** Take the positions away from the *encoder* alone. The decoder keeps its own. Does the network answer
-# "dog bites man" and "man bites dog" differently? Write `True` or `False` in place of the dots, before you go on.
+# **Predict.** Remove the positions from the *encoder* only; the decoder keeps its own. Does the network still give
+# different outputs for "dog bites man" and "man bites dog"? Replace the dots by `True` or `False` before you go on.
 
 # %%
 my_guess_they_differ = ...
 
 # %% [markdown]
-# **Maths.** Write $X$ for the source, one row for each token, and $P$ for a matrix that puts rows in another order (a
-# permutation: one 1 in each row and column).
+# **Math.** Let $X$ be the source, one row per token, and let $P$ be a matrix that reorders the rows (a permutation
+# matrix: one 1 in each row and column).
 #
 # | symbol | meaning | shape |
 # |---|---|---|
 # | $X$ | vectors of the source tokens | $S \times d_{model}$ |
-# | $P$ | another order of the rows, $P^\top P = I$ | $S \times S$ |
+# | $P$ | a reordering of the rows, $P^\top P = I$ | $S \times S$ |
 # | $W^Q, W^K, W^V$ | the projections to queries, keys and values | $d_{model} \times d_k$ |
 #
-# Softmax works on each row by itself, so it does not care how rows, or the entries within a row, are ordered, and
-# follows both: $\mathrm{softmax}(P A P^\top) = P\,\mathrm{softmax}(A)\,P^\top$. Therefore
+# Softmax works on each row separately. So if we reorder the rows of a matrix, or the entries within all rows, the
+# result is reordered in the same way: $\mathrm{softmax}(P A P^\top) = P\,\mathrm{softmax}(A)\,P^\top$. Therefore
 #
 # $$\mathrm{softmax}\!\Big(\tfrac{P X W^Q (P X W^K)^\top}{\sqrt{d_k}}\Big)\, P X W^V
 #  = P\,\mathrm{softmax}\!\Big(\tfrac{X W^Q (X W^K)^\top}{\sqrt{d_k}}\Big) \underbrace{P^\top P}_{I} X W^V .$$
 #
-# Other words in, the same rows out in the other order: self-attention is *permutation-equivariant*. The feed-forward
-# network, the norm and the residual act on each row alone. So the whole encoder is equivariant.
-# Cross-attention then sums over the encoder's rows, and a sum does not change with the order of its terms: to the
-# decoder, the source is a **set** (more exactly a bag: it does see how often a word comes).
+# If the input rows are reordered, the output rows are the same, reordered in the same way: self-attention is
+# *permutation-equivariant*. The feed-forward network, the norm and the residual connection act on each row
+# separately, so the whole encoder is equivariant, too. Cross-attention then sums over the encoder's rows, and a sum
+# does not depend on the order of its terms. So the decoder sees the source as a **set** (more precisely a bag: it
+# does see how often each word occurs).
 #
-# **Naive version.** Attention by two loops, on three words and on the same three words backwards:
+# **Naive version.** Attention as two loops, on three words and on the same three words in reverse order:
 
 
 # %%
@@ -69,8 +70,8 @@ kernel = torch.nn.functional.scaled_dot_product_attention(words[None], words[Non
 assert torch.allclose(naive_attention(words), kernel, atol=1e-12)
 
 # %% [markdown]
-# **Experiment.** Now the shipped encoder, in float64, with random weights: the law is not about training, it holds for
-# any weights. A position is taken out in one line: `model.src_positions = None`.
+# **Experiment.** Now the package's encoder, in float64, with random weights: the law holds for any weights, trained
+# or not. One line removes the positions: `model.src_positions = None`.
 
 # %%
 blindness = experiments.order_blindness()
@@ -81,16 +82,17 @@ ledger.settle("positions-dog-bites-man", blindness)
 
 # %%
 print(f"they differ: {blindness.answer_gap > 1e-9}{guessed(my_guess_they_differ)}")
-print(f"with positions in the encoder the same scores differ by {blindness.answer_gap_with:.2f}")
+print(f"with positions in the encoder, the scores differ by {blindness.answer_gap_with:.2f}")
 
 # %% [markdown]
-# So who bit whom is lost, whatever the weights, whatever the decoder does. That is the whole reason for section 3.5.
+# So the information about who bit whom is lost, whatever the weights and whatever the decoder does. That is the
+# reason for section 3.5 of the paper.
 #
 # ## 2. Which half needs positions? Train and see
 #
-# **Predict.** Four small networks learn to write a source backwards: with positions in both halves, in the decoder
-# only, in the encoder only, in neither. What share of answers will the one *without positions in the decoder* get
-# right?
+# **Predict.** Four small networks learn to reverse a source: with positions in both halves, in the decoder only, in
+# the encoder only, and in neither. What share of the outputs will be entirely right for the network *without
+# positions in the decoder*?
 
 # %%
 my_guess_decoder = ...  # a share between 0 and 1
@@ -106,32 +108,34 @@ ledger.settle("positions-reversal-needs-the-encoders", found)
 ledger.settle("positions-decoder-reads-its-mask", found)
 
 # %%
-print(f"without positions in the decoder {found.without_decoder_positions:.0%} are right{guessed(my_guess_decoder)}")
-print(f"guessing the order of known symbols at random gets {found.blind_best:.1%} right")
+print(f"without decoder positions, {found.without_decoder_positions:.0%} are right{guessed(my_guess_decoder)}")
+print(f"guessing the order of known symbols gets {found.blind_best:.1%} right")
 
 # %% [markdown]
-# Two things are to be seen.
+# You can see two things.
 #
-# - **Without positions in the encoder** the network does as well as anyone who is handed the symbols in a bag: it
-#   writes the right symbols in a guessed order. The dashed line is that chance, one over the number of orders.
-# - **Without positions in the decoder** little is lost. The causal mask is itself a clue, and so is what has been written: position $t$ looks at $t +
-#   1$ tokens, so the begin symbol gets a smaller share of a flat attention the further one is. Haviv et al. (2022,
-#   "Transformer Language Models without Positional Encodings Still Learn Positional Information") found this in
-#   language models. "Transformers cannot know order without positions" is true of the encoder, and not of a causal
-#   decoder.
+# - **Without positions in the encoder**, the network does as well as anyone who is given the symbols in a bag. It
+#   writes the right symbols in a guessed order. The dashed line is the chance of guessing that order, one over the
+#   number of possible orders.
+# - **Without positions in the decoder**, little is lost. One clue is what the decoder has written so far. The causal
+#   mask is another: position $t$ looks at $t + 1$ tokens, so if attention is spread evenly, the begin symbol gets a
+#   smaller weight the later the position. Haviv et al. (2022, "Transformer Language Models without Positional
+#   Encodings Still Learn Positional Information") found this in language models. "Transformers cannot know order
+#   without positions" is true of the encoder, but not of a causal decoder.
 #
-# One more exact law on the way. With **one** layer, the last token of a decoder without positions sees the earlier
-# ones as a bag. With **two**, each earlier token has already looked at what came before *it*, and order is there:
+# There is another exact law here. With **one** layer, the last token of a decoder without positions sees the earlier
+# tokens as a bag. With **two** layers, each earlier token has already looked at the tokens before *it*, so the order
+# makes a difference:
 
 # %%
-print(f"earlier tokens change places; the last output moves by {blindness.one_layer_gap:.1g} with one layer,")
+print(f"swapping earlier tokens changes the last output by {blindness.one_layer_gap:.1g} with one layer")
 print(f"and by {blindness.two_layers_gap:.2f} with two")
 assert blindness.one_layer_gap < 1e-12 < 1e-3 < blindness.two_layers_gap
 
 # %% [markdown]
 # ## 3. The sinusoids
 #
-# **Maths** (section 3.5). Position $pos$ gets the row
+# **Math** (section 3.5). Position $pos$ gets the row
 #
 # $$PE_{(pos,\,2i)} = \sin(pos \cdot \omega_i), \qquad PE_{(pos,\,2i+1)} = \cos(pos \cdot \omega_i), \qquad
 #   \omega_i = 10000^{-2i/d_{model}} .$$
@@ -139,14 +143,14 @@ assert blindness.one_layer_gap < 1e-12 < 1e-3 < blindness.two_layers_gap
 # | symbol | meaning |
 # |---|---|
 # | $pos$ | the position, counted from 0 |
-# | $i$ | the number of a pair of channels, $0 \dots d_{model}/2 - 1$ |
-# | $\omega_i$ | how far the pair turns from one position to the next, in radians |
+# | $i$ | the index of a pair of channels, $0 \dots d_{model}/2 - 1$ |
+# | $\omega_i$ | the angle by which the pair rotates from one position to the next, in radians |
 # | $2\pi/\omega_i$ | its wavelength: from $2\pi$ positions to nearly $10000 \cdot 2\pi$ |
 #
-# A pair is the hand of a clock. The first turns once in about six positions, the last hardly moves in any sentence:
-# together they tell the time, as the hands for seconds, minutes and hours do.
+# Each pair is like a hand of a clock. The first goes around once in about six positions; the last hardly moves within
+# a sentence. Together they give the position, as the hands for seconds, minutes and hours give the time.
 #
-# **Naive version**, one number at a time, and **equality** with the installed function:
+# Below is a **naive version**, one number at a time, then a check that it **equals** the package's function:
 
 
 # %%
@@ -163,23 +167,24 @@ assert torch.allclose(naive_table(50, 64), sinusoidal_table(50, 64), atol=1e-6)
 source_of(sinusoidal_table, SinusoidalPositions)
 
 # %% [markdown]
-# **Picture.** Channels 4 and 5 are a sine and a cosine of one wavelength; later channels are slower.
+# **Picture.** Channels 4 and 5 are a sine and a cosine of the same wavelength. Higher channels change more slowly.
 
 # %%
 table = sinusoidal_table(64, 64)
 pictures.table_and_lines(table, channels=(4, 5, 10, 20))
 
 # %% [markdown]
-# ### A step of $k$ positions is a rotation, the same everywhere
+# ### A step of $k$ positions is the same rotation everywhere
 #
 # The paper chose sinusoids because "for any fixed offset $k$, $PE_{pos+k}$ can be represented as a linear function of
-# $PE_{pos}$". From the sines and cosines of sums, for each pair:
+# $PE_{pos}$". The angle-sum formulas for sine and cosine give, for each pair:
 #
 # $$\begin{pmatrix} \sin((pos+k)\,\omega) \\ \cos((pos+k)\,\omega) \end{pmatrix} =
 #   \begin{pmatrix} \cos k\omega & \sin k\omega \\ -\sin k\omega & \cos k\omega \end{pmatrix}
 #   \begin{pmatrix} \sin(pos\,\omega) \\ \cos(pos\,\omega) \end{pmatrix} .$$
 #
-# The matrix knows $k$ and not $pos$. Put on the diagonal for all pairs, it moves the whole table at once:
+# The matrix depends on $k$, but not on $pos$. One large matrix with these small ones on its diagonal shifts the whole
+# table at once:
 
 # %%
 for k in (1, 7, -3):
@@ -188,11 +193,12 @@ for k in (1, 7, -3):
 pictures.rotations(table, pairs=(1, 4, 8), offset=3)
 
 # %% [markdown]
-# Three positions further, from 0 and from 5: the same angle within a pair, another one in each pair.
+# Each plot shows a step of three positions, from 0 and from 5. Within a pair of channels both steps have the same
+# angle; the angle differs from pair to pair.
 #
-# A rotation keeps lengths and products. So the product of two rows depends on their distance alone:
-# $PE_a \cdot PE_b = \sum_i \cos((a-b)\,\omega_i)$. On the right, three rows, each against all others, by distance: one
-# curve.
+# A rotation preserves lengths and dot products. So the dot product of two rows depends only on their distance: $PE_a
+# \cdot PE_b = \sum_i \cos((a-b)\,\omega_i)$. In the next picture, the right plot shows the dot products of three rows
+# with all others, by distance: the three curves coincide.
 
 # %%
 rates = 10_000 ** (-torch.arange(0, 64, 2) / 64)
@@ -201,15 +207,15 @@ assert torch.allclose(table @ table.T, by_distance, atol=1e-4)
 pictures.similarity(table, rows=(10, 32, 50))
 
 # %% [markdown]
-# Near positions are alike, so attention that looks for one position also looks a little at its neighbours: often seen
-# in heat maps of small models. Beware of reading more out of it: between query and key stand $W^Q$ and $W^K$, which
-# may learn any rotation, "three to the left" among them.
+# Nearby positions have similar rows, so attention that looks for one position also looks a little at its neighbors.
+# You often see this in attention maps of small models. Do not read more into it: $W^Q$ and $W^K$ stand between the
+# positions and the scores, and they may learn any rotation, such as "three to the left".
 #
-# ### Interleaved or concatenated: one model
+# ### Interleaved or concatenated: the same model
 #
-# The paper puts sine and cosine in turn. Its authors' own library wrote all sines first, then all cosines, and the
-# pictures one meets show both. Neither is wrong: it is another order of the channels. Move the channels of
-# all weights in the same way, and every output moves along:
+# The paper alternates sine and cosine channels. Its authors' own library wrote all sines first, then all cosines, and
+# you will find both layouts in pictures. Neither is wrong: they differ only in the order of the channels. If you
+# reorder the channels of all weights in the same way, every output is reordered in the same way:
 
 # %%
 order = [*range(0, 64, 2), *range(1, 64, 2)]
@@ -222,21 +228,23 @@ assert torch.allclose(one[..., order], other, atol=1e-10)
 print(concatenated.src_positions.table[5, :4], "= the sines of", [round(5 * float(rate), 3) for rate in rates[:4]])
 
 # %% [markdown]
-# ## 4. Three others: learned, rotary, none
+# ## 4. Three alternatives: learned, rotary, none
 #
-# - **Learned** (`positions="learned"`, table 3 row E of the paper): one trained vector for each position up to
-#   `max_len`. It says nothing of positions that were never trained, and beyond `max_len` there is nothing to add.
-# - **Rotary** (`positions="rotary"`; Su et al. 2021; a departure): nothing is added to the embedding. Instead, each
-#   self-attention turns the pairs of channels of queries and keys by the angles $pos \cdot \omega_i$ (with $d_k$ for $d_{model}$). The product of
-#   two turned vectors depends on the difference of the angles: on the distance.
-# - **None** (`positions="none"`): what section 1 was about, in both halves.
+# - **Learned** (`positions="learned"`, the paper's table 3, row E): one trained vector for each position up to
+#   `max_len`. It has nothing useful for positions that never occurred in training, and nothing at all beyond
+#   `max_len`.
+# - **Rotary** (`positions="rotary"`; Su et al. 2021; a departure from the paper): nothing is added to the embedding.
+#   Instead, each self-attention rotates the pairs of channels of its queries and keys by the angles $pos \cdot
+#   \omega_i$ (with $d_k$ in place of $d_{model}$). The dot product of two rotated vectors depends on the difference
+#   of their angles, and so on the distance.
+# - **None** (`positions="none"`): the case of section 1, in both halves.
 
 # %%
 source_of(RotaryPositions)
 
 # %% [markdown]
-# **Equality.** The module multiplies complex numbers; turning a pair by hand gives the same, and the product of a
-# query and a key depends on their distance alone:
+# **Equality.** The module multiplies complex numbers. Rotating a pair by hand gives the same result, and the dot
+# product of a query and a key depends only on their distance:
 
 # %%
 random = torch.Generator().manual_seed(2)
@@ -244,15 +252,15 @@ q, k = (torch.randn(1, 1, 1, 16, dtype=torch.float64, generator=random) for _ in
 rotary, places = RotaryPositions(16), torch.arange(24)
 turned_q, turned_k = (rotary(x.expand(1, 1, 24, 16), places)[0, 0] for x in (q, k))
 for pos in (0, 5, 23):
-    by_hand = q[0, 0, 0] @ experiments.shift_matrix(-pos, 16).T  # the same rotation as above, the other way round
+    by_hand = q[0, 0, 0] @ experiments.shift_matrix(-pos, 16).T  # the same rotation, backward
     assert torch.allclose(turned_q[pos], by_hand, atol=1e-10)
 products = turned_q @ turned_k.T
 assert torch.allclose(products[3, 8], products[13, 18], atol=1e-10)
 pictures.scores_by_position((q[0, 0] @ k[0, 0].T).expand(24, 24), products)
 
 # %% [markdown]
-# **Learned positions end.** Not at the longest sentence of training, where they quietly become what they were at the
-# random start, but at `max_len`, where the module says so:
+# **Learned positions have an end.** Past the longest sentence seen in training, there is no error: those vectors are
+# simply still random, as they were at the start. Only past `max_len` does the module complain:
 
 # %%
 short = small_transformer(reversal().vocabulary, positions="learned", max_len=12)
@@ -264,12 +272,12 @@ except ValueError as error:
 # %% [markdown]
 # ## 5. How far do they reach?
 #
-# The paper found learned vectors and sinusoids "nearly identical", and preferred sinusoids "because it may allow the
+# The paper found learned vectors and sinusoids "nearly identical". It preferred sinusoids "because it may allow the
 # model to extrapolate to sequence lengths longer than the ones encountered during training". It did not measure that.
 # We do.
 #
-# **Predict.** Networks learn on sources of at most a certain length (shaded below). At one and a half times that
-# length, what share of the answers is right with sinusoids? With rotary positions?
+# **Predict.** Networks learn from sources up to a certain length (shaded below). At one and a half times that length,
+# what share of the outputs is right with sinusoids? With rotary positions?
 
 # %%
 my_guess_sinusoidal, my_guess_rotary = ..., ...
@@ -292,56 +300,59 @@ ledger.settle("positions-rotary-does-not-extrapolate", reversing)
 ledger.settle("positions-none-sorts-longer-sources", sorted_out)
 
 # %%
-print(f"at {reversing.beyond} symbols, trained on at most {reversing.longest_trained}:")
-print(f"sinusoidal: {reversing.sinusoidal_beyond:.0%}{guessed(my_guess_sinusoidal)}")
-print(f"rotary:     {reversing.rotary_beyond:.0%}{guessed(my_guess_rotary)}")
+print(f"outputs right at {reversing.beyond} symbols, after training on at most {reversing.longest_trained}:")
+print(f"reversal, sinusoidal: {reversing.sinusoidal_beyond:.0%}{guessed(my_guess_sinusoidal)}")
+print(f"reversal, rotary: {reversing.rotary_beyond:.0%}{guessed(my_guess_rotary)}")
 for kind in sorted_out.scores:
     print(f"sorting, {kind}: {sorted_out.at(kind, sorted_out.beyond):.0%}")
 
 # %% [markdown]
-# **What goes wrong?** Right answers and what the network with sinusoids writes, one and a half times as long as
-# anything in training:
+# **What goes wrong?** Here are correct reversals, and what the network with sinusoids writes, for sources one and a
+# half times as long as any in training:
 
 # %%
 for right, answer in reversing.examples:
-    print(f"right:  {right}\nwritten {answer}\n")
+    print(f"correct: {right}\noutput:  {answer}\n")
 for kind, share in reversing.begins_at_last_trained.items():
-    print(f"{kind}: {share:.0%} of the answers begin with symbol number {reversing.longest_trained} of the source")
+    print(f"{kind}: {share:.0%} of the outputs begin with symbol number {reversing.longest_trained} of the source")
 
 # %% [markdown]
-# Chance would be one in the number of symbols. Where each position has a vector of its own, the network mostly begins
-# with the last place that it knows, and not with the last symbol: what lies beyond is no place where an answer ever
-# began. From there it goes backwards, leaving some symbols out. It has learned *places*, where the reader thought of "the
-# end". With rotary positions there are no places to hold on to, and it fails in another way.
+# Chance would be one over the number of symbols. With a separate vector for each position, the network mostly begins
+# with the last position it knows from training, not with the last symbol. No training output ever began with a later
+# position. From there the network goes backward and skips some symbols. It has learned *positions* where a reader
+# would have learned "the end". Rotary positions give it no positions to hold on to, so it fails differently.
 #
-# **Said plainly.** Within the lengths of training it hardly matters which positions are taken; learned
-# vectors lag a little at the longest, as each of them learns only from sources that reach it. Beyond them, on
-# reversal, **nothing extrapolates**: not the sinusoids, though their table goes on for ever; not rotary positions,
-# though they only know distances; nor learned ones. A formula that goes on is not a network that knows what to do
-# with it: the weights have never seen those rows, or those distances, and nothing asked them to be right there.
+# **In short.** Within the lengths of training, the kind of positions hardly matters. Learned vectors are slightly
+# worse at the longest lengths, because each vector learns only from sources that reach it. Beyond the lengths of
+# training, on reversal, **nothing extrapolates**: not the sinusoids, though their table goes on forever; not rotary
+# positions, though they only know distances; and not the learned vectors. Even if the formula goes on, the weights
+# have never seen those rows or those distances, and nothing trained them to handle them.
 #
-# The right picture settles a second point. Sorting needs no order of the source at all, and there *fewer* positions
-# reach further: the network without any has nothing that is new at a greater length but the number of tokens.
-# Positions are information, and the network may tie itself to information that it does not need.
+# The right plot shows something else. Sorting does not need the order of the source at all, and there, *fewer*
+# positions reach further: for the network without positions, the only new thing about a longer source is the number
+# of tokens. Positions are information, and a network may come to depend on information it does not need.
 #
-# What does help, outside of this notebook: train on the lengths that will be asked for; draw the positions of
-# each sentence at random, in order, out of a longer range (Ruoss et al. 2023); make scores fall with distance (Press et al. 2022, ALiBi). And in use:
-# `predict` cuts sources that are longer than the model was meant for, and says so, instead of hoping.
+# Three things do help, outside this notebook. You can train on the lengths you will need. You can draw the positions
+# of each sentence at random from a longer range, in increasing order (Ruoss et al. 2023). You can make scores
+# decrease with distance (ALiBi, Press et al. 2022). And at inference, `predict` truncates sources that are longer
+# than the model was built for, and says so, instead of hoping for the best.
 #
-# These are small networks, few steps, and one seed. The lengths at which they fail are theirs; that sinusoids fail is
-# found in large language models, too (Press et al. 2022, section 2; rotary positions reach somewhat further there).
+# These are small networks with few training steps and one random seed. The lengths at which they fail are specific to
+# them. But sinusoids also fail in large language models (Press et al. 2022, section 2; rotary positions reach
+# somewhat further there).
 #
 # ## Exercises
 #
-# **1.** Which of these can be learned perfectly when the *encoder* has no positions and the decoder has? Give the set
-# of those among `"reverse"`, `"copy"`, `"sort"`, `"count the words"`, `"name the largest"`, `"name the third word"`.
+# **1.** Which of these tasks can be learned perfectly if the *encoder* has no positions but the decoder has them?
+# Give the set of those among `"reverse"`, `"copy"`, `"sort"`, `"count the words"`, `"name the largest"`, `"name the
+# third word"`.
 
 # %%
 my_tasks = ...
 check("positions-without", my_tasks)
 
 # %% [markdown]
-# **2.** Build the table without loops. `hint("positions-table")` gives one hint after the other.
+# **2.** Build the table without loops. `hint("positions-table")` gives one hint after another.
 
 
 # %%
@@ -351,8 +362,8 @@ def my_table(num_positions, d_model): ...
 check("positions-table", my_table)
 
 # %% [markdown]
-# **3.** The 2 × 2 matrix that leads the pair (sine, cosine) of angular rate `rate` from any position to the one
-# `offset` further.
+# **3.** The 2 × 2 matrix that takes the pair (sine, cosine) with angular rate `rate` from any position to the
+# position `offset` further on.
 
 
 # %%
@@ -362,7 +373,8 @@ def my_rotation(offset, rate): ...
 check("positions-rotation", my_rotation)
 
 # %% [markdown]
-# **4.** The order of channels that makes of the interleaved table the concatenated one: `table[:, my_order(d_model)]`.
+# **4.** The order of channels that turns the interleaved table into the concatenated one: `table[:,
+# my_order(d_model)]`.
 
 
 # %%
@@ -375,7 +387,7 @@ check("positions-layout", my_order)
 hint("positions-rotation")
 
 # %% [markdown]
-# After trying: `solution("positions-rotation")`.
+# After you have tried: `solution("positions-rotation")`.
 
 # %%
 solution("positions-layout")
@@ -387,21 +399,22 @@ solution("positions-layout")
 # |---|---|
 # | sinusoids, interleaved, added to the embeddings of both halves | the same: `positions="sinusoidal"`, the default |
 # | embeddings times $\sqrt{d_{model}}$ before the sum (3.4) | the same |
-# | learned vectors, "nearly identical" | `positions="learned"`; starts at $N(0, 1/d_{model})$, on which the paper is silent |
-# | — | **departures:** `rotary` (in self-attention only, never in cross-attention, where the two sides have no common ruler) and `none` |
-# | angles in whatever precision | in float64: at some thousand radians a float32 angle is off in the fourth digit of its sine |
+# | learned vectors, "nearly identical" | `positions="learned"`; initialized from $N(0, 1/d_{model})$, about which the paper says nothing |
+# | — | **departures:** `rotary` (only in self-attention, never in cross-attention, where the two sides share no common scale of positions) and `none` |
+# | angles in unspecified precision | in float64: at a few thousand radians, a float32 angle puts an error in the fourth digit of its sine |
 #
 # ## What people get wrong
 #
-# - **"The sum of embedding and position mixes up what and where."** In a space of some hundred dimensions, the two can
-#   be told apart by projections, which $W^Q$ and $W^K$ are. Section 2 shows it at work.
-# - **A forgotten position is silent.** The sum is computed and never assigned, or a setting is missing: training goes
-#   on, the loss falls, answers have the right words in a poor order (Lightning-AI/pytorch-lightning#19138,
-#   OpenNMT/OpenNMT-py#2262). A test is one line: the two orders of section 1 must *differ*.
+# - **"Adding embedding and position mixes up what and where."** In a space of a few hundred dimensions, projections
+#   can separate the two, and $W^Q$ and $W^K$ are projections. Section 2 shows this at work.
+# - **A forgotten position raises no error.** The sum is computed but never assigned, or a setting is missing.
+#   Training goes on, the loss falls, and outputs have the right words in a poor order
+#   (Lightning-AI/pytorch-lightning#19138, OpenNMT/OpenNMT-py#2262). The test is one line: the outputs for the two
+#   orders of section 1 must *differ*.
 # - **"Sinusoids extrapolate."** The table does. The network does not.
-# - **"Learned positions are limited by the data, sinusoids are not."** Both are limited by the data; learned ones say
-#   so at `max_len`.
-# - **Counting from 1, or counting padding.** Sources are padded on the right here, so a token's position does not
+# - **"Learned positions are limited by the data, sinusoids are not."** Both are limited by the data. Learned ones
+#   raise an error at `max_len`.
+# - **Counting from 1, or counting padding.** Here sources are padded on the right, so a token's position does not
 #   depend on its batch. With padding on the left, positions must be counted from the first real token.
 #
-# Next: [masks](masks.ipynb), the other thing that attention does not know by itself.
+# Next: [masks](masks.ipynb), the other thing attention has to be told.

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # Why it matters: three reasons, measured
 #
-# The paper gives three reasons to leave recurrence: work that can be done **in parallel**, **short ways** between
-# far tokens (both in section 4, table 1), and **better answers** (section 6, table 2). They are quoted everywhere.
-# Here each is measured, on your machine, beside what the Transformer replaced: a GRU and an LSTM, as large, trained
-# alike. Not everything comes out as quoted.
+# The paper gives three reasons for dropping recurrence: work that can be done **in parallel**, **short paths**
+# between distant tokens (both in section 4, table 1), and **better translations** (section 6, table 2). These reasons
+# are quoted everywhere. Here we measure each of them on your machine. We compare the Transformer with the networks it
+# replaced, a GRU and an LSTM (another recurrent network with gates). All have the same size and are trained the same
+# way. Not everything comes out as it is usually quoted.
 #
-# You need: self-attention and the encoder-decoder ([flagship, chapters 1 and 6](transformer.ipynb)).
-# You will know: what has to wait for what, what a recurrent network forgets and what it does not, and when a GRU with
-# attention is the better choice.
+# You need: self-attention and the encoder-decoder ([main notebook, chapters 1 and 6](transformer.ipynb)). You will
+# learn: which computations have to wait for others, what a recurrent network forgets and what it does not, and when a
+# GRU with attention is the better choice.
 
 # %%
 import torch
@@ -30,30 +31,32 @@ ledger = Ledger.load()
 # %% [markdown]
 # ## 0 · What the Transformer replaced
 #
-# A **recurrent** network reads one token after another into a state: a vector $h_t$ of fixed size. The GRU (Cho et al.
-# 2014; here in the form of cuDNN and torch, which multiply by $r$ after $U_n$, not before) has two gates. The update gate $z$ says how
-# much of the old state stays, the reset gate $r$ how much of it is used for the new one.
+# A **recurrent** network reads one token after another into a state: a vector $h_t$ of fixed size. The GRU (Cho et
+# al. 2014) has two gates, which are numbers between 0 and 1 that let something through or block it. The update gate
+# $z$ says how much of the old state stays. The reset gate $r$ says how much of the old state is used to make the new
+# one. We use the form of torch and of cuDNN, NVIDIA's library: it multiplies by $r$ after $U_n$, not before.
 #
 # $$r = \sigma(W_r x_t + U_r h_{t-1}), \quad z = \sigma(W_z x_t + U_z h_{t-1}), \quad
 # \tilde h = \tanh(W_n x_t + r \odot U_n h_{t-1}), \quad h_t = (1 - z) \odot \tilde h + z \odot h_{t-1}$$
 #
-# | symbol | what it is |
+# | symbol | meaning |
 # |---|---|
 # | $x_t$ | the embedding of token $t$ |
 # | $h_t$ | the state after token $t$ |
-# | $W, U$ | trained matrices of $d \times d$ numbers: six, so a GRU layer has $6d^2$ numbers (biases left out above) |
-# | $\sigma$, $\odot$ | the logistic function, from 0 to 1; product of equal places |
-# | $n$, $d$ | number of tokens; channels of a state or of a token (`d_model`) |
+# | $W, U$ | trained matrices of $d \times d$ numbers: six, so a GRU layer has $6d^2$ numbers (biases are omitted above) |
+# | $\sigma$, $\odot$ | the logistic function, from 0 to 1; the element-wise product |
+# | $n$, $d$ | number of tokens; number of channels of a state or token (`d_model`) |
 #
-# An encoder-decoder of 2014 reads the source into its last state, and the decoder starts from that (Sutskever et al.,
-# Cho et al.). **Naive version** of the encoder, then **equality** with the one that this notebook uses:
+# In the encoder-decoders of 2014 (Sutskever et al., Cho et al.), the encoder reads the source into its last state,
+# and the decoder starts from that state. Below is a **naive version** of the encoder, then a check that it **equals**
+# the one used in this notebook:
 
 
 # %%
 def my_gru(rnn: nn.GRU, xs: torch.Tensor) -> torch.Tensor:
     """All states (n, d) of one sentence (n, d)."""
     h, states = torch.zeros(rnn.hidden_size, dtype=xs.dtype), []
-    for x in xs:  # the loop that cannot be taken out: h needs the h before it
+    for x in xs:  # this loop cannot be removed: each h needs the h before it
         from_x = rnn.weight_ih_l0 @ x + rnn.bias_ih_l0
         from_h = rnn.weight_hh_l0 @ h + rnn.bias_hh_l0
         r, z, _ = torch.sigmoid(from_x + from_h).chunk(3)
@@ -68,55 +71,56 @@ torch.manual_seed(1)
 vocabulary = VocabularySizes.joint(20)
 looking = RecurrentSeq2Seq(RecurrentConfig(d_model=12, attends=True), vocabulary).double().eval()
 src = torch.randint(3, 20, (1, 9))
-states = looking.start(src).memory[0][0]  # what the shipped encoder keeps of each token
+states = looking.start(src).memory[0][0]  # the states that the package's encoder keeps, one per token
 embedded = looking.src_embedding(src)[0] * 12**0.5
 torch.testing.assert_close(my_gru(looking.encoder, embedded), states, rtol=0, atol=1e-10)
 torch.testing.assert_close(nn.GRU.forward(looking.encoder, embedded[None])[0][0], states, rtol=0, atol=1e-10)
 
 # %% [markdown]
-# Bahdanau et al. (arXiv 2014, ICLR 2015) let the decoder look back at **all** states of the encoder: attention, some three
-# years before the paper. One step remained: remove the recurrence. Our GRU with attention calls the very function that is equation 1:
+# Bahdanau et al. (arXiv 2014, ICLR 2015) let the decoder look back at **all** states of the encoder. This was
+# attention, about three years before the paper. One step remained: removing the recurrence. Our GRU with attention
+# calls the same function that implements equation 1:
 
 # %%
 source_of(RecurrentSeq2Seq._look_back)
 
 # %% [markdown]
-# So three networks will be compared, and the middle one is the honest one: a **GRU**, a **GRU with attention**, a
-# **Transformer**. What attention does and what the absence of recurrence does can then be told apart.
+# So we compare three networks: a **GRU**, a **GRU with attention**, and a **Transformer**. The middle one makes the
+# comparison fair: it separates the effect of attention from the effect of dropping recurrence.
 #
 # ## 1 · In parallel
 #
-# **Question.** Training knows all tokens of source and target. How many operations must wait for one another, and
-# what does that cost on the machine before you?
+# **Question.** In training, all tokens of source and target are known. How many operations must wait for one another,
+# and what does that cost on your machine?
 #
-# **Predict.** A GRU, an LSTM and a Transformer with the same number of parameters do a training step on 2,048 tokens
-# of each side: 128 pairs of 16 tokens, or 4 pairs of 512. Which is fastest at 16? At 512?
+# **Predict.** A GRU, an LSTM and a Transformer with the same number of parameters each do a training step on 2,048
+# tokens per side: 128 pairs of 16 tokens, or 4 pairs of 512. Which is fastest at 16 tokens? At 512?
 
 # %%
 my_guess_at_16, my_guess_at_512 = ..., ...
 
 # %% [markdown]
-# **Maths.** Table 1 of the paper, for one layer and $n$ tokens of $d$ channels:
+# **Math.** Table 1 of the paper, for one layer and $n$ tokens of $d$ channels:
 #
-# | layer | multiplications per token | operations one after another | longest way between two tokens |
+# | layer | multiplications per token | sequential operations | longest path between two tokens |
 # |---|---|---|---|
 # | self-attention (and feed-forward with $d_{ff} = 4d$) | $12d^2 + 2nd$ | $O(1)$ | $O(1)$ |
 # | GRU | $6d^2$ | $O(n)$ | $O(n)$ |
 # | LSTM | $8d^2$ | $O(n)$ | $O(n)$ |
 #
-# (The paper's table counts the mixing alone, $n^2 d$ against $n d^2$. Here all matrices of a layer are counted; those
-# of attention and feed-forward are $4d^2 + 8d^2$. Equal parameters mean equal matrices, whatever the kind: then only
-# $2nd$ differs.)
+# (The paper's table counts only the mixing of tokens, $n^2 d$ against $n d^2$. We count all matrices of a layer;
+# those of attention and feed-forward make $4d^2 + 8d^2$. With equal parameters, the matrices cost the same in every
+# network, so only $2nd$ differs.)
 #
-# The number of operations that wait need not be taken on trust. Autograd keeps a graph of all that was computed; the
-# longest path through it is the answer:
+# You need not take the number of sequential operations on trust. Autograd, the part of PyTorch that computes
+# gradients, keeps a graph of everything that was computed. The longest path through this graph is the number we want:
 
 # %%
 source_of(longest_chain)
 
 # %% [markdown]
-# **Experiment.** All networks take turns, so that whatever else the machine does disturbs all of them; the numbers are
-# medians. Two of the three answers need no stopwatch.
+# **Experiment.** The networks take turns, so that anything else the machine does slows all of them equally. The times
+# are medians. The parameter counts and the chains need no stopwatch.
 
 # %%
 speed = why.speed()
@@ -134,7 +138,7 @@ pictures.step_times(speed)
 # %%
 for length, guess in ((speed.lengths[0], my_guess_at_16), (speed.lengths[-1], my_guess_at_512)):
     ratios = {name: round(speed.ratio(name, length), 2) for name in (GRU, LSTM)}
-    print(f"time of a step at {length} tokens, as a multiple of the Transformer's: {ratios}{guessed(guess)}")
+    print(f"time per step at {length} tokens, as a multiple of the Transformer's: {ratios}{guessed(guess)}")
 ledger.settle("a-gru-at-16", speed)
 
 # %%
@@ -144,26 +148,29 @@ ledger.settle("a-gru-is-slow-at-512", speed)
 ledger.settle("an-lstm-in-one-kernel", speed)
 
 # %% [markdown]
-# Surprised? The LSTM has a chain as long as the GRU's. (It is missing on the right because autograd sees all its
-# steps as *one* operation.) What differs is who runs the loop:
+# Surprised? The LSTM's chain is as long as the GRU's. (The right plot does not show it, because autograd sees all
+# steps of the LSTM as *one* operation.) The difference is who runs the loop:
 
 # %%
 for name, calls in speed.calls.items():
     print(f"operations called in a step, {name:12}", dict(zip(speed.lengths, calls, strict=True)))
 
 # %% [markdown]
-# * torch hands a whole **LSTM** to one kernel of oneDNN. Its loop runs inside, its matrices stay in the cache.
-# * A **GRU** has no such kernel for training: every step is some 45 small operations, forward and backward, and at 512
-#   tokens a product of 4 rows is too small to be worth its call.
-# * The **Transformer** makes the same few hundred calls at any length, each of them large. What grows is $2nd$.
+# * torch hands a whole **LSTM** to one kernel (a compiled routine) of oneDNN, Intel's library for neural networks on
+#   CPUs. The loop runs inside that kernel, and the matrices stay in the CPU's cache.
+# * A **GRU** has no such kernel for training. Every step consists of some 45 small operations, forward and backward.
+#   At 512 tokens each of them is a product with only 4 rows, too small to be worth its call.
+# * The **Transformer** makes the same few hundred calls at any length, and each of them is large. Only the term $2nd$
+#   grows with the length.
 #
-# So on a CPU with a few cores, a long chain alone costs little: there are no thousands of idle units that wait. On a
-# GPU there are. The paper's first reason is one about parallel hardware: it says what *can* be used, and the paper used
-# eight GPUs. Two cores do not show it; the count of what waits does. Beware of anybody's "recurrent networks are slow"
-# that names no machine, no library and no length.
+# So a long chain alone costs little on a CPU with a few cores, because there are no thousands of idle units that wait
+# for it. On a GPU there are. The paper's first reason is about parallel hardware: it says how much of the hardware
+# *can* be used, and the paper used eight GPUs. Two cores do not show the effect; the length of the chain does. Be
+# wary of any claim that "recurrent networks are slow" if it names no machine, no library and no length.
 #
-# **Decoding.** When it answers, a Transformer is sequential, too: token $t + 1$ is chosen after token $t$ is known. It
-# even does more for each, for it looks back at all that is written; the GRU looks at one state.
+# **Decoding.** When a Transformer writes its output, it is sequential, too: it can choose token $t + 1$ only after it
+# has chosen token $t$. It even does more work per token than a GRU, because it looks back at everything written so
+# far. The GRU looks at one state.
 
 # %%
 pictures.answer_times(speed)
@@ -176,8 +183,8 @@ ledger.settle("decoding-is-sequential-for-both", speed)
 
 
 # %%
-what_waits = ...  # a set: which take a number of steps that grows with the length?
-# Choose among "GRU, training", "GRU, answering", "Transformer, training", "Transformer, answering".
+what_waits = ...  # a set: for which does the number of sequential steps grow with the length?
+# Choose among "GRU, training", "GRU, decoding", "Transformer, training", "Transformer, decoding".
 check("why-what-waits", what_waits)
 
 
@@ -190,28 +197,29 @@ def my_crossover(d_model: int) -> float:
 check("why-crossover", my_crossover)
 
 # %% [markdown]
-# `hint("why-crossover")` helps; `solution("why-crossover")` shows an answer (import both from `transduce.learn`).
+# `hint("why-crossover")` helps; `solution("why-crossover")` shows a solution (import both from `transduce.learn`).
 #
-# ## 2 · From afar
+# ## 2 · Long distances
 #
-# **Question.** How well does each network use what stands far back?
+# **Question.** How well does each network use information from far back?
 #
-# **Maths.** What the first token says has to reach the answer. In a GRU it goes through every state in between:
-# $n$ steps. With attention it goes there in one.
+# **Math.** What the first token says has to reach the output. In a GRU it passes through every state in between: $n$
+# steps. With attention it gets there in one.
 
 # %%
 pictures.path_lengths()
 
 # %% [markdown]
-# The gradient comes back the same way. Through a GRU it is multiplied by a matrix at every step,
+# The gradient travels the same path backward. Through a GRU it is multiplied by a matrix at every step,
 #
 # $$\frac{\partial\, \text{loss}}{\partial x_1} = \frac{\partial\, \text{loss}}{\partial h_n}
 # \cdot \frac{\partial h_n}{\partial h_{n-1}} \cdots \frac{\partial h_2}{\partial h_1}
 # \cdot \frac{\partial h_1}{\partial x_1}.$$
 #
-# Both gates start near $\tfrac12$. A factor is then about $\tfrac12 I + \tfrac14 U_n$, which shrinks a vector to three
-# quarters at best ($U_n$ starts orthogonal: it keeps lengths), and $0.75^{200} \approx 10^{-25}$. With attention, a share
-# of about $1/n$ of the mixture comes from the first token, and so does the gradient: it falls as $1/n$.
+# Both gates start near $\tfrac12$. Each factor is then about $\tfrac12 I + \tfrac14 U_n$. Since $U_n$ starts as an
+# orthogonal matrix, which preserves lengths, such a factor shrinks a vector to three quarters of its length at best,
+# and $0.75^{200} \approx 10^{-25}$. With attention, about $1/n$ of the mixture comes from the first token, so its
+# gradient falls only as $1/n$.
 #
 # **Experiment 1.** The gradient at the first token of a source, before any training:
 
@@ -223,41 +231,42 @@ pictures.far_gradients(gradients)
 ledger.settle("a-gru-s-far-gradient-vanishes", gradients)
 
 # %% [markdown]
-# **Predict.** Now they are trained. The source is some random symbols of eight kinds; the target is the *first* one.
-# 200 others come after it. What share will a GRU name right? (Guessing: one in eight.) And if the first *eight* are asked for?
+# **Predict.** Now we train the networks. The source consists of random symbols of eight kinds. The target is the
+# *first* symbol; 200 others follow it. What share of the targets will a GRU get right? (Guessing gets one in eight.)
+# And what share if the target is the first *eight* symbols?
 
 # %%
 my_guess_for_one, my_guess_for_eight = ..., ...
 
 # %% [markdown]
-# **Experiment 2.** Twice the same question. *Left:* each network is trained at one distance and sees nothing else.
-# *Middle and right:* batches of all distances are mixed, and near ones can teach what far ones need. For eight symbols
-# the GRU gets the best of three learning rates; for one, the middle one.
+# **Experiment 2.** We ask the same question in two ways. *Left:* each network is trained at one distance and sees no
+# other. *Middle and right:* training mixes batches of all distances, so short distances can teach what long ones
+# need. For eight symbols the GRU gets the best of three learning rates; for one symbol it gets the middle one.
 
 # %%
 alone, recall = why.far_alone(), why.recall()
 pictures.recalled(recall, alone)
 
 # %%
-print(f"one of one, {recall.gru_one_far:.0%}{guessed(my_guess_for_one)};", end=" ")
-print(f"one of {recall.count}, {recall.gru_far:.0%}{guessed(my_guess_for_eight)}")
+print(f"one symbol asked for: {recall.gru_one_far:.0%} right{guessed(my_guess_for_one)};", end=" ")
+print(f"{recall.count} asked for: {recall.gru_far:.0%} right{guessed(my_guess_for_eight)}")
 ledger.settle("far-alone-is-learned-late", alone)
 
 # %%
 ledger.settle("a-gru-carries-one-thing-far", recall)
 
 # %% [markdown]
-# This is not what one often reads: **a GRU can carry a symbol over 200 others.** An
-# update gate that learns to be near 1 multiplies by nearly 1, at any distance. What the vanishing gradient spoils is
-# *learning* that, or rather how soon it is learned. At the middle rate the GRU learns it from far examples alone as well as
-# from mixed ones. At the smallest, these steps are too few for far examples alone (four times as many are enough), while
-# near ones that are mixed in teach a part of it:
+# This contradicts what you often read: **a GRU can carry a symbol past 200 others.** An update gate that learns to
+# stay near 1 multiplies by nearly 1, at any distance. The vanishing gradient affects how soon a GRU *learns* this. At
+# the middle learning rate, the GRU learns it from long distances alone as well as from mixed ones. At the smallest
+# rate, this number of steps is too small for long distances alone (four times as many are enough), and mixing in
+# short distances teaches part of it:
 
 # %%
-print(f"at the smallest rate: far ones alone {alone.slowest_far:.0%}, near and far ones mixed {recall.slow[-1]:.0%}")
+print(f"at the smallest rate: long distances alone {alone.slowest_far:.0%}, mixed distances {recall.slow[-1]:.0%}")
 
 # %% [markdown]
-# And now eight symbols instead of one:
+# Now eight symbols instead of one:
 
 # %%
 ledger.settle("a-gru-takes-longer-for-eight", recall)
@@ -269,23 +278,24 @@ ledger.settle("a-transformer-recalls-from-afar", recall)
 ledger.settle("attention-repairs-a-gru", recall)
 
 # %% [markdown]
-# Look at the right picture again: the GRU's curve is *flat*. It does not get worse with distance; it is as bad at 5.
-# What slows it down here is **how much** one state has to carry, not only **how far**: eight symbols have to be packed
-# into one vector, kept, and unpacked in order. It does learn that, but it takes longer: after four times the steps it names
-# {claim:a-gru-takes-longer-for-eight.longer:.0%}. Translation asks for whole sentences. (Cho
-# et al. saw it in 2014: their BLEU fell with the length of the sentence. Bahdanau et al. drew the conclusion.)
+# Look at the right plot again: the GRU's curve is *flat*. The GRU does not get worse with distance; it is just as bad
+# at distance 5. What slows it down here is **how much** one state has to carry, not only **how far**: it must pack
+# eight symbols into one vector, keep them, and unpack them in order. It does learn this, but it takes longer: after
+# four times as many steps it names {claim:a-gru-takes-longer-for-eight.longer:.0%} of the symbols. Translation has to
+# carry whole sentences. (Cho et al. observed this in 2014: their BLEU fell as sentences got longer. Bahdanau et al.
+# drew the conclusion.)
 #
-# And the curve of the GRU **with attention** is the Transformer's. In one look, it is at any state it likes: nothing has
-# to be carried. For distance, attention is the cure; removing recurrence is not.
-# Between the tokens of *one* side, the GRU still goes step by step; that is where self-attention differs.
+# The curve of the GRU **with attention** matches the Transformer's. One look reaches any state, so nothing has to be
+# carried. Attention cures the distance problem; dropping recurrence does not. Between the tokens of *one* side,
+# though, this GRU still goes step by step. That is the part self-attention changes.
 #
 # **Exercises.**
 
 
 # %%
 def my_layers(num_tokens: int, width: int) -> int:
-    """A convolution sees a token and the `width` - 1 before it: how many layers until the last of `num_tokens` has heard
-    of the first?"""
+    """In a convolution layer, each token sees itself and the `width` - 1 tokens before it. How many layers does it take
+    until the last of `num_tokens` tokens has received something from the first?"""
     ...
 
 
@@ -294,22 +304,25 @@ check("why-path-length", my_layers)
 
 # %%
 def my_look_back(query: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """What a decoder state (d,) finds in the encoder's states (n, d): equation 1, for one query, states as values."""
+    """What a decoder state (d,) finds in the encoder's states (n, d): equation 1 with one query; the states are both
+    keys and values."""
     ...
 
 
 check("why-look-back", my_look_back)
 
 # %% [markdown]
-# ## 3 · Better answers
+# ## 3 · Better outputs
 #
-# **Question.** On real data, as large, trained for as many steps: which is best?
+# **Question.** Which network is best on real data, at equal size and after equally many steps?
 #
-# The task is to pronounce English words that were never seen: letters in, phonemes out (CMUdict). All three have the
-# same number of parameters, see the same batches, and got a learning rate of their own, the best of several. The GRUs
-# read both ways, as Bahdanau's did. A score is the share of phonemes that are wrong: less is better.
+# The task is to pronounce unseen English words: letters in, phonemes out (CMUdict, a pronouncing dictionary). All
+# three networks have the same number of parameters and see the same batches. Each has its own learning rate, the best
+# of several. The GRU encoders read in both directions, as Bahdanau's did. The score is the phoneme error rate: the
+# edits that turn the outputs into the dictionary's pronunciations, as a percentage of the dictionary's phonemes.
+# Lower is better.
 #
-# **Predict.** An order, from best to worst, after few steps and after many:
+# **Predict.** Order the networks from best to worst, after few steps and after many:
 
 # %%
 my_order_early, my_order_late = ..., ...
@@ -335,26 +348,29 @@ for word, right, said in quality.samples[:4]:
     print(f"{word:20}{right}", *(f"\n  {name:18}  {answer}" for name, answer in said.items()), "\n")
 
 # %% [markdown]
-# Plainly: **at this size and after this little training the GRU with attention wins**, and the one without loses to
-# both. Pronunciation is nearly monotone, letter by letter from left to right; a recurrent network has that order
-# built in, the Transformer has to learn it from the data. The more steps, the smaller the difference becomes: after four times as many it is
-# {claim:quality-beside-a-gru-with-attention.longer:+.1f} points. What is built in helps most where there is least to learn from.
+# In short: **at this size and with this little training, the GRU with attention wins**, and the GRU without it loses
+# to both. Pronunciation runs nearly letter by letter from left to right. A recurrent network has that order built in;
+# the Transformer has to learn it from data. The gap shrinks with more steps: after four times as many, the error rate
+# of the GRU with attention differs from the Transformer's by {claim:quality-beside-a-gru-with-attention.longer:+.1f}
+# percentage points. Built-in structure helps most where there is little to learn from.
 #
-# **What the paper's table 2 says** is about another world: 4.5 million pairs (English-German) and 36 million
-# (English-French), days on eight GPUs.
+# **The paper's table 2** is about another scale: 4.5 million sentence pairs (English-German) and 36 million
+# (English-French), and days of training on eight GPUs.
 #
-# | WMT 2014, BLEU | En-De | En-Fr | FLOPs of training, En-De |
+# | WMT 2014, BLEU | En-De | En-Fr | training FLOPs, En-De |
 # |---|---|---|---|
 # | GNMT + RL: LSTMs **with attention** (Wu et al. 2016) | 24.6 | 39.92 | $2.3 \cdot 10^{19}$ |
 # | ConvS2S: convolutions with attention (Gehring et al. 2017) | 25.16 | 40.46 | $9.6 \cdot 10^{18}$ |
 # | Transformer (base) | 27.3 | 38.1 | $3.3 \cdot 10^{18}$ |
 # | Transformer (big) | 28.4 | 41.8 | $2.3 \cdot 10^{19}$ |
 #
-# The rivals shown here had attention (ByteNet, also in the paper's table, had none), and still the base model was better with a seventh of the FLOPs of GNMT on En-De. How
-# much of that is the architecture, and how much the recipe of training, was asked soon: Chen et al. (2018, "The Best
-# of Both Worlds") trained LSTMs with attention with the Transformer's tricks (label smoothing, layer normalisation,
-# several heads) and came out level with it or ahead. What nobody could give them is the parallel training of section 1; that,
-# more than any one score, is why models grew. The numbers of that table are the paper's; none was measured here.
+# (FLOPs are additions and multiplications of floating-point numbers.) The competitors shown here had attention;
+# ByteNet, also in the paper's table, had none. Even so, the base model was better than GNMT on En-De with a seventh
+# of the FLOPs. How much of that comes from the architecture, and how much from the training recipe? Chen et al.
+# (2018, "The Best of Both Worlds") soon asked this. They trained LSTMs with attention and with the Transformer's
+# tricks (label smoothing, layer normalization, several heads), and these matched or beat it. But no trick could give
+# LSTMs the parallel training of section 1. That, more than any one score, is why models grew. The numbers in the
+# table are the paper's; we measured none of them.
 #
 # ## Paper against this notebook
 #
@@ -362,21 +378,24 @@ for word, right, said in quality.samples[:4]:
 # |---|---|---|
 # | sizes | 65 and 213 million parameters | 0.06 to 0.5 million |
 # | norm | post-norm | pre-norm: it learns at a higher rate ([why](norm_and_depth.ipynb)) |
-# | positions | sinusoids | sinusoids; in section 3 rotary, as the toolkit's own pronunciation example |
-# | rivals | LSTMs with attention, 8 layers | GRU and LSTM of 1 layer; Luong's attention |
-# | table 1 | $n^2 d$ against $n d^2$: the mixing alone | all matrices of a layer |
-# | "faster if $n < d$" (section 4) | counts operations | measures time, which depends on the kernels, too |
+# | positions | sinusoids | sinusoids; in section 3 rotary ([what that is](positions.ipynb)), as in the toolkit's pronunciation example |
+# | competitors | LSTMs with attention, 8 layers | GRU and LSTM of 1 layer; attention as in Luong et al. (2015), with dot products as scores |
+# | table 1 | $n^2 d$ against $n d^2$: only the mixing of tokens | all matrices of a layer |
+# | "faster if $n < d$" (section 4) | counts operations | measures time, which also depends on the kernels |
 #
 # ## What people get wrong
 #
-# * **"A Transformer is parallel."** In training, yes. Its answers come token by token, as everyone's.
+# * **"A Transformer is parallel."** In training, yes. Its output comes token by token, like that of any other
+#   network.
 # * **"Recurrent networks are slow."** On which machine? Here an LSTM that runs in one kernel is fast at every length.
-# * **"A GRU forgets what is 100 tokens back."** It can hold a thing for as long as it likes. It has trouble *learning*
-#   to, and more trouble to learn to hold *many*: 400 steps were too few here.
-# * **"Attention came with the Transformer."** It came in 2014 and repaired the GRU. The paper took away the rest.
-# * **"Transformers are better."** Given data and steps. With little of both, what is built in wins: try a GRU with
-#   attention, or smaller steps towards the task, before you blame the data.
-# * **Comparing at unequal size or with one learning rate for all.** At the smallest rate above the GRU learns nothing
-#   from afar, at another it does. Whoever tunes one side alone finds what they look for.
+# * **"A GRU forgets what is 100 tokens back."** It can hold one thing for as long as it likes. *Learning* to do so is
+#   harder, and learning to hold *many* things is harder still: 400 steps were too few here.
+# * **"Attention came with the Transformer."** It came in 2014 and repaired the GRU. The paper removed the recurrence
+#   that was left.
+# * **"Transformers are better."** Yes, with enough data and steps. With little of both, built-in structure wins: try
+#   a GRU with attention, or an easier version of the task, before you blame the data.
+# * **Comparing networks of different sizes, or with one learning rate for all.** At the smallest learning rate above,
+#   the GRU learns nothing from long distances; at another rate it does. If you tune only one side, you will find
+#   whatever you are looking for.
 #
-# Next: [what makes deep ones train](norm_and_depth.ipynb), or [real translation](real_translation.ipynb).
+# Next: [what makes deep networks train](norm_and_depth.ipynb), or [real translation](real_translation.ipynb).

@@ -90,7 +90,7 @@ def test_pictures_of_accidents_show_what_they_are_given():
     assert found.loss_ratio == pytest.approx(1.1 / 1.5)
     _, bars = pictures.leak_curves(found).axes
     assert [bar.get_height() for bar in bars.patches] == [0.5, 1.0, 0.9, 0.0]
-    changed = {"with the mask": (0.0, 0.0), "mask taken out": (0.2, 0.6), "trained without": (0.1, 0.3)}
+    changed = {"with the mask": (0.0, 0.0), "mask removed": (0.2, 0.6), "trained without": (0.1, 0.3)}
     right = {name: (1.0, *(1 - share for share in shares)) for name, shares in changed.items()}
     mates = BatchMates((1, 4), 0.0, 3.0, changed, right, right_in_batches={})
     assert (mates.changed_when_taken_out, mates.changed_when_never_there) == (0.6, 0.3)

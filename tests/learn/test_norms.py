@@ -89,7 +89,8 @@ def test_curves_carry_the_names_of_what_was_trained():
     (axes,) = pictures.residual_curves(residuals).axes
     assert [line.get_label() for line in axes.lines] == [
         "post-norm, with residual connections", "pre-norm, with residual connections",
-        "post-norm, without residual connections", "pre-norm, without residual connections", "source not seen",
+        "post-norm, without residual connections", "pre-norm, without residual connections",
+        "without seeing the source",
     ]  # fmt: skip
     left, right = pictures.warm_up_curves(
         WarmUp({(n, w): [a_run(1.0), a_run(1.1)] for n in ("post", "pre") for w in ("without", "with")}, 2.0)

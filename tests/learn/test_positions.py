@@ -87,8 +87,8 @@ def test_the_picture_of_lengths_has_a_curve_for_each_kind():
 
 
 def test_the_picture_of_the_ablation_names_who_has_positions():
-    trainings = {name: Training(losses=[2.0, 1.0]) for name in ("both have them", "neither")}
-    found = Ablation({"both have them": 0.9, "neither": 0.1}, trainings, blind_best=0.2)
+    trainings = {name: Training(losses=[2.0, 1.0]) for name in ("both halves", "neither")}
+    found = Ablation({"both halves": 0.9, "neither": 0.1}, trainings, blind_best=0.2)
     _, bars = pictures.ablation_bars(found).axes
     assert [label.get_text() for label in bars.get_yticklabels()] == list(trainings)
     assert math.isclose(bars.patches[0].get_width(), 0.9)

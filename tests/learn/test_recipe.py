@@ -80,7 +80,7 @@ def test_patients_are_given_what_their_diagnosis_says():
     assert torch.equal(drawn["shuffled targets"].src, healthy.src)
     counted = drawn["padding in the loss"].tgt_out
     assert torch.equal(counted == 13, healthy.tgt_out == PAD)
-    again = clinic._draw("over-fit", task.draw, 13)
+    again = clinic._draw("overfit", task.draw, 13)
     assert again(4, random) is again(4, random)
 
 
@@ -92,7 +92,7 @@ def test_pictures_have_a_row_for_each_choice_and_a_name_for_each_patient():
     patient = clinic.Patient(training, [0, 1], [3.0, 2.0], 0.5)
     picture = pictures.clinic(clinic.Clinic(dict.fromkeys("ABCDEF", patient)))
     titles = [axes.get_title() for axes in picture.axes if axes.get_title()]
-    assert titles == [f"{letter} · writes 50% right" for letter in "ABCDEF"]
+    assert titles == [f"{letter} · 50% of outputs right" for letter in "ABCDEF"]
     assert any("up to 60" in text.get_text() for text in picture.axes[0].texts)
     for figure in (
         pictures.smoothing(recipe.Smoothing([outcome], [outcome])),

@@ -18,7 +18,7 @@ from transduce.model.residual import AddAndNorm
 
 
 class AttentionWithoutCausalMask(MultiHeadAttention):
-    """Looks at everything, whatever it is told: the future, too."""
+    """Ignores `is_causal` and looks at everything, including the future."""
 
     def forward(self, x: Tensor, memory: Any = None, *, mask: Any = None, is_causal: bool = False) -> Tensor:
         del is_causal
@@ -36,7 +36,7 @@ class TransformerWithoutPaddingMask(Transformer):
 
 
 class NormWithoutAdd(AddAndNorm):
-    """LayerNorm(Sublayer(x)): the norm stays, the addition is gone."""
+    """LayerNorm(Sublayer(x)): keeps the norm, but adds nothing."""
 
     def forward(
         self, x: Float[Tensor, "batch len d_model"], sublayer: Callable[[Tensor], Tensor]

@@ -26,7 +26,7 @@ PADDING_AS_A_WORD = VOCABULARY.source - 1
 
 
 class LeakingAttention(MultiHeadAttention):
-    """The causal mask begins one diagonal too late: `triu(2)` where `triu(1)` was meant."""
+    """The causal mask starts one diagonal too late: `triu(2)` instead of `triu(1)`."""
 
     def forward(self, x: Tensor, memory: Any = None, *, mask: Any = None, is_causal: bool = False) -> Tensor:
         if is_causal:
@@ -46,7 +46,7 @@ class ForgottenPositions(SinusoidalPositions):
 
 
 class SoftmaxOverQueries(MultiHeadAttention):
-    """`softmax(dim=-2)`: each key shares itself out among the queries."""
+    """`softmax(dim=-2)`: the weights of each key, not of each query, sum to 1."""
 
     def forward(self, x: Tensor, memory: Any = None, *, mask: Any = None, is_causal: bool = False) -> Tensor:
         del is_causal
@@ -58,7 +58,7 @@ class SoftmaxOverQueries(MultiHeadAttention):
 
 
 class HeadsByView(MultiHeadAttention):
-    """(B, T, D) read as (B, H, T, K) in one go: a head gets a slice of the positions, not of the channels."""
+    """(B, T, D) reshaped directly to (B, H, T, K): a head gets a slice of the positions, not of the channels."""
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         rows, length, d_model = projected.shape

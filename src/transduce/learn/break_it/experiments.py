@@ -52,7 +52,7 @@ def batch_mates(patient: Patient) -> float:
 
 
 def future_seen(patient: Patient) -> float:
-    """Changes each token of the decoder's input: the most that log-probabilities *before* it change, in nats."""
+    """Changes each token of the decoder's input; the largest change of a log-probability *before* it, in nats."""
     batch, most = batch_of(_ROWS[:1]), 0.0
     before = _log_probs(patient.model, batch)
     for k in range(1, batch.tgt_in.size(1)):
@@ -100,7 +100,7 @@ def deaf_to_the_source(patient: Patient) -> float:
 
 
 def weights_sum_to_one(patient: Patient) -> float:
-    """All values are made 1, so what a query gets is the sum of its weights: distance from 1, over attentions."""
+    """Sets all values to 1, so each query gets the sum of its weights; the largest distance from 1."""
     return max(_sum_of_weights(attention, values) for attention, values in _attentions(patient.model))
 
 
@@ -147,66 +147,77 @@ def norms_by_hand(patient: Patient) -> float:
 
 
 LAWS = (
-    Law("dropout stays on", "Asked twice, a model answers twice the same.", "twice", same_twice),
+    Law("dropout stays on", "Run twice on the same input, a model gives the same output.", "twice", same_twice),
     Law(
         "source padding is not masked",
-        "A source's scores do not depend on how much padding stands behind it.",
-        "batch mates",
+        "The scores for a source do not depend on how much padding follows it.",
+        "more padding",
         batch_mates,
     ),
     Law(
-        "causal mask leaks by one", "A token of the decoder's input changes no score before it.", "future", future_seen
+        "causal mask leaks by one",
+        "Changing a token of the decoder's input changes no score before it.",
+        "future",
+        future_seen,
     ),
     Law(
         "heads are split by view",
-        "Without mask and positions, self-attention of reordered vectors is reordered.",
-        "permutes along",
+        "Reordering the inputs of self-attention reorders its outputs in the same way (no mask, no positions).",
+        "permutation",
         permutes_along,
     ),
-    Law("softmax over the wrong axis", "The weights of every query sum to 1.", "weights sum", weights_sum_to_one),
-    Law("positions are not added", "Reordered symbols get other vectors than before.", "hears order", deaf_to_order),
+    Law("softmax over the wrong axis", "The weights of every query sum to 1.", "weight sum", weights_sum_to_one),
+    Law(
+        "positions are not added",
+        "If the symbols of the source are reordered, their encoder vectors change.",
+        "sees order",
+        deaf_to_order,
+    ),
     Law(
         "embeddings are not scaled",
-        "An embedding comes in √d_model times as long as its row.",
+        "The encoder receives the rows of the embedding table multiplied by √d_model.",
         "scale",
         embedding_scale,
     ),
     Law(
         "residual is forgotten",
-        "A sub-layer that says nothing lets through what came in.",
-        "passes on",
+        "If a sub-layer outputs only zeros, its input still passes through.",
+        "passes input",
         silent_sublayers,
     ),
     Law(
         "target is not shifted",
-        "The decoder's input is begin and then the labels but the last.",
+        "The decoder's input is the begin symbol, then the labels without the last one.",
         "shift",
         shift_of_targets,
     ),
     Law(
         "padding counts in the loss",
-        "Wider padding of the target leaves the loss as it is.",
-        "loss, padded",
+        "More padding in the target does not change the loss.",
+        "padded loss",
         loss_by_padding,
     ),
     Law(
         "scores are not divided by the root of d_k",
-        "Attention is equation 1 of its own queries, keys and values.",
+        "Attention equals equation 1, computed by hand from its own queries, keys and values.",
         "equation 1",
         equation_one,
     ),
     Law(
         "LayerNorm divides by n - 1",
-        "A norm is the mean and the variance by hand, divided by n.",
+        "A norm equals the one computed by hand, with a variance that is divided by n.",
         "norm",
         norms_by_hand,
     ),
     Law(
-        "cross-attention looks at the target", "Another source gives other scores.", "hears source", deaf_to_the_source
+        "cross-attention looks at the target",
+        "A different source gives different scores.",
+        "sees source",
+        deaf_to_the_source,
     ),
     Law(
         "labels belong to other rows",
-        "The labels of a row answer the source of that row.",
+        "The labels of each row are the correct target for the source of that row.",
         "rows",
         rows_belong_together,
     ),

@@ -13,7 +13,7 @@ _HOLDS_OR_NOT = ListedColormap([FAINT, DECODER])
 
 
 def loss_curves(ward: Ward) -> Picture:
-    """The losses of all in training, that of the healthy one as a broad band; letters stand where curves end."""
+    """The training losses of all patients, with the healthy model's as a broad band; letters mark where curves end."""
     figure, (axis,) = canvas(1, 1, width=7.6, height=4.2)
     steps = len(ward.scores[HEALTHY].losses)
     ends = _apart({name: scores.loss for name, scores in ward.scores.items()})
@@ -25,13 +25,13 @@ def loss_curves(ward: Ward) -> Picture:
         colour = INK if is_healthy else style["color"]
         axis.text(steps * 1.06, ends[name], name, va="center", fontsize=9, weight=weight, color=colour)
         axis.plot([steps - 1, steps * 1.05], [scores.loss, ends[name]], color=colour, lw=0.6)
-    axis.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", yscale="log")
+    axis.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", yscale="log")
     axis.set_xlim(0, 1.2 * steps)
     return figure
 
 
 def scores_map(ward: Ward) -> Picture:
-    """Three numbers of every patient: last loss beside the healthy one's, next tokens named, whole answers right."""
+    """Three numbers for every patient: last loss by the healthy model's, next tokens right, whole outputs right."""
     figure, (axis,) = canvas(1, 1, width=7.6, height=2.0)
     names = list(ward.scores)
     rows = [
@@ -43,14 +43,14 @@ def scores_map(ward: Ward) -> Picture:
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             axis.text(j, i, f"{value:.2f}" if i == 0 else f"{value:.0%}", ha="center", va="center", fontsize=9)
-    axis.set_yticks(range(3), ["loss / healthy loss", "next token, told all before", "whole answer, by itself"])
+    axis.set_yticks(range(3), ["loss / healthy loss", "next token, teacher forcing", "whole output, by itself"])
     axis.set_xticks(range(len(names)), names)
-    axis.set_title("What one usually looks at")
+    axis.set_title("The usual metrics: loss, share of tokens right, share of outputs right")
     return figure
 
 
 def laws_map(laws: dict[str, dict[str, float]], columns: Sequence[str] | None = None) -> Picture:
-    """What each law measures (columns) of each patient (rows): red with its number where it does not hold."""
+    """What each law measures (columns) for each patient (rows): red, with the number, where the law does not hold."""
     chosen = LAWS if columns is None else [law for law in LAWS if law.column in columns]
     figure, (axis,) = canvas(1, 1, width=9.2, height=1.3 + 0.3 * len(laws))
     ill = [[not law.holds(found[law.bug]) for law in chosen] for found in laws.values()]
@@ -62,6 +62,7 @@ def laws_map(laws: dict[str, dict[str, float]], columns: Sequence[str] | None = 
     axis.set_yticks(range(len(laws)), list(laws))
     axis.set_xticks(range(len(chosen)), [law.column for law in chosen], rotation=40, ha="left")
     axis.xaxis.tick_top()
+    axis.set(xlabel="law (red: broken, and by how much)", ylabel="patient")
     axis.set_xticks(np.arange(1, len(chosen)) - 0.5, minor=True)
     axis.set_yticks(np.arange(1, len(laws)) - 0.5, minor=True)
     axis.grid(which="minor", color="white", linewidth=1.5)

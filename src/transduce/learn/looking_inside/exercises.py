@@ -28,7 +28,10 @@ def _over_queries(weights: Tensor) -> Tensor:
 
 @exercise(
     "inside-entropy",
-    hints=("- sum of w log2 w over the keys, the last axis.", "0 log 0 counts as 0: clamp inside the logarithm."),
+    hints=(
+        "Minus the sum of w log2 w over the keys, the last axis.",
+        "0 log 0 counts as 0: clamp inside the logarithm.",
+    ),
     solution=entropy_in_bits,
     wrong=(_in_nats, _with_nan, _over_queries, lambda _weights: None),
 )
@@ -36,19 +39,21 @@ def _check_entropy(answer: Any) -> None:
     weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
     found = tensor_of(answer(weights))
     if found.shape != (3,):
-        raise Wrong(f"Three queries have three entropies; yours has the shape {tuple(found.shape)}: sum over the keys.")
+        raise Wrong(
+            f"Three queries have three entropies; your result has the shape {tuple(found.shape)}: sum over the keys."
+        )
     if found.isnan().any():
-        raise Wrong("A weight of 0 gives NaN: 0 log 0 counts as 0, for what never happens surprises nobody.")
+        raise Wrong("A weight of 0 gives NaN, but 0 log 0 must count as 0.")
     if math.isclose(float(found[0]), math.log(4), abs_tol=1e-4):
-        raise Wrong("Four equal weights give ln 4: that is in nats. In bits it is 2, by log2.")
+        raise Wrong("Four equal weights give ln 4, which is in nats. With log2 you get 2 bits.")
     if not is_close(found, torch.tensor([2.0, 0.0, 1.0]), 1e-4):
-        raise Wrong(f"Four equal weights have 2 bits, one whole weight 0, two halves 1; yours are {found.tolist()}.")
+        raise Wrong(f"Four equal weights have 2 bits, a single weight 0, two halves 1; you get {found.tolist()}.")
 
 
 @exercise(
     "inside-what-a-map-shows",
     hints=(
-        "A map shows how values were weighed, not what the values were, nor what W^O made of them.",
+        "A map shows how values were weighted, not what the values were, or what W^O made of them.",
         "The residual connection carries the query's own vector past the attention.",
     ),
     solution={"A", "C"},
@@ -61,7 +66,7 @@ def _check_map(answer: Any) -> None:
     if "D" in letters:
         raise Wrong("Not D: the residual connection and the other heads are not in the map.")
     if letters != {"A", "C"}:
-        raise Wrong("There are two: one says what a row adds up to, the other what the map is made of.")
+        raise Wrong("Two statements are right: one about the sum of a row, the other about what the map consists of.")
 
 
 def silenced_weight(weight: Tensor, head: int, num_heads: int) -> Tensor:
@@ -97,8 +102,8 @@ def _in_place(weight: Tensor, head: int, num_heads: int) -> Tensor:
     "inside-silence",
     hints=(
         "The heads are concatenated: head 0 fills the first d_model / num_heads numbers of each vector, and so on.",
-        "`nn.Linear` computes x W^T, so what stands at place k of x meets column k of the weight.",
-        "`kept = weight.clone()`, then zero in `kept[:, head * width : (head + 1) * width]`.",
+        "`nn.Linear` computes x W^T, so channel k of x is multiplied by column k of the weight.",
+        "`kept = weight.clone()`, then set `kept[:, head * width : (head + 1) * width]` to zero.",
     ),
     solution=silenced_weight,
     wrong=(_rows, _interleaved, _one_column, _in_place, lambda weight, *_: torch.zeros_like(weight), lambda *_: None),
@@ -109,7 +114,7 @@ def _check_silence(answer: Any) -> None:
     weight = before.clone()
     found = answer(weight, 1, 3)
     if not torch.equal(weight, before):
-        raise Wrong("It changes the weight that it was given: clone it, or the head can never speak again.")
+        raise Wrong("Your function changes the weight it was given: clone the weight first.")
     found = tensor_of(found, (6, 6)).to(before.dtype)
     heads = torch.randn(3, 2, generator=random)  # what three heads have found, two channels each
     others = torch.stack((heads[0], torch.zeros(2), heads[2])).flatten()
@@ -118,5 +123,5 @@ def _check_silence(answer: Any) -> None:
         loud[2:4] = heads[1]
         if is_close(found @ loud, before @ others):
             return
-        raise Wrong("Head 1 of 3 can still be heard: its channels are 2 and 3 of 6, both of them.")
-    raise Wrong("The other heads are changed, too: only the columns of head 1, numbers 2 and 3 of 6, may be zero.")
+        raise Wrong("Head 1 of 3 is not silent: its channels are 2 and 3 of 6, and both must be dropped.")
+    raise Wrong("The other heads change, too: only the columns of head 1, numbers 2 and 3 of 6, may be zero.")

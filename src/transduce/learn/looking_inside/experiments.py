@@ -259,14 +259,14 @@ def pruning(*, fast: bool = FAST) -> Pruning:
 
 @contextmanager
 def silenced(attention: MultiHeadAttention, head: int) -> Iterator[None]:
-    """While entered, nothing of what this head finds gets out: its columns of W^O are zero."""
+    """In this context, nothing this head finds is passed on: its columns of W^O are zero."""
     with _zero(attention.out_proj.weight.data[:, _channels(attention, head)]):
         yield
 
 
 @contextmanager
 def flattened(attention: MultiHeadAttention, head: int) -> Iterator[None]:
-    """While entered, this head weighs all keys that it may see alike: its queries, and so its scores, are zero."""
+    """In this context, this head weighs all keys it may see equally: its queries, and so its scores, are zero."""
     rows = _channels(attention, head)  # W^Q is the first of the three
     with _zero(attention.qkv_proj.weight.data[rows]), _zero(attention.qkv_proj.bias.data[rows]):
         yield
@@ -317,7 +317,7 @@ def lens(word: str = "", *, fast: bool = FAST) -> Lens:
     names |= {
         f"decoder.layers.{layer}.residual_{k}": f"layer {layer + 1}, {part}"
         for layer in range(model.config.num_decoder_layers)
-        for k, part in enumerate(("itself", "source", "feed-forward"), start=1)
+        for k, part in enumerate(("self-attention", "cross-attention", "feed-forward"), start=1)
     }
     handles = [keep(name) for name in names]
     try:

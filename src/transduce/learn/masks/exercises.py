@@ -1,4 +1,4 @@
-"""Exercises about masks: building them, telling a wrong one, and speaking torch's several dialects."""
+"""Exercises about masks: building them, spotting a wrong one, and converting between torch's conventions."""
 
 import itertools
 from collections.abc import Callable
@@ -33,27 +33,27 @@ def six_masks() -> dict[str, tuple[str, Bool[Tensor, "queries keys"]]]:
 @exercise(
     "masks-one-of-six",
     hints=(
-        "Ask of each: who asks (rows), who is asked (columns), and which of those asked are there at all?",
-        "Cross-attention asks the source. Which tokens of the source are padding?",
-        "One mask has been made of the wrong side's ids; it fits only because both sides happen to be six long.",
+        "For each mask, ask: who looks (rows), at what (columns), and which of the columns are real tokens?",
+        "Cross-attention looks at the source. Which tokens of the source are padding?",
+        "One mask was made from the ids of the wrong side. It fits only because both sides happen to have length six.",
     ),
     solution="D",
     wrong=("A", "B", "C", "E", "F"),
 )
 def _check_one_of_six(answer: Any) -> None:
     reasons = {
-        "A": "the encoder sees all real tokens, the later ones, too; rows of padding are computed and never looked at.",
-        "B": "row i looks at tokens 0 to i; targets are padded on the right, so padding is in everybody's future.",
-        "C": "one query, and the source's four real tokens: what was asked for.",
-        "E": "the newest token may look at all that is in the cache: its row of the causal mask has no False so far.",
-        "F": "what padding looks at does not matter, if only it looks at something: nobody looks at padding.",
+        "A": "the encoder sees all real tokens, later ones, too. Rows of padding are computed, but nothing reads them.",
+        "B": "row i looks at tokens 0 to i. Targets are padded on the right, so padding is in every token's future.",
+        "C": "one query, and the four real tokens of the source.",
+        "E": "the newest token may look at everything in the cache: its row of the causal mask has no False so far.",
+        "F": "it does not matter what padding looks at, as long as it looks at something: nothing reads its rows.",
     }
     letters = choices_of(answer, "ABCDEF")
     if len(letters) != 1:
-        raise Wrong("one letter was expected: one mask is wrong.")
+        raise Wrong("give one letter: exactly one mask is wrong.")
     if letters != {"D"}:
         letter = letters.pop()
-        raise Wrong(f"{letter} is right: {reasons[letter]}")
+        raise Wrong(f"mask {letter} is right: {reasons[letter]}")
 
 
 def _both(ids: Tensor, pad_id: int) -> Tensor:
@@ -80,9 +80,9 @@ def _looks_forward(ids: Tensor, pad_id: int) -> Tensor:
 @exercise(
     "masks-build",
     hints=(
-        "Two masks, joined by `&`: (B, 1, T) which tokens are real, and (T, T) which are not in the future.",
+        "Combine two masks with `&`: (B, 1, T) says which tokens are real, (T, T) which are not in the future.",
         "`torch.ones(T, T, dtype=torch.bool).tril()` is True on and below the diagonal.",
-        "The axis of padding is the last one: keys. `(ids != pad_id)[:, None, :]`.",
+        "Padding belongs on the last axis, the keys: `(ids != pad_id)[:, None, :]`.",
     ),
     solution=_both,
     wrong=(_padding_only, _wrong_axis, _without_itself, _looks_forward, lambda ids, _: _both(ids, 0), lambda *_: None),
@@ -112,8 +112,8 @@ def _inverted(may_look: Tensor) -> Tensor:
 @exercise(
     "masks-dialect",
     hints=(
-        "torch.nn.MultiheadAttention's `key_padding_mask` is True at what must be ignored.",
-        "It is the opposite of ours: `~`.",
+        "In torch.nn.MultiheadAttention, `key_padding_mask` is True where a key must be ignored.",
+        "This is the opposite of our mask: use `~`.",
     ),
     solution=_inverted,
     wrong=(lambda may_look: may_look, lambda may_look: torch.zeros_like(may_look), lambda _: None),
@@ -128,9 +128,9 @@ def _check_dialect(answer: Callable[[Tensor], Any]) -> None:
         _, weights = torch_attention(x, x, x, key_padding_mask=theirs)
     if not bool((weights[1, :, 3:] == 0).all()):
         share = float(weights[1, :, 3:].nan_to_num(1.0).sum(-1).max())
-        raise Wrong(f"with it, {share:.0%} of a query's attention goes to padding: torch hides what is True.")
+        raise Wrong(f"with this mask, {share:.0%} of a query's attention goes to padding: torch hides what is True.")
     if not bool((weights[1, :, :3] > 0).all()):
-        raise Wrong("with it, real tokens are hidden, too.")
+        raise Wrong("this mask hides real tokens, too.")
 
 
 def _mean_over_real(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
@@ -155,8 +155,8 @@ def _mean_of_rows(losses: Tensor, labels: Tensor, pad_id: int) -> Tensor:
 @exercise(
     "masks-loss",
     hints=(
-        "Padding must be missing twice: from the sum, and from the number that the sum is divided by.",
-        "`is_real = labels != pad_id`; then the sum over real tokens, divided by how many there are.",
+        "Leave out padding twice: from the sum, and from the number the sum is divided by.",
+        "`is_real = labels != pad_id`; then divide the sum over real tokens by their number.",
     ),
     solution=_mean_over_real,
     wrong=(
@@ -176,24 +176,24 @@ def _check_loss(answer: Callable[[Tensor, Tensor, int], Any]) -> None:
     found = number_of(answer(losses, labels, 0))
     expected = float(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0))
     known = {
-        "it averages over padding, too": losses.mean(),
-        "padding is out of the sum, but still counted in the number it is divided by": _zeroed_and_averaged(
+        "your function averages over padding, too": losses.mean(),
+        "padding is missing from the sum, but still counted in the number the sum is divided by": _zeroed_and_averaged(
             losses, labels, 0
         ),
-        "it averages the rows' means, so a token of a short row weighs more": _mean_of_rows(losses, labels, 0),
+        "this is the mean of the rows' means, so a token of a short row counts more": _mean_of_rows(losses, labels, 0),
     }
     for reason, value in known.items():
         if abs(found - float(value)) < 1e-6:
             raise Wrong(f"{reason}: {found:.4f} instead of {expected:.4f}.")
     is_right = abs(found - expected) < 1e-5
     if is_right and not abs(number_of(answer(losses, other, 6)) - expected) < 1e-5:
-        raise Wrong("with another pad_id than 0 it takes padding for tokens.")
+        raise Wrong("with a pad_id other than 0, your function counts padding as real tokens.")
     if not is_right:
-        raise Wrong(f"it gives {found:.4f}; the mean over the six real tokens is {expected:.4f}.")
+        raise Wrong(f"your function returns {found:.4f}; the mean over the six real tokens is {expected:.4f}.")
 
 
 def _as_mask(answer: Any, shape: tuple[int, ...]) -> Tensor:
     mask = tensor_of(answer, shape)
     if mask.dtype != torch.bool:
-        raise Wrong(f"it is of {mask.dtype}; a mask of True and False was expected.")
+        raise Wrong(f"the mask has dtype {mask.dtype}; a mask of True and False was expected.")
     return mask

@@ -168,7 +168,7 @@ class BatchMates:
 
     @property
     def changed_when_taken_out(self) -> float:
-        return self.changed["mask taken out"][-1]
+        return self.changed["mask removed"][-1]
 
     @property
     def changed_when_never_there(self) -> float:
@@ -179,7 +179,7 @@ def batch_mates(*, fast: bool = FAST) -> BatchMates:
     """Answers sources alone and beside ever longer mates: with the padding mask, without, and trained without."""
     task = reversal(6, 2, 5) if fast else reversal(10, 3, 10)
     honest, never = (_trained(which, fast, task)[0] for which in ("honest", "unpadded"))
-    models = {"with the mask": honest, "mask taken out": without_padding_mask(honest), "trained without": never}
+    models = {"with the mask": honest, "mask removed": without_padding_mask(honest), "trained without": never}
     amounts = (1, 2, 4, 8) if fast else (1, 2, 4, 8, 16)
     rows = _rows(task, 40 if fast else 150)
     wide = copy.deepcopy(honest).double()

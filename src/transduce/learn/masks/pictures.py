@@ -52,7 +52,7 @@ def mask_maps(maps: Sequence[MaskMap], columns: int = 3) -> Picture:
 def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> Picture:
     """A row of maps for each pair of the batch; `sources` and `targets` are its tokens, padding included.
 
-    Made by the shipped functions. Names of padded queries are grey: their rows are computed and read by nobody.
+    Made by the package's functions. Names of padded queries are gray: their rows are computed, but nothing reads them.
     """
     src_len, tgt_len = batch.src.size(1), batch.tgt_in.size(1)
     real_src = padding_mask(batch.src, PAD)[:, 0, 0]
@@ -95,10 +95,10 @@ def gradient_maps(found: Gradients) -> Picture:
     most = float(max(values.max() for values in maps))
     for axis, values, title in zip(axes, maps, titles, strict=True):
         image = axis.imshow(values.numpy(), cmap=WEIGHTS, vmin=0, vmax=most, interpolation="nearest")
-        axis.set(title=title, xlabel="by target input", ylabel="output")
+        axis.set(title=title, xlabel="target input", ylabel="decoder output")
         for i, j in (values == 0).nonzero().tolist():
             axis.text(j, i, "0", ha="center", va="center", fontsize=8, color=DECODER)
-    axes[2].set_xlabel("by encoder output")
+    axes[2].set_xlabel("encoder output")
     figure.colorbar(image, ax=axes, label="length of the derivative")
     return figure
 
@@ -108,12 +108,12 @@ def leak_curves(found: NoCausalMask) -> Picture:
     figure, (left, right) = canvas(1, 2, width=9.4, height=3.4)
     left.plot(found.honest.smoothed(), color=ENCODER, label="causal mask")
     left.plot(found.leaky.smoothed(), color=DECODER, label="no causal mask")
-    left.axhline(found.task.floor, color=INK, linestyle="--", linewidth=1, label="the coins alone")
-    left.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    left.axhline(found.task.floor, color=INK, linestyle="--", linewidth=1, label="floor: the coins")
+    left.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     left.legend(fontsize=9)
     groups = {
-        "next token named,\ntold all before": (found.honest_told, found.leaky_told),
-        "whole answers right,\nwriting by itself": (found.honest_writing, found.leaky_writing),
+        "next tokens right,\nteacher forcing": (found.honest_told, found.leaky_told),
+        "whole outputs right,\nwriting by itself": (found.honest_writing, found.leaky_writing),
     }
     for place, scores in enumerate(groups.values()):
         for side, (score, colour) in enumerate(zip(scores, (ENCODER, DECODER), strict=True)):
@@ -124,21 +124,21 @@ def leak_curves(found: NoCausalMask) -> Picture:
             right.text(x, score - 0.02 if is_tall else score + 0.02, f"{score:.0%}", ha="center", **style)
     right.hlines(found.task.best_told, -0.45, 0.45, color=INK, linestyle="--", linewidth=1)
     right.set_xticks(range(len(groups)), list(groups))
-    right.set(title="What it can do", ylabel="share", ylim=(0, 1.12))
+    right.set(title="Accuracy", ylabel="share right", ylim=(0, 1.12))
     return figure
 
 
 def batch_mates_curves(found: BatchMates) -> Picture:
-    """The share of answers that change, and of those that are right, by how much padding a mate brings."""
+    """The share of outputs that change, and of outputs that are right, by how much padding a longer source brings."""
     figure, (left, right) = canvas(1, 2, width=9.4, height=3.2)
     for number, name in enumerate(found.changed):
         style: Any = {"color": SERIES[number], "marker": MARKERS[number], "label": name, "ms": 5}
         left.plot(found.padding, found.changed[name], **style)
         right.plot((0, *found.padding), found.right[name], **style)
-    left.set(title="Another answer than alone", ylabel="share of sources", ylim=(-0.05, 1.08))
-    right.set(title="Right answers", ylabel="share of sources", ylim=(-0.05, 1.08))
+    left.set(title="Output differs from the one alone", ylabel="share of sources", ylim=(-0.05, 1.08))
+    right.set(title="Output right", ylabel="share of sources", ylim=(-0.05, 1.08))
     for axis in (left, right):
-        axis.set_xlabel("padding that the mate brings / tokens")
+        axis.set_xlabel("padding added (tokens)")
     left.legend(title="padding mask", fontsize=9)
     return figure
 

@@ -1,4 +1,4 @@
-"""Exercises about layer normalisation and residual connections."""
+"""Exercises about layer normalization and residual connections."""
 
 import math
 from collections.abc import Callable
@@ -56,14 +56,14 @@ def _check_layer_norm(answer: Callable[[Tensor], Any]) -> None:
         if torch.allclose(found.mean(dim=0), torch.zeros(8, dtype=x.dtype), atol=1e-6):
             raise Wrong("it normalizes each channel over the batch; LayerNorm takes each row (token) on its own.")
         if not torch.allclose(found.mean(dim=-1), torch.zeros(5, dtype=x.dtype), atol=1e-6):
-            raise Wrong("rows do not have mean 0: subtract the row's mean first.")
+            raise Wrong("the rows do not have mean 0: subtract each row's mean first.")
         if torch.allclose(found, _with_bessel(x), atol=1e-4):
             raise Wrong("it divides by d_model - 1 inside the root, as `x.std()` does; LayerNorm divides by d_model.")
         size = float(found.square().mean(dim=-1)[0].sqrt())
         if abs(size - 1) > 1e-4:
-            raise Wrong(f"the first row's root mean square is {size:.4f}, and 1 was expected.")
+            raise Wrong(f"the first row's root mean square is {size:.4f}; 1 was expected.")
     if not is_close(tensor_of(answer(tiny), x.shape), F.layer_norm(tiny, (8,), eps=_EPS)):
-        raise Wrong("it differs where rows are tiny: eps = 1e-5 is added to the variance, inside the root.")
+        raise Wrong("the result is wrong for tiny rows: add eps = 1e-5 to the variance, inside the square root.")
 
 
 def _pre_norm(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -102,14 +102,14 @@ def _check_pre_norm(answer: Callable[..., Any]) -> None:
         if is_close(found, other):
             raise Wrong(message)
     if not is_close(found, x + sublayer(norm(x))):
-        raise Wrong("it is not x + sublayer(norm(x)).")
+        raise Wrong("the result is not x + sublayer(norm(x)).")
 
 
 @exercise(
     "norms-growth",
     hints=(
         "Mean squares of independent vectors with mean 0 add up; lengths do not.",
-        "Twelve encoder layers have 24 sub-layers; with the input there are 25 vectors.",
+        "Twelve encoder layers have 24 sub-layers; together with the input that makes 25 vectors.",
     ),
     solution=5.0,
     wrong=(25.0, 24.0, 13.0, math.sqrt(13), math.sqrt(24), "five"),
@@ -120,8 +120,8 @@ def _check_growth(answer: Any) -> None:
         return
     if factor in (24, 25):
         raise Wrong(
-            "that would be so if all vectors pointed the same way; independent ones are nearly at right angles."
+            "that would be true if all vectors pointed the same way; independent ones are nearly at right angles."
         )
     if abs(factor - 13) < 1e-5 or abs(factor - math.sqrt(13)) < 1e-2:
-        raise Wrong("a layer of the encoder adds twice: its attention and its feed-forward network.")
-    raise Wrong(f"not {factor:.4g}. What adds up are mean squares; do not forget the input itself.")
+        raise Wrong("an encoder layer adds twice: once after attention and once after the feed-forward network.")
+    raise Wrong(f"it is not {factor:.4g}. Mean squares add up, not lengths; and do not forget the input itself.")

@@ -37,14 +37,14 @@ def stream_bars(found: Stream) -> Picture:
 
 
 def residual_curves(found: Residuals) -> Picture:
-    """Training losses with and without residual connections, beside what one knows who sees no source."""
+    """Training losses with and without residual connections, beside the lowest loss without seeing the source."""
     figure, (axes,) = canvas(1, 1, width=7.0, height=3.4)
     for style, has_them, runs in (("-", "with", found.with_them), ("--", "without", found.without)):
         for norm, run in runs.items():
             label = f"{norm}-norm, {has_them} residual connections"
             axes.plot(run.training.smoothed(), color=_OF_NORM[norm], linestyle=style, label=label)
-    axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
-    axes.set(title="Twelve encoder layers", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="without seeing the source")
+    axes.set(title="Twelve encoder layers", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.legend(fontsize=8)
     return figure
 
@@ -55,7 +55,7 @@ def alikeness_lines(found: Alikeness) -> Picture:
     for (norm, additions), cosines in found.cosines.items():
         style: Any = {"color": _OF_NORM[norm], "linestyle": _STYLES[additions], "marker": "o", "ms": 4}
         _line(axes, cosines, 0, style | {"label": f"{norm}-norm, {additions} residual connections"})
-    axes.set(title="How alike the positions are", xlabel="encoder layer (0: input)", ylabel="mean cosine")
+    axes.set(title="Similarity of positions", xlabel="encoder layer (0: input)", ylabel="mean cosine")
     axes.set_ylim(min(0.0, *(float(values.min()) for values in found.cosines.values())), 1.03)
     axes.grid(color=FAINT)
     axes.legend(fontsize=8)
@@ -71,8 +71,8 @@ def warm_up_curves(found: WarmUp) -> Picture:
             label = f"{norm}-norm, {warm} warm-up" if number == 0 else None
             left.plot(run.training.smoothed(), linewidth=1.4 - 0.6 * number, label=label, **style)
         right.plot(runs[0].training.gradient_norms[:100], linewidth=1.1, **style)
-    left.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
-    left.set(title="Training loss", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    left.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="without seeing the source")
+    left.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     left.legend(fontsize=8)
     right.set(title="First hundred steps", xlabel="step", ylabel="length of the gradient", yscale="log")
     return figure
@@ -83,8 +83,8 @@ def patience_curves(found: Patience) -> Picture:
     figure, (axes,) = canvas(1, 1, width=7.0, height=3.0)
     for run, warm in ((found.cold, "without"), (found.warm, "with")):
         axes.plot(run.training.smoothed(), color=DECODER, linestyle=_STYLES[warm], label=f"{warm} warm-up")
-    axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="source not seen")
-    axes.set(title="Post-norm, with patience", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
+    axes.axhline(found.blind, color=INK, linestyle=":", linewidth=1.2, label="without seeing the source")
+    axes.set(title="Post-norm, trained longer", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.legend(fontsize=9)
     return figure
 
@@ -96,7 +96,7 @@ def initialisation_lines(found: AtInitialisation) -> Picture:
         style: Any = {"color": colour, "marker": marker, "ms": 5, "label": f"{name}-norm"}
         _line(left, found.gradients[name], 1, style)
         _line(right, found.stream[name], 0, style)
-    left.set(title="Gradient of feed-forward weights", ylabel="length", ylim=(0, None))
+    left.set(title="Gradient of feed-forward weights", ylabel="length of the gradient", ylim=(0, None))
     right.set(title="Residual stream", ylabel="root mean square of x", ylim=(0, None))
     for axes in (left, right):
         axes.set_xlabel("encoder layer (0: input)" if axes is right else "encoder layer")

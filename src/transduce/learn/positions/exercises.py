@@ -46,7 +46,7 @@ def _exponent_without_two(num_positions: int, d_model: int) -> torch.Tensor:
 @exercise(
     "positions-table",
     hints=(
-        "Begin with the angles: pos / 10000^(2i / d_model), one row for each pos, one column for each pair i.",
+        "Start with the angles: pos / 10000^(2i / d_model), one row for each pos, one column for each pair i.",
         "`torch.arange(0, d_model, 2) / d_model` are the exponents 2i / d_model of all pairs.",
         "Columns 0, 2, 4, ... are the sines of the angles, columns 1, 3, 5, ... their cosines.",
     ),
@@ -57,15 +57,18 @@ def _check_table(answer: Callable[[int, int], Any]) -> None:
     for num_positions, d_model in ((5, 6), (40, 16)):
         found = tensor_of(answer(num_positions, d_model))
         if found.shape != (num_positions, d_model):
-            raise Wrong(f"it has shape {tuple(found.shape)}; a row for each position: ({num_positions}, {d_model}).")
+            raise Wrong(
+                f"the table has shape {tuple(found.shape)}; one row per position was expected: "
+                f"({num_positions}, {d_model})."
+            )
         expected = _by_definition(num_positions, d_model)
         if is_close(found, expected, _ATOL):
             continue
         if is_close(found, torch.cat((expected[:, 0::2], expected[:, 1::2]), dim=1), _ATOL):
-            raise Wrong("these are all sines, then all cosines; section 3.5 puts them in turn: sine, cosine, sine, ...")
+            raise Wrong("these are all sines, then all cosines; section 3.5 alternates them: sine, cosine, sine, ...")
         if is_close(found[:-1], expected[1:], _ATOL):
             raise Wrong(
-                "the first row is position 1; positions count from 0, where every sine is 0 and every cosine 1."
+                "the first row is position 1; positions count from 0, where every sine is 0 and every cosine is 1."
             )
         row, column = divmod(int((found - expected).abs().argmax()), d_model)
         raise Wrong(
@@ -97,7 +100,7 @@ def _forgets_the_rate(offset: float, rate: float) -> list[list[float]]:
     "positions-rotation",
     hints=(
         "sin(a + b) = sin a cos b + cos a sin b, and cos(a + b) = cos a cos b - sin a sin b.",
-        "Let a = pos · rate and b = offset · rate. What stands before sin a, and what before cos a?",
+        "Let a = pos · rate and b = offset · rate. What is the factor of sin a, and what is the factor of cos a?",
         "First row: cos b, sin b. Second row: -sin b, cos b.",
     ),
     solution=_turn,
@@ -107,17 +110,19 @@ def _check_rotation(answer: Callable[[float, float], Any]) -> None:
     for offset, rate in ((3, 1.0), (7, 0.1), (-2, 0.31)):
         matrix = tensor_of(answer(offset, rate)).double()
         if matrix.shape != (2, 2):
-            raise Wrong(f"it has shape {tuple(matrix.shape)}; a matrix of 2 x 2 numbers was expected.")
+            raise Wrong(f"the result has shape {tuple(matrix.shape)}; a 2 x 2 matrix was expected.")
         for pos in (0, 5, 11):
             here, there = (_pair(p * rate) for p in (pos, pos + offset))
             if is_close(matrix @ here, there, _ATOL):
                 continue
             if is_close(matrix @ here, _pair((pos - offset) * rate), _ATOL):
-                raise Wrong(f"it leads {offset} positions back, to {pos - offset}: the pair is (sine, cosine) here.")
+                raise Wrong(
+                    f"your matrix goes {offset} positions back, to {pos - offset}: the pair is (sine, cosine) here."
+                )
             arrived, expected = ([round(float(x), 3) for x in pair] for pair in (matrix @ here, there))
             raise Wrong(
-                f"with offset {offset} and rate {rate}, position {pos} goes to {arrived}; position {pos + offset} is "
-                f"{expected}."
+                f"with offset {offset} and rate {rate}, your matrix takes position {pos} to {arrived}; position "
+                f"{pos + offset} is {expected}."
             )
 
 
@@ -142,20 +147,20 @@ def _check_layout(answer: Callable[[int], Any]) -> None:
     for d_model in (6, 16):
         order = tensor_of(answer(d_model)).flatten().tolist()
         if sorted(order) != list(range(d_model)):
-            raise Wrong(f"{order} is no order of the channels 0 to {d_model - 1}: each must come once.")
+            raise Wrong(f"{order} is not an order of the channels 0 to {d_model - 1}: each must appear exactly once.")
         interleaved = _by_definition(9, d_model)
         if not is_close(interleaved[:, order], torch.cat((interleaved[:, 0::2], interleaved[:, 1::2]), dim=1)):
             raise Wrong(
-                f"column 1 of your table is channel {order[1]} of the interleaved one. Sines were to come first, and "
-                "the sines are its even channels."
+                f"column 1 of your table is channel {order[1]} of the interleaved one. The sines should come first, "
+                "and the sines are the even channels of the interleaved table."
             )
 
 
 @exercise(
     "positions-without",
     hints=(
-        "The encoder hands on a set. Which answers are functions of the set alone?",
-        "The decoder has its positions: it can count what it wrote. It cannot know what stood first in the source.",
+        "The encoder passes on a set. For which tasks does the output depend only on that set?",
+        "The decoder has positions and can count what it wrote. It cannot know what came first in the source.",
     ),
     solution={"sort", "count the words", "name the largest"},
     wrong=(
@@ -169,9 +174,9 @@ def _check_without(answer: Any) -> None:
     right = {"sort", "count the words", "name the largest"}
     if too_many := chosen - right:
         name = min(too_many)
-        raise Wrong(f"to {name}, one must know what stands where: two orders of one source have different answers.")
+        raise Wrong(f"to {name}, the model must know the order: two orders of one source have different targets.")
     if missing := right - chosen:
-        raise Wrong(f"something is missing: to {min(missing)}, it is enough to know which words there are.")
+        raise Wrong(f"something is missing: to {min(missing)}, it is enough to know which words occur, and how often.")
 
 
 def _pair(angle: float) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transduce.model.positional import SinusoidalPositions
 KINDS = ("sinusoidal", "learned", "rotary", "none")
 SENTENCES = ("dog bites man", "man bites dog")
 _WORDS = {"dog": 3, "bites": 4, "man": 5, "hund": 6, "beißt": 7, "mann": 8}
-_PARTS = ("both have them", "not the encoder", "not the decoder", "neither")
+_PARTS = ("both halves", "decoder only", "encoder only", "neither")
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Ablation:
 
     @property
     def without_encoder_positions(self) -> float:
-        return self.scores["not the encoder"]
+        return self.scores["decoder only"]
 
     @property
     def without_decoder_positions(self) -> float:
-        return self.scores["not the decoder"]
+        return self.scores["encoder only"]
 
 
 def ablation(*, fast: bool = FAST) -> Ablation:

@@ -10,14 +10,14 @@ from torch import Tensor
 from transduce.learn.canvas import FAINT, INK, MARKERS, NEUTRAL, SERIES, SIGNED, Picture, canvas
 from transduce.learn.positions.experiments import Ablation, LengthCurves
 
-_SCORE = "share of answers right"
-_PRODUCT = "product / (d / 2)"
+_SCORE = "share of outputs right"
+_PRODUCT = "dot product, divided by d / 2"
 
 
 def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Sequence[int]) -> Picture:
     """The table as a map, and some of its columns as curves."""
     figure, (left, right) = canvas(1, 2, width=8.0, height=3.3)
-    _table_map(figure, left, table, "The table: one row for each position")
+    _table_map(figure, left, table, "The table: one row per position")
     for channel, colour in zip(channels, SERIES, strict=False):
         left.axvline(channel, color=INK, linewidth=0.8, linestyle=":")
         right.plot(table[:, channel].numpy(), color=colour, label=f"channel {channel}", linewidth=1.6)
@@ -30,7 +30,7 @@ def similarity(table: Float[Tensor, "num_positions channels"], rows: Sequence[in
     """Products of all pairs of rows, and some of them by distance: the curves lie on one another."""
     products = _products(table).numpy()
     figure, (left, right) = canvas(1, 2, height=3.4)
-    _products_map(figure, left, table, "Every position against every other")
+    _products_map(figure, left, table, "Similarity of all pairs of rows")
     for number, (row, colour) in enumerate(zip(rows, SERIES, strict=False)):
         distances = np.arange(len(table)) - row
         every = slice(number, None, len(rows))  # markers of all rows stay apart
@@ -50,7 +50,7 @@ def table_and_similarity(table: Float[Tensor, "num_positions channels"]) -> Pict
 
 
 def rotations(table: Float[Tensor, "num_positions channels"], pairs: Sequence[int], offset: int) -> Picture:
-    """Pairs of channels as points on a circle: `offset` positions further is the same turn wherever one starts."""
+    """Pairs of channels as points on a circle: a step of `offset` positions is the same rotation from any start."""
     figure, axes = canvas(1, len(pairs), height=3.4)
     for axis, pair in zip(axes, pairs, strict=True):
         _turns(axis, table, pair, offset)
@@ -59,12 +59,12 @@ def rotations(table: Float[Tensor, "num_positions channels"], pairs: Sequence[in
 
 
 def ablation_bars(found: Ablation) -> Picture:
-    """The loss while learning, and the share of reversals right, by which half has positions."""
+    """The loss in training, and the share of reversals that are right, by which half has positions."""
     figure, (left, right) = canvas(1, 2, height=3.2)
     for number, (part, training) in enumerate(found.trainings.items()):
         left.plot(training.smoothed(), color=SERIES[number], label=part)
-    left.set(title="Learning to reverse", xlabel="step", ylabel="loss / nats per token", ylim=(0, None))
-    left.legend(title="who has positions", fontsize=9)
+    left.set(title="Learning to reverse", xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
+    left.legend(title="positions in", fontsize=9)
     scores = list(found.scores.values())
     right.barh(range(len(scores)), scores, color=SERIES[: len(scores)])
     for row, score in enumerate(scores):
@@ -72,12 +72,12 @@ def ablation_bars(found: Ablation) -> Picture:
     right.axvline(found.blind_best, color=INK, linestyle="--", linewidth=1)
     right.text(found.blind_best + 0.02, -0.75, "guessing the order", va="center", fontsize=9)
     right.set_yticks(range(len(scores)), list(found.scores))
-    right.set(title="Answers right", xlabel=_SCORE, xlim=(0, 1.15), ylim=(len(scores) - 0.4, -1.1))
+    right.set(title="Accuracy", xlabel=_SCORE, xlim=(0, 1.15), ylim=(len(scores) - 0.4, -1.1))
     return figure
 
 
 def length_curves(*found: LengthCurves) -> Picture:
-    """The share of answers right at each length, by kind of positions; the lengths of training are shaded."""
+    """The share of outputs that are right at each length, by kind of positions; the lengths of training are shaded."""
     figure, axes = canvas(1, len(found), width=4.6 * len(found), height=3.4)
     for axis, curves in zip(axes, found, strict=True):
         axis.axvspan(curves.lengths[0] - 0.5, curves.longest_trained + 0.5, color=FAINT, zorder=0)
@@ -90,10 +90,10 @@ def length_curves(*found: LengthCurves) -> Picture:
 
 
 def scores_by_position(before: Tensor, after: Tensor) -> Picture:
-    """Products of one query and one key put at every pair of positions: as they are, and turned by rotary positions."""
+    """Dot products of one query and one key at every pair of positions: as they are, and after rotary positions."""
     figure, axes = canvas(1, 2, height=3.2)
     most = float(max(before.abs().max(), after.abs().max()))
-    titles = ("without positions", "turned by rotary positions")
+    titles = ("without positions", "with rotary positions")
     for axis, products, title in zip(axes, (before, after), titles, strict=True):
         image = axis.imshow(products.numpy(), cmap=SIGNED, vmin=-most, vmax=most, interpolation="nearest")
         axis.set(title=title, xlabel="position of the key", ylabel="position of the query")

@@ -63,11 +63,11 @@ def _unclipped(answers: list[str], references: list[str]) -> float:
 @exercise(
     "translation-bleu",
     hints=(
-        "Count, over ALL sentences, how many n-grams of the answers are in their reference, for n = 1, 2, 3, 4; divide "
-        "only then.",
-        "An n-gram counts at most as often as it is in its reference: Counter(a) & Counter(b).",
-        "Then the geometric mean of the four, times exp(1 - r / c) if the answers have fewer words (c) than the "
-        "references (r).",
+        "For n = 1, 2, 3, 4, count over ALL sentences how many n-grams of the hypotheses are in their reference. Only "
+        "then divide.",
+        "An n-gram counts at most as often as it occurs in its reference: Counter(a) & Counter(b).",
+        "Then take the geometric mean of the four precisions, times exp(1 - r / c) if the hypotheses have fewer words "
+        "(c) than the references (r).",
     ),
     solution=corpus_bleu,
     wrong=(
@@ -85,11 +85,13 @@ def _check_bleu(answer: Any) -> None:
         expected = sacrebleu.corpus_bleu(answers, [references], tokenize="none", smooth_method="none").score
         found = number_of(answer(answers, references))
         if abs(found - expected / 100) < 1e-4:
-            raise Wrong(f"For {answers} it gives {found:.4f}, a share: BLEU is told in per cent, {expected:.2f}.")
+            raise Wrong(
+                f"For {answers} your function returns {found:.4f}, a share. BLEU goes from 0 to 100: {expected:.2f}."
+            )
         if not abs(found - expected) <= 1e-4:
             raise Wrong(
-                f"For the answers {answers} and the references {references} sacreBLEU says {expected:.2f}, yours "
-                f"{found:.2f}. Counts are added up over the corpus, clipped, and short corpora are penalised."
+                f"For the hypotheses {answers} and the references {references} sacreBLEU gives {expected:.2f}, but you "
+                f"get {found:.2f}. Add up clipped counts over the corpus, and penalize a corpus that is too short."
             )
 
 
@@ -105,8 +107,8 @@ SIGNATURES = {
 @exercise(
     "translation-signatures",
     hints=(
-        "Which fields change what is counted: the case of letters, the tokeniser, the number of references.",
-        "A version that computes the same number may differ.",
+        "Some fields change what is counted: the case of letters, the tokenizer, the number of references.",
+        "The version may differ if it computes the same number.",
     ),
     solution={"A", "C"},
     wrong=({"A", "B"}, {"A", "D"}, {"A", "C", "E"}, {"A"}),
@@ -114,7 +116,7 @@ SIGNATURES = {
 def _check_signatures(answer: Any) -> None:
     letters = choices_of(answer, SIGNATURES)
     if len(letters) < 2:
-        raise Wrong("One score alone is compared with nothing: there are two that count the same.")
-    reasons = {"B": "B is of lower-cased text", "D": "D takes words as they are", "E": "E has three references"}
+        raise Wrong("You need at least two scores to compare, and two of them count the same.")
+    reasons = {"B": "B scores lower-cased text", "D": "D does not tokenize", "E": "E has three references"}
     if told := [reason for letter, reason in reasons.items() if letter in letters]:
         raise Wrong(f"Not these: {'; '.join(told)}.")

@@ -162,7 +162,7 @@ def translator(*, fast: bool = FAST) -> Translator:
 
 @torch.inference_mode()
 def teacher_forced_answers(predictor: Predictor, sources: list[str], references: list[str]) -> list[str]:
-    """What comes out if every token is guessed with the reference's own tokens before it, as during training."""
+    """The most likely token at each position, after the reference's own tokens, as during training."""
     model, tokenizer = predictor.model, predictor.tokenizer
     told = []
     for source, reference in zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True):

@@ -1,4 +1,4 @@
-"""How a translator learnt, and what its scores look like from several sides."""
+"""How a translator learned, and what its scores look like from several sides."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ def learning(rows: Sequence[Mapping[str, float]]) -> Picture:
     left.plot([row["step"] for row in training], [row["loss"] for row in training], color=NEUTRAL, label="training")
     steps = [row["step"] for row in validation]
     left.plot(steps, [row["loss"] for row in validation], "o-", color=ENCODER, label="validation, unsmoothed")
-    left.set(xlabel="step", ylabel="cross-entropy, nats a token", title="Loss")
+    left.set(xlabel="step", ylabel="cross-entropy (nats per token)", title="Loss")
     left.legend()
     right.plot(steps, [row["bleu"] for row in validation], "o-", color=DECODER)
     right.set(xlabel="step", ylabel="BLEU", title="BLEU of 100 validation pairs, greedy", ylim=(0, None))
@@ -35,16 +35,16 @@ def bars_of(scores: Mapping[str, float], *, unit: str) -> Picture:
 
 
 def lengths(sources: Sequence[int], answers: Sequence[int], references: Sequence[int]) -> Picture:
-    """Words of each answer against those of its reference, and how many there are of each number of words."""
+    """Words in each output against words in its reference, and how many sentences there are of each length."""
     figure, (left, right) = canvas(1, 2, height=3.0)
     largest = max(*answers, *references, *sources)
     left.plot([0, largest], [0, largest], color=FAINT, zorder=0)
     jitter = np.random.default_rng(1).uniform(-0.3, 0.3, (2, len(answers)))  # else equal points hide each other
     left.scatter(np.add(references, jitter[0]), np.add(answers, jitter[1]), s=5, color=DECODER, alpha=0.4)
-    left.set(xlabel="words of the reference", ylabel="words of the answer", title="Long enough?")
+    left.set(xlabel="words in the reference", ylabel="words in the output", title="Long enough?")
     bins = np.arange(0.5, largest + 1).tolist()
-    for counts, colour, name in ((sources, ENCODER, "sources"), (answers, DECODER, "answers")):
+    for counts, colour, name in ((sources, ENCODER, "sources"), (answers, DECODER, "outputs")):
         right.hist(counts, bins, histtype="step", color=colour, label=name, linewidth=1.5)
-    right.set(xlabel="words", ylabel="sentences", title="Lengths")
+    right.set(xlabel="words in the sentence", ylabel="sentences", title="Lengths")
     right.legend()
     return figure

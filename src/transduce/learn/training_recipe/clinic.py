@@ -13,7 +13,7 @@ from transduce.model.config import VocabularySizes
 
 # Letter -> what was done. The reader is to find it out from the curves.
 DIAGNOSES = {
-    "A": "over-fit",
+    "A": "overfit",
     "B": "no warm-up",
     "C": "padding in the loss",
     "D": "healthy",
@@ -70,7 +70,7 @@ def _draw(diagnosis: str, draw: Draw, padding_id: int) -> Draw:
 
     def drawn(num_rows: int, random: torch.Generator) -> Batch:
         batch = draw(num_rows, random)
-        if diagnosis == "over-fit":
+        if diagnosis == "overfit":
             kept[:] = kept or [batch]
             return kept[0]
         if diagnosis == "shuffled targets":

@@ -1,4 +1,4 @@
-"""Exercises of the training recipe: sums and counts, schedules that count wrongly, averages, and the clinic."""
+"""Exercises on the training recipe: sums and counts, schedules that count wrongly, averages, and the clinic."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def _mean_loss(sums: list[float], counts: list[int]) -> float:
 
 @exercise(
     "recipe-mean-loss",
-    hints=("What is the loss of one token, if all micro-batches were one batch?", "Divide once."),
+    hints=("What would the loss per token be if all micro-batches were one batch?", "Divide only once."),
     solution=_mean_loss,
     wrong=(
         lambda _sums, _counts: None,
@@ -27,20 +27,20 @@ def _mean_loss(sums: list[float], counts: list[int]) -> float:
 def _check_mean_loss(mean_loss: Any) -> None:
     found = number_of(mean_loss([10.0, 300.0], [10, 100]))
     if math.isclose(found, 2.0, rel_tol=1e-5):
-        raise Wrong("It gives 2, the mean of 1 and 3: a token of the batch of 10 counts as much as ten of the other.")
+        raise Wrong("You get 2, the mean of 1 and 3: one token of the batch of 10 counts as much as ten of the other.")
     if not math.isclose(found, 310 / 110, rel_tol=1e-5):
-        raise Wrong(f"110 tokens have a summed loss of 310; you get {found:.3f} for each.")
+        raise Wrong(f"110 tokens have a summed loss of 310; you get {found:.3f} per token.")
 
 
 @exercise(
     "recipe-warm-up-in-updates",
-    hints=("How many micro-batches go by for each update of the weights?", "3,000 divided by that."),
+    hints=("How many micro-batches are there per update of the weights?", "Divide 3,000 by that number."),
     solution=300,
     wrong=(3000, 30_000, 3010),
 )
 def _check_updates(updates: Any) -> None:
     if (found := number_of(updates)) != 300:
-        raise Wrong(f"{found:g} is not it: the schedule moves on ten times for each time that the weights do.")
+        raise Wrong(f"{found:g} is not right: the schedule advances ten times per update of the weights.")
 
 
 def _average(average: float, current: float, decay: float) -> float:
@@ -49,7 +49,10 @@ def _average(average: float, current: float, decay: float) -> float:
 
 @exercise(
     "recipe-moving-average",
-    hints=("Keep a share `decay` of the old average.", "The two shares sum to 1."),
+    hints=(
+        "Keep a share `decay` of the old average.",
+        "The shares of the old average and of the new weights sum to 1.",
+    ),
     solution=_average,
     wrong=(
         lambda _average, _current, _decay: None,
@@ -64,14 +67,14 @@ def _check_average(average: Any) -> None:
         value, expected = number_of(average(old * one, 0 * one, decay)), decay * old
         if not math.isclose(value, expected, rel_tol=1e-5):
             raise Wrong(
-                f"From {old:g}, with weights at 0 and a decay of {decay}, the average moves to {expected:g}, not to "
-                f"{value:.3g}."
+                f"With an average of {old:g}, weights at 0 and a decay of {decay}, the new average should be "
+                f"{expected:g}, not {value:.3g}."
             )
     still = one.clone()
     for _ in range(50):
         still = returned(average(still, one.clone(), 0.9))
     if not math.isclose(number_of(still), 1.0, rel_tol=1e-5):
-        raise Wrong(f"The average of weights that stay at 1 should stay at 1; yours goes to {float(still):.3g}.")
+        raise Wrong(f"If the weights stay at 1, their average should stay at 1; yours goes to {float(still):.3g}.")
 
 
 def _swapped(first: str, second: str) -> dict[str, str]:
@@ -81,11 +84,11 @@ def _swapped(first: str, second: str) -> dict[str, str]:
 @exercise(
     "recipe-clinic",
     hints=(
-        "Begin with the gap between the training loss and the loss on fresh rows: two patients have one. In which of "
-        "them is it there from the first step, and in which does it open?",
-        "One training loss rises far above that of guessing, log 10. Only steps that are too long do that.",
-        "Two patients seem to learn nothing. One cannot, ever: its loss lies still just below log 10. The other one "
-        "creeps down at last.",
+        "Start with the gap between the training loss and the loss on fresh rows: two trainings have one. In which is "
+        "the gap there from the first step, and in which does it open later?",
+        "One training loss rises far above log 10, the loss of guessing. Only steps that are too long do that.",
+        "Two trainings seem to learn nothing. One of them never can: its loss stays just below log 10. The loss of the "
+        "other slowly falls in the end.",
     ),
     solution=DIAGNOSES,
     wrong=(
@@ -103,8 +106,8 @@ def _check_clinic(diagnoses: Any) -> None:
     if set(named) != set(DIAGNOSES):
         raise Wrong(f"Give a dictionary with a diagnosis for each of {', '.join(DIAGNOSES)}.")
     if unanswered := [letter for letter in DIAGNOSES if named[letter] is ...]:
-        raise Wrong(f"{', '.join(unanswered)}: without a diagnosis so far.")
+        raise Wrong(f"{', '.join(unanswered)}: no diagnosis yet.")
     options = sorted(DIAGNOSES.values())
     right = sum(choices_of(named[letter], options) == {name} for letter, name in DIAGNOSES.items())
     if right < len(DIAGNOSES):
-        raise Wrong(f"{right} of {len(DIAGNOSES)} are right. `hint('recipe-clinic')` says what to look at first.")
+        raise Wrong(f"{right} of {len(DIAGNOSES)} are right. `hint('recipe-clinic')` tells you what to look at first.")

@@ -210,12 +210,12 @@ def choices(*, fast: bool = FAST) -> Choices:
         "constant rate": replace(base, schedule="constant", ema_decay=0.98),
         "1/sqrt(step), equation 3": replace(base, schedule="inverse_sqrt"),
         "beta2 0.999": replace(base, beta2=0.999),
-        "output matrix of its own": replace(base, tie_embeddings=False),
-        "linear maps as torch's": replace(base, torch_linear=True),
+        "separate output matrix": replace(base, tie_embeddings=False),
+        "linear maps, torch's init": replace(base, torch_linear=True),
         "embeddings N(0, 1)": replace(base, torch_embeddings=True),
     }
     if fast:
-        changed = {name: changed[name] for name in ("baseline", "output matrix of its own", "embeddings N(0, 1)")}
+        changed = {name: changed[name] for name in ("baseline", "separate output matrix", "embeddings N(0, 1)")}
     return Choices({name: _of_seeds(recipe, fast, num_seeds=2) for name, recipe in changed.items()})
 
 

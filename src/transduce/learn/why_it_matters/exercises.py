@@ -1,4 +1,4 @@
-"""Exercises about the paper's three reasons: ways of a signal, what has to wait, where n^2 begins, looking back."""
+"""Exercises about the paper's three reasons: signal paths, what has to wait, where n^2 takes over, looking back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from transduce.learn.exercising import Wrong, choices_of, exercise, is_close, number_of, tensor_of
 
-WORK = ("GRU, training", "GRU, answering", "Transformer, training", "Transformer, answering")
+WORK = ("GRU, training", "GRU, decoding", "Transformer, training", "Transformer, decoding")
 
 
 def _layers_by_hand(num_tokens: int, width: int) -> int:
@@ -26,8 +26,8 @@ def _layers(num_tokens: int, width: int) -> int:
 @exercise(
     "why-path-length",
     hints=(
-        "In one layer, position t sees positions t - width + 1 to t. So what a token says moves on by how many places?",
-        "It has to move num_tokens - 1 places, by width - 1 a layer. The last layer may be needed only in part.",
+        "In one layer, position t sees positions t - width + 1 to t. How far does a token's information move?",
+        "It has to move num_tokens - 1 places, width - 1 per layer. The last layer may have fewer places left to go.",
     ),
     solution=_layers,
     wrong=(
@@ -42,28 +42,28 @@ def _check_layers(answer: Callable[[int, int], Any]) -> None:
         found, expected = number_of(answer(num_tokens, width)), _layers_by_hand(num_tokens, width)
         if found != expected:
             raise Wrong(
-                f"for {num_tokens} tokens and width {width} it says {found:g}; the first token's message goes "
-                f"{width - 1} places a layer and has {num_tokens - 1} to go: {expected} layers."
+                f"for {num_tokens} tokens and width {width} your function returns {found:g}. The first token's "
+                f"information moves {width - 1} places per layer and has {num_tokens - 1} to go: {expected} layers."
             )
 
 
 @exercise(
     "why-what-waits",
     hints=(
-        "What is known when the work begins? In training, the whole target is.",
-        "When a network answers, token t + 1 is chosen after token t is known, whatever the network.",
+        "What is known before the work begins? In training, the whole target is.",
+        "In decoding, any network can choose token t + 1 only after token t is known.",
     ),
-    solution={"GRU, training", "GRU, answering", "Transformer, answering"},
-    wrong=({"GRU, training", "GRU, answering"}, set(WORK), {"GRU, training"}, {"GRU, training", "LSTM, training"}),
+    solution={"GRU, training", "GRU, decoding", "Transformer, decoding"},
+    wrong=({"GRU, training", "GRU, decoding"}, set(WORK), {"GRU, training"}, {"GRU, training", "LSTM, training"}),
 )
 def _check_what_waits(answer: Any) -> None:
     chosen, right = choices_of(answer, WORK), set(WORK) - {"Transformer, training"}
     if "Transformer, training" in chosen:
         raise Wrong(
-            "training hands the Transformer the whole target: every position is computed at once, as you counted."
+            "in training the Transformer gets the whole target and computes all positions at once, as the chain shows."
         )
     if missing := right - chosen:
-        why = "its next token needs the one before" if "answering" in min(missing) else "a state needs the one before"
+        why = "each token needs the one before" if "decoding" in min(missing) else "each state needs the one before"
         raise Wrong(f"something is missing. {min(missing)}: {why}, so the number of steps grows with the length.")
 
 
@@ -75,7 +75,7 @@ def _crossover(d_model: int) -> int:
     "why-crossover",
     hints=(
         "Per token, an encoder layer multiplies by matrices of 4 d^2 (attention) and 8 d^2 (feed-forward) numbers.",
-        "Per token, attention takes n products of length d for its scores, and n vectors of d numbers for its mix.",
+        "For each token, attention computes n dot products of length d (scores) and mixes n vectors of d numbers.",
         "12 d^2 = 2 n d.",
     ),
     solution=_crossover,
@@ -88,8 +88,8 @@ def _check_crossover(answer: Callable[[int], Any]) -> None:
         attention = found * d_model + found * d_model  # scores, and the mix of values
         if not abs(attention - matrices) <= 1e-6 * matrices:
             raise Wrong(
-                f"at d = {d_model} it says {found:g}: there the matrices take {matrices:,} multiplications a token, "
-                f"scores and mix together {attention:,.0f}. They should be equal."
+                f"at d = {d_model} your function returns {found:g}. At that length the matrices take {matrices:,} "
+                f"multiplications per token, scores and mixing together {attention:,.0f}. They should be equal."
             )
 
 
@@ -101,8 +101,8 @@ def _look_back(query: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 @exercise(
     "why-look-back",
     hints=(
-        "One score for each state: its product with the query, divided by the root of the number of channels.",
-        "softmax over the states, then the mean of the states with those weights.",
+        "One score per state: its dot product with the query, divided by the square root of the number of channels.",
+        "A softmax over the states, then the weighted mean of the states.",
     ),
     solution=_look_back,
     wrong=(
@@ -119,16 +119,16 @@ def _check_look_back(answer: Callable[[torch.Tensor, torch.Tensor], Any]) -> Non
         found = tensor_of(answer(query, states))
         expected = F.scaled_dot_product_attention(query[None], states, states)[0]
         if found.shape != expected.shape:
-            raise Wrong(f"it has shape {tuple(found.shape)}; one vector of {size} numbers was expected.")
+            raise Wrong(f"the result has shape {tuple(found.shape)}; one vector of {size} numbers was expected.")
         if is_close(found, expected):
             continue
         if is_close(found, states[-1]):
-            raise Wrong("this is the last state, all that a decoder without attention gets.")
+            raise Wrong("this is the last state, which is all that a decoder without attention gets.")
         if is_close(found, states.mean(dim=0)):
-            raise Wrong("this is the plain mean of the states: the query has no say in it.")
+            raise Wrong("this is the plain mean of the states: the query has no influence on it.")
         raise Wrong(
-            f"it is {float((found - expected).abs().max()):.3f} away from what torch's attention gives. Are the scores "
-            f"divided by sqrt({size})?"
+            f"the result differs by up to {float((found - expected).abs().max()):.3f} from torch's attention. Did you "
+            f"divide the scores by sqrt({size})?"
         )
 
 

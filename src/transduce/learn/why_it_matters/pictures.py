@@ -22,15 +22,15 @@ _NETWORKS = {
     LSTM: (SERIES[3], "^-"),
     LOOKING: (SERIES[2], "D-"),
 }
-_NAMED = "share of symbols named right"
+_NAMED = "share of symbols predicted correctly"
 
 
 def step_times(found: Speed) -> Picture:
-    """Milliseconds of a training step, and operations in a row, by length; both axes logarithmic."""
+    """Milliseconds per training step, and operations in a row, by length; both axes logarithmic."""
     figure, (left, right) = canvas(1, 2, height=3.5)
     for name, times in found.milliseconds.items():
         _curve(left, name, found.lengths, times)
-    left.set(title="Time", ylabel="milliseconds a training step")
+    left.set(title="Training time", ylabel="milliseconds per training step")
     for name, chain in found.chains.items():
         _curve(right, name, found.lengths, chain)
     right.set(title="Operations that wait for one another", ylabel="operations on the longest path")
@@ -43,27 +43,27 @@ def step_times(found: Speed) -> Picture:
 
 
 def answer_times(found: Speed) -> Picture:
-    """Milliseconds to write an answer, token after token, by its length."""
+    """Milliseconds to write an output, token after token, by its length."""
     figure, (axis,) = canvas(width=5.4, height=3.2)
     for name, times in found.answers.items():
         _curve(axis, name, found.answer_lengths, times)
     axis.set_yscale("log")
     _plain_numbers(axis)
-    axis.set(title="Writing an answer", ylabel="milliseconds for eight answers")
-    _log_lengths(axis, found.answer_lengths, "tokens in the answer")
+    axis.set(title="Decoding time", ylabel="milliseconds for eight outputs")
+    _log_lengths(axis, found.answer_lengths, "tokens in the output")
     axis.legend(fontsize=9, frameon=False)
     return figure
 
 
 def path_lengths(distance: int = 6) -> Picture:
-    """The way of what the first token says to the answer: through every state, or in one look."""
+    """The path from the first token to the output: through every state, or in one look."""
     figure, axes = canvas(1, 2, width=8.4, height=2.3)
     for axis, title in zip(axes, (GRU, f"{LOOKING}, or {TRANSFORMER}"), strict=True):
         axis.set(title=title, xlim=(-0.7, distance + 2.2), ylim=(-0.9, 1.9))
         axis.axis("off")
         for place in range(distance + 1):
             _box(axis, place, 0, "first" if not place else "·", SERIES[0] if not place else NEUTRAL)
-        _box(axis, distance + 1.3, 1.2, "answer", SERIES[1])
+        _box(axis, distance + 1.3, 1.2, "output", SERIES[1])
     for place in range(distance):
         _arrow(axes[0], (place + (0.33 if place else 0.42), 0), (place + 0.75, 0), "-|>")
     _arrow(axes[0], (distance + 0.2, 0.28), (distance + 1.1, 0.95), "-|>")
@@ -78,9 +78,9 @@ def far_gradients(found: Gradients) -> Picture:
     figure, (axis,) = canvas(width=6.4, height=3.4)
     for name, lengths in found.lengths.items():
         _curve(axis, name, found.distances, lengths)
-    axis.set(title="Before any training", ylabel="gradient at the first token", yscale="log")
+    axis.set(title="Before any training", ylabel="length of the gradient at the first token", yscale="log")
     axis.yaxis.set_major_locator(LogLocator(numticks=7))
-    _log_lengths(axis, found.distances, "tokens that follow it")
+    _log_lengths(axis, found.distances, "tokens after the first one")
     axis.legend(fontsize=9, frameon=False)
     return figure
 
@@ -126,7 +126,7 @@ def error_rates(found: Quality) -> Picture:
         for place, score in zip(places, scores, strict=True):
             axis.text(place, score.high + 0.8, f"{score.value:.1f}", ha="center", fontsize=9)
     axis.set_xticks(range(len(found.steps)), [f"{steps} steps" for steps in found.steps])
-    axis.set(title="Unseen English words", ylabel="phonemes wrong / %")
+    axis.set(title="Unseen English words", ylabel="phoneme error rate (%)")
     axis.margins(y=0.15)
     axis.legend(fontsize=9, frameon=False)
     return figure
