@@ -21,8 +21,8 @@ from transduce.learn.transformer.feed_forward.experiments import (
     ONE_WITH,
     THREE_WITHOUT,
     AttentionAlone,
-    entry_of_neighbours,
-    sum_of_neighbours,
+    entry_of_neighbors,
+    sum_of_neighbors,
 )
 from transduce.learn.transformer.matrices_page import attention_document, attention_page
 from transduce.learn.transformer.tagging import UNASKED, Tagger, share_right
@@ -90,10 +90,10 @@ def test_an_embedding_without_factor_enters_as_its_own_row_and_stays_shared_with
         assert torch.equal(model.output_weight, model.tgt_embedding.weight)
 
 
-def test_questions_about_neighbours_by_hand():
+def test_questions_about_neighbors_by_hand():
     symbols = torch.tensor([[3, 4, 2]])
-    assert sum_of_neighbours(symbols, 5)[0, :, 0].tolist() == [UNASKED, 2, 1]
-    assert entry_of_neighbours(symbols, torch.arange(25).view(5, 5))[0, :, 0].tolist() == [UNASKED, 19, 22]
+    assert sum_of_neighbors(symbols, 5)[0, :, 0].tolist() == [UNASKED, 2, 1]
+    assert entry_of_neighbors(symbols, torch.arange(25).view(5, 5))[0, :, 0].tolist() == [UNASKED, 19, 22]
 
 
 def test_a_layer_with_its_feed_forward_network_has_the_parameters_of_three_without():

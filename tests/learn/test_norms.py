@@ -25,8 +25,8 @@ def test_without_the_addition_the_sublayer_alone_is_left(norm_first):
     shipped, x, sublayer = AddAndNorm(6, 0.0, "layer", norm_first), torch.randn(2, 3, 6), nn.Linear(6, 6)
     added = shipped(x, sublayer)
     shipped.__class__ = surgery.NormWithoutAdd
-    normalised = nn.functional.layer_norm
-    expected = sublayer(normalised(x, (6,))) if norm_first else normalised(sublayer(x), (6,))
+    normalized = nn.functional.layer_norm
+    expected = sublayer(normalized(x, (6,))) if norm_first else normalized(sublayer(x), (6,))
     torch.testing.assert_close(shipped(x, sublayer), expected)
     assert not torch.allclose(added, expected)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from transduce.learn.tasks import BOS, EOS, PAD, batch_of, copying, reversal, sorting
-from transduce.learn.training import exact_match, mean_loss, optimise, small_transformer, token_accuracy, train, written
+from transduce.learn.training import exact_match, mean_loss, optimize, small_transformer, token_accuracy, train, written
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_small_network_learns_to_copy_and_is_scored_by_what_it_writes():
 def test_the_rate_rises_to_its_peak_and_falls_to_zero_whatever_the_warm_up(warmup_steps):
     """Trainings with and without a warm-up are compared: the highest rate must be the same."""
     weight = torch.nn.Parameter(torch.ones(()))
-    rates = optimise([weight], lambda: weight**2, steps=10, learning_rate=0.5, warmup_steps=warmup_steps).rates
+    rates = optimize([weight], lambda: weight**2, steps=10, learning_rate=0.5, warmup_steps=warmup_steps).rates
     peak = max(warmup_steps, 1)
     assert rates[peak - 1] == max(rates) == 0.5
     assert rates[:peak] == pytest.approx([0.5 * k / peak for k in range(1, peak + 1)])
@@ -58,7 +58,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero_whatever_the_warm_up(warmu
 def test_a_training_that_diverged_has_no_good_end():
     losses = iter([3.0, 2.0, float("nan"), 1.0])
     weight = torch.nn.Parameter(torch.ones(()))
-    found = optimise([weight], lambda: weight * next(losses), steps=4, learning_rate=0.0, warmup_steps=0)
+    found = optimize([weight], lambda: weight * next(losses), steps=4, learning_rate=0.0, warmup_steps=0)
     assert (found.losses, found.is_finished, found.end()) == ([3.0, 2.0], False, float("inf"))
 
 

@@ -139,10 +139,10 @@ def test_add_and_norm_in_either_order(norm_first):
     x = random_tensor(2, 3, 5)
     block = AddAndNorm(5, 0.0, "layer", norm_first).double()
 
-    def normalised(x: Tensor) -> Tensor:
+    def normalized(x: Tensor) -> Tensor:
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
 
-    expected = x + normalised(x).sin() if norm_first else normalised(x + x.sin())
+    expected = x + normalized(x).sin() if norm_first else normalized(x + x.sin())
     torch.testing.assert_close(block(x, torch.sin), expected)
 
 
@@ -184,7 +184,7 @@ def test_the_order_of_a_batch_changes_nothing():
     torch.testing.assert_close(model(SOURCES[order], tgt[order]), model(SOURCES, tgt)[order], rtol=0, atol=1e-12)
 
 
-# --- sizes, initialisation, settings ---------------------------------------------------------------------------------
+# --- sizes, initialization, settings ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("preset", "expected"), [("base", 63_082_496), ("big", 214_245_376)])

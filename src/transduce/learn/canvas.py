@@ -1,4 +1,4 @@
-"""One look for all pictures: a colour for each role, kept from the first to the last page."""
+"""One look for all pictures: a color for each role, kept from the first to the last page."""
 
 import io
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ def longest_chain(output: Tensor) -> int:
 
 
 def interleaved(work: dict[str, list[Callable[[], None]]], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Median milliseconds of each piece of work; a round does each once, so that all meet the same neighbours."""
+    """Median milliseconds of each piece of work; a round does each once, so that all meet the same neighbors."""
     times: dict[str, list[list[float]]] = {name: [[] for _ in pieces] for name, pieces in work.items()}
     names = list(work)
     for number in range(rounds + 1):

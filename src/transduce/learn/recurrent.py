@@ -77,7 +77,7 @@ class RecurrentSeq2Seq(nn.Module):
             self.key_proj = nn.Linear(memory_size, size)  # of Luong's score "general", h^T W m
             self.out_proj = nn.Linear(memory_size + size, size)
         self.dropout = Dropout(config.dropout)
-        self._initialise()
+        self._initialize()
 
     def forward(
         self, src: Int[Tensor, "batch src_len"], tgt_in: Int[Tensor, "batch tgt_len"]
@@ -138,7 +138,7 @@ class RecurrentSeq2Seq(nn.Module):
     def _embed(self, ids: Tensor, embedding: nn.Embedding) -> Tensor:
         return self.dropout(embedding(ids) * math.sqrt(self.config.d_model))  # section 3.4
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Orthogonal recurrent matrices and Xavier-uniform others, each gate's by itself; N(0, 1 / d_model) embeddings;
         zero biases, but for the forget gate of an LSTM."""
         num_gates = 3 if self.config.cell == "gru" else 4

@@ -75,7 +75,7 @@ def train(
     max_grad_norm: float = 0.0,
     seed: int = 1,
 ) -> Training:
-    """Cross-entropy of fresh batches, without smoothing, minimised: see `optimise`.
+    """Cross-entropy of fresh batches, without smoothing, minimized: see `optimize`.
 
     The same batches, and the same draws of dropout, for every model of the same seed.
     """
@@ -84,7 +84,7 @@ def train(
     model.train()
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers go on as if nothing had been drawn
         torch.manual_seed(seed)
-        found = optimise(
+        found = optimize(
             model.parameters(),
             lambda: _mean_loss(model, draw(batch_size, random)),
             steps=steps,
@@ -96,7 +96,7 @@ def train(
     return found
 
 
-def optimise(
+def optimize(
     parameters: Iterable[nn.Parameter],
     next_loss: Callable[[], Float[Tensor, ""]],
     *,

@@ -9,7 +9,7 @@ from transduce.model.dropout import Dropout
 
 
 def build_norm(d_model: int, norm: str) -> nn.Module:
-    """Layer normalisation (Ba et al. 2016), or its root-mean-square form without mean and bias."""
+    """Layer normalization (Ba et al. 2016), or its root-mean-square form without mean and bias."""
     return {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[norm](d_model, eps=1e-5)
 
 
@@ -17,7 +17,7 @@ class AddAndNorm(nn.Module):
     """LayerNorm(x + Dropout(Sublayer(x))), the post-norm of the paper.
 
     With `norm_first` it is x + Dropout(Sublayer(LayerNorm(x))). Differs from the paper: the pre-norm leaves a path
-    without normalisation from input to output, so deep stacks train without long warm-up (Xiong et al. 2020).
+    without normalization from input to output, so deep stacks train without long warm-up (Xiong et al. 2020).
     """
 
     def __init__(self, d_model: int, dropout: float, norm: str, norm_first: bool) -> None:

@@ -1,4 +1,4 @@
-"""The Transformer: Figure 1 put together, its sizes, and its initialisation."""
+"""The Transformer: Figure 1 put together, its sizes, and its initialization."""
 
 import math
 
@@ -42,7 +42,7 @@ class Transformer(nn.Module):
         self.decoder = Decoder(
             [_build_decoder_layer(config) for _ in range(config.num_decoder_layers)], _build_final_norm(config)
         )
-        self._initialise()
+        self._initialize()
 
     def forward(
         self, src: Int[Tensor, "batch src_len"], tgt_in: Int[Tensor, "batch tgt_len"]
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
             x = add_positions(x, positions)
         return self.dropout(x)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Xavier-uniform matrices, N(0, 1 / d_model) embeddings, zero biases (the paper does not say)."""
         for name, parameter in self.named_parameters():
             if "embedding" in name or "positions" in name or name == "separate_output_weight":

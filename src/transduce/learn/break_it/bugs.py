@@ -110,7 +110,7 @@ def name_of(letter: str) -> str:
 
 
 def _turn(part: Any, into: type) -> None:
-    part.__class__ = into  # the same weights, another behaviour
+    part.__class__ = into  # the same weights, another behavior
 
 
 def _attentions(model: Transformer) -> list[MultiHeadAttention]:

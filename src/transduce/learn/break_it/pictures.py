@@ -22,9 +22,9 @@ def loss_curves(ward: Ward) -> Picture:
         style: Any = {"color": FAINT, "lw": 8} if is_healthy else {"color": SERIES[number % len(SERIES)], "lw": 1.2}
         axis.plot(scores.losses, **style)
         weight = "bold" if is_healthy else "normal"
-        colour = INK if is_healthy else style["color"]
-        axis.text(steps * 1.06, ends[name], name, va="center", fontsize=9, weight=weight, color=colour)
-        axis.plot([steps - 1, steps * 1.05], [scores.loss, ends[name]], color=colour, lw=0.6)
+        color = INK if is_healthy else style["color"]
+        axis.text(steps * 1.06, ends[name], name, va="center", fontsize=9, weight=weight, color=color)
+        axis.plot([steps - 1, steps * 1.05], [scores.loss, ends[name]], color=color, lw=0.6)
     axis.set(title="Training loss", xlabel="step", ylabel="loss (nats per token)", yscale="log")
     axis.set_xlim(0, 1.2 * steps)
     return figure
@@ -57,8 +57,8 @@ def laws_map(laws: dict[str, dict[str, float]], columns: Sequence[str] | None = 
     axis.imshow(np.array(ill, dtype=float), cmap=_HOLDS_OR_NOT, vmin=0, vmax=1, aspect="auto")
     for i, found in enumerate(laws.values()):
         for j, law in enumerate(chosen):
-            text, colour = (f"{found[law.bug]:.2g}", "white") if ill[i][j] else ("0", NEUTRAL)
-            axis.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
+            text, color = (f"{found[law.bug]:.2g}", "white") if ill[i][j] else ("0", NEUTRAL)
+            axis.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
     axis.set_yticks(range(len(laws)), list(laws))
     axis.set_xticks(range(len(chosen)), [law.column for law in chosen], rotation=40, ha="left")
     axis.xaxis.tick_top()

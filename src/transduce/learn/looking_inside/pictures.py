@@ -19,9 +19,9 @@ def roles(found: Roles) -> Picture:
     figure, (axes,) = canvas(width=8.0, height=2.8)
     names = [short(head) for head in found.shares]
     bottom = np.zeros(len(names))
-    for place, colour in zip(("the one before", "itself", "the next one"), SERIES, strict=False):
+    for place, color in zip(("the one before", "itself", "the next one"), SERIES, strict=False):
         values = np.array([of_head[place] for of_head in found.shares.values()])
-        axes.bar(names, values, bottom=bottom, color=colour, label=place, width=0.7)
+        axes.bar(names, values, bottom=bottom, color=color, label=place, width=0.7)
         bottom += values
     axes.bar(names, 1 - bottom, bottom=bottom, color="none", edgecolor=NEUTRAL, width=0.7, label="all others")
     axes.set(ylabel="share of the weight", xlabel="head (layer.number)", ylim=(0, 1))
@@ -52,15 +52,15 @@ def pruning(found: Pruning) -> Picture:
     """What silencing each head costs, the largest cost first; a dot where only its map was made flat."""
     figure, (axes,) = canvas(width=9.0, height=2.9)
     heads = sorted(found.costs, key=lambda head: -found.costs[head])
-    colours = [_KINDS[kind_of(head)] for head in heads]
-    axes.bar([short(head) for head in heads], [found.costs[head] for head in heads], color=colours, width=0.7)
+    colors = [_KINDS[kind_of(head)] for head in heads]
+    axes.bar([short(head) for head in heads], [found.costs[head] for head in heads], color=colors, width=0.7)
     axes.plot([found.flat[head] for head in heads], "o", color=INK, markersize=4, label="only map made flat")
     axes.axhline(1, color=NEUTRAL, linestyle=":")
     axes.set(ylabel="accuracy lost\n(percentage points)", xlabel="head", title="One head silenced at a time")
     axes.tick_params(axis="x", rotation=70, labelsize=8)
-    for kind, colour in _KINDS.items():
+    for kind, color in _KINDS.items():
         names = {"encoder": "encoder self-attention", "self": "decoder self-attention", "cross": "cross-attention"}
-        axes.bar([0], [0], color=colour, label=names[kind])
+        axes.bar([0], [0], color=color, label=names[kind])
     axes.legend()
     return figure
 

@@ -62,11 +62,11 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
         causal = causal_mask(tgt_len)
         masks = (of_source.expand(src_len, -1), causal, of_source.expand(tgt_len, -1))
         sides = ((source, source), (target, target), (target, source))
-        for axis, mask, (queries, keys), (title, colour) in zip(
+        for axis, mask, (queries, keys), (title, color) in zip(
             axes[3 * number : 3 * number + 3], masks, sides, _ATTENTIONS, strict=True
         ):
             hidden = _FUTURE if mask is causal else _PADDING
-            axis.imshow(_codes(mask, hidden).numpy(), cmap=ListedColormap(["white", NEUTRAL, colour]), vmin=0, vmax=2)
+            axis.imshow(_codes(mask, hidden).numpy(), cmap=ListedColormap(["white", NEUTRAL, color]), vmin=0, vmax=2)
             name_ticks(axis, queries=queries, keys=keys)
             axis.set_title(title)
             axis.set_xticks(torch.arange(0.5, len(keys) - 1).tolist(), minor=True)
@@ -116,9 +116,9 @@ def leak_curves(found: NoCausalMask) -> Picture:
         "whole outputs right,\nwriting by itself": (found.honest_writing, found.leaky_writing),
     }
     for place, scores in enumerate(groups.values()):
-        for side, (score, colour) in enumerate(zip(scores, (ENCODER, DECODER), strict=True)):
+        for side, (score, color) in enumerate(zip(scores, (ENCODER, DECODER), strict=True)):
             x = place + 0.38 * (side - 0.5)
-            right.bar(x, score, width=0.36, color=colour)
+            right.bar(x, score, width=0.36, color=color)
             is_tall = score > 0.1  # then its number has room inside
             style: Any = {"va": "top", "color": "white"} if is_tall else {"va": "bottom", "color": INK}
             right.text(x, score - 0.02 if is_tall else score + 0.02, f"{score:.0%}", ha="center", **style)

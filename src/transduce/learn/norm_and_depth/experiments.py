@@ -1,4 +1,4 @@
-"""Layer normalisation, residual connections and depth: twelve encoder layers, with parts taken out (section 3.1)."""
+"""Layer normalization, residual connections and depth: twelve encoder layers, with parts taken out (section 3.1)."""
 
 import math
 from dataclasses import dataclass
@@ -252,7 +252,7 @@ def stream(*, fast: bool = FAST) -> Stream:
 
 
 def root_mean_square(x: Tensor) -> float:
-    """The typical size of one number of `x`: 1 after a layer normalisation with gain 1 and bias 0."""
+    """The typical size of one number of `x`: 1 after a layer normalization with gain 1 and bias 0."""
     return float(x.detach().square().mean().sqrt())
 
 

@@ -26,8 +26,8 @@ def stream_bars(found: Stream) -> Picture:
     kinds = [("attention", "feed-fwd")[i % 2] for i in range(len(found.added))]
     names = ["input", *(f"{kind} {i // 2 + 1}" for i, kind in enumerate(kinds))]
     sizes = [root_mean_square(x) for x in (found.start, *found.added)]
-    colours = [NEUTRAL] + [SERIES[2 + i % 2] for i in range(len(found.added))]
-    axes.bar(range(len(sizes)), sizes, color=colours, width=0.7)
+    colors = [NEUTRAL] + [SERIES[2 + i % 2] for i in range(len(found.added))]
+    axes.bar(range(len(sizes)), sizes, color=colors, width=0.7)
     sums = accumulate(found.added, initial=found.start)
     axes.plot(range(len(sizes)), [root_mean_square(x) for x in sums], color=INK, marker="o", ms=4, label="sum so far")
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
@@ -92,8 +92,8 @@ def patience_curves(found: Patience) -> Picture:
 def initialisation_lines(found: AtInitialisation) -> Picture:
     """Gradients by layer, and the size of the residual stream after each layer, of untrained encoders."""
     figure, (left, right) = canvas(1, 2, width=9.4, height=3.3)
-    for (name, colour), marker in zip(_OF_NORM.items(), "os", strict=True):
-        style: Any = {"color": colour, "marker": marker, "ms": 5, "label": f"{name}-norm"}
+    for (name, color), marker in zip(_OF_NORM.items(), "os", strict=True):
+        style: Any = {"color": color, "marker": marker, "ms": 5, "label": f"{name}-norm"}
         _line(left, found.gradients[name], 1, style)
         _line(right, found.stream[name], 0, style)
     left.set(title="Gradient of feed-forward weights", ylabel="length of the gradient", ylim=(0, None))

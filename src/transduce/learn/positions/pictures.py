@@ -18,9 +18,9 @@ def table_and_lines(table: Float[Tensor, "num_positions channels"], channels: Se
     """The table as a map, and some of its columns as curves."""
     figure, (left, right) = canvas(1, 2, width=8.0, height=3.3)
     _table_map(figure, left, table, "The table: one row per position")
-    for channel, colour in zip(channels, SERIES, strict=False):
+    for channel, color in zip(channels, SERIES, strict=False):
         left.axvline(channel, color=INK, linewidth=0.8, linestyle=":")
-        right.plot(table[:, channel].numpy(), color=colour, label=f"channel {channel}", linewidth=1.6)
+        right.plot(table[:, channel].numpy(), color=color, label=f"channel {channel}", linewidth=1.6)
     right.set(title="Some of its columns", xlabel="position", ylabel="value", ylim=(-1.15, 1.15))
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=9)
     return figure
@@ -31,11 +31,11 @@ def similarity(table: Float[Tensor, "num_positions channels"], rows: Sequence[in
     products = _products(table).numpy()
     figure, (left, right) = canvas(1, 2, height=3.4)
     _products_map(figure, left, table, "Similarity of all pairs of rows")
-    for number, (row, colour) in enumerate(zip(rows, SERIES, strict=False)):
+    for number, (row, color) in enumerate(zip(rows, SERIES, strict=False)):
         distances = np.arange(len(table)) - row
         every = slice(number, None, len(rows))  # markers of all rows stay apart
-        right.plot(distances, products[row], color=colour, linewidth=1, alpha=0.6)
-        right.plot(distances[every], products[row][every], MARKERS[number], color=colour, label=f"from {row}", ms=4)
+        right.plot(distances, products[row], color=color, linewidth=1, alpha=0.6)
+        right.plot(distances[every], products[row][every], MARKERS[number], color=color, label=f"from {row}", ms=4)
     right.set(title="Only the distance matters", xlabel="distance in positions", ylabel=_PRODUCT)
     right.legend(fontsize=9)
     return figure
@@ -123,15 +123,15 @@ def _turns(axis: Axes, table: Tensor, pair: int, offset: int) -> None:
     circle = np.linspace(0, 2 * np.pi, 200)
     axis.plot(np.sin(circle), np.cos(circle), color=FAINT, zorder=0)
     axis.plot(sines, cosines, "o", color=NEUTRAL, ms=3)
-    for start, colour in zip((0, 5), SERIES, strict=False):
+    for start, color in zip((0, 5), SERIES, strict=False):
         axis.annotate(
             "",
             (float(sines[start + offset]), float(cosines[start + offset])),
             (float(sines[start]), float(cosines[start])),
-            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2, "connectionstyle": "arc3,rad=-0.25"},
+            arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2, "connectionstyle": "arc3,rad=-0.25"},
         )
         for position in (start, start + offset):
             place = (1.2 * float(sines[position]), 1.2 * float(cosines[position]))
-            axis.annotate(str(position), place, color=colour, ha="center", va="center", fontsize=10)
+            axis.annotate(str(position), place, color=color, ha="center", va="center", fontsize=10)
     axis.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xlabel="sine channel")
     axis.set_title(f"channels {2 * pair} and {2 * pair + 1}")

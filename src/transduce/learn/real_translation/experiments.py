@@ -138,7 +138,7 @@ class Translator:
 
     @cached_property
     def shortening(self) -> float:
-        """Words of beam search's answers without length normalisation, by those with it."""
+        """Words of beam search's answers without length normalization, by those with it."""
         return sum(len(a.split()) for a in self.answers(5, 0.0)) / sum(len(a.split()) for a in self.beam)
 
 

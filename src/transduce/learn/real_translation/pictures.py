@@ -43,8 +43,8 @@ def lengths(sources: Sequence[int], answers: Sequence[int], references: Sequence
     left.scatter(np.add(references, jitter[0]), np.add(answers, jitter[1]), s=5, color=DECODER, alpha=0.4)
     left.set(xlabel="words in the reference", ylabel="words in the output", title="Long enough?")
     bins = np.arange(0.5, largest + 1).tolist()
-    for counts, colour, name in ((sources, ENCODER, "sources"), (answers, DECODER, "outputs")):
-        right.hist(counts, bins, histtype="step", color=colour, label=name, linewidth=1.5)
+    for counts, color, name in ((sources, ENCODER, "sources"), (answers, DECODER, "outputs")):
+        right.hist(counts, bins, histtype="step", color=color, label=name, linewidth=1.5)
     right.set(xlabel="words in the sentence", ylabel="sentences", title="Lengths")
     right.legend()
     return figure

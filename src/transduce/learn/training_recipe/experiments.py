@@ -93,7 +93,7 @@ class Recipe:
 class Outcome:
     """What became of a recipe."""
 
-    losses: list[float]  # of each step, as they were minimised
+    losses: list[float]  # of each step, as they were minimized
     valid: list[tuple[int, float]]  # (step, loss on new words)
     train_loss: float  # at the end, on as many words that it was trained on
     average: float  # on new words, of the moving average of the weights; that of the weights if there is none

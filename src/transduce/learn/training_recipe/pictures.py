@@ -12,10 +12,10 @@ from transduce.learn.training_recipe.experiments import Choices, OverFitting, Sm
 def warm_up(found: WarmUp) -> Picture:
     """Loss and length of the gradient, with and without a warm-up."""
     figure, (left, right) = canvas(1, 2, width=9, height=2.9)
-    for (steps, training), colour, style in zip(found.trainings.items(), (DECODER, ENCODER), ("--", "-"), strict=True):
+    for (steps, training), color, style in zip(found.trainings.items(), (DECODER, ENCODER), ("--", "-"), strict=True):
         name = f"warm-up of {steps} steps" if steps else "no warm-up"
-        left.plot(training.smoothed(), style, color=colour, label=name)
-        right.semilogy(training.gradient_norms, style, color=colour, linewidth=0.8, label=name)
+        left.plot(training.smoothed(), style, color=color, label=name)
+        right.semilogy(training.gradient_norms, style, color=color, linewidth=0.8, label=name)
     left.set(title="Training loss", ylabel="loss (nats per token)")
     right.set(title="Gradient", ylabel="length of the gradient")
     left.legend()
@@ -63,14 +63,14 @@ def smoothing(found: Smoothing) -> Picture:
 def over_fitting(found: OverFitting) -> Picture:
     """Loss on new words along the way, and on the training words at the end, by dropout."""
     figure, (axes,) = canvas(width=7.5, height=3.0)
-    for (dropout, outcome), colour, mark in zip(found.outcomes.items(), (DECODER, ENCODER), "so", strict=True):
+    for (dropout, outcome), color, mark in zip(found.outcomes.items(), (DECODER, ENCODER), "so", strict=True):
         steps, losses = zip(*outcome.valid, strict=True)
-        axes.plot(steps, losses, f"{mark}-", color=colour, label=f"dropout {dropout:g}, new words")
+        axes.plot(steps, losses, f"{mark}-", color=color, label=f"dropout {dropout:g}, new words")
         axes.plot(
             steps[-1:],
             [outcome.train_loss],
             mark,
-            color=colour,
+            color=color,
             mfc="none",
             label=f"dropout {dropout:g}, training words at the end",
         )

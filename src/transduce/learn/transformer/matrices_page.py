@@ -137,7 +137,7 @@ function explain(m, i, j) {
   cells[m + "," + i + "," + j].className = "on";
   document.getElementById("sum").textContent = text;
 }
-for (const [m, title, rows, columns, colour] of shown) {
+for (const [m, title, rows, columns, color] of shown) {
   const figure = document.createElement("figure"), table = document.createElement("table");
   const caption = document.createElement("figcaption");
   caption.textContent = title; figure.append(caption, table);
@@ -153,7 +153,7 @@ for (const [m, title, rows, columns, colour] of shown) {
       const td = line.insertCell();
       td.textContent = m === "S" && hidden(i, j) ? "\\u2212\\u221e" : f(x);
       td.tabIndex = 0; const strength = m === "S" && hidden(i, j) ? 0 : 0.55 * Math.abs(x) / most;
-      td.style.background = "rgba(" + (x < 0 ? [138, 143, 152] : colour) + "," + strength + ")";
+      td.style.background = "rgba(" + (x < 0 ? [138, 143, 152] : color) + "," + strength + ")";
       cells[m + "," + i + "," + j] = td;
       td.onmouseenter = td.onfocus = td.onclick = () => explain(m, i, j);
       td.onkeydown = e => {

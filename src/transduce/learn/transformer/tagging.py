@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transduce.learn.tasks import FIRST_SYMBOL
-from transduce.learn.training import Training, optimise, small_transformer
+from transduce.learn.training import Training, optimize, small_transformer
 from transduce.learn.varying import variation
 from transduce.model.config import VocabularySizes
 
@@ -47,14 +47,14 @@ class Tagger(nn.Module):
 
 
 def train_tagger(model: Tagger, ask: Ask, *, num_symbols: int, length: int, steps: int) -> Training:
-    """Learns to answer `ask` on fresh rows of `length` random symbols at every step: see `optimise`."""
+    """Learns to answer `ask` on fresh rows of `length` random symbols at every step: see `optimize`."""
     random = torch.Generator().manual_seed(1 + variation().seed)
 
     def next_loss() -> Tensor:
         symbols = torch.randint(num_symbols, (64, length), generator=random)
         return F.cross_entropy(model(symbols).flatten(0, 2), ask(symbols).flatten(), ignore_index=UNASKED)
 
-    return optimise(model.parameters(), next_loss, steps=steps, learning_rate=4e-3, warmup_steps=20)
+    return optimize(model.parameters(), next_loss, steps=steps, learning_rate=4e-3, warmup_steps=20)
 
 
 @torch.no_grad()

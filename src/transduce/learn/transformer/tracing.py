@@ -1,4 +1,4 @@
-"""One sentence traced: all that a small model, which has learnt to turn sentences round, makes of it."""
+"""One sentence traced: all that a small model, which has learned to turn sentences round, makes of it."""
 
 import random
 from collections.abc import Iterator

@@ -84,7 +84,7 @@ class Speed:
 def speed(*, fast: bool = FAST) -> Speed:
     """Times equally large networks, one round of all after the other, at lengths 16 to 512 (section 4, table 1).
 
-    One layer on each side, without attention in the recurrent ones. Milliseconds are medians, as neighbours disturb.
+    One layer on each side, without attention in the recurrent ones. Milliseconds are medians, as neighbors disturb.
     """
     lengths = (16, 64) if fast else (16, 32, 64, 128, 256, 512)
     networks = _equally_large(VocabularySizes.joint(64), d_model=32 if fast else 128, names=(TRANSFORMER, GRU, LSTM))

@@ -97,8 +97,8 @@ def recalled(found: Recall, alone: FarAlone) -> Picture:
             label=f"{GRU}, rate {rate:g}",
         )
     for name, share in alone.others.items():
-        colour, marker = _NETWORKS[name]
-        axes[0].plot(alone.distances[-1], share, marker[0], color=colour, label=name, ms=7 if name == LOOKING else 10)
+        color, marker = _NETWORKS[name]
+        axes[0].plot(alone.distances[-1], share, marker[0], color=color, label=name, ms=7 if name == LOOKING else 10)
     axes[0].set(title="One symbol, one distance")
     for (name, count), shares in found.scores.items():
         _curve(axes[1 if count == 1 else 2], name, found.distances, shares)
@@ -133,8 +133,8 @@ def error_rates(found: Quality) -> Picture:
 
 
 def _curve(axis: Axes, name: str, across: tuple[int, ...], up: tuple[float, ...]) -> None:
-    colour, style = _NETWORKS[name]
-    axis.plot(across, up, style, color=colour, label=name, ms=5, alpha=0.9)
+    color, style = _NETWORKS[name]
+    axis.plot(across, up, style, color=color, label=name, ms=5, alpha=0.9)
 
 
 def _log_lengths(axis: Axes, lengths: tuple[int, ...], label: str) -> None:
@@ -150,10 +150,8 @@ def _plain_numbers(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(ScalarFormatter())
 
 
-def _box(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axis.text(
-        x, y, text, ha="center", va="center", color=colour, bbox={"boxstyle": "round", "fc": "white", "ec": colour}
-    )
+def _box(axis: Axes, x: float, y: float, text: str, color: str) -> None:
+    axis.text(x, y, text, ha="center", va="center", color=color, bbox={"boxstyle": "round", "fc": "white", "ec": color})
 
 
 def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], style: str, bend: float = 0.0) -> None:

@@ -105,7 +105,7 @@ def beside_torch(*, fast: bool = FAST) -> BesideTorch:
 
 @dataclass(frozen=True)
 class ByHeart:
-    """One batch, learnt by heart."""
+    """One batch, learned by heart."""
 
     batch: Batch
     model: Transformer

@@ -17,8 +17,8 @@ def saturation_curves(found: Saturation) -> Picture:
     """The largest weight, and how much of a gradient comes back, by d_k; beside them the weights of one draw."""
     figure, (left, middle, right) = canvas(1, 3, width=10.6, height=3.2)
     for axis, values in ((left, found.largest), (middle, found.jacobian)):
-        for (name, colour), marker in zip(_SIDES.items(), "os", strict=True):
-            axis.plot(found.widths, values[name], color=colour, marker=marker, ms=5, label=_SAID[name])
+        for (name, color), marker in zip(_SIDES.items(), "os", strict=True):
+            axis.plot(found.widths, values[name], color=color, marker=marker, ms=5, label=_SAID[name])
         axis.set_xscale("log", base=2)
         axis.set_xticks(found.widths, [str(width) for width in found.widths])
         axis.set_xlabel("d_k")
@@ -26,9 +26,9 @@ def saturation_curves(found: Saturation) -> Picture:
     left.set(title="Largest of 20 weights", ylabel="weight")
     middle.set(title="Do nudged scores move weights?", ylabel="size of the derivative")
     left.legend(fontsize=9)
-    for name, colour in _SIDES.items():
+    for name, color in _SIDES.items():
         weights = found.example[name][-1]
-        right.bar(range(1, len(weights) + 1), weights.tolist(), color=colour, alpha=0.65, label=_SAID[name])
+        right.bar(range(1, len(weights) + 1), weights.tolist(), color=color, alpha=0.65, label=_SAID[name])
     right.set(title=f"One query, d_k = {found.widths[-1]}", xlabel="key, largest weight first", ylabel="weight")
     return figure
 
@@ -36,12 +36,12 @@ def saturation_curves(found: Saturation) -> Picture:
 def root_curves(found: RootTraining) -> Picture:
     """The loss of networks with the division and without, one curve for each seed."""
     figure, (axis,) = canvas(width=6.4, height=3.0)
-    for trainings, colour, name in (
+    for trainings, color, name in (
         (found.with_root, ENCODER, "divided by √d_k"),
         (found.without, DECODER, "not divided"),
     ):
         for number, training in enumerate(trainings):
-            axis.plot(training.smoothed(), color=colour, label=name if number == 0 else None)
+            axis.plot(training.smoothed(), color=color, label=name if number == 0 else None)
     axis.set(title=f"Writing symbols backward, d_k = {found.width}", xlabel="step", ylabel="loss (nats per token)")
     axis.set_ylim(0, 3.2)
     axis.legend(fontsize=9)
@@ -78,14 +78,14 @@ def look_up_maps(found: TwoLookUps, name: str, symbols: str) -> Picture:
 def scale_curves(found: EmbeddingScale) -> Picture:
     """Losses with the factor and without on both tasks, one curve for each seed; then the same for longer."""
     figure, axes = canvas(1, 3, width=10.6, height=3.2)
-    colours = {"the paper": ENCODER, "no factor": DECODER}
+    colors = {"the paper": ENCODER, "no factor": DECODER}
     for axis, (task, runs) in zip(axes, found.trainings.items(), strict=False):
         for name, trainings in runs.items():
             for number, training in enumerate(trainings):
-                axis.plot(training.smoothed(), color=colours[name], label=name if number == 0 else None)
+                axis.plot(training.smoothed(), color=colors[name], label=name if number == 0 else None)
         axis.set(title=task, xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     for name, training in found.longer.items():
-        axes[2].plot(training.smoothed(), color=colours[name], label=name)
+        axes[2].plot(training.smoothed(), color=colors[name], label=name)
     axes[2].set(title="reversal, longer", xlabel="step", ylim=(0, None))
     axes[0].legend(fontsize=9)
     return figure
@@ -105,8 +105,8 @@ def attention_alone_curves(*both: tuple[str, AttentionAlone]) -> Picture:
 
 def _grouped_bars(axis: Axes, names: Sequence[str], groups: dict[str, list[float]]) -> None:
     width = 0.8 / len(groups)
-    colours = (FAINT, SERIES[5], ENCODER)
+    colors = (FAINT, SERIES[5], ENCODER)
     for number, (label, values) in enumerate(groups.items()):
         at = [row + (number - 1) * width for row in range(len(names))]
-        axis.bar(at, values, width, color=colours[number], edgecolor=INK, linewidth=0.5, label=label)
+        axis.bar(at, values, width, color=colors[number], edgecolor=INK, linewidth=0.5, label=label)
     axis.set_xticks(range(len(names)), names, fontsize=9)

@@ -47,7 +47,7 @@ class Unshifted:
 
 
 def without_shift(*, fast: bool = FAST) -> Unshifted:
-    """Copies of 3 to 6 symbols, learnt with and without the shift of section 3.1 ("offset by one position").
+    """Copies of 3 to 6 symbols, learned with and without the shift of section 3.1 ("offset by one position").
 
     Losses are in nats per token. Both are trained on the same rows from the same start.
     """
@@ -114,7 +114,7 @@ def walks(length: int = 12) -> SymbolTask:
 
 
 def own_writing(*, fast: bool = FAST) -> OwnWriting:
-    """Walks, learnt until most tokens are right if all before them are told; then the model writes alone."""
+    """Walks, learned until most tokens are right if all before them are told; then the model writes alone."""
     task = walks(6 if fast else 12)
     vocabulary = VocabularySizes.joint(FIRST_SYMBOL + 2 + RING)
     model = small_transformer(vocabulary, **_SMALL)
@@ -172,7 +172,7 @@ BEAM_SIZES = (1, 2, 3, 4, 6)
 def searches(*, fast: bool = FAST) -> Searches:
     """Learns 27 sources with eight right answers each, of different probabilities; searches; then scores every answer.
 
-    Log-probabilities are in nats, ends included; nothing is normalised by length.
+    Log-probabilities are in nats, ends included; nothing is normalized by length.
     """
     symbols = range(FIRST_SYMBOL, FIRST_SYMBOL + SEARCH_SYMBOLS)
     sources = [list(source) for source in itertools.product(symbols, repeat=3)][: 9 if fast else None]
@@ -240,7 +240,7 @@ def _draw_from(sources: Sequence[list[int]], truth: Sequence[Answers]) -> Draw:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Shares of empty and of right answers to long sources, by beam size, with and without length normalisation."""
+    """Shares of empty and of right answers to long sources, by beam size, with and without length normalization."""
 
     beam_sizes: tuple[int, ...]
     empty: dict[float, list[float]]  # length penalty -> share of empty answers for each beam size

@@ -40,10 +40,10 @@ def schedules(num_steps: int = 20_000, warmup_steps: int = 4_000, d_model: int =
     figure, (axes,) = canvas(width=7.5, height=2.8)
     steps = np.unique(np.linspace(1, num_steps, 500).astype(int))
     names = {"inverse_sqrt": "equation 3", "linear": "linear", "cosine": "cosine", "constant": "constant"}
-    for (schedule, name), colour, style in zip(names.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
+    for (schedule, name), color, style in zip(names.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
         config = OptimConfig(schedule=schedule, warmup_steps=warmup_steps)  # type: ignore[arg-type]
         rates = [1e4 * learning_rate(config, int(step), d_model=d_model, num_steps=num_steps) for step in steps]
-        axes.plot(steps, rates, style, color=colour, label=name)
+        axes.plot(steps, rates, style, color=color, label=name)
     axes.axvline(warmup_steps, color=NEUTRAL, linewidth=0.8)
     axes.annotate("end of the warm-up", (warmup_steps, 0.0), (6, 4), textcoords="offset points", fontsize=9, color=INK)
     axes.set_xlabel("step")
@@ -72,11 +72,11 @@ def padding(batching: Batching) -> Picture:
 def unshifted(found: Unshifted) -> Picture:
     """Two losses, of which the better one is a model that can do nothing."""
     figure, (left, right) = canvas(1, 2, width=9, height=2.8)
-    for training, name, colour, style in (
+    for training, name, color, style in (
         (found.shifted, "shifted by one", ENCODER, "-"),
         (found.unshifted, "shift forgotten", DECODER, "--"),
     ):
-        left.plot(training.smoothed(10), style, color=colour, label=name)
+        left.plot(training.smoothed(10), style, color=color, label=name)
     left.set_xlabel("step")
     left.set_ylabel("training loss (nats per token)")
     left.legend()
@@ -133,7 +133,7 @@ def search_errors(found: Searches) -> Picture:
 
 
 def lengths(found: Lengths) -> Picture:
-    """Right and empty answers by beam size, without and with length normalisation."""
+    """Right and empty answers by beam size, without and with length normalization."""
     figure, both = canvas(1, 2, width=9, height=2.8)
     for axes, (penalty, right) in zip(both, found.right.items(), strict=True):
         at = [str(size) for size in found.beam_sizes]

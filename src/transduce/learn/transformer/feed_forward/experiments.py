@@ -22,7 +22,7 @@ _LEARNT = 0.5  # nats: the loss below which a curve counts as having arrived
 
 @dataclass(frozen=True)
 class AttentionAlone:
-    """A function of two neighbouring symbols, learnt with feed-forward networks and without."""
+    """A function of two neighboring symbols, learned with feed-forward networks and without."""
 
     scores: dict[str, float]  # by network: share of positions named right
     trainings: dict[str, Training]
@@ -45,14 +45,14 @@ class AttentionAlone:
         return next((step for step, loss in enumerate(losses, start=1) if loss < _LEARNT), len(losses))
 
 
-def sum_of_neighbours(symbols: Int[Tensor, "batch len"], modulus: int) -> Int[Tensor, "batch len one"]:
+def sum_of_neighbors(symbols: Int[Tensor, "batch len"], modulus: int) -> Int[Tensor, "batch len one"]:
     """(x_t + x_(t-1)) mod `modulus`, at each position but the first."""
     answers = (symbols + symbols.roll(1, dims=1)) % modulus
     answers[:, 0] = UNASKED
     return answers[..., None]
 
 
-def entry_of_neighbours(
+def entry_of_neighbors(
     symbols: Int[Tensor, "batch len"], table: Int[Tensor, "first second"]
 ) -> Int[Tensor, "batch len one"]:
     """table[x_(t-1), x_t], at each position but the first."""
@@ -62,20 +62,20 @@ def entry_of_neighbours(
 
 
 def attention_alone(*, fast: bool = FAST) -> AttentionAlone:
-    """Trains encoders on sums of neighbours modulo a prime: a rule (section 3.3).
+    """Trains encoders on sums of neighbors modulo a prime: a rule (section 3.3).
 
     A layer has 4 d^2 weights in attention and 8 d^2 in its feed-forward network: one whole layer is three of
     attention alone.
     """
     modulus, steps = (5, 150) if fast else (11, 500)
-    return _compare(partial(sum_of_neighbours, modulus=modulus), modulus, length=6, steps=steps)
+    return _compare(partial(sum_of_neighbors, modulus=modulus), modulus, length=6, steps=steps)
 
 
 def random_table(*, fast: bool = FAST) -> AttentionAlone:
     """The same with a table of random entries: no rule, every pair of symbols has to be remembered."""
     size, steps = (12, 120) if fast else (40, 500)
     table = torch.randint(size, (size, size), generator=torch.Generator().manual_seed(3))
-    return _compare(partial(entry_of_neighbours, table=table), size, length=6, steps=steps)
+    return _compare(partial(entry_of_neighbors, table=table), size, length=6, steps=steps)
 
 
 def _compare(ask: Ask, num_symbols: int, *, length: int, steps: int) -> AttentionAlone:
