@@ -86,12 +86,17 @@ def refresh(name: str) -> None:
     path = HERE / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     text = read_text(name)
-    if len(notebook.cells) != len(text.cells):
+    if code_of(notebook) != code_of(text):
         return  # it waits to be executed anew
     for cell, written in zip(notebook.cells, text.cells, strict=True):
         if cell.cell_type == "markdown":
             cell.source = written.source
     write_atomically(path, f"{nbformat.writes(notebook)}\n".encode())
+
+
+def code_of(notebook: Any) -> list[str | None]:
+    """The source of each cell of code, and None for each of text."""
+    return [cell.source if cell.cell_type == "code" else None for cell in notebook.cells]
 
 
 @dataclass(frozen=True)
