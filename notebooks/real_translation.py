@@ -215,7 +215,7 @@ ledger.settle("beam-search-gains", model, fast=model.fast)
 # section 6.1 uses the form of Wu et al. 2016 with $\alpha = 0.6$).
 
 # %%
-ledger.settle("short-answers-without-normalization", model, fast=model.fast)
+ledger.settle("short-outputs-without-normalization", model, fast=model.fast)
 
 # %%
 texts = (model.sources, model.beam, model.references)
