@@ -18,9 +18,8 @@
 #
 # **About the numbers.** A box that begins with *Measured* holds a number from this very run. Each claim stands in a file, the **ledger**,
 # with the range we expected before running anything. The small print gives the section of the paper, the range *expected*, what was
-# *measured*, and a command that measures it again. If the range was changed later, because we were wrong or it was too wide, you read what
-# was *first expected* (and in which version of this project), and *guarded by*: the range that is checked today. *Against* names who says
-# otherwise.
+# *measured*, and a command that measures it again. If the range was changed later (it was wrong, or too wide), *first expected* gives the old
+# one and the version of this project, *guarded by* the one that is checked today. *Against* names who says otherwise.
 #
 # Claims about trained networks were also tried at 0.3 times the learning rate, and for four times as many steps at the better of the two
 # rates; the small print ends in what that gave. *Seeds* counts the random starts behind a mean.
@@ -88,8 +87,8 @@ print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}
 # **parameters**.
 #
 # Here is one sentence on its way in. `▁` marks the beginning of a word, `</s>` the end of the sentence. (The indented lines are for
-# chapters 1 and 3.) The last lines are what comes out, first after the begin symbol `<s>` alone: the three most probable next tokens, each
-# with its probability and the number this was made from, its **logit**.
+# chapters 1 and 3.) The last lines are what comes out, after the begin symbol `<s>` and then token by token: the three most probable next
+# tokens, each with its probability and the number behind it, its **logit**.
 
 # %% tags=["hide-input"]
 traced = lesson.trace(reverser.model, reverser.tokenizer, lesson.SENTENCE)
@@ -112,7 +111,7 @@ print(lesson.traced_text(traced, reverser))
 lesson.live_figure_one(reverser)
 
 # %% [markdown]
-# Notice two things now. Between the embeddings and the box *Linear*, *no box changes the shape*. That is why boxes can be stacked in
+# Notice two things. Between the embeddings and the box *Linear*, *no box changes the shape*. That is why boxes can be stacked in
 # **layers**, the two framed groups, each repeated $N$ times. And *tokens meet only in the orange boxes*. Every other box handles each token
 # separately.
 #
@@ -255,7 +254,7 @@ for i in range(3):  # the same, one number at a time
         loop[i] += math.exp(scores[j]) / sum(map(math.exp, scores)) * X[0, j]
 assert torch.allclose(attention(X, X, X, sees_all)[0], loop, atol=1e-6)
 assert torch.allclose(attention(X, X, X, sees_all), F.scaled_dot_product_attention(X, X, X), atol=1e-6)
-print("three lines of code = two plain loops = torch's own scaled_dot_product_attention")
+print("these three lines of code, two plain loops and torch's scaled_dot_product_attention agree")
 
 # %% [markdown]
 # ### Why divide by $\sqrt{d_k}$?
@@ -274,7 +273,9 @@ saturated = lesson.saturation()
 lesson.saturation_curves(saturated)
 
 # %% tags=["hide-input"]
-reason = "The scores have a standard deviation of 16, so the best leads by several; a lead of 3 is a factor of e³ = 20."
+reason = (
+    "The scores have a standard deviation of 16, so the best leads by several points; 3 points are a factor of e³ = 20."
+)
 lesson.predicted(my_largest, "C", reason)
 
 # %% tags=["hide-input"]
@@ -456,10 +457,9 @@ lesson.look_up_maps(found, "1 head", "symbol ")
 ledger.settle("one-head-and-a-network-learn-both", found)
 
 # %% [markdown]
-# So several heads do not make the impossible possible. They make it easy: four heads learned both look-ups soon, and at either learning
-# rate.
+# So several heads make it easy, not possible: four learned both look-ups soon, at either learning rate.
 #
-# Here are all heads of the model of chapter 0 where the decoder looks at the source (rows: tokens written; columns: tokens of the source).
+# Here are all heads of the model of chapter 0 where the decoder looks at the source (rows: tokens that go into the decoder; columns: tokens of the source).
 
 # %% tags=["hide-input"]
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
@@ -581,7 +581,7 @@ print(lesson.rows(sinusoids(3, 4), ("position 0", "position 1", "position 2")))
 # %% tags=["hide-input"]
 naive = [[(math.cos if c % 2 else math.sin)(p / 10000 ** (2 * (c // 2) / 32)) for c in range(32)] for p in range(60)]
 assert torch.allclose(sinusoids(60, 32), torch.tensor(naive), atol=1e-6)
-print("three lines of code = the formula, one number at a time")
+print("these three lines of code and the formula, one number at a time, agree")
 
 # %% [markdown]
 # At position 1, $\sin 1 = 0.84$ and $\cos 1 = 0.54$; the slow clock has hardly moved. Now *add* these rows to the tokens. *cat*, at
@@ -601,9 +601,9 @@ print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_al
 # the sum not garble both, word and position?
 #
 # With four channels it might. With hundreds there is room: unrelated directions in a space of many dimensions are nearly at right angles,
-# so words and positions can be told apart. And look at what a query makes of a sum: $(x + PE)\,W^Q = x\,W^Q + PE\,W^Q$. Multiplied with a
-# key, that gives four terms: word with word, word with position, position with word, position with position. A head can learn to listen to
-# any of them.
+# so words and positions can be told apart. And look at what a query makes of a sum: $(x + PE)\,W^Q = x\,W^Q + PE\,W^Q$. A key is such a
+# sum, too, so their product has four terms: word with word, word with position, position with word, position with position. A head can
+# learn to listen to any of them.
 #
 # Nearness comes for free. The dot product of two rows of the table depends only on their distance, and is large for neighbors:
 
@@ -629,7 +629,8 @@ scale = lesson.embedding_scale()
 print(
     "reversal: to write symbols backward; sorting: to put them in order\n"
     "the paper: with the factor; large: embeddings start as long as the factor would make them\n"
-    "untied: two matrices, one for each of the two jobs\n\n"
+    "untied: two matrices, one for each of the two jobs\n"
+    "losses: of one random start; the third picture is another training of it, for longer\n\n"
     f"length of a position's row: {scale.length_of_positions:.1f}"
 )
 for name, length in scale.length_of_embeddings.items():
@@ -673,8 +674,8 @@ lesson.figure_one_map("feed-forward")
 # %% [markdown]
 # **Without it.** Once its weights are settled, attention only mixes: what comes out is an average of values. An average cannot say "noun
 # *and* animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network**, FFN for short, makes
-# such decisions, for each token by itself: it widens the vector (*up* in the picture), asks many small yes-or-no questions at once, and
-# narrows the answers back to the old width (*down*).
+# such decisions, for each token by itself: it widens the vector (*up* in the picture, which has room for two questions only), asks
+# many small yes-or-no questions at once, and narrows the answers back to the old width (*down*).
 
 # %% tags=["hide-input"]
 lesson.picture("feed-forward")
@@ -694,8 +695,8 @@ lesson.picture("feed-forward")
 # | $d_\text{ff}$ | | the width in between, in the paper four times $d_\text{model}$ |
 #
 # The added constants $b_1$ and $b_2$ are called **biases**. **Position-wise** means that the same network runs at each position and no
-# token sees another: equal rows in, equal rows out. (A linear map that slides along a sequence and sees as many neighbors at a time as it
-# is wide is a **convolution**; the paper also describes this network as two of them, of width 1.)
+# token sees another: equal rows in, equal rows out. (A linear map that slides along a sequence, seeing $w$ tokens at a time, is a
+# **convolution** of width $w$; the paper also describes this network as two of width 1.)
 
 
 # %% tags=["from-piece-6"]
@@ -742,8 +743,8 @@ ledger.settle("ffn-attention-alone-and-a-rule", alone)
 ledger.settle("ffn-learns-rules-sooner", alone)
 
 # %% [markdown]
-# The saying is too simple. Now something without any rule: a table of random entries, one for each pair of symbols. It can only be
-# memorized.
+# The saying is too simple. Now a table of random entries, one for each pair of
+# symbols, which can only be memorized.
 
 # %% tags=["hide-input"]
 table = lesson.random_table()
@@ -753,8 +754,7 @@ lesson.attention_alone_curves((f"a random table of {table.num_entries:,} entries
 ledger.settle("ffn-learns-tables-sooner", table)
 
 # %% [markdown]
-# Here, too, the lead is one in time. Rules or tables, the feed-forward network gets there sooner with as many parameters: reason enough to
-# have it.
+# Here, too, the lead is one in time: reason enough to have it.
 #
 # **Exercises.**
 
@@ -769,7 +769,7 @@ check("ffn-position-wise", my_set)
 # %%
 def my_convolutions(feed_forward):
     """2. The same function as a torch.nn.Sequential with two nn.Conv1d of width 1: (batch, channels, len) in and out.
-    The parts of `feed_forward` are called `up_proj` and `down_proj`."""
+    `feed_forward` is that of the package: its parts are called `up_proj` and `down_proj`."""
     ...
 
 
@@ -808,8 +808,8 @@ lesson.through_layers()
 
 # %% [markdown]
 # Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike.
-# Without the norm (gray, orange), the numbers shrink to almost nothing, or grow with every layer. With both, tokens keep what is their own
-# and numbers keep their size.
+# Without the norm (gray, orange), the numbers shrink to almost nothing, or grow with every layer. With both, tokens lose what is their own
+# slowly, and numbers keep their size.
 #
 # **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
 # it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example
@@ -883,7 +883,7 @@ ledger.settle("the-residual-stream-is-a-sum", found)
 lesson.stream_bars(found)
 
 # %% [markdown]
-# Bars: what each sub-layer of an untrained encoder adds. Line: the sum so far. It grows, so one last norm closes such a stack. ([norm and
+# Bars: the size of what each sub-layer of an untrained encoder adds. Line: that of the sum so far (sizes do not simply add). It grows, so one last norm closes such a stack. ([norm and
 # depth](norm_and_depth.ipynb) finds out which order trains better.)
 #
 # In training, **dropout** sets a random tenth of a sub-layer's output to 0 before it is added, and scales up the rest, so that the network
@@ -983,8 +983,7 @@ from transduce.learn.build_it.pieces import DecoderLayer
 from transduce.learn.build_it.pieces import Transformer
 
 # %% [markdown]
-# **Is it right?** Chapter 7 compares this network with the one that our package ships. That one was compared with `torch.nn.Transformer`,
-# which other people wrote:
+# **Is it right?** Chapter 7 compares this network with the one that our package ships. That one was compared with `torch.nn.Transformer`:
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-equals-torch", lesson.beside_torch())
@@ -1001,8 +1000,8 @@ ledger.settle("architecture-learns-a-batch-by-heart", heart)
 lesson.by_heart_curve(heart)
 
 # %% [markdown]
-# **Token by token.** When the decoder writes, keys and values of earlier tokens do not change, since nobody looks ahead; so they are kept
-# in a **cache**:
+# **Token by token.** When the decoder writes, keys and values of earlier tokens do not change, since nobody looks ahead; so the package
+# keeps them in a **cache** (the short code of chapter 9 does not):
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
@@ -1129,11 +1128,11 @@ with torch.no_grad():
     ours, logits = shipped.logits(shipped(src, tgt_in)), logits.detach()
     alone = model(src[:1, :4], tgt_in[:1])
 assert torch.allclose(ours, logits, atol=1e-6) and torch.allclose(alone, logits[:1], atol=1e-12)
-print(f"the shipped network with these parameters: {float((ours - logits).abs().max()):.0e} apart")
+print(f"the shipped network (its sinusoids are float32): {float((ours - logits).abs().max()):.0e} apart")
 print(f"the first pair without its neighbor and its padding: {float((alone - logits[:1]).abs().max()):.0e} apart")
 
 # %% tags=["hide-input"]
-lesson.predicted(my_padding, "A", "A weight of exactly 0 times anything is 0; what is left is rounding.")
+lesson.predicted(my_padding, "A", "A weight of exactly 0 times anything is 0; at most rounding is left.")
 
 # %% [markdown]
 # **Laws, not opinions.** No training is needed to check a mask. Padding and the order of the rows must change nothing. And the gradient of
@@ -1196,8 +1195,8 @@ hint("architecture-cross-shape")
 lesson.figure_one_map("shifted right", "linear", "softmax", "embedding")
 
 # %% [markdown]
-# **Without it** an untrained network writes random tokens. To let it write and then correct it gets off to a bad start: after one wrong
-# word, everything it sees is its own mistake.
+# **Without it** an untrained network writes random tokens. Letting it write, then correcting it, starts badly: after one wrong word,
+# everything it sees is its own mistake.
 #
 # So we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is
 # **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in
@@ -1346,7 +1345,7 @@ lesson.figure_one_map("softmax", "shifted right", "masked attention")
 
 # %% [markdown]
 # **Without it** you have probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most probable token,
-# append it to the input, ask again, until the end symbol comes.
+# append it to the input, ask again; what follows the end symbol is cut away.
 
 # %% tags=["hide-input"]
 lesson.picture("greedy-decode")
@@ -1372,8 +1371,8 @@ print(f"{right} of {len(outputs)} sentences it never saw are right, word for wor
 # ### It has to live with what it wrote
 #
 # You stand on a ring of six places and are given twelve moves: left, right, right... Write down where you are after each. One mistake, and
-# every later place of your walk is wrong too. A model that is *told* the right place before each move needs only that one move to name the
-# next.
+# you go on from the wrong place, until a second one happens to undo it. A model that is *told* the right place before each move needs only
+# that one move to name the next; later moves are harder to find.
 #
 # **Predict.** Told the truth, the model names most places right. Writing by itself, how many whole walks does it get right? "A": about as
 # many. "B": far fewer. "C": more, since its mistakes cancel.
@@ -1434,7 +1433,7 @@ lesson.length_curves(by_length)
 lesson.predicted(
     my_beam_guess,
     "C",
-    "The search does nothing wrong: it finds the most probable output, which is empty. Greedy never looks that far.",
+    "The search does nothing wrong: it finds the most probable output, which is empty. Greedy drops it at the first token.",
 )
 
 # %% tags=["hide-input"]
@@ -1487,7 +1486,7 @@ lesson.figure_one_map("all")
 
 # %% [markdown]
 # **Without the Transformer** many processors could not share the work on one sentence: each step had to wait for the one before. The paper
-# gives three reasons (section 4, table 2).
+# has two reasons for leaving them out (section 4), and its scores (table 2) are the third.
 #
 # ### Reason 1: everything at once
 #
@@ -1509,8 +1508,8 @@ lesson.predicted(my_chain, "B", reason)
 
 # %% [markdown]
 # This is the Transformer of these pages beside a GRU with as many parameters. The Transformer pays in another coin: every token looks at
-# every other, so the *number* of products grows with the square of the length. They merely need not wait, which is worth little on two
-# cores and much on the thousands of units of a GPU.
+# every other, so the *number* of products grows with the square of the length. They merely need not wait, which pays on the thousands
+# of units of a GPU.
 #
 # ### Reason 2: everything is one step away
 #
@@ -1536,7 +1535,7 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 
 # %% [markdown]
 # The Transformer starts behind the GRU with attention, which reads from left to right by design, and closes in as training goes on. How
-# many percentage points more phonemes each gets wrong than the Transformer (minus: fewer):
+# many percentage points more phonemes each gets wrong (minus: fewer; the second column is the mean of three starts):
 #
 # | | after {claim:quality-beside-a-gru-with-attention.steps:,} steps | after four times as many |
 # |---|---|---|
@@ -1597,7 +1596,7 @@ validate_every = 700       # steps; then it is tried on words kept out of traini
 [validation]
 metrics = ["word_error", "per"]   # percent of words that are wrong, and of phonemes: PER
 group_sources = true       # a word with several pronunciations is right with any of them
-max_pairs = 150
+max_pairs = 150            # words at each of these tries; the score at the end takes all
 """
 
 # %% [markdown]

@@ -74,8 +74,17 @@ def _cells(axis: Axes, values: Tensor, decimals: int, *, is_weights: bool) -> No
             )
 
 
-def _flow(*boxes: tuple[str, str], notes: Sequence[str] = (), skips: Sequence[tuple[int, int]] = ()) -> Picture:
-    """Boxes from left to right with arrows between; `skips` are residual connections, from box to box."""
+def _flow(
+    *boxes: tuple[str, str],
+    notes: Sequence[str] = (),
+    skips: Sequence[tuple[int, int]] = (),
+    inputs: Sequence[int] = (),
+    again: tuple[int, int] | None = None,
+) -> Picture:
+    """Boxes from left to right with arrows between; `skips` are residual connections, from box to box.
+
+    The notes below the boxes `inputs` go into them; `again` is a way back from one box to an earlier one.
+    """
     figure, (axis,) = canvas(width=1.75 * len(boxes) + 0.3, height=2.0)
     axis.set(xlim=(-0.2, 1.75 * len(boxes)), ylim=(-0.9, 1.6))
     axis.set_axis_off()
@@ -90,6 +99,13 @@ def _flow(*boxes: tuple[str, str], notes: Sequence[str] = (), skips: Sequence[tu
             _arrow(axis, (left - 0.38, 0.4), (left - 0.03, 0.4))
         if number < len(notes):
             axis.text(left + 0.675, -0.45, notes[number], ha="center", va="center", fontsize=8.2, color=NEUTRAL)
+    for number in inputs:
+        _arrow(axis, (1.75 * number + 0.675, -0.2), (1.75 * number + 0.675, -0.03))
+    if again:
+        start, end = (1.75 * number + 0.675 for number in again)
+        axis.plot([start, start, end], [0.85, 1.2, 1.2], color=NEUTRAL, linewidth=1.4)
+        _arrow(axis, (end, 1.2), (end, 0.83), NEUTRAL)
+        axis.text((start + end) / 2, 1.36, "for the next token", ha="center", va="center", fontsize=8.6, color=NEUTRAL)
     for start, end in skips:
         left, right = 1.75 * start + 1.55, 1.75 * end + 0.675
         axis.plot([left, left, right], [0.45, 1.2, 1.2], color=NEUTRAL, linewidth=1.4)
@@ -176,8 +192,9 @@ def _decoder_layer() -> Picture:
     return _flow(
         ("x", INK), ("masked\nself-attention", DECODER), ("add, norm", DECODER), ("cross-attention", KEY),
         ("add, norm", DECODER), ("feed-forward", DECODER), ("add, norm", DECODER),
-        notes=("what is\nwritten so far", "looks back", "", "looks at the\nsource", "", "each token\nby itself", ""),
+        notes=("what is\nwritten so far", "looks back", "", "memory:\nkeys, values", "", "each token\nby itself", ""),
         skips=((0, 2), (2, 4), (4, 6)),
+        inputs=(3,),
     )  # fmt: skip
 
 
@@ -195,6 +212,7 @@ def _transformer() -> Picture:
         ("source ids", INK), ("embedding · √d\n+ positions", INK), ("encoder layers", ENCODER),
         ("decoder layers", DECODER), ("embedding,\ntransposed", INK), ("a logit for\nevery token", INK),
         notes=("", "", "all at once", "target so far\n+ positions", "the same matrix\nas going in", ""),
+        inputs=(3,),
     )  # fmt: skip
 
 
@@ -219,8 +237,9 @@ def _train() -> Picture:
 def _greedy_decode() -> Picture:
     return _flow(
         ("BEGIN", INK), ("decoder", DECODER), ("logits of the\nlast position", DECODER), ("the highest one", VALUE),
-        ("append it,\nask again", INK), ("END: stop", INK),
-        notes=("", "sees all that\nis written", "", "argmax", "", ""),
+        ("append it", INK), ("cut at END", INK),
+        notes=("", "sees all that\nis written", "", "argmax", "", "after the last"),
+        again=(4, 1),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def stream_bars(found: Stream) -> Picture:
     sums = accumulate(found.added, initial=found.start)
     axes.plot(range(len(sizes)), [root_mean_square(x) for x in sums], color=INK, marker="o", ms=4, label="sum so far")
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axes.set(title="The residual stream is a sum", ylabel="root mean square of x", ylim=(0, None))
+    axes.set(title="The residual stream is a sum", ylabel="root mean square", ylim=(0, None))
     axes.legend(loc="upper left")
     return figure
 

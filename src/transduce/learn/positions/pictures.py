@@ -134,4 +134,4 @@ def _turns(axis: Axes, table: Tensor, pair: int, offset: int) -> None:
             place = (1.2 * float(sines[position]), 1.2 * float(cosines[position]))
             axis.annotate(str(position), place, color=color, ha="center", va="center", fontsize=10)
     axis.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xlabel="sine channel")
-    axis.set_title(f"channels {2 * pair} and {2 * pair + 1}")
+    axis.set_title(f"channels {2 * pair} and {2 * pair + 1} of {table.size(1)}")

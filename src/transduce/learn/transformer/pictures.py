@@ -111,7 +111,7 @@ def clock_hands(d_model: int = 16, positions: tuple[int, ...] = (0, 1, 2, 3, 10,
             if hand == 0:
                 axis.set_title(f"position {position}", fontsize=8.5, fontweight="normal")
             if column == 0:
-                axis.set_ylabel(f"channels\n{2 * hand}, {2 * hand + 1}", fontsize=8, color=SERIES[hand])
+                axis.set_ylabel(f"channels\n{2 * hand}, {2 * hand + 1}\nof {d_model}", fontsize=8, color=SERIES[hand])
     return figure
 
 

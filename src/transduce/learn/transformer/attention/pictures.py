@@ -86,7 +86,7 @@ def scale_curves(found: EmbeddingScale) -> Picture:
         axis.set(title=task, xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
     for name, training in found.longer.items():
         axes[2].plot(training.smoothed(), color=colors[name], label=name)
-    axes[2].set(title="reversal, longer", xlabel="step", ylim=(0, None))
+    axes[2].set(title=f"reversal, one start, {len(training.losses)} steps", xlabel="step", ylim=(0, None))
     axes[0].legend(fontsize=9)
     return figure
 

@@ -137,9 +137,11 @@ def lengths(found: Lengths) -> Picture:
     figure, both = canvas(1, 2, width=9, height=2.8)
     for axes, (penalty, right) in zip(both, found.right.items(), strict=True):
         at = [str(size) for size in found.beam_sizes]
-        axes.plot(at, right, "o-", color=ENCODER, label="right")
+        axes.plot(at, right, "o-", color=ENCODER, label="right, in any spelling")
         axes.plot(at, found.empty[penalty], "s--", color=DECODER, label="empty")
-        axes.set_title("by probability alone" if not penalty else "divided by the length")
+        axes.set_title(
+            "by probability alone" if not penalty else r"divided by $((5 + \mathrm{length})\, /\, 6)^\alpha$"
+        )
         axes.set_xlabel("beam size (1 is greedy)")
         axes.set_ylabel(f"share of outputs for\n{LONG} symbols")
         axes.set_ylim(-0.05, 1.1)
