@@ -11,14 +11,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transduce.inference.config import DecodingConfig
+    from transduce.inference.constraints import Constraints
     from transduce.inference.predictor import Predictor
     from transduce.runs.fit import fit
-    from transduce.runs.load import load
-    from transduce.runs.train import train
+    from transduce.runs.run import Run, compare, load, train
 
     __version__: str
 
-__all__ = ["Predictor", "__version__", "fit", "load", "train"]
+__all__ = [
+    "Constraints", "DecodingConfig", "Predictor", "Run", "__version__", "compare", "fit", "load", "train",
+]  # fmt: skip
 
 # Modules of version 0.1 and where they are now. One that has become a package still gives the names it once held.
 _MOVED = {
@@ -66,6 +69,9 @@ class _Package(ModuleType):
                 return getattr(module, name)
         raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
 
+    def __dir__(self) -> list[str]:
+        return sorted({*self._homes, *(name for name in super().__dir__() if name.startswith("__"))})
+
     def __setattr__(self, name: str, value: Any) -> None:
         # The import of a submodule does not hide a public name that it shares: `model.attention` is a function.
         if not (isinstance(value, ModuleType) and name in self._homes):
@@ -97,6 +103,8 @@ def import_when_used(package: str, homes: Mapping[str, str]) -> None:
 
 
 sys.meta_path.append(_MovedModules())
-import_when_used(
-    __name__, {"Predictor": "inference.predictor", "fit": "runs.fit", "load": "runs.load", "train": "runs.train"}
-)
+_HOMES = {
+    "Constraints": "inference.constraints", "DecodingConfig": "inference.config", "Predictor": "inference.predictor",
+    "Run": "runs.run", "compare": "runs.run", "fit": "runs.fit", "load": "runs.run", "train": "runs.run",
+}  # fmt: skip
+import_when_used(__name__, _HOMES)

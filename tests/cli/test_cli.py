@@ -26,7 +26,7 @@ pytest_plugins = ["small_run"]
 
 VERBS = [
     "fit", "train", "predict", "translate", "evaluate", "compare", "average", "describe", "data", "verify", "benchmark",
-    "export", "import", "explain", "reproduce", "learn",
+    "export", "import", "explain", "reproduce", "learn", "score",
 ]  # fmt: skip
 HOSTILE = ["abc", "", "a\u2028b", "\u0085", "a\x0bb\x0cc", "\x1c", "a\rb", "   ", "ﷺ 👩‍👩‍👧", "<pad></s>"]
 

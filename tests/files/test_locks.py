@@ -13,6 +13,8 @@ import pytest
 from transduce.errors import RunFolderError
 from transduce.files.locks import lock, lock_folder
 
+pytest_plugins = ["small_run"]
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -88,3 +90,39 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): take"), held(tmp_path):
         pass
+
+
+WITHOUT_FCNTL = """
+import sys, types, warnings
+sys.modules["fcntl"] = None
+import transduce
+predictor = transduce.load(sys.argv[2], device="cpu")
+predictor(["abc"])
+sys.modules["portalocker"] = types.ModuleType("portalocker")  # of sacreBLEU, which has another for Windows
+warnings.simplefilter("ignore")  # filelock warns where neither Unix nor Windows locks for it
+from pathlib import Path
+from transduce.config.settings import load_config
+from transduce.errors import RunFolderError
+from transduce.files.locks import lock, lock_folder
+folder, run = Path(sys.argv[1]), Path(sys.argv[2])
+for take in (lambda: lock(folder / "a.lock"), lambda: lock_folder(folder)):
+    for _ in range(2):  # it is free again after the block
+        with take():
+            try:
+                with take():
+                    sys.exit("taken twice")
+            except RunFolderError as error:
+                assert "in use by" in str(error)
+config = load_config((run / "config.toml").read_text(), "config.toml", ["--training.steps", "2"])
+made = transduce.train(config, folder / "run", device="cpu")
+made.save(folder / "copy")
+assert transduce.load(folder / "copy", device="cpu")(["abc"]) == made(["abc"])
+print(*sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def test_where_fcntl_is_missing_runs_are_locked_and_trained_all_the_same(tmp_path: Path, run: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_FCNTL, tmp_path, run]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.split() == ["a.lock", "copy", "run"]

@@ -1,4 +1,5 @@
 import json
+import pickle
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from transduce.model.config import PRESETS
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
+from transduce.runs.run import Run
 from transduce.runs.tasks import TASKS, find_task, recognize
 from transduce.training.signals import Stopped
 from transduce.training.step import TrainStep
@@ -125,11 +127,23 @@ def test_fit_takes_the_name_of_a_folder_for_the_folder(
     assert result.run_dir == fitted[0]
 
 
+def test_fit_gives_the_run_that_loading_gives_with_what_it_measured(
+    fitted: tuple[Path, Outcome], pairs: Path, clock: StepClock
+) -> None:
+    lines: list[str] = []
+    run = fit([pairs], fitted[0], minutes=MINUTES, resume=True, device="cpu", clock=clock, report=lines.append)
+    assert isinstance(run, Run) and run("abgd") == load(fitted[0], device="cpu")("abgd")
+    assert run.as_dict() == json.loads((fitted[0] / "score.json").read_text())
+    assert str(run.scores[0]) in repr(run)
+    assert pickle.loads(pickle.dumps(run)).num_test == run.num_test
+    assert f"a sample: {run.example} -> {run(run.example)}" in lines
+
+
 def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_path: Path, clock: StepClock) -> None:
     def stop(_row: dict[str, Any]) -> None:
         raise Stopped(signal.SIGINT)
 
-    with pytest.raises(Stopped, match="all is saved"):
+    with pytest.raises(Stopped, match=r"all is saved\. The same call with resume=True goes on"):
         fit([pairs], tmp_path / "run", minutes=2.4, device="cpu", clock=clock, observers=[stop])
     stopped_at = RunFolder.open(tmp_path / "run").checkpoints()[-1]
     # So much less time calls for another dropout in a new run.

@@ -1,12 +1,14 @@
 import io
 import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from transduce.cli.tensorboard import TensorBoardWriter
-from transduce.runs.monitoring import learning_curve, metrics_of, training_display
+from transduce.runs.monitoring import learning_curve, metrics_of, report_to_notebook, training_display
 
 TRAINING = {
     "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,
@@ -59,6 +61,21 @@ def test_on_a_terminal_of_eighty_columns_there_is_a_bar_with_nothing_cut_off() -
     assert "step 50,000/100,000" in text
     assert "loss 2.500  1,234 tokens/s" in text
     assert "…" not in text
+
+
+def test_a_notebook_sees_one_line_written_anew_and_what_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_to_notebook("nobody asked for this")
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
+    report_to_notebook("800 pairs")
+    assert shown(TRAINING, VALIDATION, is_terminal=False) == ""
+    first, live, after = capsys.readouterr().out.split("\n")
+    assert first == "800 pairs" and after == ""
+    assert [text.rstrip() for text in live.split("\r")] == [
+        "", "step 50/1,000  loss 2.500  1,234 tokens/s", "step 100  validation: loss 2.25  bleu 31.5",
+    ]  # fmt: skip
+    assert len({len(text) for text in live.split("\r")[1:]}) == 1  # nothing of a longer one is left
 
 
 def test_the_place_of_a_row_in_the_run_is_no_metric() -> None:

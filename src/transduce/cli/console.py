@@ -16,6 +16,7 @@ from rich.table import Table
 
 from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.data.parsing import refuse_unequal
+from transduce.data.texts import MOST_TEXTS
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
@@ -24,8 +25,7 @@ from transduce.files.system_errors import explained_read_errors, explained_write
 from transduce.inference.forced_decoding import Annotation
 from transduce.inference.predictor import Prediction
 
-# Lines predicted together: many, so that batches of equal lengths can be formed, but bounded in memory.
-_MAX_LINES, _MAX_CHARACTERS = 2_000, 1 << 17
+_MAX_CHARACTERS = 1 << 17  # of the lines predicted together
 _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand times as many
 
 
@@ -75,7 +75,7 @@ def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
         for line in lines:
             group.append(line)
             num_characters += len(line)
-            if len(group) == _MAX_LINES or num_characters >= _MAX_CHARACTERS:
+            if len(group) == MOST_TEXTS or num_characters >= _MAX_CHARACTERS:
                 yield group
                 group, num_characters = [], 0
         if group and not _has_more(file):

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from transduce.cli.console import print_json, print_table, read_references, report_of
 from transduce.data.download import Places
-from transduce.data.pairs import read_lines, read_pairs
-from transduce.errors import MissingInputError, TransduceError
+from transduce.data.pairs import read_lines
+from transduce.errors import TransduceError
 from transduce.export.certificate import Certificate, Lines
-from transduce.export.folder import export_run
+from transduce.export.folder import export_run, held_out_lines
 from transduce.export.marian import import_marian
-from transduce.runs.corpus import pairs_at_hand, places_of_environment
+from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 
@@ -57,16 +57,7 @@ def read_test_lines(
             return Lines(sources=read_lines(Path(source)), origin=source)
         sources, references = read_references(source, targets)
         return Lines(sources=sources, references=references, origin=source)
-    if (folder.path / "test.source").exists():  # by `fit`
-        held_out = read_pairs([folder.path / "test.source", folder.path / "test.target"])
-        return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
-    pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
-    if pairs is None:
-        raise MissingInputError(
-            f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
-            "FILE."
-        )
-    return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
+    return held_out_lines(folder, places)
 
 
 def _print_certificate(certificate: Certificate) -> None:

@@ -24,7 +24,7 @@ _MODULES = {
     "fit": "train", "train": "train", "prepare": "train", "predict": "predict", "explain": "predict",
     "evaluate": "evaluate", "compare": "evaluate", "average": "runs", "describe": "runs", "verify": "runs",
     "data": "data", "learn": "learn", "export": "export", "import": "export", "reproduce": "reproduce",
-    "benchmark": "benchmark.command",
+    "benchmark": "benchmark.command", "score": "score",
 }  # fmt: skip
 _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 

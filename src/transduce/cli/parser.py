@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(subparsers)
     _add_evaluate(subparsers)
     _add_compare(subparsers)
+    _add_score(subparsers)
     _add_average(subparsers)
     _add_explain(subparsers)
     _add_describe(subparsers)
@@ -205,6 +206,23 @@ def _add_compare(subparsers: Subparsers) -> None:
     parser.add_argument("--seed", type=_number_from_0, default=12345, help="of the resampling (default: 12345)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_decoding(parser)
+
+
+def _add_score(subparsers: Subparsers) -> None:
+    parser = _add_subcommand(
+        subparsers,
+        "score",
+        "say how likely given outputs are to a run: a natural log-probability for each pair, one a line",
+        epilog="The least likely pairs of a corpus are often its wrong ones.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="source TAB target per line (default: standard input)"
+    )
+    parser.add_argument("--source", metavar="FILE", help="sources, one a line, instead of FILE")
+    parser.add_argument("--target", metavar="FILE", help="the outputs to score, line k for line k of --source")
+    parser.add_argument("-o", "--output", metavar="FILE", help="written whole or not at all")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line: log-probabilities of all tokens")
 
 
 def _add_average(subparsers: Subparsers) -> None:

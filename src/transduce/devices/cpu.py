@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from functools import cache
+from threading import Barrier, Lock
 from typing import Any
 
 import torch
@@ -23,6 +25,21 @@ def speed_up_cpu() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(_M_MMAP_THRESHOLD, _BYTES_KEPT) or mallopt(_M_MMAP_THRESHOLD, _MOST_BYTES_OF_OLD_GLIBC):
             mallopt(_M_TRIM_THRESHOLD, _BYTES_KEPT)
+
+
+@cache
+def survive_forks(lock: Lock) -> None:
+    """Let every child that this process forks from now on compute: on one thread, and with `lock` free.
+
+    OpenMP's threads do not follow into a child, where torch would wait for them forever.
+    """
+
+    def start_child() -> None:
+        lock.release()
+        torch.set_num_threads(1)
+
+    if hasattr(os, "register_at_fork"):  # elsewhere nothing forks
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=start_child)
 
 
 @contextlib.contextmanager

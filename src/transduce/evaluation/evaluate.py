@@ -1,9 +1,12 @@
 """Evaluation of a predictor on parallel lines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from transduce.data.texts import list_texts
+from transduce.evaluation.config import refuse_unknown_metrics
 from transduce.evaluation.definitions import References
-from transduce.evaluation.metrics import Score, evaluate, group_by_source
+from transduce.evaluation.metrics import Score, check, evaluate, group_by_source
 from transduce.inference.predictor import Predictor
 
 
@@ -27,3 +30,19 @@ def score(
     if group_sources:
         _, hypotheses, references = group_by_source(sources, hypotheses, references)
     return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)
+
+
+def as_lists(
+    sources: Iterable[str], references: Iterable[Any], metrics: str | Iterable[str]
+) -> tuple[list[str], list[list[str | None]], list[str]]:
+    """Sources, sets of references and names of metrics, for `score`; a list of str is a single set.
+
+    Raises TransduceError for what is none or of unequal lengths: before the long work, not after it.
+    """
+    given, items = list_texts(sources, "source"), list_texts(references, "reference", str | Iterable)
+    sets = [items] if any(isinstance(each, str) for each in items) else items
+    sets = [list_texts(each, "reference", str if each is items else str | None) for each in sets]
+    check(given, sets)
+    names = metrics.split(",") if isinstance(metrics, str) else list_texts(metrics, "metric")
+    refuse_unknown_metrics(names, "metrics")
+    return given, sets, names

@@ -101,7 +101,7 @@ def evaluate(
     Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
     """
     chosen = [_choose("metric", name, DEFINITIONS) for name in metrics]
-    _check(hypotheses, references, num_resamples)
+    check(hypotheses, references, num_resamples)
     resampled_sums = partial(_resampled_sums, _bootstrap_counts, num_resamples=num_resamples, seed=seed)
     scores = []
     for name, metric in zip(metrics, chosen, strict=True):
@@ -124,7 +124,7 @@ def group_by_source(
     Sources keep the order of their first row; the references are returned as sets padded with None, as `evaluate` takes
     them. Raises DataError if a source has two different hypotheses.
     """
-    _check(hypotheses, references)
+    check(hypotheses, references)
     if len(sources) != len(hypotheses):
         raise DataError(f"{len(sources)} sources but {len(hypotheses)} hypotheses: each needs the other.")
     first_row: dict[str, int] = {}
@@ -162,8 +162,8 @@ def compare(
     Raises as `evaluate` does.
     """
     chosen, _ = _choose("metric", metric, DEFINITIONS), _choose("method", method, _METHODS)
-    _check(hypotheses_a, references, num_resamples)
-    _check(hypotheses_b, references, num_resamples)
+    check(hypotheses_a, references, num_resamples)
+    check(hypotheses_b, references, num_resamples)
     a, b = chosen.measure(hypotheses_a, references), chosen.measure(hypotheses_b, references)
     resampled_sums = partial(_resampled_sums, num_resamples=num_resamples, seed=seed)
     # Paired: each resample holds the same segments of A and of B, so what is hard for both cancels in the difference.
@@ -228,7 +228,7 @@ def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
     raise TransduceError(f"There is no {kind} {name!r}.{nearest(name, options)}")
 
 
-def _check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:
+def check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:
     """Raise DataError unless every segment has a hypothesis and a reference, TransduceError for a wrong call."""
     if num_resamples < 1:
         raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; {NUM_RESAMPLES} is usual.")

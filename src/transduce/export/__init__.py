@@ -6,7 +6,7 @@ from transduce import import_when_used
 
 if TYPE_CHECKING:
     from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
-    from transduce.export.folder import export_run
+    from transduce.export.folder import copy_run, export, export_run
 
 _HOMES = {
     "Certificate": "certificate",
@@ -14,6 +14,8 @@ _HOMES = {
     "Exported": "certificate",
     "Lines": "certificate",
     "certify": "certificate",
+    "copy_run": "folder",
+    "export": "folder",
     "export_run": "folder",
 }
 __all__ = [*_HOMES]

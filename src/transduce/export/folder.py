@@ -2,20 +2,27 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 
+from transduce.data.download import Places
+from transduce.data.pairs import read_pairs
 from transduce.devices import machine
-from transduce.errors import RunFolderError
+from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError, nearest
+from transduce.evaluation.evaluate import as_lists
 from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
 from transduce.files.atomic import write_atomically
 from transduce.files.folders import new_folder
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
+from transduce.runs.corpus import pairs_at_hand, places_of_environment
+from transduce.runs.folder import RunFolder
+from transduce.runs.run import Run
 
 # The packages that write and run each format; the format's module has its name.
 _PACKAGES = {
@@ -35,6 +42,59 @@ class Format(Protocol):
     def open_engine(self, folder: Path, predictor: Predictor) -> Engine: ...
     def unexpressed(self, decoding: DecodingConfig) -> list[str]: ...
     def usage(self, predictor: Predictor) -> str: ...
+
+
+def export(
+    run: Run,
+    format: str,
+    folder: str | Path,
+    *,
+    int8: bool = False,
+    sources: Iterable[str] | None = None,
+    references: Iterable[str] | Iterable[Iterable[str]] | None = None,
+) -> Certificate:
+    """Export a run to the new folder `folder`: "ctranslate2", "onnx" or "huggingface", with `int8` for the first two.
+
+    The certificate compares outputs for `sources`, with BLEU where `references` are given; by default for pairs that
+    the run held out. Raises as `export_run` does.
+    """
+    if format not in _PACKAGES:
+        raise TransduceError(f"there is no format {format!r}.{nearest(str(format), _PACKAGES)}")
+    if sources is None:
+        lines = held_out_lines(run.folder, places_of_environment())
+    else:
+        given, sets, _ = as_lists(sources, () if references is None else references, ())
+        lines = Lines(sources=given, references=cast(list[list[str]], sets), origin="the texts given")
+    sha256 = run.folder.model_sha256
+    return export_run(run, Path(folder), format=format, int8=int8, lines=lines, model_sha256=sha256, report=run.report)
+
+
+def copy_run(run: RunFolder, folder: Path) -> None:
+    """Copy a run to the new folder `folder`, whole or not at all, without the checkpoints to resume from.
+
+    Raises DamagedFileError if a byte of it has changed, RunFolderError as `export_run` does.
+    """
+    source = RunFolder.open(run.path).path
+    _refuse_place(folder)
+    with new_folder(folder) as temporary:
+        left_out = shutil.ignore_patterns("checkpoints", "run.lock", ".*")
+        shutil.copytree(source, temporary, ignore=left_out, dirs_exist_ok=True)
+        if problems := [problem for _, problem in RunFolder(temporary).verify() if problem]:
+            raise DamagedFileError(problems[0].replace(str(temporary), str(source)))
+
+
+def held_out_lines(folder: RunFolder, places: Places) -> Lines:
+    """The pairs that a run held out of training. Raises MissingInputError if they are not where they were."""
+    if (folder.path / "test.source").exists():  # by `fit`
+        held_out = read_pairs([folder.path / "test.source", folder.path / "test.target"])
+        return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
+    pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
+    if pairs is None:
+        raise MissingInputError(
+            f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
+            "FILE."
+        )
+    return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 
 
 def export_run(

@@ -48,6 +48,8 @@ def remove_temporaries(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush the folder's entries to disk, so that a rename or a removal survives a power cut."""
+    if os.name == "nt":  # Windows opens no folder
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,12 +1,12 @@
 """Locks on files and folders, released when their process ends, however it ends.
 
 The package filelock, which comes with torch, does not say who holds a lock, and on a disk without locks it can fall
-back to a file that outlives its process.
+back to a file that outlives its process: it is used only where `fcntl` is missing, on Windows.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from transduce.errors import RunFolderError
@@ -21,9 +21,9 @@ def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[No
     """
     with explained_write_errors(path):
         file = path.open("ab+", buffering=0)  # unbuffered: nothing is left to be written when it is closed
-    with file:
+    with file, ExitStack() as held:
         with explained_write_errors(path):
-            if not _take(file.fileno(), path):
+            if not _take(file.fileno(), path, held):
                 file.seek(0)
                 owner = file.read().decode(errors="replace").strip() or "unknown"
                 if report is None:
@@ -31,7 +31,7 @@ def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[No
                         f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another folder."
                     )
                 report(f"waiting for process {owner}, which is at work on {path.stem}")
-                _take(file.fileno(), path, waits=True)
+                _take(file.fileno(), path, held, waits=True)
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
             file.flush()
@@ -41,18 +41,22 @@ def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[No
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder without writing into it. Raises RunFolderError while another process holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not _take(descriptor, folder):
+    with ExitStack() as held:
+        descriptor = -1
+        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            held.callback(os.close, descriptor)
+        if not _take(descriptor, folder, held):
             raise RunFolderError(f"{folder} is in use by another process. Wait for it.")
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _take(descriptor: int, path: Path, *, waits: bool = False) -> bool:
-    import fcntl  # here, because only Unix has it: elsewhere a run can still be read
-
+def _take(descriptor: int, path: Path, held: ExitStack, *, waits: bool = False) -> bool:
+    """Whether the lock could be taken; it is released with the descriptor, or with `held`."""
+    try:
+        import fcntl
+    except ImportError:
+        return _take_beside(path, held, waits=waits)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,4 +65,15 @@ def _take(descriptor: int, path: Path, *, waits: bool = False) -> bool:
         raise RunFolderError(
             f"{path} cannot be locked here ({error.strerror}): take a folder on another disk."
         ) from error
+    return True
+
+
+def _take_beside(path: Path, held: ExitStack, *, waits: bool) -> bool:
+    """The same, of a hidden file beside `path`: Windows lets nobody read or rename what is locked."""
+    from filelock import FileLock, Timeout
+
+    try:
+        held.enter_context(FileLock(path.with_name(f".{path.name}.held")).acquire(blocking=waits))
+    except Timeout:
+        return False
     return True

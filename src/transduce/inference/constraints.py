@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from transduce.data.texts import list_texts
 from transduce.errors import TransduceError
 
 _IN_NO_PHRASE = -1  # stands for any token that is in no required phrase
@@ -22,6 +23,10 @@ class Constraints:
     forbidden: tuple[str, ...] = ()  # texts that occur in no output, not even inside a word
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prefix, str):
+            raise TransduceError(f"the prefix is {self.prefix!r:.60}: a str is needed.")
+        for name in ("required", "forbidden"):
+            object.__setattr__(self, name, tuple(list_texts(getattr(self, name), f"{name} text")))
         if not all([*self.required, *self.forbidden]):
             raise TransduceError("an empty text is in every answer: it can be neither required nor forbidden.")
         for text in self.forbidden:

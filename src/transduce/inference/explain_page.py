@@ -5,10 +5,11 @@ Text enters the page as JSON alone, and its script shows it as text: nothing in 
 
 import base64
 import hashlib
+import html
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import count
 from typing import Any
@@ -38,8 +39,19 @@ _TokenTable = dict[Token, int]
 class Page:
     """A page, and what it leaves out and why, in sentences that it shows as well."""
 
-    html: str
+    html: str = field(repr=False)
     left_out: list[str]
+
+    def _repr_html_(self) -> str:
+        return framed(self.html)
+
+
+def framed(document: str, height: int = 900) -> str:
+    """A page in a frame of its own, for a notebook; `height` in pixels."""
+    return (
+        f'<iframe srcdoc="{html.escape(document, quote=True)}" width="100%" height="{height}" '
+        'style="border:0" sandbox="allow-scripts"></iframe>'
+    )
 
 
 def explanation_page(explanation: Explanation, run_name: str) -> Page:

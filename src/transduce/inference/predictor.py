@@ -1,9 +1,9 @@
 """The predictor: text in, predictions out. Every front end uses it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from transduce.data.batches import bucket_batches, pad_sources
 from transduce.data.seen import Seen
-from transduce.devices.cpu import workers
+from transduce.data.texts import list_texts
+from transduce.devices.cpu import survive_forks, workers
+from transduce.devices.device import find_device
 from transduce.errors import TransduceError
 from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
@@ -30,6 +32,14 @@ _TOKENS_AT_ONCE = 8_192
 # Only so many times model.max_len characters of a text are tokenized: no token is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
 
+ConstraintsOf = Iterable[Constraints | None] | Constraints | None  # one for each text, or one for all
+
+_ENGINE_LOCK = Lock()  # held while a model is prepared for decoding
+
+
+def ignore(_line: str) -> None:
+    """Report of nothing."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -40,6 +50,12 @@ class Prediction:
     log_prob: float
     ids: tuple[int, ...] = ()  # on the target side, without the end symbol
     is_truncated: bool = False  # whether the source was too long, so that only its beginning was read
+    # Of `Run.n_best`: the tokens with the end symbol, and for each its log-probability and the source token it is
+    # aligned to, as in an `Annotation`.
+    tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    log_probs: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    alignment: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    source_tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         return {"text": self.text, "score": self.score, "log_prob": self.log_prob}
@@ -63,12 +79,11 @@ class Predictor:
         seen: Seen | None = None,
         constraints: Constraints = Constraints(),
         int8: bool = False,
-        report: Callable[[str], None] = lambda _line: None,
+        report: Callable[[str], None] = ignore,
     ) -> None:
-        if int8 and model.output_weight.device.type != "cpu":
-            raise TransduceError("int8 is for answers on a CPU: leave it out, or give --device cpu.")
         self.model = model.eval()
         self.int8 = int8
+        self._refuse_int8_on(self.device)
         self.tokenizer = tokenizer
         self.seen = seen  # in training, where that was recorded
         self.decoding = decoding  # read-only; a call can be given another
@@ -77,16 +92,24 @@ class Predictor:
         self.num_truncated = 0
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         self._engine: InferenceModel | None = None
-        self._engine_lock = Lock()
+        survive_forks(_ENGINE_LOCK)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_engine": None}  # prepared anew where it is unpickled
+
+    def __repr__(self) -> str:
+        config, count = self.model.config, sum(parameter.numel() for parameter in self.model.parameters())
+        layers = f"{config.num_encoder_layers} + {config.num_decoder_layers} layers of width {config.d_model}"
+        return f"<{type(self).__name__}: {layers}, {count:,} parameters on {self.device}>"
 
     def predict(
         self,
-        texts: Sequence[str],
-        constraints: Sequence[Constraints] | None = None,
+        texts: Iterable[str],
+        constraints: ConstraintsOf = None,
         *,
         decoding: DecodingConfig | None = None,
     ) -> list[str]:
-        """The best output for each text, in their order; `constraints` are one for each text.
+        """The best output for each text, in their order; `constraints` are one for each text, or one for all.
 
         `decoding` holds for this call alone, in place of the predictor's own.
         """
@@ -94,9 +117,9 @@ class Predictor:
 
     def predict_n_best(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         num_best: int,
-        constraints: Sequence[Constraints] | None = None,
+        constraints: ConstraintsOf = None,
         *,
         decoding: DecodingConfig | None = None,
         first_row: int = 0,
@@ -107,15 +130,15 @@ class Predictor:
         of text k depend on k and the seed, not on the texts before it.
         """
         self._check(num_best, decoding or self.decoding)
-        if constraints is not None and len(constraints) != len(texts):
-            raise TransduceError(f"{len(constraints)} constraints for {len(texts)} texts: give one for each.")
+        texts = list_texts(texts)
+        constraints = self._constraints_of(texts, constraints)
         predictions: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, is_truncated = self.encode([texts[row] for row in rows])
         outputs = self.search(
             sources,
             num_best,
-            None if constraints is None else [constraints[row] for row in rows],
+            [constraints[row] for row in rows],
             decoding=decoding,
             row_numbers=[first_row + row for row in rows],
         )
@@ -188,8 +211,9 @@ class Predictor:
             list(map_over(decode, reversed(batches)))  # the long ones first, so that all workers end together
         return outputs
 
-    def annotate(self, texts: Sequence[str], predictions: Sequence[Prediction]) -> list[Annotation]:
+    def annotate(self, texts: Iterable[str], predictions: Sequence[Prediction]) -> list[Annotation]:
         """The log-probability and alignment of each token of one prediction for each text; see `forced_decoding`."""
+        texts = list_texts(texts)
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, _ = self.encode([texts[row] for row in rows])
         annotations = [Annotation([], [], [], [])] * len(texts)
@@ -197,6 +221,14 @@ class Predictor:
         for row, annotation in zip(rows, annotate(self.model, self.tokenizer, sources, outputs), strict=True):
             annotations[row] = annotation
         return annotations
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to a device: cpu, cuda, cuda:N or auto. Returns the predictor."""
+        chosen = find_device(str(device))
+        self._refuse_int8_on(chosen)
+        self.model.to(chosen)
+        self._engine = None
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -206,12 +238,25 @@ class Predictor:
         """Most tokens of an output for `source`, including the end symbol."""
         return min((decoding or self.decoding).max_len(len(source)), self.model.config.max_len)
 
+    def _refuse_int8_on(self, device: torch.device) -> None:
+        if self.int8 and device.type != "cpu":
+            raise TransduceError("int8 is for answers on a CPU: leave it out, or give --device cpu.")
+
     def _prepared_engine(self) -> InferenceModel:
         """The model prepared for decoding: by the first thread that needs it, while others wait."""
-        with self._engine_lock:
+        with _ENGINE_LOCK:
             if self._engine is None:
                 self._engine = InferenceModel(self.model, int8=self.int8)
             return self._engine
+
+    def _constraints_of(self, texts: Sequence[str], constraints: ConstraintsOf) -> list[Constraints]:
+        """The constraints on the outputs of each text."""
+        if constraints is None or isinstance(constraints, Constraints):
+            return [constraints or self.constraints] * len(texts)
+        given = [self.constraints if each is None else each for each in constraints]
+        if len(given) != len(texts):
+            raise TransduceError(f"{len(given)} constraints for {len(texts)} texts: give one for each.")
+        return list_texts(given, "constraint", Constraints)
 
     def _check(self, num_best: int, decoding: DecodingConfig) -> None:
         beam_size = decoding.beam_size

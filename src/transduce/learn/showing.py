@@ -1,11 +1,12 @@
 """What a notebook shows that is no figure: text, source code, a page of HTML; each readable without a browser, too."""
 
-import html
 import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from transduce.inference.explain_page import framed
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,9 @@ def source_of(*things: type | Callable[..., Any]) -> Shown:
 
 def page(document: str, *, height: int, plain: str) -> Shown:
     """A self-contained page in a frame of its own; `plain` says what it shows, for readers that have no frames."""
-    frame = (
-        f'<iframe srcdoc="{html.escape(document, quote=True)}" width="100%" height="{height}" '
-        'style="border:0" sandbox="allow-scripts"></iframe>'
-    )
     # Jupyter leaves frames out until the reader has run the cell, or has said that the notebook is trusted.
     note = '<p style="color:#666">A page to play with. If there is none above this line, run the cell.</p>'
-    return Shown(plain, html=frame + note)
+    return Shown(plain, html=framed(document, height) + note)
 
 
 def guessed(*guesses: object) -> str:

@@ -20,6 +20,8 @@ from transduce.model.config import PRESETS, TransformerConfig
 from transduce.runs.corpus import Corpus, is_large, report_read
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
+from transduce.runs.monitoring import report_to_notebook
+from transduce.runs.run import Run
 from transduce.runs.tasks import Task, find_task, recognize
 from transduce.runs.train import find_run, train
 from transduce.text.config import TokenizerConfig
@@ -28,6 +30,7 @@ from transduce.training.distributed import num_processes
 from transduce.training.trainer import Observer
 
 MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
+_NUM_SAMPLES = 3  # outputs reported at the end
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
 
 
@@ -58,12 +61,15 @@ def fit(
     seed: int = 1,
     resume: bool = False,
     device: str = "auto",
-    report: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] | None = None,
     observers: Sequence[Observer] = (),
-    show_progress: bool = False,
+    show_progress: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> FitResult:
+) -> Run:
     """Train on the pairs in `paths` for about `minutes`, and score the model on pairs held out before.
+
+    Returns the run, with the attributes of a `FitResult`. A notebook is shown reports and progress unless told
+    otherwise.
 
     `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
 
@@ -71,7 +77,7 @@ def fit(
     test.target) and the result (score.json). A resumed run keeps its settings.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
-    started, run_dir = clock(), Path(run_dir)
+    started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
     saved = find_run(run_dir, resume=resume)
@@ -98,9 +104,9 @@ def fit(
         clock=clock,
         started=started,
     )
-    predictor = load(run_dir, device=device)
+    run = load(run_dir, device=device)
     validation = config.validation
-    scores = score(predictor, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
+    scores = score(run, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
     result = FitResult(
         run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
     )
@@ -108,7 +114,10 @@ def fit(
     folder.write_file("test.source", "".join(f"{line}\n" for line in test.src).encode())
     folder.write_file("test.target", "".join(f"{line}\n" for line in test.tgt).encode())
     folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
-    return result
+    for source, output in zip(test.src, run.predict(test.src[:_NUM_SAMPLES]), strict=False):
+        report(f"a sample: {source} -> {output}")
+    run.result, run.state = result, state
+    return run
 
 
 def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:

@@ -1,30 +1,5 @@
-"""Loading of a trained run, to predict with."""
+"""Loading of a trained run, under its former name."""
 
-from collections.abc import Callable
-from pathlib import Path
+from transduce.runs.run import load
 
-from transduce.data.seen import Seen
-from transduce.devices.device import find_device
-from transduce.inference.config import DecodingConfig
-from transduce.inference.predictor import Predictor
-from transduce.runs.folder import RunFolder
-
-
-def load(
-    run: str | Path,
-    *,
-    device: str = "auto",
-    decoding: DecodingConfig | None = None,
-    int8: bool = False,
-    report: Callable[[str], None] = lambda _line: None,
-) -> Predictor:
-    """Predictor with the best model of a run folder: `transduce.load("runs/x").predict(["a text"])`.
-
-    It decodes by the settings of the run unless `decoding` is given. Raises MissingInputError if there is no run or no
-    model yet, DamagedFileError if a byte of it has changed.
-    """
-    folder = RunFolder.open(Path(run))
-    settings, tokenizer = folder.settings, folder.tokenizer
-    model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    seen = Seen.from_dict(folder.facts["seen"]) if "seen" in folder.facts else None
-    return Predictor(model, tokenizer, decoding or settings.decoding, seen=seen, int8=int8, report=report)
+__all__ = ["load"]

@@ -12,29 +12,51 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 Row = dict[str, Any]
 
+_LIVE_WIDTH = 100  # of a line in a notebook, where a shorter one would leave the end of the one before
+
+
+def is_in_notebook() -> bool:
+    """Whether a notebook or another session of IPython calls."""
+    ipython = sys.modules.get("IPython")  # never imported for this alone
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def report_to_notebook(line: str) -> None:
+    """Print a line in a notebook; a script is shown nothing unless it asks."""
+    if is_in_notebook():
+        print(line)
+
 
 @contextmanager
 def training_display(
     num_steps: int, *, first_step: int = 0, console: Console | None = None
 ) -> Iterator[Callable[[Row], None]]:
-    """Progress bar of training; plain lines where standard error is not a terminal. Yields an observer of the rows."""
+    """Progress bar of training, a line that is written anew in a notebook, else plain lines where standard error is no
+    terminal. Yields an observer of the rows.
+    """
     console = console or Console(file=sys.stderr, highlight=False)
     steps = "step {task.completed:,.0f}/{task.total:,.0f}"
     bar = _bar(console, steps, 10, "{task.description}", is_live=console.is_terminal)
     task = bar.add_task("", total=num_steps, completed=first_step)
+    is_cell = is_in_notebook() and not console.is_terminal
 
     def show(row: Row) -> None:
+        step = f"step {row['step']:,}"
         if row["kind"] == "training":
             text = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
             bar.update(task, completed=row["step"], description=text)
-            if not console.is_terminal:
-                console.print(f"step {row['step']:,}/{num_steps:,}  {text}", soft_wrap=True)
-        elif row["kind"] == "validation":
-            scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics_of(row).items())
-            console.print(f"step {row['step']:,}  validation: {scores}", soft_wrap=True)
+            line = "" if console.is_terminal else f"{step}/{num_steps:,}  {text}"
+        else:
+            line = f"{step}  validation: {'  '.join(f'{name} {value:.4g}' for name, value in metrics_of(row).items())}"
+        if is_cell:
+            print(f"\r{line:{_LIVE_WIDTH}}", end="", flush=True)
+        elif line:
+            console.print(line, soft_wrap=True)
 
     with bar:
         yield show
+    if is_cell:
+        print()
 
 
 @contextmanager

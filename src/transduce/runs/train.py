@@ -35,7 +35,7 @@ from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
 from transduce.runs.corpus import Corpus, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import learning_curve, training_display
+from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
 from transduce.runs.validation import build_validation
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
@@ -60,9 +60,9 @@ def train(
     init_from: str | Path | None = None,
     device: str = "auto",
     places: Places = Places(),
-    report: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] | None = None,
     observers: Sequence[Observer] = (),
-    show_progress: bool = False,
+    show_progress: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
     started: float | None = None,
 ) -> TrainerState:
@@ -70,10 +70,13 @@ def train(
 
     `corpus` replaces the files of `config.data` if it is in memory already; named data sets are found in `places`.
     `report` gets lines for the user, `observers` get every logged row; `show_progress` shows the rows on standard
-    error. `started`, by `clock`, is when the time of `training.minutes` began, if before this call. Raises Stopped,
-    after saving, at a signal; TransduceError, with nothing lost, for settings or data that cannot be used.
+    error. By default a notebook is shown both, and a script nothing. `started`, by `clock`, is when the time of
+    `training.minutes` began, if before this call. Raises Stopped, after saving, at a signal; TransduceError, with
+    nothing lost, for settings or data that cannot be used.
     """
     started = clock() if started is None else started
+    report = report or report_to_notebook
+    show_progress = is_in_notebook() if show_progress is None else show_progress
     run_dir, chosen = Path(run_dir), find_device(device)
     # The commit is asked for first: during the long work that follows, another may be committed.
     environment = machine_facts(chosen) | {"commit": machine.commit()}

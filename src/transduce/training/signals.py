@@ -16,6 +16,9 @@ class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
         self.signum = signum
         self.message = message
 
+    def __str__(self) -> str:
+        return self.message and f"{self.message} The same call with resume=True goes on."
+
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
         return Stopped, (self.signum, self.message)  # pickled where rank 0 raises it for all processes
 
