@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Barrier, Lock
+from threading import Barrier, BrokenBarrierError, Lock
 from typing import Any
 
 import torch
@@ -59,7 +59,8 @@ def workers(device: torch.device, num_tasks: int) -> Iterator[Callable[..., Iter
         # restored: only then may work begin.
         torch.get_num_threads()
         torch.set_num_threads(num_threads // num_workers)
-        all_started.wait()
+        with contextlib.suppress(BrokenBarrierError):  # aborted when a fast worker had failed before this one woke
+            all_started.wait()
 
     def restore_default() -> None:
         with ThreadPoolExecutor(1) as pool:  # a thread whose number does not matter
