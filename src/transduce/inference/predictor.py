@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transduce.data.batches import bucket_batches, pad_sources
-from transduce.data.seen import Seen
+from transduce.data.seen import Seen, shown
 from transduce.devices.cpu import workers
 from transduce.errors import TransduceError
 from transduce.inference.beam_search import beam_search
@@ -40,6 +40,8 @@ class Prediction:
     log_prob: float
     ids: tuple[int, ...] = ()  # on the target side, without the end symbol
     is_truncated: bool = False  # whether the source was too long, so that only its beginning was read
+    unseen: tuple[str, ...] = ()  # the characters of the source that no source in training had
+    is_long: bool = False  # whether the source is longer than nearly all in training
 
     def as_dict(self) -> dict[str, Any]:
         return {"text": self.text, "score": self.score, "log_prob": self.log_prob}
@@ -49,7 +51,8 @@ class Predictor:
     """A model and the tokenizer it was trained with.
 
     `predict` gives one output for each text, `predict_n_best` several. The output for an empty text is empty. A source
-    too long for the model is truncated, counted in `num_truncated` and reported. The model's weights are prepared for
+    too long for the model is truncated, counted in `num_truncated` and reported; so are, where it is known what was
+    `seen` in training, characters and lengths outside of that. The model's weights are prepared for
     decoding at the first prediction: to change them later, make a new predictor. With `int8` its large matrices are
     multiplied in int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
     """
@@ -75,6 +78,7 @@ class Predictor:
         self.constraints = constraints  # on every output; a call can be given others for each text
         self.report = report
         self.num_truncated = 0
+        self._reported: set[str] = set()  # characters, and "" for lengths
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         self._engine: InferenceModel | None = None
         self._engine_lock = Lock()
@@ -112,6 +116,7 @@ class Predictor:
         predictions: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, is_truncated = self.encode([texts[row] for row in rows])
+        unfamiliar = self.unfamiliar([texts[row] for row in rows], sources)
         outputs = self.search(
             sources,
             num_best,
@@ -119,11 +124,14 @@ class Predictor:
             decoding=decoding,
             row_numbers=[first_row + row for row in rows],
         )
-        for row, truncated, hypotheses in zip(rows, is_truncated, outputs, strict=True):
+        for row, truncated, (unseen, is_long), hypotheses in zip(rows, is_truncated, unfamiliar, outputs, strict=True):
             predictions[row] = [
-                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated)
+                Prediction(
+                    self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated, unseen, is_long
+                )
                 for h in hypotheses
             ]
+        self._report_unfamiliar(unfamiliar)
         if any(is_truncated) and not self.num_truncated:
             self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
         self.num_truncated += sum(is_truncated)
@@ -231,6 +239,27 @@ class Predictor:
         ]
         return [self.truncate(ids) for ids in encoded], is_truncated
 
+    def unfamiliar(self, texts: Sequence[str], sources: Sequence[list[int]]) -> list[tuple[tuple[str, ...], bool]]:
+        """What no source in training had: the characters of each text, and whether its ids are so many."""
+        if self.seen is None:
+            return [((), False)] * len(texts)
+        known, longest = self.seen.source_characters, self.seen.source_len
+        lines = self.tokenizer.normal_source(texts)
+        unseen = [tuple(sorted(set(line) - known, key=line.index)) for line in lines]
+        return [(characters, len(ids) > longest) for characters, ids in zip(unseen, sources, strict=True)]
+
+    def _report_unfamiliar(self, unfamiliar: Sequence[tuple[tuple[str, ...], bool]]) -> None:
+        """Report each character and great length the first time that it comes."""
+        characters = dict.fromkeys(c for unseen, _ in unfamiliar for c in unseen)
+        if new := [c for c in characters if c not in self._reported]:
+            self.report(f"characters never seen in training: {shown(new)}.")
+        if self.seen and any(is_long for _, is_long in unfamiliar) and "" not in self._reported:
+            self.report(
+                f"sources are longer than nearly all in training, which had at most {self.seen.source_len} tokens."
+            )
+            new.append("")
+        self._reported.update(new)
+
     def truncate(self, ids: list[int]) -> list[int]:
         """The first ids of a source, as many as the model is meant for, with the end symbol."""
         max_len = self.model.config.max_len
@@ -264,7 +293,10 @@ class Predictor:
             eos_id=self.tokenizer.eos_id,
             prefix=prefix,
             required=tuple(required),
-            forbidden=tuple(ForbiddenText(text.encode(), token_bytes) for text in constraints.forbidden),
+            forbidden=tuple(
+                ForbiddenText(text.encode(), token_bytes)
+                for text in self.tokenizer.normal_target(constraints.forbidden)
+            ),
             min_len=decoding.min_len,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )

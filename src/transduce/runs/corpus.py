@@ -51,7 +51,7 @@ class LearntFrom:
     tokenizer: Tokenizer
     pairs: TrainingPairs
     num_text_pairs: int
-    seen: Seen | None  # None: nobody looked
+    seen: Seen
 
 
 def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None]) -> Corpus:
@@ -92,7 +92,8 @@ def learn_and_encode(
             raise _other_data("the training or validation pairs")
         learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
         encoded = encode_reporting(learnt, train, config.data, report)
-        return LearntFrom(learnt, encoded, len(train), Seen.of(train.src, train.tgt, encoded.src_lens))
+        seen = Seen.of(learnt.normal_source(train.src), learnt.normal_target(train.tgt), encoded.src_lens)
+        return LearntFrom(learnt, encoded, len(train), seen)
     large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
@@ -112,7 +113,8 @@ def learn_and_encode(
         report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
     _report_long(manifest.num_long, manifest.max_len, report)
     report(f"in {file.path}")
-    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, None)
+    seen = Seen.from_dict(manifest.seen)
+    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, seen)
 
 
 def _other_data(what: str) -> ConfigMismatchError:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
@@ -23,6 +24,7 @@ from transduce.runs.load import load
 from transduce.runs.tasks import Task, find_task, recognize
 from transduce.runs.train import find_run, train
 from transduce.text.config import TokenizerConfig
+from transduce.text.normal_form import Form
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import num_processes
 from transduce.training.trainer import Observer
@@ -86,6 +88,8 @@ def fit(
     else:
         config = _resumed_settings(saved, len(train_pairs), minutes, given_task)
     report(_summary(config))
+    if "lower" in config.tokenizer.normalize:
+        report("all sources are lower case: capitals in what the model is given will be made small")
     state = train(
         config,
         run_dir,
@@ -150,12 +154,24 @@ def choose_settings(
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
     return ExperimentConfig(
         data=DataConfig(train=tuple(map(str, paths))),
-        tokenizer=TokenizerConfig(source=source, target=target, joint=source == target, vocab_size=vocab_size),
+        tokenizer=TokenizerConfig(
+            source=source, target=target, joint=source == target, vocab_size=vocab_size, **_normal_forms(train_pairs)
+        ),
         model=_model_for(num_characters, minutes),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
         validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),
     )
+
+
+def _normal_forms(pairs: Pairs) -> dict[str, tuple[Form, ...]]:
+    """Forms of both sides: one for letters with marks, which on the target is the one that most targets have."""
+    is_lower = all(line == line.lower() for line in pairs.src) and any(line.islower() for line in pairs.src)
+    num_other = {form: sum(not is_normalized(form, line) for line in pairs.tgt) for form in ("NFC", "NFD")}
+    return {
+        "normalize": ("lower", "nfc", "strip") if is_lower else ("nfc", "strip"),
+        "normalize_target": ("nfd",) if num_other["NFD"] < num_other["NFC"] else (),
+    }
 
 
 def _resumed_settings(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from transduce.data.seen import Seen
 from transduce.devices.device import find_device
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
@@ -26,5 +25,4 @@ def load(
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    seen = Seen.from_dict(folder.facts["seen"]) if "seen" in folder.facts else None
-    return Predictor(model, tokenizer, decoding or settings.decoding, seen=seen, int8=int8, report=report)
+    return Predictor(model, tokenizer, decoding or settings.decoding, seen=folder.seen, int8=int8, report=report)

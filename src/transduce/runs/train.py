@@ -28,6 +28,7 @@ from transduce.config.settings import (
 from transduce.config.toml import differences, to_toml
 from transduce.data.batches import StepOrder, TrainingPairs
 from transduce.data.download import Places
+from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
@@ -100,11 +101,13 @@ def train(
         folder = saved
         if folder is None:
             facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
-            if learnt.seen:
-                facts["seen"] = learnt.seen.as_dict()
+            seen: Seen | None = learnt.seen
             if ancestor is not None:
                 ancestor.load_weights_into(model)
                 facts["initialised_from"] = str(ancestor.path)
+                seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
+            if seen:
+                facts["seen"] = seen.as_dict()
             texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
             folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts={"data": corpus.sha256} | facts))
             process.decide(lambda: locks.enter_context(folder.lock()))
