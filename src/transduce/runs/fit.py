@@ -14,6 +14,7 @@ from transduce.data.config import DataConfig
 from transduce.data.large.prepare import LARGE_BYTES
 from transduce.data.pairs import Pairs, read_pairs, split_pairs
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
+from transduce.evaluation.bleu import default_metrics
 from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import Score
@@ -84,12 +85,16 @@ def fit(
     if saved is None:
         fitting_task = given_task or recognize(pairs)
         report(f"{'taken for' if given_task else 'this looks like'} {fitting_task.name}: {fitting_task.form}")
+        metrics = fitting_task.metrics if given_task else default_metrics(fitting_task.metrics, [test.tgt])
+        if metrics != fitting_task.metrics:
+            report(f"no target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
+            fitting_task = replace(fitting_task, metrics=metrics)
         config = choose_settings(fitting_task, train_pairs, paths, minutes=minutes, seed=seed)
+        if "lower" in config.tokenizer.normalize:
+            report("all sources are lower case: the model will read capitals as small letters")
     else:
-        config = _resumed_settings(saved, len(train_pairs), minutes, given_task)
+        config = _resumed_settings(saved, train_pairs, test, minutes, given_task)
     report(_summary(config))
-    if "lower" in config.tokenizer.normalize:
-        report("all sources are lower case: capitals in what the model is given will be made small")
     state = train(
         config,
         run_dir,
@@ -174,19 +179,21 @@ def _normal_forms(pairs: Pairs) -> dict[str, tuple[Form, ...]]:
     }
 
 
-def _resumed_settings(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:
+def _resumed_settings(
+    folder: RunFolder, train: Pairs, test: Pairs, minutes: float, task: Task | None
+) -> ExperimentConfig:
     """Settings of the run in `folder`, with `minutes` as its time.
 
     Raises ConfigMismatchError if the run has another number of training pairs, or other metrics than those of `task`.
     """
     saved_num_train = folder.facts["num_train_pairs"]
-    if saved_num_train != num_train:
+    if saved_num_train != len(train):
         raise ConfigMismatchError(
-            f"{folder.path} learns from {saved_num_train:,} pairs and these would be {num_train:,}: give the same "
+            f"{folder.path} learns from {saved_num_train:,} pairs and these would be {len(train):,}: give the same "
             "files, or begin another run in another --run-dir."
         )
     config = folder.settings
-    if task and config.validation.metrics != task.metrics:
+    if task and config.validation.metrics not in (task.metrics, default_metrics(task.metrics, [test.tgt])):
         raise ConfigMismatchError(
             f"{folder.path} was not begun as {task.name}, which is scored by {', '.join(task.metrics)}: go on without "
             "--task, or begin another run in another --run-dir."
