@@ -12,14 +12,14 @@ from unicodedata import is_normalized
 from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
 from transduce.data.large.prepare import LARGE_BYTES
-from transduce.data.pairs import Pairs, read_pairs, split_pairs
+from transduce.data.pairs import Pairs, read_pairs
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.bleu import default_metrics
 from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import Score
 from transduce.model.config import PRESETS, TransformerConfig
-from transduce.runs.corpus import Corpus, is_large, report_read
+from transduce.runs.corpus import Corpus, hold_out, is_large, report_read
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 from transduce.runs.tasks import Task, find_task, recognize
@@ -31,7 +31,6 @@ from transduce.training.distributed import num_processes
 from transduce.training.trainer import Observer
 
 MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def fit(
     saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
     pairs = _read(paths, report)
-    train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
+    train_pairs, valid, test = hold_out(pairs, str(paths[0]))
     report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
     if saved is None:
         fitting_task = given_task or recognize(pairs)
@@ -135,18 +134,6 @@ def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
             f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
         )
     return pairs
-
-
-def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
-    """Training, validation and test pairs, without a source or a target in common."""
-    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
-    try:
-        return split_pairs(pairs, valid=held_out, test=held_out)
-    except DataError:
-        raise DataError(
-            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
-            "remove repeated ones, or use `transduce train` with a validation file of your own."
-        ) from None
 
 
 def choose_settings(

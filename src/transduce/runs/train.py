@@ -34,7 +34,7 @@ from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import Corpus, learn_and_encode, read_corpus
+from transduce.runs.corpus import Corpus, absolute_paths, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import learning_curve, training_display
 from transduce.runs.validation import build_validation
@@ -101,6 +101,7 @@ def train(
         folder = saved
         if folder is None:
             facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
+            facts["paths"] = absolute_paths(config.data)
             seen: Seen | None = learnt.seen
             if ancestor is not None:
                 ancestor.load_weights_into(model)
@@ -177,7 +178,8 @@ def _resume(
         # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
         folder.truncate_metrics(step or 0)
         session = {"step": step or 0, "changes": changes, "machine": environment}
-        folder.update_facts({"resumed": [*facts.get("resumed", []), session]})
+        resumptions = [*facts.get("resumed", []), session]
+        folder.update_facts({"resumed": resumptions, "paths": absolute_paths(resumed.data)})
         folder.rewrite_config(to_toml(resumed))
         for name, (old, new) in changes.items():
             report(f"{name}: {old!r} -> {new!r}")
