@@ -207,7 +207,64 @@ def test_held_out_parts_share_no_source_and_no_target_with_training(
         assert not {target for _, target in part} & {target for _, target in rest}
 
 
+def test_evaluate_knows_which_lines_a_fit_was_trained_on(
+    fitted: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, _ = fitted
+    monkeypatch.chdir(tmp_path)
+    held_out = (run_dir / "test.source").read_text().split("\n")[:-1]
+    rows = [(source, target) for source, target in transliterations(800) if source in held_out[:5]]
+    valid_or_train = [row for row in transliterations(800) if row[0] not in held_out]
+    rows += valid_or_train
+    (tmp_path / "s").write_text("".join(f"{source}\n" for source, _ in rows))
+    (tmp_path / "t").write_text("".join(f"{target}\n" for _, target in rows))
+    words = ["evaluate", run_dir, "--source", "s", "--target", "t", "--beam-size", "1", "--json"]
+    overlap = json.loads(command(*words).out)["in_training_too"]
+    num_train = RunFolder.open(run_dir).facts["num_train_pairs"]
+    assert num_train == 720
+    assert overlap == {"pairs": num_train, "source": num_train, "target": num_train}
+
+
+def test_a_model_of_small_letters_reads_capitals_and_spaces_at_the_ends(fitted: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = fitted
+    assert "all sources are lower case: the model will read capitals as small letters" in outcome.err
+    predictor = load(run_dir, device="cpu")
+    assert predictor.predict(["Abgd", " ABGD ", "abgd\r"]) == predictor.predict(["abgd"]) * 3
+    assert predictor.seen is not None
+    assert predictor.seen.source_characters <= set(GREEK)
+
+
 # Which settings
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "forms"),
+    [
+        (["tür", "bär"], ["Tür", "x"], ("lower", "nfc", "strip")),
+        (["Tür", "bär"], ["Tür", "x"], ("nfc", "strip")),
+        (["123", "4"], ["Tür", "x"], ("nfc", "strip")),  # without letters nothing is lower case
+        (["私", "犬"], ["Tür", "x"], ("nfc", "strip")),
+    ],
+)
+def test_only_what_is_all_lower_case_is_lower_cased(src: list[str], tgt: list[str], forms: tuple[str, ...]) -> None:
+    tokenizer = settings_for(src, tgt).tokenizer
+    assert (tokenizer.normalize, tokenizer.normalize_target) == (forms, ())
+
+
+def test_targets_keep_the_form_that_most_of_them_have() -> None:
+    decomposed, composed = "Tu\u0308r", "Tür"
+    assert settings_for(["a b"] * 3, [decomposed, decomposed, composed]).tokenizer.target_forms == ("nfc", "nfd")
+    assert settings_for(["a b"] * 3, [decomposed, composed, composed]).tokenizer.target_forms == ("nfc",)
+
+
+def test_where_no_target_has_four_words_bleu_is_not_the_score(tmp_path: Path, clock: StepClock) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"the {s} of {t}\t{t} {s}\n" for s, t in transliterations(600)))
+    told: list[str] = []
+    result = fit([path], tmp_path / "run", minutes=0.1, device="cpu", clock=clock, report=told.append)
+    assert [score.name for score in result.scores] == ["exact_match", "chrf"]
+    assert "no target has four words, so there is no BLEU: exact_match and chrf are scored" in told
+    fit([path], tmp_path / "run", minutes=0.1, device="cpu", clock=clock, resume=True, task="translation")
 
 
 def random_words(num_words: int, seed: int, letters: str = "abcdefghij") -> list[str]:

@@ -30,6 +30,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     scores = score(predictor, sources, references, metrics, group_sources=arguments.group_sources)
     notes = LineNotes(predictor, report)
     notes.add_texts(sources)
+    notes.report()
+    for note in notes_on(metrics, references):
+        report(note)
     overlap = count_training_overlap(config, folder, sources, references[0], places_of_environment())
     if arguments.json:
         print_json(
@@ -48,9 +51,6 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         )
         return 0
     print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
-    for note in notes_on(metrics, references):
-        report(note)
-    notes.report()
     report(_about_overlap(overlap, config))
     return 0
 

@@ -43,13 +43,8 @@ def default_metrics(metrics: Sequence[str], references: References) -> tuple[str
 
 def notes_on(metrics: Sequence[str], references: References) -> list[str]:
     """What should be known of these metrics on these references, one line each."""
-    tokenizers = {"bleu": "", "tokenized_bleu": "none"}
-    named = {name: tokenizers.get(name, name.partition(":")[2]) for name in metrics if "bleu" in name}
-    notes = [
-        f"no reference has four tokens: {name} is 0 whatever the outputs; exact_match and chrf can be scored"
-        for name, tokenizer in named.items()
-        if not has_bleu(references, tokenizer)
-    ]
+    names = [name for name in metrics if name.startswith("bleu") and not has_bleu(references, name[len("bleu:") :])]
+    notes = [f"no reference has four tokens: {name} is 0 whatever the outputs, exact_match is not" for name in names]
     lines = list(_lines(references))
     if "bleu" in metrics and sum(line.endswith(" .") for line in lines) > _LOOKS_TOKENIZED * len(lines):
         notes.append("the references look tokenized already: of such text, tokenized_bleu is the score to publish")

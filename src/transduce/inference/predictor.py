@@ -124,11 +124,9 @@ class Predictor:
             decoding=decoding,
             row_numbers=[first_row + row for row in rows],
         )
-        for row, truncated, (unseen, is_long), hypotheses in zip(rows, is_truncated, unfamiliar, outputs, strict=True):
+        for row, truncated, unknown, hypotheses in zip(rows, is_truncated, unfamiliar, outputs, strict=True):
             predictions[row] = [
-                Prediction(
-                    self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated, unseen, is_long
-                )
+                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated, *unknown)
                 for h in hypotheses
             ]
         self._report_unfamiliar(unfamiliar)
@@ -250,15 +248,13 @@ class Predictor:
 
     def _report_unfamiliar(self, unfamiliar: Sequence[tuple[tuple[str, ...], bool]]) -> None:
         """Report each character and great length the first time that it comes."""
-        characters = dict.fromkeys(c for unseen, _ in unfamiliar for c in unseen)
-        if new := [c for c in characters if c not in self._reported]:
-            self.report(f"characters never seen in training: {shown(new)}.")
-        if self.seen and any(is_long for _, is_long in unfamiliar) and "" not in self._reported:
-            self.report(
-                f"sources are longer than nearly all in training, which had at most {self.seen.source_len} tokens."
-            )
-            new.append("")
-        self._reported.update(new)
+        characters, longest = {c for unseen, _ in unfamiliar for c in unseen}, self.seen and self.seen.source_len
+        if new := characters - self._reported:
+            self.report(f"characters never seen in training: {shown(sorted(new))}.")
+        if any(is_long for _, is_long in unfamiliar) and "" not in self._reported:
+            self.report(f"sources are longer than nearly all in training, which had at most {longest} tokens.")
+            new.add("")
+        self._reported |= new
 
     def truncate(self, ids: list[int]) -> list[int]:
         """The first ids of a source, as many as the model is meant for, with the end symbol."""

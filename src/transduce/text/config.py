@@ -35,11 +35,9 @@ class TokenizerConfig:
         for side, kind in (("source", self.source), ("target", self.target)):
             if kind not in get_args(AnyKind):
                 raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(AnyKind))}.")
-        for name in ("normalize", "normalize_target"):
-            if unknown := [form for form in getattr(self, name) if form not in FORMS]:
-                raise TransduceError(
-                    f"tokenizer.{name} has '{unknown[0]}', which is unknown.{nearest(unknown[0], FORMS)}"
-                )
+        for form in (*self.normalize, *self.normalize_target):
+            if form not in FORMS:
+                raise TransduceError(f"tokenizer normal form '{form}' is unknown.{nearest(form, FORMS)}")
         if self.joint and self.source != self.target:
             raise TransduceError(
                 f"tokenizer joint (true) needs one kind for both sides, but source is {self.source!r} and target is "

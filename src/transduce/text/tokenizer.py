@@ -158,9 +158,8 @@ class Tokenizer:
         content = _verified_content(text)
         target = _vocabulary(content["target"])
         source = target if content["source"] is None else _vocabulary(content["source"])
-        settings: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in content["config"].items()
-        }
+        settings = content["config"]
+        settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
         return cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
