@@ -455,6 +455,64 @@ def test_evaluate_says_how_many_lines_were_trained_on(run: Path, data: Path, tmp
     assert json.loads(found.out)["in_training_too"] == {"pairs": 3, "source": 3, "target": 3}
 
 
+def test_evaluate_finds_the_training_lines_of_a_run_from_another_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    config = (data / "config.toml").read_text().replace(f"{data}/", "")
+    (tmp_path / "relative.toml").write_text(config)
+    words = ["train", tmp_path / "relative.toml", "--run-dir", tmp_path / "run", "--training.steps", "1"]
+    assert command(*words).status == 0
+    monkeypatch.chdir(tmp_path)
+    for side in ("source", "target"):
+        (tmp_path / side).write_text("\n".join((data / f"train.{side}").read_text().split("\n")[:4]))
+    lines = ["--source", "source", "--target", "target", "--beam-size", "1"]
+    found = command("evaluate", "run", *lines)
+    assert "in training too: 4 pairs, 4 source, 4 target\n" in found.err
+    assert command("export", "run", "--format", "onnx", "-o", "onnx").status == 0
+    folder = RunFolder.open(tmp_path / "run")
+    folder.update_facts({"paths": {"train": ["gone"]}})
+    found = command("evaluate", "run", *lines)
+    assert "the training pairs (train.source and train.target) have moved or changed" in found.err
+    monkeypatch.setattr("transduce.cli.evaluate.is_large", lambda _paths: True)
+    assert "are too many to look through: " in command("evaluate", "run", *lines).err
+
+
+def test_lines_outside_of_training_are_named(run: Path, tmp_path: Path) -> None:
+    lines = ["abc", "ABC", "aB\x1bA", "", "x" * 99, "Ä"]
+    (tmp_path / "lines").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "answers").write_text("".join(f"{line.lower()}\n" for line in lines))
+    found = command("predict", run, tmp_path / "lines", "--json")
+    rows = [json.loads(line) for line in found.lines]
+    assert [row.get("unseen", []) for row in rows] == [[], ["A", "B", "C"], ["B", "\x1b", "A"], [], [], ["Ä"]]
+    assert [row.get("long", False) for row in rows] == [False] * 4 + [True, False]
+    longest = RunFolder.open(run).facts["seen"]["source_len"]
+    notes = [
+        "characters never seen in training: A, B, C, U+001B, Ä (line 2, 3 and 1 more)",
+        f"longer than nearly all sources in training, which had at most {longest} tokens: 1 of 6 lines (line 5)",
+    ]
+    assert found.err.split("\n") == [*notes, ""]
+    evaluated = command("evaluate", run, "--source", tmp_path / "lines", "--target", tmp_path / "answers")
+    assert evaluated.err.split("\n")[:2] == notes
+
+
+def test_where_there_is_no_bleu_another_score_stands_for_it(run: Path, tmp_path: Path) -> None:
+    for side in ("source", "target"):
+        (tmp_path / side).write_text("abc\nde\nfgh\n")
+    lines = ["--source", tmp_path / "source", "--target", tmp_path / "target", "--json"]
+    compared = command("compare", run, run, *lines)
+    assert json.loads(compared.out)["name"] == "exact_match"
+    assert "no reference has four tokens, so there is no BLEU: scored is exact_match\n" in compared.err
+    named = command("evaluate", run, *lines, "--metric", "bleu,bleu:char")
+    assert set(json.loads(named.out)["scores"]) == {"bleu", "bleu:char"}
+    assert "no reference has four tokens: bleu is 0" in named.err
+    (tmp_path / "target").write_text("abc\n我们每天散步。\n我们每天散步。\n")
+    assert (
+        "|tok:zh|"
+        in json.loads(command("evaluate", run, *lines, "--metric", "bleu").out)["scores"]["bleu"]["signature"]
+    )
+
+
 def test_grouped_sources_are_scored_as_by_hand(run: Path, tmp_path: Path) -> None:
     words = ["abc", "defg", "hij"]
     answers = command("predict", run, stdin="".join(f"{word}\n" for word in words).encode()).lines

@@ -272,3 +272,12 @@ def test_resuming_allows_refuses_or_asks(name: str, allowed: bool, with_flag: bo
         else:
             with pytest.raises(ConfigMismatchError, match=rf"{name} \(1 -> 2\)"):
                 refuse_changes({name: (1, 2)}, accept_changes=accept_changes)
+
+
+def test_normal_forms_are_given_as_names_with_commas_or_as_a_list() -> None:
+    text = '[data]\ntrain = "a.tsv"\n[training]\nsteps = 1\n'
+    for value in ("nfc,lower", "nfc, lower", '["nfc", "lower"]'):
+        assert load_config(text, "x", ["--tokenizer.normalize", value]).tokenizer.normalize == ("nfc", "lower")
+    assert load_config(f'{text}[tokenizer]\nnormalize = "nfc"\n', "x").tokenizer.normalize == ("nfc",)
+    with pytest.raises(TransduceError, match=r"normalize is 'lowr': it must be one of .* Did you mean 'lower'"):
+        load_config(text, "x", ["--tokenizer.normalize", "nfc,lowr"])

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
 CONFIG = TokenizerConfig(vocab_size=300)
+NORMALIZING = TokenizerConfig(vocab_size=300, normalize=("lower", "nfc", "strip"))
 VALID = Pairs(["a", "B  x", "q"], ["ß", "a", "a b"], {}, [], {"valid": "1" * 64})
 Row = tuple[list[int], list[int]]
 
@@ -83,28 +85,56 @@ def in_order(file: PreparedFile) -> list[Row]:
 def found_in_memory(paths: list[Path], max_len: int) -> object:
     try:
         pairs = read_pairs(paths)
-        tokenizer = Tokenizer.learn(CONFIG, pairs.src, pairs.tgt).to_json()
+        tokenizer = Tokenizer.learn(NORMALIZING, pairs.src, pairs.tgt).to_json()
         encoded, num_long = encode_pairs(Tokenizer.from_json(tokenizer), pairs, max_len=max_len)
     except TransduceError as error:
         return type(error), str(error)
     overlap = count_overlap(pairs, VALID)
-    return tokenizer, rows_of(encoded), num_long, len(pairs), pairs.skipped, pairs.notes, pairs.sha256, overlap
+    seen = seen_by_hand(pairs, [len(ids) for ids, _ in rows_of(encoded)])
+    return tokenizer, rows_of(encoded), num_long, len(pairs), pairs.skipped, pairs.notes, pairs.sha256, overlap, seen
+
+
+def seen_by_hand(pairs: Pairs, lens: list[int]) -> dict[str, Any]:
+    sources = "".join(normalize("NFC", line.lower()).strip() for line in pairs.src)
+    targets = "".join(normalize("NFC", line) for line in pairs.tgt)
+    # Of so few lines the longest is the first that 99.9 % are no longer than.
+    return {
+        "source_characters": "".join(sorted({*sources})),
+        "target_characters": "".join(sorted({*targets})),
+        "source_len": max(lens),
+    }
 
 
 def found_on_disk(paths: list[Path], max_len: int, folder: Path) -> object:
     large = LargePairs(paths, folder, valid=VALID)
     try:
-        tokenizer, found = large.prepared(CONFIG, None, max_len=max_len)
+        tokenizer, found = large.prepared(NORMALIZING, None, max_len=max_len)
     except TransduceError as error:
         assert not [*folder.glob(".*"), *folder.glob("*.safetensors")]
         return type(error), str(error)
     manifest = found.manifest
     counted = manifest.num_long, manifest.num_pairs, manifest.skipped, manifest.notes, large.sha256, manifest.overlap
-    return tokenizer, in_order(found), *counted
+    return tokenizer, in_order(found), *counted, manifest.seen
 
 
 SIDE = st.sampled_from(
-    ["a", "b", "a b", "B X", " a", "a  b", "", " ", "\u3000", "ß", "ä\u2028b", "x" * 9, "a\r", "\ufeffb"]
+    [
+        "a",
+        "b",
+        "a b",
+        "B X",
+        " a",
+        "a  b",
+        "",
+        " ",
+        "\u3000",
+        "ß",
+        "ä\u2028b",
+        "x" * 9,
+        "a\r",
+        "\ufeffb",
+        "a\u0308",
+    ]
 )
 END = st.sampled_from(["\n", "\n", "\n", "\r\n"])
 PACKED = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -142,6 +172,13 @@ def test_preparing_finds_what_reading_in_memory_finds(
         patch.setattr(preparation, "LINES_PER_BLOCK", 3)
         patch.setattr(preparation, "answers_in_order", answers_of_this_process)
         assert found_on_disk(paths, max_len, folder / "made") == found_in_memory(paths, max_len)
+
+
+@pytest.mark.usefixtures("quick")
+def test_nul_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.tsv", "a\tb\n" * 7 + "a\0\tb\n")
+    with pytest.raises(DataError, match=r"p\.tsv, line 8: the character NUL"):
+        LargePairs([path], tmp_path / "made").prepared(CONFIG, None, max_len=99)
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

@@ -403,3 +403,18 @@ def test_a_split_that_would_leave_a_part_empty_says_why():
     assert "\n" not in str(caught.value)
     with pytest.raises(TransduceError, match="must leave some"):
         split_pairs(linked, valid=5, test=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.tsv", b"a\tb\nc\0at\td\n", "line 2: the character NUL"),
+        ("p.tsv", "cat\tK AE T\n".encode("utf-16-be"), "line 1: the character NUL.*iconv -f UTF-16BE"),
+        ("p.tsv", "cat\tK AE T\n".encode("utf-16-le"), "line 1: the character NUL.* UTF-16LE"),
+        ("p.jsonl", b'{"src": "c\\u0000at", "tgt": "d"}\n', 'line 1: "src" holds NUL'),
+    ],
+)
+def test_nul_is_in_no_text_to_learn_from(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_pairs([tmp_path / name])

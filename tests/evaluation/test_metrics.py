@@ -16,7 +16,8 @@ from sacrebleu.significance import PairedTest
 
 from transduce.errors import DataError, TransduceError
 from transduce.evaluation import metrics
-from transduce.evaluation.config import METRICS
+from transduce.evaluation.bleu import default_metrics, notes_on, tokenizer_for
+from transduce.evaluation.config import BLEU_TOKENIZERS, METRICS
 from transduce.evaluation.definitions import DEFINITIONS, edit_distance
 from transduce.evaluation.metrics import Score, compare, evaluate, group_by_source
 
@@ -432,3 +433,93 @@ def test_a_wrong_call_is_explained_in_one_line(call, message):
     with pytest.raises(TransduceError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# Scripts without spaces, and texts without four words
+
+
+def lines_of(letters, num_lines=50, length=9):
+    rng = random.Random(letters)
+    return ["".join(rng.choices(letters, k=rng.randint(length, 2 * length))) for _ in range(num_lines)]
+
+
+UNSPACED = {
+    "Chinese": (lines_of("我你他们汤姆每天散步打电话回家"), "zh"),
+    "Chinese with Latin names": ([f"{line}Tom{line}。" for line in lines_of("我你他们每天散步")], "zh"),
+    "Chinese with a space after a comma": ([f"{line}, {line}." for line in lines_of("我你他们每天散步")], "zh"),
+    "Japanese": (lines_of("私は毎日犬と散歩をしますひらがなカタカナ"), "char"),
+    "Thai with a space between phrases": ([f"{a} {a}" for a in lines_of("ฉันไปโรงเรียนทุกวันกับเพื่อน")], "char"),
+    "Khmer": (lines_of("ខ្ញុំទៅសាលារៀន"), "char"),
+    "Burmese": (lines_of("ကျွန်တော်ကျောင်းသွားတယ်"), "char"),
+    "emoji": (lines_of("🙂🐶🚗🏠👩🏽🍎", length=4), "char"),
+}
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_a_perfect_system_scores_100_in_any_script(script):
+    references, tokenizer = UNSPACED[script]
+    assert tokenizer_for([references]) == tokenizer
+    (score,) = evaluate(["bleu"], references, [references])
+    assert (score.value, score.low, score.high) == pytest.approx((100, 100, 100))
+    assert f"|tok:{tokenizer}|" in score.signature
+    worse = [line[1:] for line in references]
+    assert (
+        evaluate(["bleu"], worse, [references])[0].value
+        == BLEU(tokenize=tokenizer).corpus_score(worse, [references]).score
+    )
+    assert compare("bleu", worse, references, [references]).is_significant
+
+
+@pytest.mark.parametrize(
+    "references",
+    [
+        ["Tom went home, of course.", "§ 3: 中文 is Chinese for Chinese."],
+        ["我 每天 散步 。", "汤姆 打 电话 回家 。"],
+        ["ฉัน ไป โรงเรียน ทุก วัน"],
+        ["나는 매일 학교에 갑니다."],
+        ["🙂 🐶 🚗 🏠 🍎"],
+        [""],
+        [None, "Один дом стоит там."],
+    ],
+)
+def test_text_with_spaces_is_split_as_ever(references):
+    hypotheses = ["Tom went home of course", "我 每天 散步 。"][: len(references)]
+    references = [references, ["one more"] * len(references)]
+    assert tokenizer_for(references[:1]) == "13a"
+    assert evaluate(["bleu"], hypotheses, references)[0].value == BLEU().corpus_score(hypotheses, references).score
+
+
+@pytest.mark.parametrize("tokenizer", BLEU_TOKENIZERS)
+def test_a_tokenizer_can_be_named(tokenizer):
+    references = ["Tom's dog, (€5.20) 我每天散步。", "the second line of it"]
+    hypotheses = ["Tom's dog (€5.20), 我天天散步。", "the second line of them"]
+    (score,) = evaluate([f"bleu:{tokenizer}"], hypotheses, [references])
+    oracle = BLEU(tokenize=tokenizer, force=True)
+    assert score.value == oracle.corpus_score(hypotheses, [references]).score
+    assert str(score).startswith(f"BLEU ({tokenizer}) ")
+    assert f"|tok:{oracle.get_signature().info['tok']}|" in score.signature
+    assert compare(f"bleu:{tokenizer}", hypotheses, references, [references]).score_b == pytest.approx(100)
+
+
+def test_where_no_reference_has_four_tokens_defaults_have_no_bleu_and_by_name_it_is_noted():
+    names, phrases = [["dog", "old cat", None]], [["an old cat.", "dog"]]  # the full stop is a token
+    assert default_metrics(("bleu", "chrf"), names) == ("exact_match", "chrf")
+    assert default_metrics(("bleu", "exact_match"), names) == ("exact_match",)
+    assert default_metrics(("bleu", "chrf"), phrases) == ("bleu", "chrf")
+    assert default_metrics(("bleu:zh", "wer"), names) == ("bleu:zh", "wer")
+    assert evaluate(["bleu"], ["dog"], [["dog"]])[0].value == 0
+    assert notes_on(["bleu", "chrf", "bleu:none"], names) == [
+        "no reference has four tokens: bleu is 0 whatever the outputs, exact_match is not",
+        "no reference has four tokens: bleu:none is 0 whatever the outputs, exact_match is not",
+    ]
+    assert notes_on(["bleu", "bleu:char"], phrases) == []
+    assert notes_on(["bleu:none"], phrases) != []
+
+
+def test_tokenized_text_is_noted_once_and_not_by_sacrebleu(caplog):
+    references = [[f"a line of {number} words ." for number in range(120)]]
+    evaluate(["bleu"], references[0], references)
+    assert not caplog.records
+    (note,) = notes_on(["bleu", "chrf"], references)
+    assert "tokenized_bleu" in note
+    assert notes_on(["tokenized_bleu"], references) == []

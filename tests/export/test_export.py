@@ -407,6 +407,7 @@ def test_without_the_validation_pairs_lines_are_asked_for(name: str, own_run: Pa
     folder = RunFolder.open(own_run)
     with folder.lock():
         folder.rewrite_config(folder.config_text.replace("valid.", name))
+        folder.update_facts({"paths": {}})
     found = command("export", own_run, "--format", "ctranslate2", "-o", room / "out")
     assert found.status == 66
     assert "give lines by --source FILE" in found.err

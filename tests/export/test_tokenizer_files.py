@@ -1,16 +1,18 @@
 """The file for the `tokenizers` library gives the ids and the text that our own tokenizer gives."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import get_args
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transduce.errors import TransduceError
 from transduce.export.tokenizer_files import Side, library_tokenizer, two_sided_tokenizer
 from transduce.text.config import Kind, TokenizerConfig
+from transduce.text.normal_form import Form
 from transduce.text.tokenizer import Tokenizer
 
 KINDS = get_args(Kind)
@@ -30,6 +32,19 @@ def reloaded(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 TOKENIZERS = {kind: learn(kind, kind) for kind in KINDS}
+
+
+@cache
+def with_forms(kind: Kind, form: Form) -> Tokenizer:
+    config = TokenizerConfig(source=kind, target=kind, joint=False, vocab_size=330, normalize=(form,))
+    return Tokenizer.learn(config, ENGLISH, GERMAN)
+
+
+@cache
+def normalizing_library(kind: Kind, form: Form) -> tokenizers.Tokenizer:
+    return reloaded(library_tokenizer(with_forms(kind, form), "source"))
+
+
 LIBRARIES = {
     (kind, side): reloaded(library_tokenizer(tokenizer, side))
     for kind, tokenizer in TOKENIZERS.items()
@@ -57,6 +72,17 @@ def test_any_line_has_the_same_ids_and_comes_back(kind: Kind, side: Side, line: 
     (ids,) = ENCODERS[side](TOKENIZERS[kind], [line])
     assert library.encode(line).ids == ids
     assert library.decode(ids) == line
+
+
+@each_kind
+@pytest.mark.parametrize("form", get_args(Form))
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(line=a_line | a_tricky_line)
+@example(line="\x1c ΛΟΓΟΣ ΟΔΟΣ, Σ \u3000J\u030c İ ﬁ ２\t ")
+def test_a_normal_form_is_the_same_in_the_library(kind: Kind, form: Form, line: str) -> None:
+    tokenizer = with_forms(kind, form)
+    library = normalizing_library(kind, form)
+    assert library.encode(line).ids == tokenizer.encode_source([line])[0]
 
 
 @each_kind

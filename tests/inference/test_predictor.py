@@ -2,7 +2,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import transduce.inference.predictor
+from transduce.data.seen import Seen
 from transduce.devices.device import find_device
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError
 from transduce.inference.config import DecodingConfig
@@ -23,6 +24,7 @@ from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.load import load
 from transduce.text.config import TokenizerConfig
+from transduce.text.normal_form import Form
 from transduce.text.tokenizer import Tokenizer
 
 pytest_plugins = ["small_run"]
@@ -420,3 +422,55 @@ def test_auto_and_cpu_are_devices() -> None:
 def test_log_probabilities_are_at_most_zero(predictor: Predictor) -> None:
     for answers in predictor.predict_n_best(["abc", "z"], 3):
         assert all(-math.inf < answer.log_prob <= 0 for answer in answers)
+
+
+# Outside of what was seen in training
+
+
+def experienced(*, normalize: tuple[Form, ...] = (), report: Callable[[str], None] = lambda _line: None) -> Predictor:
+    """An untrained model that has seen a to c, é, and sources of five letters."""
+    plain, config = untrained(40), TokenizerConfig(source="characters", target="characters", normalize=normalize)
+    tokenizer = Tokenizer.learn(config, ["abcde"], ["abcde"])
+    seen = Seen(frozenset("abcé"), frozenset("abc"), 6)
+    return Predictor(plain.model, tokenizer, DecodingConfig(beam_size=1), seen=seen, report=report)
+
+
+def test_a_prediction_says_what_of_its_source_was_not_seen_in_training() -> None:
+    found = [best for best, *_ in experienced().predict_n_best(["abcab", "dad", "", "abcabc", "eabcdc"], 1)]
+    assert [(best.unseen, best.is_long) for best in found] == [
+        ((), False), (("d",), False), ((), False), ((), True), (("e", "d"), True),
+    ]  # fmt: skip
+
+
+def test_what_was_not_seen_is_reported_once() -> None:
+    reported: list[str] = []
+    predictor = experienced(report=reported.append)
+    predictor.predict(["abc", "ed\u0301"])
+    predictor.predict(["dd"])
+    predictor.predict(["ad\x1b", "abcabc", "aaaaaa"])
+    assert reported == [
+        "characters never seen in training: d, e, U+0301.",
+        "characters never seen in training: U+001B.",
+        "sources are longer than nearly all in training, which had at most 6 tokens.",
+    ]
+
+
+def test_what_is_seen_is_a_matter_of_normal_forms() -> None:
+    predictor = experienced(normalize=("lower", "nfc", "strip"))
+    ((best,),) = predictor.predict_n_best([" AbE\u0301 "], 1)
+    assert (best.unseen, best.is_long) == ((), False)
+    assert predictor.predict([" ABC\t", "abc"]) == predictor.predict(["abc"]) * 2
+
+
+def test_a_predictor_that_does_not_know_what_was_seen_says_nothing() -> None:
+    ((best,),) = untrained(40, beam_size=1).predict_n_best(["xyz" * 5], 1)
+    assert (best.unseen, best.is_long) == ((), False)
+
+
+def test_texts_of_constraints_have_the_normal_form_of_targets() -> None:
+    predictor = experienced(normalize=("nfc",))
+    decomposed, composed = (Constraints(prefix=text, forbidden=(f"b{text}",)) for text in ("e\u0301", "é"))
+    assert predictor.predict(["abc"], [decomposed]) == predictor.predict(["abc"], [composed])
+    assert predictor.predict(["abc"], [decomposed])[0].startswith("é")
+    rules = [predictor._rules_of(each, predictor.decoding) for each in (decomposed, composed)]
+    assert rules[0].forbidden[0]._text == rules[1].forbidden[0]._text

@@ -221,7 +221,64 @@ def test_held_out_parts_share_no_source_and_no_target_with_training(
         assert not {target for _, target in part} & {target for _, target in rest}
 
 
+def test_evaluate_knows_which_lines_a_fit_was_trained_on(
+    fitted: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, _ = fitted
+    monkeypatch.chdir(tmp_path)
+    held_out = (run_dir / "test.source").read_text().split("\n")[:-1]
+    rows = [(source, target) for source, target in transliterations(800) if source in held_out[:5]]
+    valid_or_train = [row for row in transliterations(800) if row[0] not in held_out]
+    rows += valid_or_train
+    (tmp_path / "s").write_text("".join(f"{source}\n" for source, _ in rows))
+    (tmp_path / "t").write_text("".join(f"{target}\n" for _, target in rows))
+    words = ["evaluate", run_dir, "--source", "s", "--target", "t", "--beam-size", "1", "--json"]
+    overlap = json.loads(command(*words).out)["in_training_too"]
+    num_train = RunFolder.open(run_dir).facts["num_train_pairs"]
+    assert num_train == 720
+    assert overlap == {"pairs": num_train, "source": num_train, "target": num_train}
+
+
+def test_a_model_of_small_letters_reads_capitals_and_spaces_at_the_ends(fitted: tuple[Path, Outcome]) -> None:
+    run_dir, outcome = fitted
+    assert "all sources are lower case: the model will read capitals as small letters" in outcome.err
+    predictor = load(run_dir, device="cpu")
+    assert predictor.predict(["Abgd", " ABGD ", "abgd\r"]) == predictor.predict(["abgd"]) * 3
+    assert predictor.seen is not None
+    assert predictor.seen.source_characters <= set(GREEK)
+
+
 # Which settings
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "forms"),
+    [
+        (["tür", "bär"], ["Tür", "x"], ("lower", "nfc", "strip")),
+        (["Tür", "bär"], ["Tür", "x"], ("nfc", "strip")),
+        (["123", "4"], ["Tür", "x"], ("nfc", "strip")),  # without letters nothing is lower case
+        (["私", "犬"], ["Tür", "x"], ("nfc", "strip")),
+    ],
+)
+def test_only_what_is_all_lower_case_is_lower_cased(src: list[str], tgt: list[str], forms: tuple[str, ...]) -> None:
+    tokenizer = settings_for(src, tgt).tokenizer
+    assert (tokenizer.normalize, tokenizer.normalize_target) == (forms, ())
+
+
+def test_targets_keep_the_form_that_most_of_them_have() -> None:
+    decomposed, composed = "Tu\u0308r", "Tür"
+    assert settings_for(["a b"] * 3, [decomposed, decomposed, composed]).tokenizer.target_forms == ("nfc", "nfd")
+    assert settings_for(["a b"] * 3, [decomposed, composed, composed]).tokenizer.target_forms == ("nfc",)
+
+
+def test_where_no_target_has_four_words_bleu_is_not_the_score(tmp_path: Path, clock: StepClock) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"the {s} of {t}\t{t} {s}\n" for s, t in transliterations(600)))
+    told: list[str] = []
+    result = fit([path], tmp_path / "run", minutes=0.02, device="cpu", clock=clock, report=told.append)
+    assert [score.name for score in result.scores] == ["exact_match", "chrf"]
+    assert "no target has four words, so there is no BLEU: exact_match and chrf are scored" in told
+    fit([path], tmp_path / "run", minutes=0.02, device="cpu", clock=clock, resume=True, task="translation")
 
 
 def random_words(num_words: int, seed: int, letters: str = "abcdefghij") -> list[str]:
@@ -349,6 +406,83 @@ def test_a_task_is_recognized_by_the_form_of_its_pairs(form: str) -> None:
     assert (config.tokenizer.source, config.tokenizer.target) == pieces
     assert config.tokenizer.joint == (pieces[0] == pieces[1])
     assert (config.validation.metrics, config.validation.group_sources) == SCORES[name]
+
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty"]
+ENGLISH = ["Tom called home.", "We walk every day.", "My brother has a car.", "She sings well.", "He is not here yet."]
+GERMAN = ["Tom rief uns an.", "Wir gehen jeden Tag.", "Mein Bruder hat ein Auto.", "Sie singt gut.", "Er fehlt noch."]
+CHINESE = ["汤姆打电话回家。", "我们每天散步。", "我的哥哥有一辆车。", "她唱得很好听。", "他现在还不在这里。"]
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+TRANSLATION, SHORT_TEXTS, PRONUNCIATION = "translation", "short texts", "pronunciation"
+
+
+def english(row: int) -> str:
+    return f"{ENGLISH[row % 5]} {VOCABULARY[row]}"
+
+
+def german(row: int) -> str:
+    return f"{GERMAN[row % 5]} {VOCABULARY[-row]}"
+
+
+def in_words(number: int) -> str:
+    units = ["thousand", "hundred", "ty", ""]
+    return " ".join(f"{WORDS[int(digit) - 1]} {unit}" for digit, unit in zip(str(number), units, strict=True))
+
+
+# Kinds of pairs: of their row, the source and the target.
+KINDS: dict[str, tuple[Callable[[int], str], Callable[[int], str], str]] = {
+    "sentences with a tag": (lambda k: f"<2de> {english(k)}", german, TRANSLATION),
+    "sentences with a tag on each side": (lambda k: f"<2de> {english(k)}", lambda k: f"<v1> {german(k)}", TRANSLATION),
+    "sentences with a tag behind": (lambda k: f"{english(k)} <2de>", german, TRANSLATION),
+    "phrases of two words with a tag": (
+        lambda k: f"<2de> {VOCABULARY[k]} {VOCABULARY[-k]}", lambda k: f"{VOCABULARY[k - 9]} {VOCABULARY[9 - k]}",
+        TRANSLATION,
+    ),
+    "numbered lines": (lambda k: f"{k + 1}. {english(k)}", lambda k: f"{k + 1}. {german(k)}", TRANSLATION),
+    "lines numbered on one side": (lambda k: f"{k + 1}\u00a0{english(k)}", german, TRANSLATION),
+    "verses": (lambda k: f"{k // 30}:{k % 30 + 1} {english(k)}", lambda k: f"{k % 30 + 1} {german(k)}", TRANSLATION),
+    "time stamps": (lambda k: f"[00:{k // 60:02}:{k % 60:02}] {english(k)}", german, TRANSLATION),
+    "times from and to": (lambda k: f"00:{k % 60:02} --> 01:{k % 60:02} {english(k)}", german, TRANSLATION),
+    "sentences with a year": (lambda k: f"In {1900 + k} {english(k)}", lambda k: f"{german(k)} ({k})", TRANSLATION),
+    "numbered Chinese": (lambda k: f"{k + 1}. {CHINESE[k % 5]}", lambda k: f"{k + 1}. {english(k)}", TRANSLATION),
+    "Chinese glued to its number": (lambda k: f"{k + 1}.{CHINESE[k % 5]}", english, TRANSLATION),
+    "tagged Chinese": (lambda k: f"<2zh> {english(k)}", lambda k: CHINESE[k % 5] + VOCABULARY[k], TRANSLATION),
+    "numbers to words": (lambda k: str(1111 + k % 7), lambda k: in_words(1111 + k % 7), SHORT_TEXTS),
+    "words to numbers": (lambda k: in_words(1111 + k % 7), lambda k: str(1111 + k % 7), SHORT_TEXTS),
+    "ordinals to words": (lambda k: f"{k}th", lambda k: f"{WORDS[k % 10]} and {WORDS[k % 12]}th", SHORT_TEXTS),
+    "sums of money": (lambda k: f"${k}.50", lambda k: f"{WORDS[k % 9]} {WORDS[k % 12]} dollars fifty", SHORT_TEXTS),
+    "measures": (lambda k: f"{k} kg", lambda k: f"{VOCABULARY[k]} {WORDS[k % 12]} kilograms", SHORT_TEXTS),
+    "a number in a sentence that stays": (
+        lambda k: f"we saw {k} old {VOCABULARY[k]} there", lambda k: f"we saw {WORDS[k % 9]} old {VOCABULARY[k]} there",
+        SHORT_TEXTS,
+    ),
+    "dates": (
+        lambda k: f"{k % 28}th {MONTHS[k % 12]} {1900 + k}", lambda k: f"{1900 + k}-{k % 12 + 1:02}-{k % 28:02}",
+        SHORT_TEXTS,
+    ),
+    "dates in words to dates": (
+        lambda k: f"the {WORDS[k % 12]}th of {MONTHS[k % 7]} {1900 + k}", lambda k: f"{k % 12 + 1}.{k % 7}.{1900 + k}",
+        SHORT_TEXTS,
+    ),
+    "dates in Chinese": (
+        lambda k: f"{1900 + k}年{k % 12 + 1}月{k % 28 + 1}日", lambda k: f"{1900 + k}-{k % 12 + 1:02}-{k % 28 + 1:02}",
+        SHORT_TEXTS,
+    ),
+    "sums": (lambda k: f"{k} + {k % 7} + {k % 11} =", lambda k: str(k + k % 7 + k % 11), SHORT_TEXTS),
+    "syllables with tones to phonemes": (
+        lambda k: f"{LEMMAS[k]}{k % 4 + 1}", lambda k: " ".join(PHONEMES[(k + i) % 6] for i in range(5)), PRONUNCIATION,
+    ),
+    "words to phonemes": (
+        lambda k: LEMMAS[k], lambda k: " ".join(PHONEMES[(k * i) % 6] for i in range(5)), PRONUNCIATION,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_digit_decides_nothing_alone(kind: str) -> None:
+    source, target, name = KINDS[kind]
+    pairs = Pairs([source(row) for row in range(600)], [target(row) for row in range(600)], {}, [], {})
+    assert recognize(pairs).name == name
 
 
 SCORES = {

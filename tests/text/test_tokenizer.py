@@ -392,3 +392,76 @@ def test_a_source_only_word_of_three_thousand_letters_is_written_in_target_ids(k
     ids = tokenizer.encode_target([line])[0]
     assert max(ids) < tokenizer.num_target_ids
     assert tokenizer.decode_target(ids) == line
+
+
+# Normal forms
+
+DECOMPOSED = "a\u0308"  # ä
+
+
+def with_forms(kind: Kind, *forms: str, target: tuple[str, ...] = (), joint: bool = True) -> Tokenizer:
+    config = TokenizerConfig(
+        source=kind, target=kind, joint=joint, vocab_size=400, normalize=forms, normalize_target=target
+    )
+    return Tokenizer.learn(config, ENGLISH, GERMAN)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("form", "line", "same"),
+    [
+        ("nfc", f"zwei M{DECOMPOSED}nner", "zwei Männer"),
+        ("nfd", "zwei Männer", f"zwei M{DECOMPOSED}nner"),
+        ("nfkc", "ｔｗｏ ﬁ\u00a0²", "two fi 2"),
+        ("lower", "THE Old Dog ΟΔΟΣ", "the old dog οδος"),
+        ("strip", "\u3000 the  dog\t", "the  dog"),
+        ("spaces", " the \u3000 dog\t\t", " the dog "),
+    ],
+)
+def test_what_has_the_same_normal_form_has_the_same_source_ids(kind: Kind, form: str, line: str, same: str) -> None:
+    plain, normal = learn(kind), with_forms(kind, form)
+    assert plain.encode_source([line]) != plain.encode_source([same])
+    assert normal.encode_source([line]) == normal.encode_source([same])
+    assert normal.decode_source(normal.encode_source([line])[0]) == same
+
+
+@each_kind
+def test_only_forms_that_lose_nothing_hold_for_targets_unless_they_have_their_own(kind: Kind) -> None:
+    tokenizer = with_forms(kind, "lower", "nfc", "strip", "spaces", "nfkc")
+    assert tokenizer.decode_target(tokenizer.encode_target([f" Der  M{DECOMPOSED}nner ² "])[0]) == " Der  Männer ² "
+    tokenizer = with_forms(kind, "nfc", target=("nfd", "lower"))
+    assert tokenizer.decode_target(tokenizer.encode_target(["Männer"])[0]) == f"m{DECOMPOSED}nner"
+
+
+@each_kind
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(lines=st.lists(a_line | a_tricky_line, min_size=1, max_size=5))
+def test_line_encoders_normalize_whole_lines(kind: Kind, lines: list[str]) -> None:
+    tokenizer = with_forms(kind, "lower", "nfkc", "strip", "spaces")
+    ids, lens = tokenizer.source_encoder()(lines)
+    rows = tokenizer.encode_source(lines)
+    assert (ids.tolist(), lens.tolist()) == ([i for row in rows for i in row], [len(row) for row in rows])
+
+
+def test_a_vocabulary_is_learned_from_normal_lines() -> None:
+    config = TokenizerConfig(source="words", target="words", joint=False, normalize=("lower",))
+    assert Tokenizer.learn(config, ["The the THE"], ["x"]).source_vocab_size == NUM_FIXED_IDS + 1
+
+
+def test_a_tokenizer_keeps_its_normal_form_and_without_one_is_written_as_before() -> None:
+    tokenizer = with_forms("bpe", "lower", "nfc", target=("nfd",))
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.config == tokenizer.config
+    assert again.to_json() == tokenizer.to_json()
+    config = json.loads(learn("bpe").to_json())["content"]["config"]
+    assert config == {"source": "bpe", "target": "bpe", "joint": True, "vocab_size": 400}
+
+
+def test_an_unknown_normal_form_is_told_the_nearest() -> None:
+    with pytest.raises(TransduceError, match=r"normal form 'lowr' is unknown\. Did you mean 'lower'"):
+        TokenizerConfig(normalize=("lowr",))
+
+
+def test_a_newline_is_no_space_to_normalize() -> None:
+    with pytest.raises(TransduceError, match="newline"):
+        with_forms("bpe", "spaces").encode_source(["a\nb"])

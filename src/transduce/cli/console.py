@@ -170,6 +170,10 @@ def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
     if outputs[0].is_truncated:
         row["truncated"] = True
+    if outputs[0].unseen:
+        row["unseen"] = outputs[0].unseen
+    if outputs[0].is_long:
+        row["long"] = True
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

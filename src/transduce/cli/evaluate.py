@@ -2,27 +2,37 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from transduce.cli.console import print_json, print_scores, read_references
+from transduce.cli.console import print_json, print_scores, read_references, report_of
+from transduce.cli.line_notes import LineNotes
 from transduce.cli.predictor import load_predictor
 from transduce.config.settings import ExperimentConfig
 from transduce.errors import TransduceError
+from transduce.evaluation.bleu import References, default_metrics, notes_on
 from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import compare
-from transduce.runs.corpus import count_training_overlap, places_of_environment
+from transduce.runs.corpus import count_training_overlap, is_large, places_of_environment
 from transduce.runs.folder import RunFolder
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
-    predictor = load_predictor(arguments, arguments.run)
+    predictor, report = load_predictor(arguments, arguments.run, reports=False), report_of(arguments)
     sources, references = read_references(arguments.source, arguments.target)
     folder = RunFolder.open(Path(arguments.run))
     config = folder.settings
     metrics = _metrics_to_score(arguments, config)
+    if not arguments.metric:
+        metrics = _without_bleu(metrics, references, report)
     scores = score(predictor, sources, references, metrics, group_sources=arguments.group_sources)
+    notes = LineNotes(predictor, report)
+    notes.add_texts(sources)
+    notes.report()
+    for note in notes_on(metrics, references):
+        report(note)
     overlap = count_training_overlap(config, folder, sources, references[0], places_of_environment())
     if arguments.json:
         print_json(
@@ -41,14 +51,25 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         )
         return 0
     print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
-    if overlap is None:
-        predictor.report(
-            "the training pairs are not where they were, or too many: nobody looked whether these are among them"
-        )
-    else:
-        counts = ", ".join(f"{count:,} {side}" for side, count in overlap.items())
-        predictor.report(f"in training too: {counts}")
+    report(_about_overlap(overlap, config))
     return 0
+
+
+def _about_overlap(overlap: dict[str, int] | None, config: ExperimentConfig) -> str:
+    if overlap is not None:
+        return f"in training too: {', '.join(f'{count:,} {side}' for side, count in overlap.items())}"
+    if is_large(config.data.train):
+        return "the training pairs are too many to look through: whether these are among them was not counted"
+    where = config.data.dataset or " and ".join(config.data.train)
+    return f"the training pairs ({where}) have moved or changed: whether these are among them cannot be said"
+
+
+def _without_bleu(metrics: tuple[str, ...], references: References, report: Callable[[str], None]) -> tuple[str, ...]:
+    """Default metrics, but for a BLEU that cannot be had; reports that."""
+    chosen = default_metrics(metrics, references)
+    if chosen != metrics:
+        report(f"no reference has four tokens, so there is no BLEU: scored is {', '.join(chosen)}")
+    return chosen
 
 
 def _metrics_to_score(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[str, ...]:
@@ -66,10 +87,14 @@ def _metrics_to_score(arguments: argparse.Namespace, config: ExperimentConfig) -
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
-    refuse_unknown_metrics([arguments.metric], "--metric")
+    refuse_unknown_metrics([arguments.metric] if arguments.metric else [], "--metric")
+    report = report_of(arguments)
     sources, references = read_references(arguments.source, arguments.target)
+    metric = arguments.metric or _without_bleu(("bleu",), references, report)[0]
+    for note in notes_on([metric], references):
+        report(note)
     a, b = (load_predictor(arguments, name).predict(sources) for name in (arguments.run_a, arguments.run_b))
-    comparison = compare(arguments.metric, a, b, references, seed=arguments.seed, method=arguments.method)
+    comparison = compare(metric, a, b, references, seed=arguments.seed, method=arguments.method)
     if arguments.json:
         print_json({"run_a": arguments.run_a, "run_b": arguments.run_b} | comparison.as_dict())
     else:

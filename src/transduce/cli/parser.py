@@ -175,7 +175,8 @@ def _add_evaluate(subparsers: Subparsers) -> None:
         "--metric",
         metavar="NAME,...",
         help="some of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match, word_error (default: those of the "
-        "validation)",
+        "validation); bleu splits text as the references ask for, bleu:13a, bleu:intl, bleu:zh, bleu:char, bleu:none "
+        "as they say",
     )
     parser.add_argument(
         "--group-sources",
@@ -193,9 +194,8 @@ def _add_compare(subparsers: Subparsers) -> None:
     _add_references(parser)
     parser.add_argument(
         "--metric",
-        default="bleu",
         metavar="NAME",
-        help="one of bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match, word_error (default: bleu)",
+        help="one of those of `evaluate` (default: bleu, or exact_match where no reference has four tokens)",
     )
     parser.add_argument(
         "--method",

@@ -14,17 +14,21 @@ from transduce.inference.predictor import Predictor
 from transduce.runs.folder import RunFolder
 
 
-def load_predictor(arguments: argparse.Namespace, run: str) -> Predictor:
-    """The predictor of a run, with the decoding settings and output constraints of the options."""
+def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = True) -> Predictor:
+    """The predictor of a run, with the decoding settings and output constraints of the options.
+
+    It `reports` truncated and unfamiliar sources, unless the subcommand names their lines itself.
+    """
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
     return Predictor(
         folder.load_model(settings.model, tokenizer).to(find_device(arguments.device)),
         tokenizer,
         _decoding(arguments, settings.decoding),
+        seen=folder.seen,
         constraints=_constraints(arguments),
         int8=arguments.int8,
-        report=report_of(arguments),
+        report=report_of(arguments) if reports else lambda _line: None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
@@ -130,8 +131,11 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise TransduceError(f"{name} is {value!r}: it must be one of {', '.join(map(repr, arguments))}.")
+        hint = nearest(str(value), map(str, arguments)).partition(" There are")[0]
+        raise TransduceError(f"{name} is {value!r}: it must be one of {', '.join(map(repr, arguments))}.{hint}")
     if origin is tuple:  # tuple[X, ...]
+        if isinstance(value, str) and typing.get_origin(arguments[0]) is Literal:
+            value = re.split(r"[\s,]+", value)  # names, as in --tokenizer.normalize nfc,lower
         if isinstance(value, str) or not isinstance(value, Sequence):
             value = [value]
         return tuple(_convert(arguments[0], item, name) for item in value)

@@ -17,6 +17,7 @@ from transduce.data.parsing import (
     normalized,
     refuse_long_line,
     refuse_no_pairs,
+    refuse_nul,
     refuse_number_of_paths,
     refuse_other_content,
     refuse_unequal,
@@ -108,6 +109,8 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     refuse_number_of_paths(paths)
     texts = {str(path): _read_text(Path(path)) for path in paths}
     names = [str(path) for path in paths]
+    for name, text in texts.items():
+        refuse_nul(text.lines, name)
     sides = [texts[name].lines for name in names]
     if len(sides) == 2:
         refuse_unequal(names, [len(lines) for lines in sides])

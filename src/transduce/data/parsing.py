@@ -43,6 +43,15 @@ def refuse_other_content(start: bytes, name: str) -> None:
             raise DataError(f"{name}: this is {kind}, not UTF-8 text. {advice}")
 
 
+def refuse_nul(lines: Iterable[str], name: str, num_before: int = 0) -> None:
+    """Raise DataError at a line with the character NUL: ASCII text in UTF-16 passes for UTF-8 that is full of them."""
+    if number := next((number for number, line in enumerate(lines, num_before + 1) if "\0" in line), 0):
+        raise DataError(
+            f"{name}, line {number}: the character NUL, which is in no text. If the file is UTF-16, convert it with "
+            "`iconv -f UTF-16BE -t UTF-8` (or UTF-16LE), else take it out with `tr -d '\\000'`."
+        )
+
+
 def decode(content: bytes, name: str, *, first_line: int = 1) -> str:
     """The text of whole lines from line `first_line` of the file on. Raises DataError if it is not UTF-8."""
     try:
@@ -183,8 +192,9 @@ def _string(row: dict[str, Any], key: str, place: str) -> str:
     value = row[key]
     if not isinstance(value, str):
         raise DataError(f'{place}: "{key}" must be a string, found {_json_type(value)}.')
-    if "\n" in value:
-        raise DataError(f'{place}: "{key}" holds a line feed, and a text must be one line. Put a blank in its place.')
+    for character, problem in (("\n", "a line feed, and a text must be one line"), ("\0", "NUL, which is in no text")):
+        if character in value:
+            raise DataError(f'{place}: "{key}" holds {problem}. Put a blank in its place.')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,13 +1,15 @@
 """What a model has seen in training: the characters of each side, and how long its sources were."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import combining
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-_NEARLY_ALL = 99.9  # per cent of the sources are at most as long as is recorded: corpora have odd lines
+_NEARLY_ALL = 0.999  # of the sources are at most as long as is recorded: corpora have odd lines
+_LINES_AT_ONCE = 10_000  # bounds the memory for their code points
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,23 @@ class Seen:
     source_len: int  # in tokens, the end symbol included
 
     @classmethod
-    def of(cls, src: Iterable[str], tgt: Iterable[str], src_lens: ArrayLike) -> "Seen":
+    def of(cls, src: Sequence[str], tgt: Sequence[str], src_lens: NDArray[np.integer]) -> "Seen":
         """Of the lines of both sides, and the number of tokens of each source."""
-        longest = int(np.ceil(np.percentile(np.asarray(src_lens), _NEARLY_ALL)))
-        return cls(frozenset().union(*src), frozenset().union(*tgt), longest)
+        return cls.counted(characters_of(src), characters_of(tgt), np.bincount(src_lens))
+
+    @classmethod
+    def counted(cls, source: frozenset[str], target: frozenset[str], num_of_len: ArrayLike) -> "Seen":
+        """Of the characters of both sides, and the number of sources of 0, 1, 2, ... tokens."""
+        num_shorter = np.cumsum(num_of_len)
+        return cls(source, target, int(np.searchsorted(num_shorter, _NEARLY_ALL * num_shorter[-1])))
+
+    def __or__(self, other: "Seen") -> "Seen":
+        """What was seen by a model that went on from another: all that either did."""
+        return Seen(
+            self.source_characters | other.source_characters,
+            self.target_characters | other.target_characters,
+            max(self.source_len, other.source_len),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -33,3 +48,14 @@ class Seen:
     def from_dict(cls, saved: dict[str, Any]) -> "Seen":
         """What `as_dict` gave."""
         return cls(frozenset(saved["source_characters"]), frozenset(saved["target_characters"]), saved["source_len"])
+
+
+def characters_of(lines: Sequence[str]) -> frozenset[str]:
+    """The different characters of all lines."""
+    starts = range(0, len(lines), _LINES_AT_ONCE)
+    return frozenset().union(*(set("".join(lines[start : start + _LINES_AT_ONCE])) for start in starts))
+
+
+def shown(characters: Iterable[str]) -> str:
+    """Characters for a message; those that cannot be seen alone by their code points."""
+    return ", ".join(f"U+{ord(c):04X}" if c.isspace() or combining(c) or not c.isprintable() else c for c in characters)

@@ -8,7 +8,11 @@ from transduce.errors import TransduceError, nearest
 
 T = TypeVar("T")
 
-METRICS = ("bleu", "tokenized_bleu", "chrf", "ter", "wer", "cer", "per", "exact_match", "word_error")
+BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # sacreBLEU's; `bleu` takes the one that suits the references
+METRICS = (
+    "bleu", "tokenized_bleu", "chrf", "ter", "wer", "cer", "per", "exact_match", "word_error",
+    *(f"bleu:{tokenizer}" for tokenizer in BLEU_TOKENIZERS),
+)  # fmt: skip
 GROUPED_METRICS = ("word_error", "per")  # the pronunciation scores: rows of one source are its alternatives
 # Of grouped scores in older files; elsewhere `wer` is edits / words.
 _FORMER_NAMES = {"wer": "word_error"}

@@ -1,7 +1,8 @@
 """Definitions of the metrics: one function measures a corpus as a row of counts per segment, one scores sums of rows.
 
-BLEU, chrF and TER are sacreBLEU's own, with its defaults; `tokenized_bleu` is its BLEU without a tokenizer. Its rows
-are kept, and its formulas stand here once more in numpy, where they score many sums at once: those of all resamples.
+BLEU, chrF and TER are sacreBLEU's own, with its defaults; BLEU splits text as the references ask for unless a tokenizer
+is named. Its rows are kept, and its formulas stand here once more in numpy, where they score many sums at once: those
+of all resamples.
 
 References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
 segment i. None marks an absent one; an empty string is a reference that happens to be empty.
@@ -18,7 +19,9 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric as SacreMetric
 from sacrebleu.metrics.base import Signature
 
-References: TypeAlias = Sequence[Sequence[str | None]]
+from transduce.evaluation.bleu import References, tokenizer_for
+from transduce.evaluation.config import BLEU_TOKENIZERS
+
 Array: TypeAlias = NDArray[np.float64]
 
 _VERSION = "transduce-1"  # in our signatures; changes whenever a definition below changes a value
@@ -45,11 +48,11 @@ class Metric:
     score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
 
 
-def _by_sacrebleu(new_metric: Callable[[], SacreMetric]) -> Measure:
+def _by_sacrebleu(new_metric: Callable[[References], SacreMetric]) -> Measure:
     """sacreBLEU's own score, and the rows whose sum it scores, which it resamples in its own significance tests."""
 
     def measure(hypotheses: Sequence[str], references: References) -> Measured:
-        metric = new_metric()
+        metric = new_metric(references)
         rows = metric._extract_corpus_statistics(hypotheses, references)  # type: ignore[arg-type]  # None is allowed
         value = metric._aggregate_and_compute(rows).score
         return Measured(np.array(rows, dtype=np.float64), float(value), metric.get_signature())
@@ -151,16 +154,21 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
     return distance
 
 
-# BLEU of text that is tokenized already, as published tables often have it: split at spaces only.
-_TOKENIZED_BLEU = partial(BLEU, tokenize="none", force=True)
+def _bleu_with(tokenizer: str, label: str) -> Metric:
+    # Forced: sacreBLEU would warn of tokenized text at each call; `bleu.notes_on` does once.
+    return Metric(label, True, _by_sacrebleu(lambda _references: BLEU(tokenize=tokenizer, force=True)), _bleu)
+
+
 DEFINITIONS = {
-    "bleu": Metric("BLEU", True, _by_sacrebleu(BLEU), _bleu),
-    "tokenized_bleu": Metric("tokenised BLEU", True, _by_sacrebleu(_TOKENIZED_BLEU), _bleu),
-    "chrf": Metric("chrF2", True, _by_sacrebleu(CHRF), _chrf),
-    "ter": Metric("TER", False, _by_sacrebleu(TER), _rate),
+    "bleu": Metric("BLEU", True, _by_sacrebleu(lambda refs: BLEU(tokenize=tokenizer_for(refs), force=True)), _bleu),
+    # Of text that is tokenized already, as published tables often have it: split at spaces only.
+    "tokenized_bleu": _bleu_with("none", "tokenised BLEU"),
+    "chrf": Metric("chrF2", True, _by_sacrebleu(lambda _references: CHRF()), _chrf),
+    "ter": Metric("TER", False, _by_sacrebleu(lambda _references: TER()), _rate),
     "wer": Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),
     "cer": Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
     "per": Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),
     "exact_match": Metric("exact match", True, _by_segment(_is_match, "matches/segments"), _rate),
     "word_error": Metric("word error", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
+    **{f"bleu:{tokenizer}": _bleu_with(tokenizer, f"BLEU ({tokenizer})") for tokenizer in BLEU_TOKENIZERS},
 }

@@ -91,7 +91,8 @@ def evaluate(
 
     `references[r][i]` is the r-th reference of segment i, None where it has no r-th one.
 
-    bleu, chrf, ter  sacreBLEU's, with its defaults
+    bleu, chrf, ter  sacreBLEU's, with its defaults, but that BLEU splits scripts without spaces into characters
+    bleu:13a, bleu:intl, bleu:zh, bleu:char, bleu:none  sacreBLEU's BLEU with that tokenizer
     tokenized_bleu  sacreBLEU's for text that is tokenized already (tokenize none): not to be compared with bleu
     wer, per     edits / length of the nearest reference, over the corpus, in space-separated words (phonemes)
     cer          the same in Unicode code points, including spaces

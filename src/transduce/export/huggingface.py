@@ -107,7 +107,7 @@ def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:  # noqa: A
 def _library_tokenizer(predictor: Predictor) -> tokenizers.Tokenizer:
     one_for_both = _is_shared(predictor.model)
     tokenizer = predictor.tokenizer
-    return library_tokenizer(tokenizer, "target") if one_for_both else two_sided_tokenizer(tokenizer)
+    return library_tokenizer(tokenizer, "source") if one_for_both else two_sided_tokenizer(tokenizer)
 
 
 def _is_shared(model: Transformer) -> bool:

@@ -9,6 +9,9 @@ keeps what can be read of them, and an end symbol inside is skipped, where ours 
 """
 
 import json
+import sys
+from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import tokenizers
@@ -16,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transduce.errors import TransduceError
 from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS, Kind
+from transduce.text.normal_form import Form
 from transduce.text.tokenizer import Tokenizer
 from transduce.text.vocabulary import SUBWORD_BORDERS, Vocabulary
 
@@ -35,7 +39,8 @@ def library_tokenizer(tokenizer: Tokenizer, side: Side) -> tokenizers.Tokenizer:
     vocabulary = _vocabulary(tokenizer, side)
     names = _names(vocabulary)
     scores = (0.0,) * NUM_FIXED_IDS + vocabulary.scores
-    return _assemble(vocabulary, names, scores, tokenizer.eos_id, _decoder(vocabulary.kind))
+    library = _assemble(vocabulary, names, scores, tokenizer.eos_id, _decoder(vocabulary.kind))
+    return _normalizing(library, tokenizer.config.normalize if side == "source" else tokenizer.config.target_forms)
 
 
 def two_sided_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
@@ -51,7 +56,8 @@ def two_sided_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     scores = (0.0,) * (len(target_names) + NUM_FIXED_IDS) + source.scores
     strip_mark = decoders.Replace(tokenizers.Regex(rf"\A{_MARK}"), "")
     decoder = decoders.Sequence([strip_mark, _decoder(target.kind)])
-    return _assemble(source, names, scores, len(target_names) + tokenizer.eos_id, decoder)
+    library = _assemble(source, names, scores, len(target_names) + tokenizer.eos_id, decoder)
+    return _normalizing(library, tokenizer.config.normalize)
 
 
 def _vocabulary(tokenizer: Tokenizer, side: Side) -> Vocabulary:
@@ -111,6 +117,33 @@ def _split_as(library: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
         unknown_apart = pre_tokenizers.Split(tokenizers.Regex(f"[^{_MARK}{known}]"), "isolated")
         library.normalizer = prepend_space
         library.pre_tokenizer = pre_tokenizers.Sequence([unknown_apart, SUBWORD_BORDERS])
+
+
+def _normalizing(library: tokenizers.Tokenizer, forms: Sequence[Form]) -> tokenizers.Tokenizer:
+    """The same, with lines brought into these normal forms first."""
+    own = library.normalizer
+    if steps := [step for form in forms for step in _steps(form)]:
+        library.normalizer = normalizers.Sequence([*steps, own] if own else steps)
+    return library
+
+
+def _steps(form: Form) -> list[normalizers.Normalizer]:
+    """A normal form of ours as steps of the library, whose own idea of whitespace and of small letters is another."""
+    if form == "lower":  # a Σ at the end of a word becomes ς, as in str.lower
+        final = tokenizers.Regex(r"(?<=\p{Cased})Σ(?!\p{Case_Ignorable}*\p{Cased})")
+        return [normalizers.Replace(final, "ς"), normalizers.Lowercase()]
+    if form == "strip":
+        return [normalizers.Replace(tokenizers.Regex(rf"\A{_spaces()}|{_spaces()}\z"), "")]
+    if form == "spaces":
+        return [normalizers.Replace(tokenizers.Regex(_spaces()), " ")]
+    return [getattr(normalizers, form.upper())()]
+
+
+@cache
+def _spaces() -> str:
+    """A run of what Python takes for whitespace, as a regular expression."""
+    codes = (rf"\x{{{i:X}}}" for i in range(sys.maxunicode + 1) if chr(i).isspace())
+    return f"[{''.join(codes)}]+"
 
 
 def _decoder(kind: Kind) -> decoders.Decoder:

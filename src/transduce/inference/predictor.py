@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transduce.data.batches import bucket_batches, pad_sources
-from transduce.data.seen import Seen
+from transduce.data.seen import Seen, shown
 from transduce.data.texts import list_texts
 from transduce.devices.cpu import survive_forks, workers
 from transduce.devices.device import find_device
@@ -50,6 +50,8 @@ class Prediction:
     log_prob: float
     ids: tuple[int, ...] = ()  # on the target side, without the end symbol
     is_truncated: bool = False  # whether the source was too long, so that only its beginning was read
+    unseen: tuple[str, ...] = ()  # the characters of the source that no source in training had
+    is_long: bool = False  # whether the source is longer than nearly all in training
     # Of `Run.n_best`: the tokens with the end symbol, and for each its log-probability and the source token it is
     # aligned to, as in an `Annotation`.
     tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -65,7 +67,8 @@ class Predictor:
     """A model and the tokenizer it was trained with.
 
     `predict` gives one output for each text, `predict_n_best` several. The output for an empty text is empty. A source
-    too long for the model is truncated, counted in `num_truncated` and reported. The model's weights are prepared for
+    too long for the model is truncated, counted in `num_truncated` and reported; so are, where it is known what was
+    `seen` in training, characters and lengths outside of that. The model's weights are prepared for
     decoding at the first prediction: to change them later, make a new predictor. With `int8` its large matrices are
     multiplied in int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
     """
@@ -90,6 +93,7 @@ class Predictor:
         self.constraints = constraints  # on every output; a call can be given others for each text
         self.report = report
         self.num_truncated = 0
+        self._reported: set[str] = set()  # characters, and "" for lengths
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         self._engine: InferenceModel | None = None
         survive_forks(_ENGINE_LOCK)
@@ -135,6 +139,7 @@ class Predictor:
         predictions: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, is_truncated = self.encode([texts[row] for row in rows])
+        unfamiliar = self.unfamiliar([texts[row] for row in rows], sources)
         outputs = self.search(
             sources,
             num_best,
@@ -142,11 +147,12 @@ class Predictor:
             decoding=decoding,
             row_numbers=[first_row + row for row in rows],
         )
-        for row, truncated, hypotheses in zip(rows, is_truncated, outputs, strict=True):
+        for row, truncated, unknown, hypotheses in zip(rows, is_truncated, unfamiliar, outputs, strict=True):
             predictions[row] = [
-                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated)
+                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated, *unknown)
                 for h in hypotheses
             ]
+        self._report_unfamiliar(unfamiliar)
         if any(is_truncated) and not self.num_truncated:
             self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
         self.num_truncated += sum(is_truncated)
@@ -276,6 +282,25 @@ class Predictor:
         ]
         return [self.truncate(ids) for ids in encoded], is_truncated
 
+    def unfamiliar(self, texts: Sequence[str], sources: Sequence[list[int]]) -> list[tuple[tuple[str, ...], bool]]:
+        """What no source in training had: the characters of each text, and whether its ids are so many."""
+        if self.seen is None:
+            return [((), False)] * len(texts)
+        known, longest = self.seen.source_characters, self.seen.source_len
+        lines = self.tokenizer.normal_source(texts)
+        unseen = [tuple(sorted(set(line) - known, key=line.index)) for line in lines]
+        return [(characters, len(ids) > longest) for characters, ids in zip(unseen, sources, strict=True)]
+
+    def _report_unfamiliar(self, unfamiliar: Sequence[tuple[tuple[str, ...], bool]]) -> None:
+        """Report each character and great length the first time that it comes."""
+        characters, longest = {c for unseen, _ in unfamiliar for c in unseen}, self.seen and self.seen.source_len
+        if new := characters - self._reported:
+            self.report(f"characters never seen in training: {shown(sorted(new))}.")
+        if any(is_long for _, is_long in unfamiliar) and "" not in self._reported:
+            self.report(f"sources are longer than nearly all in training, which had at most {longest} tokens.")
+            new.add("")
+        self._reported |= new
+
     def truncate(self, ids: list[int]) -> list[int]:
         """The first ids of a source, as many as the model is meant for, with the end symbol."""
         max_len = self.model.config.max_len
@@ -309,7 +334,10 @@ class Predictor:
             eos_id=self.tokenizer.eos_id,
             prefix=prefix,
             required=tuple(required),
-            forbidden=tuple(ForbiddenText(text.encode(), token_bytes) for text in constraints.forbidden),
+            forbidden=tuple(
+                ForbiddenText(text.encode(), token_bytes)
+                for text in self.tokenizer.normal_target(constraints.forbidden)
+            ),
             min_len=decoding.min_len,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )

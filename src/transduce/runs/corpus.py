@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, encode_pairs
@@ -15,13 +16,15 @@ from transduce.data.download import DEFAULT_CACHE, Places
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
 from transduce.data.large.prepared_file import Manifest
 from transduce.data.large.scan import text_bytes
-from transduce.data.pairs import Pairs, count_overlap, extend_pairs, read_pairs
+from transduce.data.pairs import Pairs, count_overlap, extend_pairs, read_pairs, split_pairs
 from transduce.data.seen import Seen
-from transduce.errors import ConfigMismatchError, MissingInputError, TransduceError
+from transduce.errors import ConfigMismatchError, DataError, MissingInputError, TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process
+
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000  # of the pairs given to `fit`, twice: to validate and to test
 
 
 def places_of_environment() -> Places:
@@ -51,7 +54,12 @@ class LearntFrom:
     tokenizer: Tokenizer
     pairs: TrainingPairs
     num_text_pairs: int
-    seen: Seen | None  # None: nobody looked
+    seen: Seen
+
+
+def absolute_paths(config: DataConfig) -> dict[str, list[str]]:
+    """The files of a run, to be found from another folder."""
+    return {name: [str(Path(path).absolute()) for path in getattr(config, name)] for name in ("train", "valid", "more")}
 
 
 def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None]) -> Corpus:
@@ -92,7 +100,8 @@ def learn_and_encode(
             raise _other_data("the training or validation pairs")
         learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
         encoded = encode_reporting(learnt, train, config.data, report)
-        return LearntFrom(learnt, encoded, len(train), Seen.of(train.src, train.tgt, encoded.src_lens))
+        seen = Seen.of(learnt.normal_source(train.src), learnt.normal_target(train.tgt), encoded.src_lens)
+        return LearntFrom(learnt, encoded, len(train), seen)
     large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
@@ -112,7 +121,8 @@ def learn_and_encode(
         report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
     _report_long(manifest.num_long, manifest.max_len, report)
     report(f"in {file.path}")
-    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, None)
+    seen = Seen.from_dict(manifest.seen)
+    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, seen)
 
 
 def _other_data(what: str) -> ConfigMismatchError:
@@ -169,10 +179,25 @@ def count_training_overlap(
     places: Places,
 ) -> dict[str, int] | None:
     """How many of these lines the run was trained on; None if its training pairs are not at hand."""
-    train = pairs_at_hand("train", config.data, folder, places)
-    if train is None or len(train) != folder.facts["num_train_pairs"]:
-        return None  # not there, or (`fit`) without the parts held out
+    train, number = pairs_at_hand("train", config.data, folder, places), folder.facts["num_train_pairs"]
+    if train is not None and len(train) != number:
+        with suppress(DataError):  # by `fit`, without the parts held out
+            train = hold_out(train, "")[0]
+    if train is None or len(train) != number:
+        return None
     return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))
+
+
+def hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
+    """Training, validation and test pairs of `fit`, without a source or a target in common."""
+    number = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
+    try:
+        return split_pairs(pairs, valid=number, test=number)
+    except DataError:
+        raise DataError(
+            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
+            "remove repeated ones, or use `transduce train` with a validation file of your own."
+        ) from None
 
 
 def pairs_at_hand(
@@ -180,12 +205,16 @@ def pairs_at_hand(
 ) -> Pairs | None:
     """The pairs that the run in `folder` had on this side; None if they are not where they were, or others now.
 
-    Nothing is fetched for them, and nothing too large for memory is read: None for that as well.
+    They are looked for by their paths as given, then by the absolute ones of the time. Nothing is fetched for them, and
+    nothing too large for memory is read: None for that as well.
     """
-    if side == "train" and is_large(config.train):
-        return None
-    try:
-        pairs = _read_side(side, config, places.offline())
-    except TransduceError:
-        return None
-    return pairs if list(pairs.sha256.values()) == folder.facts["data"].get(side) else None
+    facts = folder.facts
+    absolute: dict[str, Any] = {name: tuple(paths) for name, paths in facts.get("paths", {}).items()}
+    for data in (config, replace(config, **absolute)):
+        if side == "train" and is_large(data.train):
+            return None
+        with suppress(TransduceError):
+            pairs = _read_side(side, data, places.offline())
+            if list(pairs.sha256.values()) == facts["data"].get(side):
+                return pairs
+    return None

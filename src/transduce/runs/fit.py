@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
 from transduce.data.large.prepare import LARGE_BYTES
-from transduce.data.pairs import Pairs, read_pairs, split_pairs
+from transduce.data.pairs import Pairs, read_pairs
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
+from transduce.evaluation.bleu import default_metrics
 from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.metrics import Score
 from transduce.model.config import PRESETS, TransformerConfig
-from transduce.runs.corpus import Corpus, is_large, report_read
+from transduce.runs.corpus import Corpus, hold_out, is_large, report_read
 from transduce.runs.folder import RunFolder
 from transduce.runs.load import load
 from transduce.runs.monitoring import report_to_notebook
@@ -25,13 +27,13 @@ from transduce.runs.run import Run
 from transduce.runs.tasks import Task, find_task, recognize
 from transduce.runs.train import find_run, train
 from transduce.text.config import TokenizerConfig
+from transduce.text.normal_form import Form
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import num_processes
 from transduce.training.trainer import Observer
 
 MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
 _NUM_SAMPLES = 3  # outputs reported at the end
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,20 @@ def fit(
     saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
     pairs = _read(paths, report)
-    train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
+    train_pairs, valid, test = hold_out(pairs, str(paths[0]))
     report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
     if saved is None:
         fitting_task = given_task or recognize(pairs)
         report(f"{'taken for' if given_task else 'this looks like'} {fitting_task.name}: {fitting_task.form}")
+        metrics = fitting_task.metrics if given_task else default_metrics(fitting_task.metrics, [test.tgt])
+        if metrics != fitting_task.metrics:
+            report(f"no target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
+            fitting_task = replace(fitting_task, metrics=metrics)
         config = choose_settings(fitting_task, train_pairs, paths, minutes=minutes, seed=seed)
+        if "lower" in config.tokenizer.normalize:
+            report("all sources are lower case: the model will read capitals as small letters")
     else:
-        config = _resumed_settings(saved, len(train_pairs), minutes, given_task)
+        config = _resumed_settings(saved, train_pairs, test, minutes, given_task)
     report(_summary(config))
     state = train(
         config,
@@ -137,18 +145,6 @@ def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
     return pairs
 
 
-def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
-    """Training, validation and test pairs, without a source or a target in common."""
-    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
-    try:
-        return split_pairs(pairs, valid=held_out, test=held_out)
-    except DataError:
-        raise DataError(
-            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
-            "remove repeated ones, or use `transduce train` with a validation file of your own."
-        ) from None
-
-
 def choose_settings(
     task: Task, train_pairs: Pairs, paths: Sequence[str | Path], *, minutes: float, seed: int
 ) -> ExperimentConfig:
@@ -159,7 +155,9 @@ def choose_settings(
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
     return ExperimentConfig(
         data=DataConfig(train=tuple(map(str, paths))),
-        tokenizer=TokenizerConfig(source=source, target=target, joint=source == target, vocab_size=vocab_size),
+        tokenizer=TokenizerConfig(
+            source=source, target=target, joint=source == target, vocab_size=vocab_size, **_normal_forms(train_pairs)
+        ),
         model=_model_for(num_characters, minutes),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
@@ -167,19 +165,31 @@ def choose_settings(
     )
 
 
-def _resumed_settings(folder: RunFolder, num_train: int, minutes: float, task: Task | None) -> ExperimentConfig:
+def _normal_forms(pairs: Pairs) -> dict[str, tuple[Form, ...]]:
+    """Forms of both sides: one for letters with marks, which on the target is the one that most targets have."""
+    is_lower = all(line == line.lower() for line in pairs.src) and any(line.islower() for line in pairs.src)
+    num_other = {form: sum(not is_normalized(form, line) for line in pairs.tgt) for form in ("NFC", "NFD")}
+    return {
+        "normalize": ("lower", "nfc", "strip") if is_lower else ("nfc", "strip"),
+        "normalize_target": ("nfd",) if num_other["NFD"] < num_other["NFC"] else (),
+    }
+
+
+def _resumed_settings(
+    folder: RunFolder, train: Pairs, test: Pairs, minutes: float, task: Task | None
+) -> ExperimentConfig:
     """Settings of the run in `folder`, with `minutes` as its time.
 
     Raises ConfigMismatchError if the run has another number of training pairs, or other metrics than those of `task`.
     """
     saved_num_train = folder.facts["num_train_pairs"]
-    if saved_num_train != num_train:
+    if saved_num_train != len(train):
         raise ConfigMismatchError(
-            f"{folder.path} learns from {saved_num_train:,} pairs and these would be {num_train:,}: give the same "
+            f"{folder.path} learns from {saved_num_train:,} pairs and these would be {len(train):,}: give the same "
             "files, or begin another run in another --run-dir."
         )
     config = folder.settings
-    if task and config.validation.metrics != task.metrics:
+    if task and config.validation.metrics not in (task.metrics, default_metrics(task.metrics, [test.tgt])):
         raise ConfigMismatchError(
             f"{folder.path} was not begun as {task.name}, which is scored by {', '.join(task.metrics)}: go on without "
             "--task, or begin another run in another --run-dir."

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import build, to_table
-from transduce.data.seen import Seen
 from transduce.data.texts import MOST_TEXTS, iterate_texts, list_texts
 from transduce.devices.device import find_device
 from transduce.errors import DataError, TransduceError
@@ -173,8 +172,7 @@ def load(
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    seen = Seen.from_dict(folder.facts["seen"]) if "seen" in folder.facts else None
-    loaded = Run(model, tokenizer, decoding or settings.decoding, seen=seen, int8=int8, report=report)
+    loaded = Run(model, tokenizer, decoding or settings.decoding, seen=folder.seen, int8=int8, report=report)
     loaded.folder, loaded.settings = folder, settings
     return loaded
 

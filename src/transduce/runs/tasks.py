@@ -16,8 +16,15 @@ _FEW_TYPES = 200  # a side with at most so many different words consists of symb
 _NEARLY_ALL = 0.98  # share of the lines that must have a form: files have odd lines
 _SHORT = 40  # letters per line on average: below, tokens of single characters are cheap
 
-_CODE = re.compile(r"\d|\w[;=|]\w")  # a number, or features such as V;IND;PST and Case=Nom
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
+_FEATURES = re.compile(r"\w[;=|]\w")  # V;IND;PST, Case=Nom
+_DIGIT = re.compile(r"\d")
+_TAG = re.compile(r"(<\S+>|\[\S+\]|>>\S+<<|__\S+__)\s")  # of the language to write, or the kind of text
+_DIGITS_OF_NUMBERS = 0.3  # share of the letters and digits of a side: with more, it consists of numbers
+_MANY_DIGITS = 0.2  # share of those of a line: with more, it is about a number
+_SENTENCE = 3  # words without a digit: with fewer, a line with a number is about the number
+_SCRIPTS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # Thai to Chinese
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")
+_WORD = re.compile(rf"[{_SCRIPTS}]+|[^\s{_SCRIPTS}]+")
 _UNSPACED_WORD_LEN = 4  # letters, generously
 
 
@@ -64,12 +71,18 @@ def recognize(pairs: Pairs) -> Task:
     """The first task whose form the pairs have; translation if no other fits."""
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _ENOUGH_PAIRS)).astype(int)
     src, tgt = [pairs.src[row] for row in rows], [pairs.tgt[row] for row in rows]
-    if _are_symbols(tgt) and (_are_words(src) or _are_letters(_types(src), beside=_types(tgt))):
+    are_codes = [_nearly_all(map(_is_code, *sides)) for sides in ((src, tgt), (tgt, src))]
+    if (
+        _are_symbols(tgt)
+        and not _are_numbers(src)
+        and (_are_words(src) or _are_letters(_types(src), beside=_types(tgt)))
+    ):
         return _PRONUNCIATION
     # Within a single word, a number or a bundle of features every letter counts, and subwords would hide the letters.
-    are_codes = any(_nearly_all(bool(_CODE.search(line)) for line in side) for side in (src, tgt))
-    is_spelled = are_codes or (_are_words(tgt) and not _are_symbols(src))
-    return _SHORT_TEXTS if is_spelled and _are_short(src) and _are_short(tgt) else _TRANSLATION
+    is_spelled = any(are_codes) or (_are_words(tgt) and not _are_symbols(src))
+    # One number may take many words.
+    is_short = _are_short(src) and (_are_short(tgt) or (are_codes[0] and _are_words(src)))
+    return _SHORT_TEXTS if is_spelled and is_short else _TRANSLATION
 
 
 def find_task(name: str) -> Task:
@@ -77,6 +90,31 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise TransduceError(f"There is no task {name!r}.{nearest(name, list(TASKS))}")
     return TASKS[name]
+
+
+def _are_numbers(lines: Sequence[str]) -> bool:
+    """True if digits are more than tones or stresses within words."""
+    text = "".join(lines)
+    return len(_DIGIT.findall(text)) > _DIGITS_OF_NUMBERS * sum(map(str.isalnum, text))
+
+
+def _is_code(line: str, other: str) -> bool:
+    """Whether a line is about a number or features, not a sentence with a number in it; `other` is the other side."""
+    line = line[match.end() :] if (match := _TAG.match(line)) else line
+    if _FEATURES.search(line) or not _DIGIT.search(line):
+        return bool(_FEATURES.search(line))
+    words, other_words = _WORD.findall(line), set(_WORD.findall(other))
+    plain = [word for word in words if any(map(str.isalpha, word)) and not _DIGIT.search(word)]
+    num_plain = sum(len(word) // 2 if _UNSPACED.match(word) else 1 for word in plain)
+    if num_plain < _SENTENCE or 2 * sum(word in other_words for word in plain) > len(plain):
+        return True  # or all but the number stays as it is
+    # A tag, the number of a line or a time, at either end; and what the other side has, too.
+    while _DIGIT.search(words[0]):
+        words = words[1:]
+    while _DIGIT.search(words[-1]):
+        words = words[:-1]
+    inner = "".join(word for word in words if word not in other_words or word in plain)
+    return len(_DIGIT.findall(inner)) > _MANY_DIGITS * sum(map(str.isalnum, inner))
 
 
 def _are_symbols(lines: Sequence[str]) -> bool:

@@ -28,12 +28,13 @@ from transduce.config.settings import (
 from transduce.config.toml import differences, to_toml
 from transduce.data.batches import StepOrder, TrainingPairs
 from transduce.data.download import Places
+from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import Corpus, learn_and_encode, read_corpus
+from transduce.runs.corpus import Corpus, absolute_paths, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
 from transduce.runs.validation import build_validation
@@ -103,11 +104,14 @@ def train(
         folder = saved
         if folder is None:
             facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
-            if learnt.seen:
-                facts["seen"] = learnt.seen.as_dict()
+            facts["paths"] = absolute_paths(config.data)
+            seen: Seen | None = learnt.seen
             if ancestor is not None:
                 ancestor.load_weights_into(model)
                 facts["initialised_from"] = str(ancestor.path)
+                seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
+            if seen:
+                facts["seen"] = seen.as_dict()
             texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
             folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts={"data": corpus.sha256} | facts))
             process.decide(lambda: locks.enter_context(folder.lock()))
@@ -177,7 +181,8 @@ def _resume(
         # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
         folder.truncate_metrics(step or 0)
         session = {"step": step or 0, "changes": changes, "machine": environment}
-        folder.update_facts({"resumed": [*facts.get("resumed", []), session]})
+        resumptions = [*facts.get("resumed", []), session]
+        folder.update_facts({"resumed": resumptions, "paths": absolute_paths(resumed.data)})
         folder.rewrite_config(to_toml(resumed))
         for name, (old, new) in changes.items():
             report(f"{name}: {old!r} -> {new!r}")

@@ -8,6 +8,7 @@ from torch import nn
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.pairs import Pairs
+from transduce.evaluation.bleu import notes_on
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.loss import corpus_loss
 from transduce.inference.predictor import Predictor
@@ -32,6 +33,8 @@ def build_validation(
     chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
     rows = [row for row, source in enumerate(valid.src) if source in chosen]
     texts, references = [valid.src[row] for row in rows], [[valid.tgt[row] for row in rows]]
+    for note in notes_on(settings.metrics, references):
+        report(note)
     decoding = replace(config.decoding, beam_size=settings.beam_size, temperature=0.0)
     # Only numbers from the same pairs and search are comparable: a resumed run may have changed them.
     basis = f"{len(encoded)} pairs" if settings.best == "loss" else f"{len(rows)} pairs, beam {settings.beam_size}"

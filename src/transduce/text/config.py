@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from transduce.errors import TransduceError
+from transduce.errors import TransduceError, nearest
+from transduce.text.normal_form import CANONICAL_FORMS, FORMS, Form
 
 Kind = Literal["characters", "words", "bpe", "unigram"]
 AnyKind = Literal[Kind, "sentencepiece"]
@@ -22,11 +23,21 @@ class TokenizerConfig:
     target: AnyKind = "bpe"
     joint: bool = True  # one vocabulary for both sides, which must be of one kind; else one each
     vocab_size: int = 8000  # at most, per vocabulary, for bpe and unigram; characters and words take all they see
+    normalize: tuple[Form, ...] = ()  # forms of source lines, see FORMS; of targets, too, where they lose nothing
+    normalize_target: tuple[Form, ...] = ()  # further forms of target lines: they change what the model learns to write
+
+    @property
+    def target_forms(self) -> tuple[Form, ...]:
+        """The normal forms of target lines."""
+        return (*(form for form in self.normalize if form in CANONICAL_FORMS), *self.normalize_target)
 
     def __post_init__(self) -> None:
         for side, kind in (("source", self.source), ("target", self.target)):
             if kind not in get_args(AnyKind):
                 raise TransduceError(f"tokenizer {side} ({kind!r}) must be one of {', '.join(get_args(AnyKind))}.")
+        for form in (*self.normalize, *self.normalize_target):
+            if form not in FORMS:
+                raise TransduceError(f"tokenizer normal form '{form}' is unknown.{nearest(form, FORMS)}")
         if self.joint and self.source != self.target:
             raise TransduceError(
                 f"tokenizer joint (true) needs one kind for both sides, but source is {self.source!r} and target is "

@@ -18,6 +18,7 @@ from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.certified_json import read_with_digest, with_digest
 from transduce.model.config import VocabularySizes
 from transduce.text.config import AnyKind, Kind, TokenizerConfig
+from transduce.text.normal_form import Form, in_normal_form
 from transduce.text.ragged import Ragged
 from transduce.text.sentencepiece import SentencePieces
 from transduce.text.vocabulary import Vocabulary, learn_vocabulary
@@ -60,8 +61,8 @@ class Tokenizer:
                 "tokenizer source or target is 'sentencepiece', which is not learnt but comes with an imported model: "
                 f"take one of {', '.join(get_args(Kind))}, or train with --init-from IMPORTED_RUN."
             )
-        _check_lines(src_lines)
-        _check_lines(tgt_lines)
+        src_lines = _normal_lines(src_lines, config.normalize)
+        tgt_lines = _normal_lines(tgt_lines, config.target_forms)
         if config.joint:
             both = learn_vocabulary(config.target, [*src_lines, *tgt_lines], config.vocab_size)
             both, num_target_ids = both.with_target_tokens_first(tgt_lines)
@@ -89,24 +90,32 @@ class Tokenizer:
             pad_id=self.pad_id,
         )
 
+    def normal_source(self, lines: Sequence[str]) -> Sequence[str]:
+        """Source lines in the normal form in which they are encoded; raises as `encode_source` does."""
+        return _normal_lines(lines, self.config.normalize)
+
+    def normal_target(self, lines: Sequence[str]) -> Sequence[str]:
+        """Target lines in the normal form in which they are encoded; raises as `encode_target` does."""
+        return _normal_lines(lines, self.config.target_forms)
+
     def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, ended by eos. Raises TransduceError at a newline or a lone surrogate."""
-        return self._encode(self._source, lines)
+        return self._source_ids(self.normal_source(lines))
 
     def encode_target(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, ended by eos, without bos. Raises TransduceError at a newline or a lone surrogate.
 
         All are below `num_target_ids`: other tokens spell a source-only one, so a model can write any target.
         """
-        return [self._target.respell(ids, self.num_target_ids) for ids in self._encode(self._target, lines)]
+        return self._target_ids(self.normal_target(lines))
 
     def source_encoder(self) -> LineEncoder:
         """An encoder to the ids of `encode_source` as arrays, for many portions of text: it remembers words."""
-        return _line_encoder(self._source.kind, self.encode_source)
+        return _line_encoder(self._source.kind, self.normal_source, self._source_ids)
 
     def target_encoder(self) -> LineEncoder:
         """An encoder to the ids of `encode_target` as arrays, for many portions of text: it remembers words."""
-        return _line_encoder(self._target.kind, self.encode_target)
+        return _line_encoder(self._target.kind, self.normal_target, self._target_ids)
 
     def decode_source(self, ids: Sequence[int]) -> str:
         """The text of `ids` up to the first eos; see `decode_target`."""
@@ -134,7 +143,8 @@ class Tokenizer:
     def to_json(self) -> str:
         """One JSON document that carries its own SHA-256."""
         content = {
-            "config": asdict(self.config),
+            # Without forms that are not there: a tokenizer of before is written as it was.
+            "config": {name: value for name, value in asdict(self.config).items() if value != ()},
             "num_target_ids": self.num_target_ids,
             "source": None if self._source is self._target else self._source.to_dict(),
             "target": self._target.to_dict(),
@@ -148,14 +158,18 @@ class Tokenizer:
         content = _verified_content(text)
         target = _vocabulary(content["target"])
         source = target if content["source"] is None else _vocabulary(content["source"])
-        return cls(TokenizerConfig(**content["config"]), source, target, content["num_target_ids"])
+        settings = content["config"]
+        settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
+        return cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # sent to another process as the content of its file
 
-    def _encode(self, vocabulary: AnyVocabulary, lines: Sequence[str]) -> list[list[int]]:
-        _check_lines(lines)
-        return [[*ids, self.eos_id] for ids in vocabulary.encode(lines)]
+    def _source_ids(self, lines: Sequence[str]) -> list[list[int]]:
+        return [[*ids, self.eos_id] for ids in self._source.encode(lines)]
+
+    def _target_ids(self, lines: Sequence[str]) -> list[list[int]]:
+        return [self._target.respell([*ids, self.eos_id], self.num_target_ids) for ids in self._target.encode(lines)]
 
     def _decode(self, vocabulary: AnyVocabulary, ids: Sequence[int]) -> str:
         return vocabulary.decode(takewhile(lambda i: i != self.eos_id, ids))
@@ -165,20 +179,32 @@ def _vocabulary(saved: dict[str, Any]) -> AnyVocabulary:
     return (SentencePieces if saved["kind"] == "sentencepiece" else Vocabulary).from_dict(saved)
 
 
-def _line_encoder(kind: AnyKind, encode: Callable[[Sequence[str]], list[list[int]]]) -> LineEncoder:
-    """`encode` with arrays for its result, and with a table of the words that it has seen where words can be split."""
+def _line_encoder(
+    kind: AnyKind,
+    normalize: Callable[[Sequence[str]], Sequence[str]],
+    encode: Callable[[Sequence[str]], list[list[int]]],
+) -> LineEncoder:
+    """`encode` with arrays for its result, and with a table of the words that it has seen where words can be split.
+
+    Lines are normalized whole: the ends of a word are no ends of a line.
+    """
     table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
 
     def flatten(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        rows = Ragged.of(encode(lines))
+        rows = Ragged.of(encode(normalize(lines)))
         return rows.ids, rows.lens
 
     def look_up(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        ids, lens = table.encode(lines)
+        ids, lens = table.encode(normalize(lines))
         return np.insert(ids, np.cumsum(lens), Tokenizer.eos_id), lens + 1
 
     # A space between characters is a token of its own, and sentencepiece may normalize across one.
     return flatten if kind in ("characters", "sentencepiece") else look_up
+
+
+def _normal_lines(lines: Sequence[str], forms: Sequence[Form]) -> Sequence[str]:
+    _check_lines(lines)
+    return in_normal_form(lines, forms)
 
 
 def _check_lines(lines: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transduce.data.large.prepared_file import DTYPES
 from transduce.data.pairs import next_lines, overlap_keys, read_rows
 from transduce.data.parsing import without_empty
+from transduce.data.seen import characters_of
 from transduce.text.tokenizer import Tokenizer
 
 Message = tuple[dict[str, Any], Sequence[bytes]]  # what JSON can hold, and what it cannot
@@ -33,6 +34,7 @@ def block_encoder(
         sides = [next_lines(text, name, start)[:end] for text, name in zip(texts, names, strict=True)]
         src, tgt, skipped = without_empty(read_rows(names[0], sides, start))
         encoded = [encode(lines) for encode, lines in zip(encoders, (src, tgt), strict=True)]
+        sides_seen = learnt.normal_source(src), learnt.normal_target(tgt)
         longer_lens = np.maximum(*(lens for _, lens in encoded))
         is_kept = longer_lens <= max_len
         arrays: list[NDArray[np.integer]] = []
@@ -43,7 +45,9 @@ def block_encoder(
             "num": {"pairs": len(src), "kept": int(is_kept.sum())},
             "skipped": skipped,
             "shortest": int(longer_lens.min(initial=NO_LEN)),
-            "seen": {name: list(wanted[name].intersection(texts)) for name, texts in keys.items()},
+            "characters": ["".join(sorted(characters_of(side))) for side in sides_seen],
+            "num_of_len": np.bincount(encoded[0][1][is_kept], minlength=1).tolist(),
+            "overlap": {name: list(wanted[name].intersection(texts)) for name, texts in keys.items()},
         }
         return counts, [array.tobytes() for array in arrays]
 

@@ -27,6 +27,7 @@ from transduce.data.parsing import (
     row_reader,
     without_empty,
 )
+from transduce.data.seen import Seen
 from transduce.devices.machine import usable_cores
 from transduce.errors import DataError
 from transduce.files.atomic import write_atomically
@@ -155,15 +156,20 @@ class LargePairs:
         blocks = enumerate(zip_longest(*texts, fillvalue=b""))
         questions = (({"num_before": number * LINES_PER_BLOCK}, block) for number, block in blocks)
         num, skipped, shortest = Counter[str](), Counter[str](), [NO_LEN]
-        seen: dict[str, set[str]] = {name: set() for name in valid}
+        characters: tuple[set[str], set[str]] = set(), set()  # of each side
+        num_of_len: Counter[int] = Counter()  # sources, by their number of ids
+        overlap: dict[str, set[str]] = {name: set() for name in valid}
 
         def encoded(answers: Iterable[Message]) -> Iterator[Sequence[bytes]]:
             for done, (found, arrays) in enumerate(answers, start=1):
                 num.update(found["num"])
                 skipped.update(found["skipped"])
                 shortest.append(found["shortest"])
-                for name, texts in found["seen"].items():
-                    seen[name].update(texts)
+                for side, more in zip(characters, found["characters"], strict=True):
+                    side.update(more)
+                num_of_len.update(dict(enumerate(found["num_of_len"])))
+                for name, texts in found["overlap"].items():
+                    overlap[name].update(texts)
                 progress("encoding", min(num_rows, done * LINES_PER_BLOCK), num_rows)
                 yield arrays
 
@@ -174,6 +180,7 @@ class LargePairs:
             notes = (
                 f"{name}: {repair}" for name, file in zip(self.names, scanned, strict=True) for repair in file.repairs
             )
+            sides = frozenset(characters[0]), frozenset(characters[1])
             return Manifest(
                 data=list(self.sha256.values()),
                 num_pairs=num["pairs"],
@@ -182,7 +189,8 @@ class LargePairs:
                 skipped=dict(skipped),
                 notes=list(dict.fromkeys(notes)),  # each once, though a file may be both sides
                 valid=list(self.valid.sha256.values()) if self.valid else [],
-                overlap={name: sum(map(seen[name].__contains__, texts)) for name, texts in valid.items()},
+                seen=Seen.counted(*sides, [num_of_len[k] for k in range(max_len + 1)]).as_dict(),
+                overlap={name: sum(map(overlap[name].__contains__, texts)) for name, texts in valid.items()},
             )
 
         # One more process than cores: each waits while its answer is fetched.

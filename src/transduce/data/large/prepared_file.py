@@ -25,7 +25,7 @@ from transduce.files.content import sha256_of
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_write_errors
 
-_FORMAT_VERSION = 2  # 1 was a folder of shards
+_FORMAT_VERSION = 3  # 1 was a folder of shards, 2 did not say what was seen
 _CHUNK_BYTES = 1 << 20
 DTYPES: dict[str, np.dtype[Any]] = {
     "U16": np.dtype("<u2"),
@@ -45,6 +45,7 @@ class Manifest:
     skipped: dict[str, int]  # reason -> number of pairs that are not counted in `num_pairs`
     notes: list[str]
     valid: list[str]  # SHA-256 of the validation files; none: there was no validation
+    seen: dict[str, Any]  # the characters and lengths of its pairs: see `data.seen`
     overlap: dict[str, int]  # with that validation: see `pairs.count_overlap`
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from transduce.data.compression import CHUNK_BYTES, is_compressed
 from transduce.data.pairs import next_lines, whole_lines
-from transduce.data.parsing import BYTE_ORDER_MARK, repairs
+from transduce.data.parsing import BYTE_ORDER_MARK, refuse_nul, repairs
 from transduce.files.system_errors import explained_read_errors
 
 _UNPACKED = 4  # a compressed file counts as so many times its size
@@ -67,6 +67,7 @@ def scan(name: str, *, lines_per_block: int, most_sampled: int) -> ScannedFile:
         has_mark = has_mark or (not num_lines and content.startswith(BYTE_ORDER_MARK.encode()))
         num_crlf += content.count(b"\r\n")
         lines = next_lines(content, name, num_lines)
+        refuse_nul(lines, name, num_lines)
         sample += lines[-num_lines % step :: step]
         while len(sample) > most_sampled:
             sample, step = sample[::2], 2 * step

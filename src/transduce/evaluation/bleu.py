@@ -1,0 +1,65 @@
+"""The tokenizer that BLEU needs for a text, and notes on texts for which BLEU is the wrong score."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+from sacrebleu.metrics import BLEU
+
+References: TypeAlias = Sequence[Sequence[str | None]]
+
+_KANA = ("HIRAGANA", "KATAKANA")
+_UNSPACED = ("CJK", *_KANA, "THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER", "emoji")  # written without spaces
+_LETTERS_PER_SPACE = 6  # with fewer, there are spaces between words all the same: the text has been segmented
+_LOOKS_TOKENIZED = 0.25  # share of the lines that end in " ."
+
+
+def tokenizer_for(references: References) -> str:
+    """The tokenizer of sacreBLEU that suits the references: 13a splits at spaces, which some scripts do not have."""
+    num: Counter[str] = Counter()
+    for character, count in Counter("".join(_lines(references))).items():
+        num[_script(character)] += count
+    unspaced, letters = sum(num[script] for script in _UNSPACED), num.total() - num["space"] - num[""]
+    if 2 * unspaced <= letters or letters < _LETTERS_PER_SPACE * num["space"]:
+        return "13a"
+    # sacreBLEU's zh splits Chinese alone; Japanese has Chinese characters, too, but among them always some of its own.
+    is_chinese = 2 * num["CJK"] > unspaced and num["CJK"] > 9 * sum(num[script] for script in _KANA)
+    return "zh" if is_chinese else "char"
+
+
+def has_bleu(references: References, tokenizer: str = "") -> bool:
+    """Whether any reference has the four tokens without which BLEU scores every output 0."""
+    split = BLEU(tokenize=tokenizer or tokenizer_for(references))._preprocess_segment
+    return any(split(line).count(" ") >= 3 for line in _lines(references))
+
+
+def default_metrics(metrics: Sequence[str], references: References) -> tuple[str, ...]:
+    """`metrics`, of which nobody has asked for `bleu`: without it where it cannot be had."""
+    if "bleu" not in metrics or has_bleu(references):
+        return tuple(metrics)
+    return tuple(dict.fromkeys("exact_match" if name == "bleu" else name for name in metrics))
+
+
+def notes_on(metrics: Sequence[str], references: References) -> list[str]:
+    """What should be known of these metrics on these references, one line each."""
+    names = [name for name in metrics if name.startswith("bleu") and not has_bleu(references, name[len("bleu:") :])]
+    notes = [f"no reference has four tokens: {name} is 0 whatever the outputs, exact_match is not" for name in names]
+    lines = list(_lines(references))
+    if "bleu" in metrics and sum(line.endswith(" .") for line in lines) > _LOOKS_TOKENIZED * len(lines):
+        notes.append("the references look tokenized already: of such text, tokenized_bleu is the score to publish")
+    return notes
+
+
+def _lines(references: References) -> Iterator[str]:
+    return (line for reference_set in references for line in reference_set if line)
+
+
+def _script(character: str) -> str:
+    """The script of a letter or digit by its first word in Unicode, "space", or "" for marks and punctuation."""
+    if character.isspace():
+        return "space"
+    if unicodedata.category(character) == "So":
+        return "emoji"
+    script = unicodedata.name(character, "").partition(" ")[0]
+    return script if character.isalnum() or script in _UNSPACED else ""
