@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transduce.inference.predictor import Predictor
     from transduce.runs.fit import fit
     from transduce.runs.load import load
-    from transduce.runs.train import train
+    from transduce.runs.train_pairs import train
 
     __version__: str
 
@@ -98,5 +98,5 @@ def import_when_used(package: str, homes: Mapping[str, str]) -> None:
 
 sys.meta_path.append(_MovedModules())
 import_when_used(
-    __name__, {"Predictor": "inference.predictor", "fit": "runs.fit", "load": "runs.load", "train": "runs.train"}
+    __name__, {"Predictor": "inference.predictor", "fit": "runs.fit", "load": "runs.load", "train": "runs.train_pairs"}
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 from transduce.cli.console import print_json, print_scores, read_references
 from transduce.cli.predictor import load_predictor
 from transduce.config.settings import ExperimentConfig
+from transduce.data.config import IN_MEMORY
+from transduce.data.parsing import is_empty
 from transduce.errors import TransduceError
 from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
 from transduce.evaluation.evaluate import score
@@ -19,6 +21,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     predictor = load_predictor(arguments, arguments.run)
     sources, references = read_references(arguments.source, arguments.target)
+    for name, lines in zip(arguments.target, references, strict=True):
+        pairs = enumerate(zip(sources, lines, strict=True), start=1)
+        if empty := [number for number, (source, line) in pairs if is_empty(line) and not is_empty(source)]:
+            count = f"{len(empty):,} of {len(lines):,} references are empty where the source is not"
+            predictor.report(f"{name}: {count}, the first in line {empty[0]:,}: do the files belong together?")
     folder = RunFolder.open(Path(arguments.run))
     config = folder.settings
     metrics = _metrics_to_score(arguments, config)
@@ -42,9 +49,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         return 0
     print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
     if overlap is None:
-        predictor.report(
-            "the training pairs are not where they were, or too many: nobody looked whether these are among them"
-        )
+        reason = "were in memory" if IN_MEMORY in config.data.train else "are not where they were, or too many"
+        predictor.report(f"the training pairs {reason}: nobody looked whether these are among them")
     else:
         counts = ", ".join(f"{count:,} {side}" for side, count in overlap.items())
         predictor.report(f"in training too: {counts}")

@@ -1,12 +1,14 @@
 """Subcommands: export, import."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from transduce.cli.console import print_json, print_table, read_references, report_of
+from transduce.data.config import IN_MEMORY
 from transduce.data.download import Places
 from transduce.data.pairs import read_lines, read_pairs
 from transduce.errors import MissingInputError, TransduceError
@@ -42,7 +44,9 @@ def export_command(arguments: argparse.Namespace) -> int:
 def import_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
     import_marian(Path(arguments.folder), Path(arguments.output), report)
-    report(f"{arguments.output}: the model of {arguments.folder}. Try: transduce predict {arguments.output}")
+    report(
+        f"{arguments.output}: the model of {arguments.folder}. Try: transduce predict {shlex.quote(arguments.output)}"
+    )
     return 0
 
 
@@ -62,9 +66,9 @@ def read_test_lines(
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
     pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
     if pairs is None:
+        reason = "were in memory" if IN_MEMORY in folder.settings.data.valid else "are not where they were"
         raise MissingInputError(
-            f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
-            "FILE."
+            f"the validation pairs of {folder.path} {reason}, to be answered: give lines by --source FILE."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 

@@ -154,7 +154,7 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
 # BLEU of text that is tokenized already, as published tables often have it: split at spaces only.
 _TOKENIZED_BLEU = partial(BLEU, tokenize="none", force=True)
 DEFINITIONS = {
-    "bleu": Metric("BLEU", True, _by_sacrebleu(BLEU), _bleu),
+    "bleu": Metric("BLEU", True, _by_sacrebleu(partial(BLEU, force=True)), _bleu),
     "tokenized_bleu": Metric("tokenised BLEU", True, _by_sacrebleu(_TOKENIZED_BLEU), _bleu),
     "chrf": Metric("chrF2", True, _by_sacrebleu(CHRF), _chrf),
     "ter": Metric("TER", False, _by_sacrebleu(TER), _rate),

@@ -9,7 +9,7 @@ from typing import Literal
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, encode_pairs
-from transduce.data.config import DataConfig
+from transduce.data.config import IN_MEMORY, DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.download import DEFAULT_CACHE, Places
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
@@ -54,10 +54,13 @@ class LearntFrom:
     seen: Seen | None  # None: nobody looked
 
 
-def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None]) -> Corpus:
+def read_corpus(
+    config: DataConfig, places: Places, report: Callable[[str], None], *, in_memory: Mapping[str, Pairs] = {}
+) -> Corpus:
     """Reads validation and training pairs, and reports what was skipped and how much they overlap.
 
-    Training files that are too large for memory are left where they are, and reported on when they are prepared.
+    `in_memory` has the sides that the settings say are there. Training files that are too large for memory are left
+    where they are, and reported on when they are prepared.
     """
     is_train_large = is_large(config.train)
     if config.more and (is_train_large or is_large(config.more)):
@@ -65,8 +68,8 @@ def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None
             f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
             "training pairs into one file, or one for each side, and give data.train and data.valid."
         )
-    small = None if is_train_large else _read_side("train", config, places)
-    valid = _read_side("valid", config, places) if config.dataset or config.valid else None
+    small = None if is_train_large else _read_side("train", config, places, in_memory)
+    valid = _read_side("valid", config, places, in_memory) if config.dataset or config.valid else None
     for name, pairs in (("training", small), ("validation", valid)):
         if pairs is not None:
             report_read(name, len(pairs), pairs, report)
@@ -147,8 +150,18 @@ def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> 
         report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {max_len} tokens")
 
 
-def _read_side(side: Literal["train", "valid"], config: DataConfig, places: Places) -> Pairs:
-    pairs = load_split(config.dataset, side, places) if config.dataset else read_pairs(getattr(config, side))
+def _read_side(
+    side: Literal["train", "valid"], config: DataConfig, places: Places, in_memory: Mapping[str, Pairs] = {}
+) -> Pairs:
+    if side in in_memory:
+        pairs = in_memory[side]
+    elif getattr(config, side) == (IN_MEMORY,):
+        raise TransduceError(
+            f"the pairs of data.{side} were in memory, in a Python program: give them to transduce.train again (with "
+            "resume=True to go on), or set it to files."
+        )
+    else:
+        pairs = load_split(config.dataset, side, places) if config.dataset else read_pairs(getattr(config, side))
     return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 

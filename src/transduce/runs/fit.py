@@ -4,14 +4,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
 from transduce.data.large.prepare import LARGE_BYTES
-from transduce.data.pairs import Pairs, read_pairs, split_pairs
+from transduce.data.memory import names_of, pairs_of, paths_of
+from transduce.data.pairs import Pairs, split_pairs
+from transduce.data.parsing import as_text
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import score
@@ -29,6 +35,9 @@ from transduce.training.trainer import Observer
 
 MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000
+_PAIRS_PER_LABEL = 5  # with so many pairs for each target and more, targets are labels, which all parts share
+_NEARLY_ALL = 99.9  # per cent of the pairs are to be trained on however long they are,
+_LONGEST = 4096  # up to so many tokens
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,10 @@ class FitResult:
 
 
 def fit(
-    paths: Sequence[str | Path],
+    pairs: Any,
     run_dir: str | Path,
     *,
+    valid: Any = None,
     task: str | None = None,
     minutes: float = 15.0,
     seed: int = 1,
@@ -63,8 +73,11 @@ def fit(
     show_progress: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> FitResult:
-    """Train on the pairs in `paths` for about `minutes`, and score the model on pairs held out before.
+    """Train on `pairs` for about `minutes`, and score the model on some of them, held out before.
 
+    `pairs` are paths (.tsv, .jsonl, or two parallel files) or pairs in memory: a list of (source, target), a list of
+    dicts, a DataFrame, a `datasets.Dataset`, an iterator of rows; see `data.memory`. So is `valid`, pairs to validate
+    by during training; None: some are held out for this, too.
     `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
 
     No source or target of the held-out parts occurs in training. The run folder keeps the test part (test.source,
@@ -76,20 +89,23 @@ def fit(
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
     saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
-    pairs = _read(paths, report)
-    train_pairs, valid, test = _hold_out(pairs, str(paths[0]))
-    report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
+    everything = _read(pairs, report)
+    num_train = saved.facts["num_train_pairs"] if saved else None
+    parts = _hold_out(everything, names_of(pairs)[0], report, has_valid=valid is not None, num_train=num_train)
+    train_pairs, held_out, test = parts if valid is None else (parts[0], pairs_of(valid), parts[2])
+    report(f"{len(train_pairs):,} pairs to learn from, {len(held_out):,} to validate, {len(test):,} to test")
     if saved is None:
-        fitting_task = given_task or recognize(pairs)
+        fitting_task = given_task or recognize(everything)
         report(f"{'taken for' if given_task else 'this looks like'} {fitting_task.name}: {fitting_task.form}")
-        config = choose_settings(fitting_task, train_pairs, paths, minutes=minutes, seed=seed)
+        config = choose_settings(fitting_task, train_pairs, names_of(pairs), minutes=minutes, seed=seed)
+        config = replace(config, data=replace(config.data, valid=() if valid is None else names_of(valid)))
     else:
         config = _resumed_settings(saved, len(train_pairs), minutes, given_task)
     report(_summary(config))
     state = train(
         config,
         run_dir,
-        corpus=Corpus(train_pairs, valid),
+        corpus=Corpus(train_pairs, held_out),
         resume=resume,
         device=device,
         report=report,
@@ -99,45 +115,59 @@ def fit(
         started=started,
     )
     predictor = load(run_dir, device=device)
-    validation = config.validation
-    scores = score(predictor, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
+    metrics, group_sources = config.validation.metrics, config.validation.group_sources
+    scores = score(predictor, test.src, [test.tgt], metrics, group_sources=group_sources)
     result = FitResult(
-        run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
+        run_dir, scores, len(train_pairs), len(held_out), len(test), round(state.seconds, 1), example=test.src[0]
     )
     folder = RunFolder.open(run_dir)
-    folder.write_file("test.source", "".join(f"{line}\n" for line in test.src).encode())
-    folder.write_file("test.target", "".join(f"{line}\n" for line in test.tgt).encode())
+    folder.write_file("test.source", as_text(test.src))
+    folder.write_file("test.target", as_text(test.tgt))
     folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
     return result
 
 
-def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
-    """The pairs in `paths`, in memory. Raises DataError if they are too few, or too many for that."""
-    if is_large(paths):
+def _read(given: Any, report: Callable[[str], None]) -> Pairs:
+    """The pairs, in memory. Raises DataError if they are too few, or too many for that."""
+    if is_large(paths_of(given)):
         raise DataError(
-            f"{' and '.join(map(str, paths))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
+            f"{' and '.join(names_of(given))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
             "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
         )
-    pairs = read_pairs(paths)
+    pairs = pairs_of(given)
     report_read("read", len(pairs), pairs, report)
     if len(pairs) < MINIMUM_PAIRS:
         raise DataError(
-            f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
+            f"{names_of(given)[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
             f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
         )
     return pairs
 
 
-def _hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
-    """Training, validation and test pairs, without a source or a target in common."""
-    held_out = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
+def _hold_out(
+    pairs: Pairs, name: str, report: Callable[[str], None], *, has_valid: bool, num_train: int | None
+) -> tuple[Pairs, Pairs, Pairs]:
+    """Training, validation and test pairs, without a source or, unless they are labels, a target in common.
+
+    `num_train` is how many pairs a resumed run is trained on.
+    """
+    test, num_targets = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs))), len(set(pairs.tgt))
+    split = partial(split_pairs, pairs, valid=0 if has_valid else test, test=test)
+    are_labels = num_targets * _PAIRS_PER_LABEL <= len(pairs)
     try:
-        return split_pairs(pairs, valid=held_out, test=held_out)
+        parts = split(may_share_targets=are_labels)
     except DataError:
         raise DataError(
-            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
-            "remove repeated ones, or use `transduce train` with a validation file of your own."
+            f"{name}: none of the {len(pairs):,} pairs can be held out for a score: they are linked too closely by "
+            f"their {len(set(pairs.src)):,} different sources and {num_targets:,} targets. Remove repeated ones, or "
+            "use `transduce train` with a validation file of your own."
         ) from None
+    if are_labels and num_train not in (None, len(parts[0])):
+        with suppress(DataError):
+            parts = split()  # as runs of before were
+    elif are_labels:
+        report(f"only {num_targets:,} different targets: held out by sources alone, so all parts share the targets")
+    return parts
 
 
 def choose_settings(
@@ -148,10 +178,14 @@ def choose_settings(
     num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
     # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
+    # A text has about as many tokens as characters, and an end, at most.
+    longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
+    max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
+    model = _model_for(num_characters, minutes)
     return ExperimentConfig(
-        data=DataConfig(train=tuple(map(str, paths))),
+        data=DataConfig(train=tuple(map(str, paths)), max_len=max_len),
         tokenizer=TokenizerConfig(source=source, target=target, joint=source == target, vocab_size=vocab_size),
-        model=_model_for(num_characters, minutes),
+        model=replace(model, max_len=max(model.max_len, max_len)),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
         validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),

@@ -39,6 +39,7 @@ from transduce.runs.monitoring import learning_curve, training_display
 from transduce.runs.validation import build_validation
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
+from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
 from transduce.training.trainer import Observer, Trainer, step_order
@@ -178,6 +179,16 @@ def _resume(
         folder.rewrite_config(to_toml(resumed))
         for name, (old, new) in changes.items():
             report(f"{name}: {old!r} -> {new!r}")
+        if (
+            step
+            and resumed.training.steps
+            and (saved.optim, saved.training.steps)
+            != (
+                resumed.optim,
+                resumed.training.steps,
+            )
+        ):
+            report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
         report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
         return resumed, step
 
@@ -185,6 +196,10 @@ def _resume(
     if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
         checkpoint = folder.read_checkpoint(step)
     return resumed, checkpoint and _with_current_names(checkpoint, resumed)
+
+
+def _rate(config: ExperimentConfig, step: int) -> float:
+    return learning_rate(config.optim, step, d_model=config.model.d_model, num_steps=config.training.steps)
 
 
 def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Checkpoint:
