@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, encode_pairs
@@ -150,18 +149,14 @@ def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> 
         report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {max_len} tokens")
 
 
-def _read_side(
-    side: Literal["train", "valid"], config: DataConfig, places: Places, in_memory: Mapping[str, Pairs] = {}
-) -> Pairs:
-    if side in in_memory:
-        pairs = in_memory[side]
-    elif getattr(config, side) == (IN_MEMORY,):
+def _read_side(side: str, config: DataConfig, places: Places, in_memory: Mapping[str, Pairs] = {}) -> Pairs:
+    paths = getattr(config, side)
+    if paths == (IN_MEMORY,) and side not in in_memory:
         raise TransduceError(
             f"the pairs of data.{side} were in memory, in a Python program: give them to transduce.train again (with "
             "resume=True to go on), or set it to files."
         )
-    else:
-        pairs = load_split(config.dataset, side, places) if config.dataset else read_pairs(getattr(config, side))
+    pairs = load_split(config.dataset, side, places) if config.dataset else in_memory.get(side) or read_pairs(paths)
     return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 
@@ -188,9 +183,7 @@ def count_training_overlap(
     return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))
 
 
-def pairs_at_hand(
-    side: Literal["train", "valid"], config: DataConfig, folder: RunFolder, places: Places
-) -> Pairs | None:
+def pairs_at_hand(side: str, config: DataConfig, folder: RunFolder, places: Places) -> Pairs | None:
     """The pairs that the run in `folder` had on this side; None if they are not where they were, or others now.
 
     Nothing is fetched for them, and nothing too large for memory is read: None for that as well.
