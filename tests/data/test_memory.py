@@ -17,11 +17,11 @@ ROWS = [("Ein Hund.", "A dog."), ("tab\there", " \ré"), ("", "nothing"), ("eins
 class Table:
     """What a DataFrame and a Dataset have in common but for the name of their columns."""
 
-    def __init__(self, attribute: str, columns: dict[Any, list[Any]]) -> None:
+    def __init__(self, attribute: str, columns: dict[Any, Any]) -> None:
         setattr(self, attribute, list(columns))
         self._columns = columns
 
-    def __getitem__(self, name: Any) -> list[Any]:
+    def __getitem__(self, name: Any) -> Any:
         return self._columns[name]
 
 
@@ -32,6 +32,16 @@ class Stream:
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         return ({"id": "7", "source": source, "target": target} for source, target in ROWS)
+
+
+class OnlyIterable:
+    """A column of a streamed data set, which has no length."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
 
 
 SRC, TGT = map(list, zip(*ROWS, strict=True))
@@ -50,6 +60,9 @@ FORMS: dict[str, Callable[[], Any]] = {
     "a frame without names": lambda: Table("columns", {0: SRC, 1: TGT}),
     "a data set": lambda: Table("column_names", {"target": TGT, "source": SRC}),
     "a streamed data set": Stream,
+    "a streamed data set with names": lambda: Table(
+        "column_names", {"source": OnlyIterable(SRC), "target": OnlyIterable(TGT)}
+    ),
 }
 
 
@@ -98,9 +111,9 @@ GOOD = [("a", "b"), ("c", "d")]
         ([*GOOD, {"en": "x", "de": "y"}], "pair 3: it is {'en': 'x', 'de': 'y'} (dict)"),
         ([*GOOD, 7], "pair 3: it is 7 (int)"),
         ((line for line in ["a\tb\n"]), "pair 1: it is 'a\\tb\\n' (str)"),
-        (Table("columns", {"en": ["a"], "de": ["b"], "fr": ["c"]}), "the columns are ['en', 'de', 'fr']: two are"),
-        (Table("column_names", {"translation": [{"en": "a"}]}), "the columns are ['translation']: two are needed"),
-        ({"hello": "hallo", "world": "Welt"}, "the columns are ['hello', 'world']: two are needed, of texts"),
+        (Table("columns", {"en": ["a"], "de": ["b"], "fr": ["c"]}), "the columns ['en', 'de', 'fr']: name those"),
+        (Table("column_names", {"translation": [{"en": "a"}]}), "have the columns ['translation']: name those of the two"),
+        ({"hello": "hallo", "world": "Welt"}, "of a dict from texts to texts, give its items()"),
         ({"source": ["a", "b", "c"], "target": ["d"]}, "column 'source' has 3 lines and column 'target' has 1"),
         (set(GOOD), "the pairs are {"),
         (7, "the pairs are 7 (int): give a list of (source, target)"),

@@ -59,9 +59,11 @@ def _rows(given: Any) -> Iterable[Any]:
         return given
     names = next((keys for keys in KEYS if set(keys) <= set(columns)), list(columns))
     sides = [given[name] for name in names]
-    if len(set(names)) != 2 or any(isinstance(side, str) or not hasattr(side, "__len__") for side in sides):
-        raise DataError(f"the columns are {shown(list(columns))}: two are needed, of texts, named source and target.")
-    refuse_unequal([f"column {name!r}" for name in names], list(map(len, sides)))
+    if len(set(names)) != 2 or any(isinstance(side, str) or not hasattr(side, "__iter__") for side in sides):
+        advice = "name those of the two sides source and target; of a dict from texts to texts, give its items()"
+        raise DataError(f"the pairs have the columns {shown(list(columns))}: {advice}.")
+    sides = [list(side) for side in sides]
+    refuse_unequal([f"column {name!r}" for name in names], [len(side) for side in sides])
     return zip(*sides, strict=True)
 
 
