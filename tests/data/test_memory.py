@@ -112,7 +112,7 @@ GOOD = [("a", "b"), ("c", "d")]
         ([*GOOD, 7], "pair 3: it is 7 (int)"),
         ((line for line in ["a\tb\n"]), "pair 1: it is 'a\\tb\\n' (str)"),
         (Table("columns", {"en": ["a"], "de": ["b"], "fr": ["c"]}), "the columns ['en', 'de', 'fr']: name those"),
-        (Table("column_names", {"translation": [{"en": "a"}]}), "have the columns ['translation']: name those of the two"),
+        (Table("column_names", {"translation": [{"en": "a"}]}), "the columns ['translation']: name those"),
         ({"hello": "hallo", "world": "Welt"}, "of a dict from texts to texts, give its items()"),
         ({"source": ["a", "b", "c"], "target": ["d"]}, "column 'source' has 3 lines and column 'target' has 1"),
         (set(GOOD), "the pairs are {"),
