@@ -8,8 +8,7 @@ import pytest
 
 import transduce
 from calling import command
-from small_run import CONFIG
-from transduce.config.settings import ExperimentConfig, load_config
+from transduce.config.settings import settings_of
 from transduce.data.datasets import load_split
 from transduce.errors import ConfigMismatchError, DataError, RunFolderError, TransduceError
 from transduce.runs.folder import RunFolder
@@ -152,11 +151,8 @@ def test_a_setting_is_checked_as_in_a_file_and_a_preset_gives_the_others(tmp_pat
 
 
 def test_a_config_comes_first_as_ever(forms: dict[str, Any], tmp_path: Path) -> None:
-    text = CONFIG.replace("{data}/train.source", str(forms["two files"][0])).replace("steps = 60", "steps = 2")
-    text = text.replace("{data}/train.target", forms["two files"][1]).replace("valid =", "# valid =")
-    config = load_config(text, "config.toml")
-    assert isinstance(config, ExperimentConfig)
-    assert transduce.train(config, tmp_path / "run", device="cpu").step == 2
+    config = settings_of({**SETTINGS, "data": {"train": list(map(str, forms["two files"]))}})
+    assert transduce.train(config, tmp_path / "run", device="cpu").step == 6
     with pytest.raises(TransduceError, match=r"a config names its own in data\.valid"):
         transduce.train(config, tmp_path / "other", valid=HELD_OUT)
 
