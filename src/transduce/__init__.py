@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transduce.inference.constraints import Constraints
     from transduce.inference.predictor import Predictor
     from transduce.runs.fit import fit
-    from transduce.runs.run import Run, compare, load, train
+    from transduce.runs.run import Run, compare, load
+    from transduce.runs.train_pairs import train
 
     __version__: str
 
@@ -105,6 +106,6 @@ def import_when_used(package: str, homes: Mapping[str, str]) -> None:
 sys.meta_path.append(_MovedModules())
 _HOMES = {
     "Constraints": "inference.constraints", "DecodingConfig": "inference.config", "Predictor": "inference.predictor",
-    "Run": "runs.run", "compare": "runs.run", "fit": "runs.fit", "load": "runs.run", "train": "runs.run",
+    "Run": "runs.run", "compare": "runs.run", "fit": "runs.fit", "load": "runs.run", "train": "runs.train_pairs",
 }  # fmt: skip
 import_when_used(__name__, _HOMES)

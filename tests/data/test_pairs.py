@@ -1,6 +1,8 @@
 import bz2
+import csv
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import subprocess
@@ -196,10 +198,98 @@ def test_a_parallel_file_may_end_with_or_without_a_line_feed_but_an_empty_line_c
     assert "has 3:" in message
 
 
-def test_empty_lines_at_the_end_of_a_tsv_file_are_no_pairs_and_one_in_the_middle_is_an_error(tmp_path):
-    assert rows_of(read_pairs([write(tmp_path / "p.tsv", "a\tb\n\n\n")])) == [("a", "b")]
-    message = one_line_error(DataError, [write(tmp_path / "q.tsv", "a\tb\n\nc\td\n")])
-    assert "line 2: 1 column found" in message
+@pytest.mark.parametrize(("suffix", "row"), [(".tsv", "a\tb"), (".jsonl", '{"src": "a", "tgt": "b"}')])
+def test_an_empty_line_is_skipped_and_counted_in_the_middle_and_forgiven_at_the_end(tmp_path, suffix, row):
+    pairs = read_pairs([write(tmp_path / f"p{suffix}", f"{row}\n\n{row}\n  \n{row}\n\n\n")])
+    assert rows_of(pairs) == [("a", "b")] * 3
+    assert pairs.skipped == {"empty source": 2}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bad", "other"),
+    [(".tsv", "one column", "a\tb\tc"), (".tsv", "a\tb\tc\td", "a"), (".jsonl", "# note", '{"src": "a", "tgt": null}')],
+)
+def test_a_bad_line_says_what_it_holds_and_how_many_more_are_like_it(tmp_path, suffix, bad, other):
+    good = "a\tb" if suffix == ".tsv" else '{"src": "a", "tgt": "b"}'
+    lines = [good, bad, good, other, bad, bad, ""]
+    path = write(tmp_path / f"p{suffix}", "\n".join(lines))
+    message = one_line_error(DataError, [path])
+    assert message.startswith(f"{path}, line 2 (and 2 more like it): ")
+    assert message.endswith(f"It holds {bad!r}.")
+    lonely = one_line_error(DataError, [write(path, "\n".join(lines[:4]))])
+    assert lonely.startswith(f"{path}, line 2: ")
+
+
+@pytest.mark.parametrize("header", ["source\ttarget", "SRC\tTgt", '"source"\t"target"'])
+def test_a_row_of_names_at_the_top_is_no_pair(tmp_path, header):
+    pairs = read_pairs([write(tmp_path / "p.tsv", f"{header}\na\tb\nsource\ttarget\n")])
+    assert rows_of(pairs) == [("a", "b"), ("source", "target")]
+    assert pairs.skipped == {"header": 1}
+
+
+PAIR_LINES = "".join(f"a {k}\tb {k}\n" for k in range(60))
+
+
+@pytest.mark.parametrize(
+    "names", [("train.tsv", "valid.tsv"), ("a.jsonl", "b.JSONL.gz"), ("train.txt", "valid.txt"), ("a.json", "b.tsv.xz")]
+)
+def test_two_files_of_pairs_are_not_taken_for_two_sides(tmp_path, names):
+    as_json = "".join(f'{{"src": "a {k}", "tgt": "b", "id": {k}}}\n' for k in range(60))
+    contents = [as_json if "json" in name else PAIR_LINES * 2 for name in names]
+    paths = [
+        write(tmp_path / name, COMPRESSORS.get(Path(name).suffix, bytes)(content.encode()))
+        for name, content in zip(names, contents, strict=True)
+    ]
+    message = one_line_error(DataError, paths)
+    assert "each of these holds pairs already" in message
+    assert "`cat`" in message
+    assert "--valid" in message
+
+
+def test_two_sides_may_hold_tabs_and_one_of_them_many(tmp_path):
+    src = write(tmp_path / "src", PAIR_LINES)
+    tgt = write(tmp_path / "tgt", PAIR_LINES.replace("\t", " "))
+    assert len(read_pairs([src, tgt])) == len(read_pairs([tgt, src])) == 60
+    with pytest.raises(DataError, match="no pair"):
+        read_pairs([write(tmp_path / "no", ""), write(tmp_path / "nothing", "")])
+
+
+def csv_lines(rows: list[tuple[str, str]], quoting: int) -> str:
+    with io.StringIO(newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting, lineterminator="\n").writerows(rows)
+        return file.getvalue()
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+def test_the_quotes_of_csv_are_removed_and_a_note_says_so(tmp_path, quoting):
+    rows = [(f"a {k}", f"b, {k}") for k in range(60)] + [('He said "yes".', 'Er sagte "ja".')]
+    path = write(tmp_path / "p.tsv", csv_lines(rows, quoting))
+    assert path.read_text() != "".join(f"{s}\t{t}\n" for s, t in rows)
+    pairs = read_pairs([path])
+    assert rows_of(pairs) == rows
+    assert pairs.notes == [f"{path}: the quotes of CSV removed (.jsonl would keep quotes)"]
+
+
+def test_a_spreadsheet_that_quotes_what_holds_a_comma_is_recognized(tmp_path):
+    rows = [(f"a {k}", f"b, {k}") for k in range(60)]
+    path = write(tmp_path / "p.tsv", "".join(f'{source}\t"{target}"\n' for source, target in rows))
+    assert rows_of(read_pairs([path])) == rows
+
+
+@pytest.mark.parametrize("rows", [[('"Hi!"', '"Hallo!"'), ("a, b", "c")], [('He said "yes".', '"Ja"')], [("x", '"x"')]])
+def test_quotes_that_belong_to_the_text_stay(tmp_path, rows):
+    rows = rows + [(f"a {k}", f"b {k}") for k in range(9)]
+    assert rows_of(read_pairs([write(tmp_path / "p.tsv", "".join(f"{s}\t{t}\n" for s, t in rows))])) == rows
+
+
+def test_lines_that_end_with_cr_alone_and_a_file_that_is_one_array_are_told_what_to_do(tmp_path):
+    assert "`tr '\\r' '\\n'`" in one_line_error(DataError, [write(tmp_path / "p.tsv", "a\tb\rc\td\r")])
+    for array in ('[{"src": "a", "tgt": "b"}]', '[\n{"src": "a", "tgt": "b"}\n]'):
+        assert "`jq -c '.[]'`" in one_line_error(DataError, [write(tmp_path / "p.jsonl", array)])
+
+
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path):
+    assert "this is a folder" in one_line_error(MissingInputError, [tmp_path])
 
 
 def test_a_third_column_is_refused_with_the_command_that_cuts_it_off(tmp_path):
@@ -219,7 +309,6 @@ def test_a_third_column_is_refused_with_the_command_that_cuts_it_off(tmp_path):
         ('{"source": 1, "target": "b"}', "a number"),
         ('{"source": "a", "target": null}', "null"),
         ('{"source": "a", "target": "b"', "not JSON"),
-        ("", "not JSON"),
         ("[" * 100_000, "RecursionError"),
         ("9" * 5_000, "ValueError"),
         ('{"source": "a", "target": "b\\ud800"}', "\\ud800) as character 2"),

@@ -92,9 +92,11 @@ def test_only_our_temporaries_are_removed(tmp_path):
 @pytest.mark.parametrize("read", [read_bytes, sha256_of_file])
 def test_a_missing_file_is_named_with_what_to_do(tmp_path, read):
     (tmp_path / "file").touch()
-    for path in (tmp_path / "none", tmp_path, tmp_path / "file" / "below"):
+    for path in (tmp_path / "none", tmp_path / "file" / "below"):
         with pytest.raises(MissingInputError, match=f"^{path}: no such file. Check"):
             read(path)
+    with pytest.raises(MissingInputError, match=f"^{tmp_path}: this is a folder, and a file is needed"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, DamagedFileError), (errno.EACCES, MissingInputError)])

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from calling import Outcome, command
 from transduce.cli import train as train_module
 from transduce.config.settings import ExperimentConfig
+from transduce.data.config import DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
-from transduce.errors import DataError, RunFolderError
+from transduce.errors import ConfigMismatchError, DataError, RunFolderError
 from transduce.evaluation.config import METRICS
 from transduce.model.config import PRESETS
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
@@ -180,36 +182,100 @@ def test_a_corpus_that_train_would_not_hold_in_memory_is_refused_before_it_is_re
         fit([few], tmp_path / "run")
 
 
-def test_pairs_that_all_hang_together_are_refused_with_advice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_different", [1, 5])
+def test_pairs_that_all_hang_together_are_refused_with_advice(tmp_path: Path, num_different: int) -> None:
     path = tmp_path / "same.tsv"
-    path.write_text("".join(f"{source}\tthe same\n" for source, _ in transliterations(600)))
-    with pytest.raises(DataError, match=r"same\.tsv: the pairs share .* `transduce train`"):
+    path.write_text("".join(f"{s}\t{t}\n" for s, t in transliterations(num_different)) * (1000 // num_different))
+    message = rf"same\.tsv: none of the 1,000 .* {num_different} different sources .* `transduce train`"
+    with pytest.raises(DataError, match=message):
         fit([path], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_held_out_parts_share_no_source_and_no_target_with_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Enough(Exception):  # noqa: N818
+    """Raised where training would begin."""
+
+
+def begun(given: Any, run_dir: Path, **options: Any) -> tuple[ExperimentConfig, Pairs, Pairs, list[str]]:
+    """The settings, training and validation pairs with which `fit` would train, and what it reported."""
+    lines: list[str] = []
+    begun_with: dict[str, Any] = {}
+
+    def train(config: ExperimentConfig, _run_dir: Path, **more: Any) -> None:
+        begun_with.update(more, config=config)
+        raise Enough
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transduce.runs.fit.train", train)
+        with pytest.raises(Enough):
+            fit(given, run_dir, report=lines.append, **options)
+    corpus = begun_with["corpus"]
+    return begun_with["config"], corpus.train, corpus.valid, lines
+
+
+def test_labels_are_held_out_by_their_sources_alone_and_the_report_says_so(tmp_path: Path) -> None:
+    rows = [(" ".join(words), LABELS[row % 3]) for row, words in enumerate(pairwise(LEMMAS))]
+    _, train_pairs, valid, lines = begun([*rows, *rows], tmp_path / "run")
+    assert set(train_pairs.tgt) == set(valid.tgt) == set(LABELS)
+    assert not set(train_pairs.src) & set(valid.src)
+    assert 40 < len(valid) <= 2 * len(rows) * 0.05
+    assert any("only 3 different targets: held out by sources alone" in line for line in lines)
+
+
+def test_pairs_with_many_targets_share_none_and_nothing_is_said_of_it(tmp_path: Path) -> None:
+    _, train_pairs, valid, lines = begun(transliterations(800), tmp_path / "run")
+    assert not set(train_pairs.tgt) & set(valid.tgt)
+    assert not any("held out by sources" in line for line in lines)
+
+
+def test_long_texts_are_learned_from_and_a_single_one_is_not_what_the_limit_follows(tmp_path: Path) -> None:
+    long = [(f"{word} " * 100, word) for word, _ in transliterations(600)]
+    config, *_ = begun(long, tmp_path / "run")
+    assert max(len(source) for source, _ in long) <= config.data.max_len <= config.model.max_len
+    config, *_ = begun([*transliterations(600), ("x" * 3000, "y")], tmp_path / "run")
+    assert (config.data.max_len, config.model.max_len) == (DataConfig.max_len, PRESETS["tiny"].max_len)
+
+
+def test_pairs_to_validate_by_can_be_given_and_then_only_a_test_is_held_out(tmp_path: Path) -> None:
+    rows, own = transliterations(700), [("x", "ξ"), ("xa", "ξα")]
+    config, train_pairs, valid, _ = begun(rows, tmp_path / "run", valid=own)
+    assert list(zip(valid.src, valid.tgt, strict=True)) == own
+    assert len(train_pairs) == 700 - 35
+    assert config.data.valid == ("pairs in memory",)
+
+
+def test_the_same_pairs_are_held_out_and_the_same_settings_chosen_for_every_form(pairs: Path, tmp_path: Path) -> None:
+    rows = transliterations(800)
+    forms: list[Any] = [
+        [pairs],
+        pairs,
+        str(pairs),
+        rows,
+        iter(rows),
+        dict(zip(("src", "tgt"), zip(*rows, strict=True), strict=True)),
+    ]
+    results = [begun(form, tmp_path / "run") for form in forms]
+    assert len({(tuple(train.src), tuple(valid.src), tuple(valid.tgt)) for _, train, valid, _ in results}) == 1
+    assert len({config.tokenizer for config, *_ in results} | {config.model for config, *_ in results}) == 2
+
+
+def test_a_fit_from_memory_goes_on_from_memory(tmp_path: Path, clock: StepClock) -> None:
+    rows = transliterations(600)
+    fit(rows, tmp_path / "run", minutes=MINUTES, device="cpu", clock=clock)
+    result = fit(iter(map(list, rows)), tmp_path / "run", minutes=MINUTES, resume=True, device="cpu", clock=clock)
+    assert result.num_test == 30
+    with pytest.raises(ConfigMismatchError, match="not those that"):
+        fit([*rows[1:], ("neu", "νευ")], tmp_path / "run", minutes=MINUTES, resume=True, device="cpu", clock=clock)
+
+
+def test_held_out_parts_share_no_source_and_no_target_with_training(tmp_path: Path) -> None:
     # Some sources have several targets, and some targets several sources.
     rows = transliterations(700)
     rows += [(source, "Ω" + target) for source, target in rows[:150]]
     rows += [("x" + source, target) for source, target in rows[100:250]]
     path = tmp_path / "linked.tsv"
     path.write_text("".join(f"{source}\t{target}\n" for source, target in rows))
-    seen: dict[str, Any] = {}
-
-    class Enough(Exception):  # noqa: N818
-        pass
-
-    def train(_config: ExperimentConfig, _run_dir: Path, **more: Any) -> None:
-        seen.update(more)
-        raise Enough
-
-    monkeypatch.setattr("transduce.runs.fit.train", train)
-    with pytest.raises(Enough):
-        fit([path], tmp_path / "run")
-    train_pairs, valid = seen["corpus"].train, seen["corpus"].valid
+    _, train_pairs, valid, _ = begun([path], tmp_path / "run")
     held_out = set(rows) - set(zip(train_pairs.src, train_pairs.tgt, strict=True))
     test = held_out - set(zip(valid.src, valid.tgt, strict=True))
     assert len(valid) > 20
@@ -294,6 +360,7 @@ def phrases(words: list[str], length: int, num_lines: int = 600) -> list[str]:
 PHONEMES = ["AH0", "B", "K", "IY1", "S", "T"]
 FEATURES = [f"{kind};{person};{number}" for kind in ("PRS", "PST") for person in "123" for number in ("SG", "PL")]
 LEMMAS = random_words(600, seed=5)
+LABELS = ["deu", "eng", "fra"]
 INFLECTED = [(lemma, FEATURES[row % len(FEATURES)], lemma[:-1] + "est") for row, lemma in enumerate(LEMMAS)]
 VOCABULARY = random_words(900, seed=6)
 # What the pairs are -> their task, and what their sides are cut into.

@@ -6,8 +6,9 @@ from pathlib import Path
 from rich.table import Table
 
 from transduce.cli.console import print_json, print_table, report_of
-from transduce.data.datasets import Dataset, as_text, find_dataset, list_datasets
+from transduce.data.datasets import Dataset, find_dataset, list_datasets
 from transduce.data.download import Places
+from transduce.data.parsing import as_text
 from transduce.errors import RunFolderError, TransduceError
 from transduce.files.atomic import write_atomically
 from transduce.files.content import read_bytes, sha256_of

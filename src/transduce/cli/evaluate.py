@@ -9,6 +9,8 @@ from transduce.cli.console import print_json, print_scores, read_references, rep
 from transduce.cli.line_notes import LineNotes
 from transduce.cli.predictor import load_predictor
 from transduce.config.settings import ExperimentConfig
+from transduce.data.config import IN_MEMORY
+from transduce.data.parsing import is_empty
 from transduce.errors import TransduceError
 from transduce.evaluation.bleu import References, default_metrics, notes_on
 from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
@@ -22,6 +24,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     predictor, report = load_predictor(arguments, arguments.run, reports=False), report_of(arguments)
     sources, references = read_references(arguments.source, arguments.target)
+    for name, lines in zip(arguments.target, references, strict=True):
+        pairs = enumerate(zip(sources, lines, strict=True), start=1)
+        if empty := [number for number, (source, line) in pairs if is_empty(line) and not is_empty(source)]:
+            count = f"{len(empty):,} of {len(lines):,} references are empty where the source is not"
+            report(f"{name}: {count}, the first in line {empty[0]:,}: do the files belong together?")
     folder = RunFolder.open(Path(arguments.run))
     config = folder.settings
     metrics = _metrics_to_score(arguments, config)
@@ -58,6 +65,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 def _about_overlap(overlap: dict[str, int] | None, config: ExperimentConfig) -> str:
     if overlap is not None:
         return f"in training too: {', '.join(f'{count:,} {side}' for side, count in overlap.items())}"
+    if IN_MEMORY in config.data.train:
+        return "the training pairs were in memory: whether these are among them cannot be said"
     if is_large(config.data.train):
         return "the training pairs are too many to look through: whether these are among them was not counted"
     where = config.data.dataset or " and ".join(config.data.train)

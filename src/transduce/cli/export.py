@@ -1,6 +1,7 @@
 """Subcommands: export, import."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def export_command(arguments: argparse.Namespace) -> int:
 def import_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
     import_marian(Path(arguments.folder), Path(arguments.output), report)
-    report(f"{arguments.output}: the model of {arguments.folder}. Try: transduce predict {arguments.output}")
+    output = arguments.output
+    report(f"{output}: the model of {arguments.folder}. Try: transduce predict {shlex.quote(output)}")
     return 0
 
 

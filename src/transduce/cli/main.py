@@ -4,6 +4,8 @@ Nothing here needs torch, so that help appears at once; each subcommand is impor
 """
 
 import argparse
+import difflib
+import io
 import os
 import re
 import signal
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import NoReturn
 
 from transduce.cli.parser import build_parser
 from transduce.errors import TransduceError
@@ -32,6 +35,10 @@ _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (see `errors` for their meaning)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as `predict` writes, whatever the locale: no text is lost
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if sys.stderr is None:  # closed: Python would print what is meant for it among the outputs
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
     settings, words_left = _split_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
@@ -39,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
         arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse gives FILE its default before it sees it
     if rest:
-        build_parser().error(f"'{rest[0]}' is not understood: see transduce {arguments.subcommand} --help")
+        _refuse_word(rest[0], arguments.subcommand)
     arguments.overrides, arguments.words = settings, words
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
         signal.signal(signal.SIGTERM, _stop)
@@ -72,6 +79,16 @@ def _run(arguments: argparse.Namespace) -> int:
     speed_up_cpu()
     name = "predict" if arguments.subcommand == "translate" else arguments.subcommand
     return int(getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")(arguments))
+
+
+def _refuse_word(word: str, subcommand: str) -> NoReturn:
+    """Exits with what is wrong with a word of the command line, and the option that it is nearest to."""
+    parser = build_parser()
+    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    options = [option for option in subparsers.choices[subcommand]._option_string_actions if option.startswith("--")]
+    close = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1)
+    hint = f"did you mean {close[0]}?" if close and word.startswith("--") else f"see transduce {subcommand} --help"
+    parser.error(f"'{word}' is not understood: {hint}")
 
 
 def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:

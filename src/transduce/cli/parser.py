@@ -61,6 +61,12 @@ def _add_fit(subparsers: Subparsers) -> None:
     parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="a .tsv or .jsonl file, or two parallel text files")
     parser.add_argument("--run-dir", help="folder to make (default: runs/NAME-OF-PAIRS)")
     parser.add_argument(
+        "--valid",
+        nargs="+",
+        metavar="FILE",
+        help="pairs to validate by during training (default: some of PAIRS are held out, as others are for the test)",
+    )
+    parser.add_argument(
         "--task",
         metavar="NAME",
         help="translation, pronunciation, inflection, normalization or arithmetic: how text is cut and what answers "

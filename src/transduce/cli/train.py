@@ -23,12 +23,13 @@ from transduce.training.signals import Stopped
 
 def fit_command(arguments: argparse.Namespace) -> int:
     paths = arguments.pairs
-    run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.split(".")[0])
+    run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.lstrip(".").split(".")[0])
     report = report_of(arguments)
     with _with_resume_hint(arguments):
         result = fit(
             paths,
             run_dir,
+            valid=arguments.valid,
             task=arguments.task,
             minutes=arguments.minutes,
             seed=arguments.seed,
@@ -57,6 +58,10 @@ def train_command(arguments: argparse.Namespace) -> int:
         return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
+    if arguments.init_from:
+        names = [word.partition("=")[0] for word in overrides if word.startswith(("--model.", "--tokenizer."))]
+        if ignored := ", ".join(name for name in names if name != "--model.dropout"):
+            report(f"{ignored}: of no effect, as tokenizer and model are those of {arguments.init_from}")
     with _with_resume_hint(arguments), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
             config,
@@ -70,9 +75,11 @@ def train_command(arguments: argparse.Namespace) -> int:
             observers=observers,
             show_progress=not arguments.quiet,
         )
+    patience = config.training.patience
+    why = f", as {patience} validations brought nothing better (patience)" * (0 < patience <= state.num_bad_validations)
     report(
-        f"finished at step {state.step:,} after {state.seconds / 60:.1f} minutes of training; the best weights are of "
-        f"step {state.best_step:,}. Try: transduce predict {run_dir}"
+        f"finished at step {state.step:,}{why} after {state.seconds / 60:.1f} minutes of training; the best weights "
+        f"are of step {state.best_step:,}. Try: transduce predict {shlex.quote(str(run_dir))}"
     )
     return 0
 

@@ -61,7 +61,11 @@ def load_config(text: str, name: str, overrides: Sequence[str] = ()) -> Experime
 
     `model.preset` ("tiny", "small", "base", "big") gives the other model settings their defaults.
     """
-    table = override(parse_toml(text, name), overrides, ExperimentConfig)
+    return settings_of(override(parse_toml(text, name), overrides, ExperimentConfig))
+
+
+def settings_of(table: dict[str, Any]) -> ExperimentConfig:
+    """The settings in a table of sections, which is changed; see `load_config`."""
     for section in ("data", "training"):
         table.setdefault(section, {})
     model = table.get("model")

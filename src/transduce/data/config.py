@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from transduce.errors import TransduceError
 
+IN_MEMORY = "pairs in memory"  # the place of a path in the settings, for pairs that came from no file
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

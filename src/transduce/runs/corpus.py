@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, encode_pairs
-from transduce.data.config import DataConfig
+from transduce.data.config import IN_MEMORY, DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.download import DEFAULT_CACHE, Places
 from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
@@ -24,6 +24,7 @@ from transduce.runs.monitoring import preparation_display
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process
 
+_PAIRS_PER_LABEL = 5  # with so many pairs for each target and more, targets are labels, which all parts share
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000  # of the pairs given to `fit`, twice: to validate and to test
 
 
@@ -62,10 +63,13 @@ def absolute_paths(config: DataConfig) -> dict[str, list[str]]:
     return {name: [str(Path(path).absolute()) for path in getattr(config, name)] for name in ("train", "valid", "more")}
 
 
-def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None]) -> Corpus:
+def read_corpus(
+    config: DataConfig, places: Places, report: Callable[[str], None], *, in_memory: Mapping[str, Pairs] = {}
+) -> Corpus:
     """Reads validation and training pairs, and reports what was skipped and how much they overlap.
 
-    Training files that are too large for memory are left where they are, and reported on when they are prepared.
+    `in_memory` has the sides that the settings say are there. Training files that are too large for memory are left
+    where they are, and reported on when they are prepared.
     """
     is_train_large = is_large(config.train)
     if config.more and (is_train_large or is_large(config.more)):
@@ -73,8 +77,8 @@ def read_corpus(config: DataConfig, places: Places, report: Callable[[str], None
             f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
             "training pairs into one file, or one for each side, and give data.train and data.valid."
         )
-    small = None if is_train_large else _read_side("train", config, places)
-    valid = _read_side("valid", config, places) if config.dataset or config.valid else None
+    small = None if is_train_large else _read_side("train", config, places, in_memory)
+    valid = _read_side("valid", config, places, in_memory) if config.dataset or config.valid else None
     for name, pairs in (("training", small), ("validation", valid)):
         if pairs is not None:
             report_read(name, len(pairs), pairs, report)
@@ -157,8 +161,14 @@ def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> 
         report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {max_len} tokens")
 
 
-def _read_side(side: Literal["train", "valid"], config: DataConfig, places: Places) -> Pairs:
-    pairs = load_split(config.dataset, side, places) if config.dataset else read_pairs(getattr(config, side))
+def _read_side(side: str, config: DataConfig, places: Places, in_memory: Mapping[str, Pairs] = {}) -> Pairs:
+    paths = getattr(config, side)
+    if paths == (IN_MEMORY,) and side not in in_memory:
+        raise TransduceError(
+            f"the pairs of data.{side} were in memory, in a Python program: give them to transduce.train again (with "
+            "resume=True to go on), or set it to files."
+        )
+    pairs = load_split(config.dataset, side, places) if config.dataset else in_memory.get(side) or read_pairs(paths)
     return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs
 
 
@@ -182,27 +192,44 @@ def count_training_overlap(
     train, number = pairs_at_hand("train", config.data, folder, places), folder.facts["num_train_pairs"]
     if train is not None and len(train) != number:
         with suppress(DataError):  # by `fit`, without the parts held out
-            train = hold_out(train, "")[0]
+            train = hold_out(train, "", has_valid=bool(config.data.valid), num_train=number)[0]
     if train is None or len(train) != number:
         return None
     return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))
 
 
-def hold_out(pairs: Pairs, name: str) -> tuple[Pairs, Pairs, Pairs]:
-    """Training, validation and test pairs of `fit`, without a source or a target in common."""
-    number = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs)))
+def hold_out(
+    pairs: Pairs,
+    name: str,
+    report: Callable[[str], None] = lambda _line: None,
+    *,
+    has_valid: bool = False,
+    num_train: int | None = None,
+) -> tuple[Pairs, Pairs, Pairs]:
+    """Training, validation and test pairs of `fit`, without a source or, unless they are labels, a target in common.
+
+    `num_train` is how many pairs a run that exists is trained on.
+    """
+    test, num_targets = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs))), len(set(pairs.tgt))
+    split = partial(split_pairs, pairs, valid=0 if has_valid else test, test=test)
+    are_labels = num_targets * _PAIRS_PER_LABEL <= len(pairs)
     try:
-        return split_pairs(pairs, valid=number, test=number)
+        parts = split(may_share_targets=are_labels)
     except DataError:
         raise DataError(
-            f"{name}: the pairs share so many sources and targets that none can be held out for a score: "
-            "remove repeated ones, or use `transduce train` with a validation file of your own."
+            f"{name}: none of the {len(pairs):,} pairs can be held out for a score: they are linked too closely by "
+            f"their {len(set(pairs.src)):,} different sources and {num_targets:,} targets. Remove repeated ones, or "
+            "use `transduce train` with a validation file of your own."
         ) from None
+    if are_labels and num_train not in (None, len(parts[0])):
+        with suppress(DataError):
+            parts = split()  # as runs of before were
+    elif are_labels:
+        report(f"only {num_targets:,} different targets: held out by sources alone, so all parts share the targets")
+    return parts
 
 
-def pairs_at_hand(
-    side: Literal["train", "valid"], config: DataConfig, folder: RunFolder, places: Places
-) -> Pairs | None:
+def pairs_at_hand(side: str, config: DataConfig, folder: RunFolder, places: Places) -> Pairs | None:
     """The pairs that the run in `folder` had on this side; None if they are not where they were, or others now.
 
     They are looked for by their paths as given, then by the absolute ones of the time. Nothing is fetched for them, and

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 from unicodedata import is_normalized
 
+import numpy as np
+
 from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
 from transduce.data.large.prepare import LARGE_BYTES
-from transduce.data.pairs import Pairs, read_pairs
+from transduce.data.memory import names_of, pairs_of, paths_of
+from transduce.data.pairs import Pairs
+from transduce.data.parsing import as_text
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.bleu import default_metrics
 from transduce.evaluation.config import ValidationConfig
@@ -34,6 +38,8 @@ from transduce.training.trainer import Observer
 
 MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
 _NUM_SAMPLES = 3  # outputs reported at the end
+_NEARLY_ALL = 99.9  # per cent of the pairs are to be trained on however long they are,
+_LONGEST = 4096  # up to so many tokens
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,10 @@ class FitResult:
 
 
 def fit(
-    paths: Sequence[str | Path],
+    pairs: Any,
     run_dir: str | Path,
     *,
+    valid: Any = None,
     task: str | None = None,
     minutes: float = 15.0,
     seed: int = 1,
@@ -68,10 +75,12 @@ def fit(
     show_progress: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
-    """Train on the pairs in `paths` for about `minutes`, and score the model on pairs held out before.
+    """Train on `pairs` for about `minutes`, and score the model on some of them, held out before.
 
-    Returns the run, with the attributes of a `FitResult`. A notebook is shown reports and progress unless told
-    otherwise.
+    `pairs` are paths (.tsv, .jsonl, or two parallel files) or pairs in memory: a list of (source, target), a list of
+    dicts, a DataFrame, a `datasets.Dataset`, an iterator of rows; see `data.memory`. So is `valid`, pairs to validate
+    by during training; None: some are held out for this, too. Returns the run, with the attributes of a `FitResult`. A
+    notebook is shown reports and progress unless told otherwise.
 
     `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
 
@@ -84,17 +93,15 @@ def fit(
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
     saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
-    pairs = _read(paths, report)
-    train_pairs, valid, test = hold_out(pairs, str(paths[0]))
-    report(f"{len(train_pairs):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
+    everything = _read(pairs, report)
+    num_train = saved.facts["num_train_pairs"] if saved else None
+    parts = hold_out(everything, names_of(pairs)[0], report, has_valid=valid is not None, num_train=num_train)
+    train_pairs, held_out, test = parts if valid is None else (parts[0], pairs_of(valid), parts[2])
+    report(f"{len(train_pairs):,} pairs to learn from, {len(held_out):,} to validate, {len(test):,} to test")
     if saved is None:
-        fitting_task = given_task or recognize(pairs)
-        report(f"{'taken for' if given_task else 'this looks like'} {fitting_task.name}: {fitting_task.form}")
-        metrics = fitting_task.metrics if given_task else default_metrics(fitting_task.metrics, [test.tgt])
-        if metrics != fitting_task.metrics:
-            report(f"no target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
-            fitting_task = replace(fitting_task, metrics=metrics)
-        config = choose_settings(fitting_task, train_pairs, paths, minutes=minutes, seed=seed)
+        chosen_task = _task_of(everything, test, given_task, report)
+        config = choose_settings(chosen_task, train_pairs, names_of(pairs), minutes=minutes, seed=seed)
+        config = replace(config, data=replace(config.data, valid=() if valid is None else names_of(valid)))
         if "lower" in config.tokenizer.normalize:
             report("all sources are lower case: the model will read capitals as small letters")
     else:
@@ -103,7 +110,7 @@ def fit(
     state = train(
         config,
         run_dir,
-        corpus=Corpus(train_pairs, valid),
+        corpus=Corpus(train_pairs, held_out),
         resume=resume,
         device=device,
         report=report,
@@ -116,11 +123,11 @@ def fit(
     validation = config.validation
     scores = score(run, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
     result = FitResult(
-        run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
+        run_dir, scores, len(train_pairs), len(held_out), len(test), round(state.seconds, 1), example=test.src[0]
     )
     folder = RunFolder.open(run_dir)
-    folder.write_file("test.source", "".join(f"{line}\n" for line in test.src).encode())
-    folder.write_file("test.target", "".join(f"{line}\n" for line in test.tgt).encode())
+    folder.write_file("test.source", as_text(test.src))
+    folder.write_file("test.target", as_text(test.tgt))
     folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
     for source, output in zip(test.src, run.predict(test.src[:_NUM_SAMPLES]), strict=False):
         report(f"a sample: {source} -> {output}")
@@ -128,18 +135,28 @@ def fit(
     return run
 
 
-def _read(paths: Sequence[str | Path], report: Callable[[str], None]) -> Pairs:
-    """The pairs in `paths`, in memory. Raises DataError if they are too few, or too many for that."""
-    if is_large(paths):
+def _task_of(pairs: Pairs, test: Pairs, given: Task | None, report: Callable[[str], None]) -> Task:
+    """The task given, or what the pairs look like, without a BLEU that cannot be had."""
+    task = given or recognize(pairs)
+    report(f"{'taken for' if given else 'this looks like'} {task.name}: {task.form}")
+    metrics = task.metrics if given else default_metrics(task.metrics, [test.tgt])
+    if metrics != task.metrics:
+        report(f"no target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
+    return replace(task, metrics=metrics)
+
+
+def _read(given: Any, report: Callable[[str], None]) -> Pairs:
+    """The pairs, in memory. Raises DataError if they are too few, or too many for that."""
+    if is_large(paths_of(given)):
         raise DataError(
-            f"{' and '.join(map(str, paths))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
+            f"{' and '.join(names_of(given))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
             "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
         )
-    pairs = read_pairs(paths)
+    pairs = pairs_of(given)
     report_read("read", len(pairs), pairs, report)
     if len(pairs) < MINIMUM_PAIRS:
         raise DataError(
-            f"{paths[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
+            f"{names_of(given)[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
             f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
         )
     return pairs
@@ -153,12 +170,16 @@ def choose_settings(
     num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
     # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
+    # A text has about as many tokens as characters, and an end, at most.
+    longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
+    max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
+    model = _model_for(num_characters, minutes)
     return ExperimentConfig(
-        data=DataConfig(train=tuple(map(str, paths))),
+        data=DataConfig(train=tuple(map(str, paths)), max_len=max_len),
         tokenizer=TokenizerConfig(
             source=source, target=target, joint=source == target, vocab_size=vocab_size, **_normal_forms(train_pairs)
         ),
-        model=_model_for(num_characters, minutes),
+        model=replace(model, max_len=max(model.max_len, max_len)),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
         validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),

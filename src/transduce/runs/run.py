@@ -191,13 +191,3 @@ def compare(
     given, sets, names = as_lists(sources, references, metrics)
     of_a, of_b = ((each if isinstance(each, Predictor) else load(each)).predict(given) for each in (a, b))
     return [compare(name, of_a, of_b, sets, **options) for name in names]
-
-
-def train(config: ExperimentConfig, run_dir: str | Path, *, device: str = "auto", **options: Any) -> Run:
-    """Train a model into a folder, with the arguments of `transduce.runs.train.train`, and load it."""
-    from transduce.runs.train import train  # here: it loads what nobody needs who only predicts
-
-    state = train(config, run_dir, device=device, **options)
-    run = load(run_dir, device=device)
-    run.state = state
-    return run

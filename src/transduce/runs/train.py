@@ -28,6 +28,7 @@ from transduce.config.settings import (
 from transduce.config.toml import differences, to_toml
 from transduce.data.batches import StepOrder, TrainingPairs
 from transduce.data.download import Places
+from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
@@ -40,6 +41,7 @@ from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_
 from transduce.runs.validation import build_validation
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
+from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
 from transduce.training.trainer import Observer, Trainer, step_order
@@ -56,6 +58,7 @@ def train(
     run_dir: str | Path,
     *,
     corpus: Corpus | None = None,
+    in_memory: Mapping[str, Pairs] = {},
     resume: bool = False,
     accept_changes: bool = False,
     init_from: str | Path | None = None,
@@ -69,7 +72,8 @@ def train(
 ) -> TrainerState:
     """Train a model by `config` into the run folder `run_dir`, or resume the run there (`resume`).
 
-    `corpus` replaces the files of `config.data` if it is in memory already; named data sets are found in `places`.
+    `corpus` replaces the files of `config.data` if it is in memory already, `in_memory` one side of them: see
+    `read_corpus`. Named data sets are found in `places`.
     `report` gets lines for the user, `observers` get every logged row; `show_progress` shows the rows on standard
     error. By default a notebook is shown both, and a script nothing. `started`, by `clock`, is when the time of
     `training.minutes` began, if before this call. Raises Stopped, after saving, at a signal; TransduceError, with
@@ -87,7 +91,7 @@ def train(
         saved = process.decide(lambda: find_run(run_dir, resume=resume))
         if saved is not None:
             process.decide(lambda: locks.enter_context(saved.lock()))
-        corpus = corpus or read_corpus(config.data, places, report)
+        corpus = corpus or read_corpus(config.data, places, report, in_memory=in_memory)
         checkpoint = ancestor = None
         if saved is not None:
             config, checkpoint = _resume(
@@ -186,6 +190,8 @@ def _resume(
         folder.rewrite_config(to_toml(resumed))
         for name, (old, new) in changes.items():
             report(f"{name}: {old!r} -> {new!r}")
+        if step and resumed.training.steps and any(name.startswith(("optim.", "training.steps")) for name in changes):
+            report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
         report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
         return resumed, step
 
@@ -193,6 +199,10 @@ def _resume(
     if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
         checkpoint = folder.read_checkpoint(step)
     return resumed, checkpoint and _with_current_names(checkpoint, resumed)
+
+
+def _rate(config: ExperimentConfig, step: int) -> float:
+    return learning_rate(config.optim, step, d_model=config.model.d_model, num_steps=config.training.steps)
 
 
 def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Checkpoint:

@@ -27,6 +27,8 @@ def build_validation(
     are over at most `validation.max_pairs` pairs (with grouped sources: over at most so many sources).
     """
     settings = config.validation
+    if "bleu" in settings.metrics and sum(line.endswith(" .") for line in valid.tgt) > len(valid) / 2:
+        report('the targets look tokenized: "bleu" tokenizes them once more, "tokenized_bleu" takes them as they are')
     encoded = encode_reporting(tokenizer, valid, config.data, report)
     sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
     # Spread evenly over the file, so that an ordered one is represented too; all pairs of a chosen source are kept.

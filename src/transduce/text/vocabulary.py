@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import tokenizers
@@ -34,6 +35,9 @@ _MIN_PAIR_COUNT = 2  # a pair of tokens seen once is no reason for a BPE merge
 
 _MAX_RESPELL_LEN = 32  # characters of a token that spells a part of another; bounds the search in endless words
 
+# A stretch without a border is learned from in parts: each merge moves all that follows in its stretch, so that one of
+# a million characters (a rule of ====, a genome), too long to be trained on anyway, would take an hour.
+_LONG_STRETCH = re.compile("[^ ]{1000}(?=[^ ])|[ ]{1000}(?=[ ])")
 _LINES_PER_CALL = 10_000  # bounds the memory of the library, which Ctrl-C cannot interrupt within a call
 
 # A word carries the space before it; letters with their marks, single digits and punctuation are apart; none is lost.
@@ -164,6 +168,7 @@ def learn_vocabulary(kind: Kind, lines: Sequence[str], vocab_size: int) -> Vocab
     alphabet = _by_frequency(chain.from_iterable(" " + line for line in lines if line))[: num_tokens // 2]
     rare = _any_character_outside(alphabet)
     spans = (span for line in lines if line for span in rare.split(" " + line))  # between characters spelled by bytes
+    spans = (part for span in spans for part in _LONG_STRETCH.sub(r"\g<0>\n", span).split("\n"))  # "\n" is in no line
     return (_learn_bpe if kind == "bpe" else _learn_unigram)(alphabet, spans, num_tokens)
 
 
@@ -173,7 +178,8 @@ def _learn_bpe(alphabet: tuple[str, ...], spans: Iterator[str], num_tokens: int)
         vocab_size=num_tokens, min_frequency=_MIN_PAIR_COUNT, initial_alphabet=list(alphabet), show_progress=False
     )
     splitter = _splitter_of(models.BPE())
-    splitter.train_from_iterator(spans, trainer)
+    with ThreadPool(1) as pool:  # in a thread, as one call can take minutes, and this one is to hear Ctrl-C and SIGTERM
+        pool.apply_async(splitter.train_from_iterator, (spans, trainer)).get()
     model = json.loads(splitter.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     return Vocabulary("bpe", _FIXED_TOKENS + tuple(tokens), merges=tuple((a, b) for a, b in model["merges"]))

@@ -20,11 +20,14 @@ from transduce.data.large.scan import ScannedFile, line_blocks, scan
 from transduce.data.large.workers import answers_in_order
 from transduce.data.pairs import Pairs, overlap_keys, read_rows
 from transduce.data.parsing import (
+    Row,
     refuse_all_too_long,
     refuse_no_pairs,
     refuse_number_of_paths,
+    refuse_two_of_pairs,
     refuse_unequal,
     row_reader,
+    unquoted,
     without_empty,
 )
 from transduce.data.seen import Seen
@@ -112,9 +115,10 @@ class LargePairs:
         listener.report(f"preparing {' and '.join(self.names)} ({size / 1e6:,.0f} MB), once, in {self.folder}")
         listener.progress("reading", 0, 0)
         scanned = self._scan()
+        src, tgt = self._sample(scanned)
         if learnt is None:
             listener.progress("learning the tokenizer", 0, 0)
-            learnt = Tokenizer.learn(config, *self._sample(scanned)).to_json()
+            learnt = Tokenizer.learn(config, src, tgt).to_json()
             write_atomically(known, learnt.encode())
             if file := self.find(self.name_for(learnt, max_len)):  # made with this very tokenizer before
                 return learnt, file
@@ -128,6 +132,7 @@ class LargePairs:
     def _scan(self) -> list[ScannedFile]:
         scanned = [scan(name, lines_per_block=LINES_PER_BLOCK, most_sampled=SAMPLED_ROWS) for name in self.names]
         self._refuse_if_changed([file.sha256 for file in scanned])
+        refuse_two_of_pairs(self.names, [file.sample for file in scanned])
         if len(scanned) == 2:
             refuse_unequal(self.names, [file.num_lines for file in scanned])
         refuse_no_pairs(_num_rows(scanned), {}, self.names)
@@ -135,10 +140,12 @@ class LargePairs:
 
     def _sample(self, scanned: Sequence[ScannedFile]) -> tuple[list[str], list[str]]:
         """Both sides of some rows; those that cannot be read are told when all are encoded."""
-        rows: list[tuple[str, str]] = []
+        rows: list[Row] = []
         for lines in zip(*(file.sample for file in scanned), strict=True):
             with suppress(DataError):
                 rows.extend(read_rows(self.names[0], [[line] for line in lines], 0))
+        if len(scanned) == 1 and unquoted(rows) is not rows:
+            raise DataError(f"{self.names[0]}: its fields are quoted as in CSV. Write them without quotes, or .jsonl.")
         src, tgt, _ = without_empty(rows)
         return src, tgt
 
