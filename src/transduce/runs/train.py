@@ -35,7 +35,7 @@ from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import Corpus, absolute_paths, learn_and_encode, read_corpus
+from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
 from transduce.runs.validation import build_validation
@@ -107,23 +107,33 @@ def train(
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         folder = saved
         if folder is None:
-            facts: dict[str, Any] = {"num_train_pairs": learnt.num_text_pairs, "started": environment}
-            facts["paths"] = absolute_paths(config.data)
-            seen: Seen | None = learnt.seen
+            facts = _first_facts(config, corpus, learnt, ancestor) | {"started": environment}
             if ancestor is not None:
                 ancestor.load_weights_into(model)
-                facts["initialised_from"] = str(ancestor.path)
-                seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
-            if seen:
-                facts["seen"] = seen.as_dict()
             texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
-            folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts={"data": corpus.sha256} | facts))
+            folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts=facts))
             process.decide(lambda: locks.enter_context(folder.lock()))
         validate = None
         if corpus.valid is not None:
             validate = build_validation(config, learnt.tokenizer, corpus.valid, report)
         run = _Run(folder, config, model, learnt.pairs, validate, checkpoint, process, report, clock)
         return _train(run, observers, show_progress=show_progress, started=started)
+
+
+def _first_facts(
+    config: ExperimentConfig, corpus: Corpus, learnt: LearntFrom, ancestor: RunFolder | None
+) -> dict[str, Any]:
+    """What a new run records of its data and of the run whose weights it begins with."""
+    facts: dict[str, Any] = {
+        "data": corpus.sha256,
+        "num_train_pairs": learnt.num_text_pairs,
+        "paths": absolute_paths(config.data),
+    }
+    seen: Seen | None = learnt.seen
+    if ancestor is not None:
+        facts["initialised_from"] = str(ancestor.path)
+        seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
+    return facts | ({"seen": seen.as_dict()} if seen else {})
 
 
 def find_run(run_dir: Path, *, resume: bool) -> RunFolder | None:
