@@ -17,6 +17,7 @@ class Seen:
     source_characters: frozenset[str]
     target_characters: frozenset[str]
     source_len: int  # in tokens, the end symbol included
+    target_bytes: frozenset[int] = frozenset(range(256))  # that targets may be spelled with, where tokens lack
 
     @classmethod
     def of(cls, src: Iterable[str], tgt: Iterable[str], src_lens: ArrayLike) -> "Seen":
@@ -27,9 +28,12 @@ class Seen:
     def as_dict(self) -> dict[str, Any]:
         """As a JSON object."""
         sides = {"source_characters": self.source_characters, "target_characters": self.target_characters}
-        return {name: "".join(sorted(side)) for name, side in sides.items()} | {"source_len": self.source_len}
+        numbers = {"source_len": self.source_len, "target_bytes": sorted(self.target_bytes)}
+        return {name: "".join(sorted(side)) for name, side in sides.items()} | numbers
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Seen":
         """What `as_dict` gave."""
-        return cls(frozenset(saved["source_characters"]), frozenset(saved["target_characters"]), saved["source_len"])
+        sides = {name: frozenset(saved[name]) for name in ("source_characters", "target_characters")}
+        target_bytes = frozenset(saved.get("target_bytes", range(256)))
+        return cls(**sides, source_len=saved["source_len"], target_bytes=target_bytes)
