@@ -6,7 +6,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -27,6 +27,8 @@ from transduce.inference.predictor import Prediction
 # Lines predicted together: many, so that batches of equal lengths can be formed, but bounded in memory.
 _MAX_LINES, _MAX_CHARACTERS = 2_000, 1 << 17
 _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand times as many
+
+_MOST_LINES_NAMED = 10  # of those that are counted
 
 
 def report_of(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -168,9 +170,46 @@ def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[
         for output, annotation in zip(outputs, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if outputs[0].is_truncated:
+    if outputs[0].is_source_truncated:
         row["truncated"] = True
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+class TruncatedLines:
+    """Counts the lines whose source or whose outputs are truncated, and names the first of each."""
+
+    def __init__(self) -> None:
+        self._num_lines = 0
+        self.counts = {"source": 0, "output": 0}
+        self._first: dict[str, list[int]] = {"source": [], "output": []}
+
+    def add(self, predictions: Iterable[Sequence[Prediction]]) -> None:
+        """Those of the next lines, the outputs of each."""
+        for n_best in predictions:
+            self._num_lines += 1
+            if n_best[0].is_source_truncated:
+                self._count("source")
+            if any(prediction.is_truncated for prediction in n_best):
+                self._count("output")
+
+    def report(self, report: Callable[[str], None]) -> None:
+        """A line for either side that has some."""
+        reasons = {"source": "too long for the model", "output": "as long as allowed"}
+        for side, count in self.counts.items():
+            if count:
+                lines = named_lines(self._first[side])
+                report(f"{side}s truncated, {reasons[side]}: {count:,} of {self._num_lines:,}, line {lines}")
+
+    def _count(self, side: str) -> None:
+        self.counts[side] += 1
+        if len(self._first[side]) <= _MOST_LINES_NAMED:  # one more says that there are more
+            self._first[side].append(self._num_lines)
+
+
+def named_lines(numbers: Sequence[int]) -> str:
+    """The first of these line numbers."""
+    more = ", ..." if len(numbers) > _MOST_LINES_NAMED else ""
+    return ", ".join(map(str, numbers[:_MOST_LINES_NAMED])) + more
 
 
 def write_now(file: BinaryIO, content: bytes) -> None:

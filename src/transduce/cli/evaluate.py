@@ -4,12 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from transduce.cli.console import print_json, print_scores, read_references
+from transduce.cli.console import TruncatedLines, print_json, print_scores, read_references
 from transduce.cli.predictor import load_predictor
 from transduce.config.settings import ExperimentConfig
 from transduce.errors import TransduceError
 from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
-from transduce.evaluation.evaluate import score
+from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import compare
 from transduce.runs.corpus import count_training_overlap, places_of_environment
 from transduce.runs.folder import RunFolder
@@ -22,7 +22,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     folder = RunFolder.open(Path(arguments.run))
     config = folder.settings
     metrics = _metrics_to_score(arguments, config)
-    scores = score(predictor, sources, references, metrics, group_sources=arguments.group_sources)
+    predictions, truncated = predict_distinct(predictor, sources), TruncatedLines()
+    truncated.add([prediction] for prediction in predictions)
+    scores = score(
+        predictor, sources, references, metrics, group_sources=arguments.group_sources, predictions=predictions
+    )
     overlap = count_training_overlap(config, folder, sources, references[0], places_of_environment())
     if arguments.json:
         print_json(
@@ -32,6 +36,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
                 "target": arguments.target,
                 "scores": {result.name: result.as_dict() for result in scores},
                 "num_lines": len(sources),
+                "num_truncated_sources": truncated.counts["source"],
+                "num_truncated_outputs": truncated.counts["output"],
                 "in_training_too": overlap,
                 "beam_size": predictor.decoding.beam_size,
                 "length_penalty": predictor.decoding.length_penalty,
@@ -41,6 +47,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         )
         return 0
     print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
+    truncated.report(predictor.report)
     if overlap is None:
         predictor.report(
             "the training pairs are not where they were, or too many: nobody looked whether these are among them"

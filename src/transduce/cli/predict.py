@@ -5,30 +5,33 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from transduce.cli.console import groups_of_lines, json_line, open_output, refuse_output, text_line, write_now
+from transduce.cli.console import (
+    TruncatedLines,
+    groups_of_lines,
+    json_line,
+    open_output,
+    refuse_output,
+    text_line,
+    write_now,
+)
 from transduce.cli.predictor import load_predictor
 from transduce.inference.explain import explain
 from transduce.inference.explain_page import explanation_page
 from transduce.inference.predictor import Prediction, Predictor
-
-_MAX_LINES_NAMED = 10  # of those that were truncated
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
     refuse_output(arguments.output, arguments.file)
     predictor = load_predictor(arguments, arguments.run)
     predictor.predict_n_best([], arguments.n_best)  # refuses an impossible number before a line is read
-    num_lines, truncated = 0, []
+    num_lines, truncated = 0, TruncatedLines()
     with open_output(arguments.output) as file:
         for sources in groups_of_lines(arguments.file):
             outputs = predictor.predict_n_best(sources, arguments.n_best, first_row=num_lines)
             write_now(file, "".join(_format_lines(predictor, sources, outputs, arguments.json)).encode())
-            truncated += [str(number) for number, n_best in enumerate(outputs, num_lines + 1) if n_best[0].is_truncated]
-            truncated = truncated[:_MAX_LINES_NAMED]
+            truncated.add(outputs)
             num_lines += len(sources)
-    if truncated:
-        named = ", ".join(truncated) + (", ..." if predictor.num_truncated > len(truncated) else "")
-        predictor.report(f"lines cut off: {predictor.num_truncated:,} of {num_lines:,}, line {named}")
+    truncated.report(predictor.report)
     return 0
 
 

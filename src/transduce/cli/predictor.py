@@ -12,20 +12,23 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.predictor import Predictor
 from transduce.runs.folder import RunFolder
+from transduce.runs.load import with_alphabet
 
 
 def load_predictor(arguments: argparse.Namespace, run: str) -> Predictor:
     """The predictor of a run, with the decoding settings and output constraints of the options."""
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
-    return Predictor(
+    predictor = Predictor(
         folder.load_model(settings.model, tokenizer).to(find_device(arguments.device)),
         tokenizer,
         _decoding(arguments, settings.decoding),
+        seen=folder.seen,
         constraints=_constraints(arguments),
         int8=arguments.int8,
         report=report_of(arguments),
     )
+    return with_alphabet(predictor)
 
 
 def _decoding(arguments: argparse.Namespace, defaults: DecodingConfig) -> DecodingConfig:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from transduce.cli.console import print_json, print_scores, read_utf8, report_of
+from transduce.cli.console import named_lines, print_json, print_scores, read_utf8, report_of
 from transduce.cli.processes import spawn
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
@@ -41,6 +41,11 @@ def fit_command(arguments: argparse.Namespace) -> int:
         print_json(result.as_dict())
     else:
         print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
+    if lines := result.truncated_outputs:
+        named = named_lines(lines)
+        report(
+            f"outputs truncated, as long as allowed: {len(lines):,} of {result.num_test:,}, line {named} of test.source"
+        )
     example = f"echo {shlex.quote(result.example)} | transduce predict {shlex.quote(str(run_dir))}"
     report(f"the model is in {run_dir}; try: {example}")
     return 0

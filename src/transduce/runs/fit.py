@@ -14,7 +14,7 @@ from transduce.data.large.prepare import LARGE_BYTES
 from transduce.data.pairs import Pairs, read_pairs, split_pairs
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.config import ValidationConfig
-from transduce.evaluation.evaluate import score
+from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import Score
 from transduce.model.config import PRESETS, TransformerConfig
 from transduce.runs.corpus import Corpus, is_large, report_read
@@ -42,6 +42,7 @@ class FitResult:
     num_test: int
     training_seconds: float
     example: str  # a source of the test part
+    truncated_outputs: tuple[int, ...] = ()  # lines of the test part whose outputs are as long as allowed
 
     def as_dict(self) -> dict[str, Any]:
         """The result as a JSON object, with the scores by name."""
@@ -100,10 +101,11 @@ def fit(
     )
     predictor = load(run_dir, device=device)
     validation = config.validation
-    scores = score(predictor, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
-    result = FitResult(
-        run_dir, scores, len(train_pairs), len(valid), len(test), round(state.seconds, 1), example=test.src[0]
-    )
+    predictions, grouped = predict_distinct(predictor, test.src), validation.group_sources
+    scores = score(predictor, test.src, [test.tgt], validation.metrics, group_sources=grouped, predictions=predictions)
+    truncated = tuple(line for line, prediction in enumerate(predictions, 1) if prediction.is_truncated)
+    counts = (len(train_pairs), len(valid), len(test))
+    result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), test.src[0], truncated)
     folder = RunFolder.open(run_dir)
     folder.write_file("test.source", "".join(f"{line}\n" for line in test.src).encode())
     folder.write_file("test.target", "".join(f"{line}\n" for line in test.tgt).encode())

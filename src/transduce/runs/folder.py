@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transduce.config.settings import ExperimentConfig, load_config
+from transduce.data.seen import Seen
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
 from transduce.files.certified import NO_DIGEST, check_digest, damaged
@@ -118,6 +119,12 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         """Facts about the data and the machine, from `run.json`."""
         return self._record()["facts"]
+
+    @property
+    def seen(self) -> Seen | None:
+        """What the model has seen in training, if that was recorded."""
+        facts = self.facts
+        return Seen.from_dict(facts["seen"]) if "seen" in facts else None
 
     def update_facts(self, facts: dict[str, Any]) -> None:
         """Add `facts` to those in `run.json`, replacing those of the same name."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from transduce.data.seen import Seen
 from transduce.devices.device import find_device
+from transduce.inference.alphabet import Alphabet
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 from transduce.runs.folder import RunFolder
@@ -26,5 +26,13 @@ def load(
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    seen = Seen.from_dict(folder.facts["seen"]) if "seen" in folder.facts else None
-    return Predictor(model, tokenizer, decoding or settings.decoding, seen=seen, int8=int8, report=report)
+    decoding = decoding or settings.decoding
+    return with_alphabet(Predictor(model, tokenizer, decoding, seen=folder.seen, int8=int8, report=report))
+
+
+def with_alphabet(predictor: Predictor) -> Predictor:
+    """The predictor of a run; one with no record of its characters writes whole ones at least, and reports it."""
+    if not predictor.seen and (alphabet := Alphabet.of(predictor.tokenizer, None)):
+        predictor.alphabet = alphabet
+        predictor.report("the run has no record of the characters of its training targets: outputs may have others")
+    return predictor
