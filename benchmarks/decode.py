@@ -29,7 +29,7 @@ from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.export import Lines, export_run
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 
 HERE = Path(__file__).parent
 OURS = "transduce"

@@ -35,7 +35,7 @@ from transduce.errors import DivergedError
 from transduce.evaluation.metrics import compare, evaluate
 from transduce.files.atomic import write_atomically
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 
 HERE = Path(__file__).parent
 RECIPE, RAW_RECIPE = "multi30k-tok", "multi30k"

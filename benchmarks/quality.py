@@ -30,7 +30,7 @@ from transduce.data.batches import encode_pairs
 from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.evaluation.metrics import compare, evaluate
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent

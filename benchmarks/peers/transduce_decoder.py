@@ -9,7 +9,7 @@ import torch
 import transduce
 from transduce.devices.cpu import speed_up_cpu
 from transduce.inference.config import DecodingConfig
-from transduce.runs.load import load
+from transduce.runs.run import load
 
 speed_up_cpu()
 is_int8 = sys.argv[3:] == ["int8"]

@@ -6,7 +6,7 @@ import pytest
 from calling import command
 from transduce.cli.benchmark.decoding import measure_decoding
 from transduce.inference.config import DecodingConfig
-from transduce.runs.load import load
+from transduce.runs.run import load
 
 pytest_plugins = ["small_run"]
 

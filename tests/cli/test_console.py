@@ -25,6 +25,7 @@ from calling import command, content_of
 from transduce.cli.console import groups_of_lines, open_output, refuse_output, write_now
 from transduce.config.toml import build, parse_toml
 from transduce.data.pairs import read_lines
+from transduce.data.seen import Seen
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
@@ -68,8 +69,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was never trained, reads `MOST_IDS` ids and writes at most 6."""
     lines = [f"{a}{b} {b}{a}{a}" for a in "abcdefghijk" for b in "lmnopqrst"]
     tokenizer = Tokenizer.learn(TokenizerConfig(vocab_size=310), lines, lines)
+    seen = Seen.of(lines, lines, [MOST_IDS])
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    folder = RunFolder.create(path, config=CONFIG, tokenizer=tokenizer.to_json(), facts={})
+    folder = RunFolder.create(path, config=CONFIG, tokenizer=tokenizer.to_json(), facts={"seen": seen.as_dict()})
     torch.manual_seed(5)
     model = Transformer(build(TransformerConfig, parse_toml(CONFIG, "")["model"]), tokenizer.vocabulary_sizes)
     folder.write_model(dict(model.named_parameters()), {"step": 0, "validation": {}})
@@ -93,9 +95,9 @@ def text_of(lines: list[str]) -> bytes:
 
 
 def start(*words: object, **streams: object) -> subprocess.Popen[bytes]:
-    """The real command, on one thread, in a process of its own."""
+    """The real command, on one thread, in a process of its own; it tells errors alone."""
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.Popen([*COMMAND, "predict", *map(str, words), "--threads", "1"], **streams)  # type: ignore[call-overload]
+    return subprocess.Popen([*COMMAND, "predict", *map(str, words), "--threads", "1", "--quiet"], **streams)  # type: ignore[call-overload]
 
 
 def next_line(file: BinaryIO) -> bytes:
@@ -316,7 +318,16 @@ def test_a_closed_standard_output_is_told(tiny: Path) -> None:
 
 
 def test_a_reader_of_a_named_pipe_that_leaves_is_no_error_to_tell(tiny: Path) -> None:
-    words = ["bash", "-c", '"$@" -o /dev/stdout | true; exit ${PIPESTATUS[0]}', "_", *COMMAND, "predict", str(tiny)]
+    words = [
+        "bash",
+        "-c",
+        '"$@" -o /dev/stdout | true; exit ${PIPESTATUS[0]}',
+        "_",
+        *COMMAND,
+        "predict",
+        str(tiny),
+        "--quiet",
+    ]
     found = subprocess.run(words, input=b"abc\n" * 50_000, capture_output=True, check=False)
     assert (found.returncode, found.stderr) == (141, b"")
 
@@ -393,12 +404,23 @@ def test_lines_cut_off_are_marked_counted_and_named(tiny: Path) -> None:
     rows = [json.loads(line) for line in found.lines]
     assert [row["source"] for row in rows] == sources
     assert [row.get("truncated", False) for row in rows] == [False] * 12 + [True, False, True]
-    assert found.err.split("\n")[-2] == "lines cut off: 2 of 15, line 13, 15"
+    told = found.err.split("\n")
+    assert told[-3] == "sources truncated after model.max_len = 40 tokens: 2 of 15 lines (line 13, 15)"
+    is_truncated = [row["predictions"][0].get("truncated", False) for row in rows]
+    numbers = [str(number) for number, truncated in enumerate(is_truncated, 1) if truncated]
+    assert (
+        told[-2] == f"outputs truncated, as long as allowed (decoding.max_len_extra): {len(numbers)} of 15 lines "
+        f"(line {', '.join(numbers[:10])} and {len(numbers) - 10} more)"
+    )
+    assert [len(row["predictions"][0]["tokens"]) == 6 for row in rows] == is_truncated
 
 
 def test_of_many_lines_cut_off_the_first_ten_are_named(tiny: Path) -> None:
     found = command("predict", tiny, stdin=text_of(["long " * 50] * 5_000)[: 12 * 251])
-    assert found.err.split("\n")[-2] == "lines cut off: 12 of 12, line 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ..."
+    assert (
+        found.err.split("\n")[-3] == "sources truncated after model.max_len = 40 tokens: 12 of 12 lines "
+        "(line 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more)"
+    )
 
 
 @pytest.mark.parametrize("num_good", [3, 9_000])

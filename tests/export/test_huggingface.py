@@ -18,7 +18,7 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor
 from transduce.model.config import TransformerConfig
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 

@@ -26,7 +26,7 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 from transduce.model.positional import sinusoidal_table
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.text.tokenizer import Tokenizer
 
 # The library recommends a package that normalises punctuation, and that this code does without.

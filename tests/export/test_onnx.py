@@ -17,7 +17,7 @@ from transduce.inference.forced_decoding import token_log_probs
 from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -172,7 +172,7 @@ def test_a_line_too_long_for_the_model_is_cut_as_the_run_cuts_it(tmp_path: Path,
     short = Predictor(model, trained.tokenizer, GREEDY)
     lines = ["abcdefghijkl", "abcdefghijklm", "ab" * 20]
     expected = short.predict(lines)
-    assert short.num_truncated == 2
+    assert short.num_truncated_sources == 2
     found = answers_alone(write(short, tmp_path / "onnx"), "\n".join(lines).encode())
     assert found.decode() == "".join(f"{line}\n" for line in expected)
 

@@ -11,7 +11,7 @@ from test_search import BOS, EOS, PAD, SPECIAL, VOCAB_SIZE, Script, all_answers,
 from transduce.errors import TransduceError
 from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
-from transduce.inference.constraints import ForbiddenText, Rules
+from transduce.inference.constraints import ForbiddenText, OpenText, Rules
 from transduce.inference.search import Hypothesis, greedy_search, sample
 
 A, B, AB = 3, 4, 5
@@ -40,6 +40,10 @@ def forbidding(text: str) -> tuple[ForbiddenText, ...]:
     return (ForbiddenText(text.encode(), PIECES),)
 
 
+def open_text(text: str, ids: tuple[int, ...], usable: tuple[int, ...] = (A, B, AB)) -> OpenText:
+    return OpenText(text.encode(), ids, PIECES, usable)
+
+
 CASES: dict[str, tuple[dict[str, object], Callable[[list[int]], bool]]] = {
     "prefix": ({"prefix": (B, A)}, lambda tokens: tokens[:2] == [B, A]),
     "min_len": ({"min_len": 3}, lambda tokens: len(tokens) >= 3),
@@ -66,6 +70,26 @@ CASES: dict[str, tuple[dict[str, object], Callable[[list[int]], bool]]] = {
     "prefix that begins what is required": (
         {"prefix": (A,), "required": ((A, B),)},
         lambda tokens: tokens[:1] == [A] and holds(tokens, (A, B)),
+    ),
+    "prefix that goes on within a token": (
+        {"last_word": open_text("ab", (AB,))},
+        lambda tokens: text_of(tokens).startswith("ab"),
+    ),
+    "prefix that no short token spells": (
+        {"prefix": (B,), "last_word": open_text("aa", (A, A), (AB,))},
+        lambda tokens: tokens[:1] == [B] and text_of(tokens).startswith("baa") and B not in tokens[1:3],
+    ),
+    "prefix within a token, and required": (
+        {"last_word": open_text("ba", (B, A)), "required": ((A, A),)},
+        lambda tokens: text_of(tokens).startswith("ba") and holds(tokens, (A, A)),
+    ),
+    "prefix within a token, and forbidden": (
+        {"last_word": open_text("aa", (A, A)), "forbidden": forbidding("aab")},
+        lambda tokens: text_of(tokens).startswith("aa") and "aab" not in text_of(tokens),
+    ),
+    "required where a word ends": (
+        {"required": ((A,),), "whole": ((A,),), "within_words": (B, AB)},
+        lambda tokens: A in tokens and tokens[tokens.index(A) + 1 :][:1] in ([], [A]),
     ),
     "required and forbidden": (
         {"required": ((B,),), "forbidden": forbidding("ba")},

@@ -27,7 +27,7 @@ from transduce.inference.predictor import Predictor
 from transduce.learn.explained import explained
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -201,7 +201,7 @@ def test_a_text_with_too_many_tokens_is_refused(predictor: Predictor) -> None:
 
 def test_a_text_longer_than_the_model_is_meant_for_is_truncated_and_reported() -> None:
     found = explain(random_predictor(max_len=7), "abcdefabcdef")
-    assert found.prediction.is_truncated
+    assert found.prediction.is_source_truncated
     assert len(found.source) == 7
     page = explanation_page(found, "x")
     assert "its first 6 tokens" in page.left_out[0]

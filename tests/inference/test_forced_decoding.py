@@ -8,7 +8,7 @@ import transduce.inference.forced_decoding
 from transduce.inference.attention_maps import record_attention
 from transduce.inference.forced_decoding import annotate, token_log_probs
 from transduce.inference.predictor import Predictor
-from transduce.runs.load import load
+from transduce.runs.run import load
 
 pytest_plugins = ["small_run"]
 

@@ -22,7 +22,7 @@ from transduce.inference.engine import InferenceModel
 from transduce.inference.predictor import Predictor
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.text.config import TokenizerConfig
 from transduce.text.normal_form import Form
 from transduce.text.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ def test_a_source_too_long_is_truncated_counted_and_reported_once() -> None:
     predictor.report = reported.append
     texts = ["abcde", "abcdea", "abcdeabcde" * 20]  # 6 ids with their end, 7, 201
     answers = predictor.predict(texts)
-    assert predictor.num_truncated == 2
+    assert predictor.num_truncated_sources == 2
     assert len(reported) == 1
     assert "model.max_len = 6" in reported[0]
     assert answers[1] == answers[2] == answers[0]  # what is left of each is the same

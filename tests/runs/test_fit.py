@@ -22,8 +22,7 @@ from transduce.evaluation.config import METRICS
 from transduce.model.config import PRESETS
 from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
-from transduce.runs.run import Run
+from transduce.runs.run import Run, load
 from transduce.runs.tasks import TASKS, find_task, recognize
 from transduce.training.signals import Stopped
 from transduce.training.step import TrainStep

@@ -168,7 +168,7 @@ def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[
         for output, annotation in zip(outputs, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if outputs[0].is_truncated:
+    if outputs[0].is_source_truncated:
         row["truncated"] = True
     if outputs[0].unseen:
         row["unseen"] = outputs[0].unseen

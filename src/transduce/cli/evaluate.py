@@ -14,7 +14,7 @@ from transduce.data.parsing import is_empty
 from transduce.errors import TransduceError
 from transduce.evaluation.bleu import References, default_metrics, notes_on
 from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
-from transduce.evaluation.evaluate import score
+from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import compare
 from transduce.runs.corpus import count_training_overlap, is_large, places_of_environment
 from transduce.runs.folder import RunFolder
@@ -34,9 +34,12 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     metrics = _metrics_to_score(arguments, config)
     if not arguments.metric:
         metrics = _without_bleu(metrics, references, report)
-    scores = score(predictor, sources, references, metrics, group_sources=arguments.group_sources)
-    notes = LineNotes(predictor, report)
-    notes.add_texts(sources)
+    predictions, notes = predict_distinct(predictor, sources), LineNotes(predictor, report)
+    for prediction in predictions:
+        notes.add([prediction])
+    scores = score(
+        predictor, sources, references, metrics, group_sources=arguments.group_sources, predictions=predictions
+    )
     notes.report()
     for note in notes_on(metrics, references):
         report(note)
@@ -49,6 +52,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
                 "target": arguments.target,
                 "scores": {result.name: result.as_dict() for result in scores},
                 "num_lines": len(sources),
+                "num_truncated_sources": notes.counts["source"],
+                "num_truncated_outputs": notes.counts["output"],
                 "in_training_too": overlap,
                 "beam_size": predictor.decoding.beam_size,
                 "length_penalty": predictor.decoding.length_penalty,

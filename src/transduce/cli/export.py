@@ -16,7 +16,7 @@ from transduce.export.folder import export_run, held_out_lines
 from transduce.export.marian import import_marian
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 
 
 def export_command(arguments: argparse.Namespace) -> int:

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from transduce.data.seen import shown
-from transduce.inference.predictor import Predictor
+from transduce.inference.predictor import Prediction, Predictor
 
-_MAX_LINES_NAMED = 10  # of those that were truncated
-_MAX_NAMED = 2  # lines, of each other kind
+MOST_NAMED = 10  # lines of each kind
 _MAX_CHARACTERS_NAMED = 20
 
 
@@ -16,51 +15,49 @@ class LineNotes:
     def __init__(self, predictor: Predictor, report: Callable[[str], None]) -> None:
         """The predictor is one that reports none of this itself."""
         self._predictor, self._report = predictor, report
-        self._num_lines = self._num_truncated = self._num_unseen = self._num_long = 0
-        self._truncated: list[int] = []
-        self._unseen: list[int] = []
-        self._long: list[int] = []
+        self._num_lines = 0
+        self.counts = dict.fromkeys(("source", "output", "unseen", "long"), 0)
+        self._first: dict[str, list[int]] = {kind: [] for kind in self.counts}
         self._characters: dict[str, None] = {}
 
-    def add(self, *, is_truncated: bool, unseen: Sequence[str], is_long: bool) -> None:
-        """Count the next line."""
+    def add(self, n_best: Sequence[Prediction]) -> None:
+        """Count the next line, by its outputs."""
         self._num_lines += 1
-        if is_truncated:
-            self._num_truncated += 1
-            self._truncated = [*self._truncated, self._num_lines][:_MAX_LINES_NAMED]
-        elif is_long:
-            self._num_long += 1
-            self._long = [*self._long, self._num_lines][:_MAX_NAMED]
-        if unseen:
-            self._num_unseen += 1
-            self._unseen = [*self._unseen, self._num_lines][:_MAX_NAMED]
-            self._characters |= dict.fromkeys(unseen)
-
-    def add_texts(self, texts: Sequence[str]) -> None:
-        """Count lines whose predictions are not at hand."""
-        ids, is_truncated = self._predictor.encode(texts)
-        for truncated, (unseen, is_long) in zip(is_truncated, self._predictor.unfamiliar(texts, ids), strict=True):
-            self.add(is_truncated=truncated, unseen=unseen, is_long=is_long)
+        best = n_best[0]
+        kinds = {
+            "source": best.is_source_truncated,
+            "output": any(prediction.is_truncated for prediction in n_best),
+            "unseen": bool(best.unseen),
+            "long": best.is_long and not best.is_source_truncated,
+        }
+        for kind in (kind for kind, holds in kinds.items() if holds):
+            self.counts[kind] += 1
+            if self.counts[kind] <= MOST_NAMED:
+                self._first[kind].append(self._num_lines)
+        self._characters |= dict.fromkeys(best.unseen)
 
     def report(self) -> None:
         """One line for each kind that there was."""
-        report, max_len, seen = self._report, self._predictor.model.config.max_len, self._predictor.seen
+        max_len, seen = self._predictor.model.config.max_len, self._predictor.seen
         if self._characters:
             named, more = list(self._characters)[:_MAX_CHARACTERS_NAMED], len(self._characters) - _MAX_CHARACTERS_NAMED
             characters = shown(named) + (f" and {more:,} more" if more > 0 else "")
-            report(f"characters never seen in training: {characters} ({_lines(self._unseen, self._num_unseen)})")
-        if self._long and seen:
-            report(
-                f"longer than nearly all sources in training, which had at most {seen.source_len:,} tokens: "
-                f"{self._num_long:,} of {self._num_lines:,} lines ({_lines(self._long, self._num_long)})"
-            )
-        if self._truncated:
-            named_lines = ", ".join(map(str, self._truncated))
-            more_lines = ", ..." if self._num_truncated > len(self._truncated) else ""
-            report(f"sources are cut off after model.max_len = {max_len} tokens.")
-            report(f"lines cut off: {self._num_truncated:,} of {self._num_lines:,}, line {named_lines}{more_lines}")
+            self._report(f"characters never seen in training: {characters} ({self._lines('unseen')})")
+        longest = f"which had at most {seen.source_len:,} tokens" if seen else ""
+        reasons = {
+            "long": f"longer than nearly all sources in training, {longest}",
+            "source": f"sources truncated after model.max_len = {max_len:,} tokens",
+            "output": "outputs truncated, as long as allowed (decoding.max_len_extra)",
+        }
+        for kind, reason in reasons.items():
+            if count := self.counts[kind]:
+                self._report(f"{reason}: {count:,} of {self._num_lines:,} lines ({self._lines(kind)})")
+
+    def _lines(self, kind: str) -> str:
+        return named_lines(self._first[kind], self.counts[kind])
 
 
-def _lines(first: Sequence[int], number: int) -> str:
+def named_lines(first: Sequence[int], number: int) -> str:
+    """The first lines of a kind, and how many more there are."""
     more = f" and {number - len(first):,} more" if number > len(first) else ""
     return f"line {', '.join(map(str, first))}{more}"

@@ -30,8 +30,8 @@ def predict_command(arguments: argparse.Namespace) -> int:
         for sources in groups_of_lines(arguments.file):
             outputs = predictor.predict_n_best(sources, arguments.n_best, first_row=num_lines)
             write_now(file, "".join(_format_lines(predictor, sources, outputs, arguments.json)).encode())
-            for best, *_ in outputs:
-                notes.add(is_truncated=best.is_truncated, unseen=best.unseen, is_long=best.is_long)
+            for n_best in outputs:
+                notes.add(n_best)
             num_lines += len(sources)
     notes.report()
     return 0

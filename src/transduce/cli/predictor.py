@@ -12,6 +12,7 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.predictor import Predictor
 from transduce.runs.folder import RunFolder
+from transduce.runs.run import write_whole_characters
 
 
 def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = True) -> Predictor:
@@ -21,7 +22,7 @@ def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = T
     """
     folder = RunFolder.open(Path(run))
     settings, tokenizer = folder.settings, folder.tokenizer
-    return Predictor(
+    predictor = Predictor(
         folder.load_model(settings.model, tokenizer).to(find_device(arguments.device)),
         tokenizer,
         _decoding(arguments, settings.decoding),
@@ -30,6 +31,8 @@ def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = T
         int8=arguments.int8,
         report=report_of(arguments) if reports else lambda _line: None,
     )
+    write_whole_characters(predictor)
+    return predictor
 
 
 def _decoding(arguments: argparse.Namespace, defaults: DecodingConfig) -> DecodingConfig:

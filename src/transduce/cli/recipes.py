@@ -11,7 +11,7 @@ import math
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from transduce.evaluation.config import GROUPED_METRICS, scores_by_name
 from transduce.evaluation.evaluate import score
 from transduce.files.shipped import shipped_folder
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.training.state import TrainerState
 
 _FOLDER = shipped_folder("recipes")
@@ -74,14 +74,18 @@ class Recipe:
         Settings not in the file have their defaults, which are those of the commit that a result names.
         """
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
-        # `word_error` was called `wer` when the first results were recorded: their digest must stay the same.
+        # The digest of the first results must stay the same: this limit was the default when they were recorded,
+        if table.get("decoding", {}).get("max_len_extra") == 20:
+            del table["decoding"]["max_len_extra"]
+        # and `word_error` was called `wer`.
         text = json.dumps(table, sort_keys=True).replace('"word_error"', '"wer"')
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def config(self, seed: int) -> ExperimentConfig:
-        """The settings with this seed."""
+        """The settings with this seed; outputs have the usual limit, unless the recipe sets one."""
         text = self.config_path.read_text(encoding="utf-8")
-        return load_config(text, str(self.config_path), ["--training.seed", str(seed)])
+        config = load_config(text, str(self.config_path), ["--training.seed", str(seed)])
+        return replace(config, decoding=replace(config.decoding, max_len_extra=config.decoding.max_len(0)))
 
     @property
     def results_path(self) -> Path:

@@ -16,8 +16,7 @@ from transduce.cli.console import (
 from transduce.data.texts import MOST_TEXTS
 from transduce.errors import DataError, TransduceError
 from transduce.inference.predictor import Prediction
-from transduce.runs.load import load
-from transduce.runs.run import Run
+from transduce.runs.run import Run, load
 
 Block = tuple[list[str], list[str]]  # sources and targets
 

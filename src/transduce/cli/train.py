@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from transduce.cli.console import print_json, print_scores, read_utf8, report_of
+from transduce.cli.line_notes import MOST_NAMED, named_lines
 from transduce.cli.processes import spawn
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
@@ -42,6 +43,9 @@ def fit_command(arguments: argparse.Namespace) -> int:
         print_json(result.as_dict())
     else:
         print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
+    if lines := result.truncated_outputs:
+        named = named_lines(lines[:MOST_NAMED], len(lines))
+        report(f"outputs truncated, as long as allowed: {len(lines):,} of {result.num_test:,} ({named} of test.source)")
     example = f"echo {shlex.quote(result.example)} | transduce predict {shlex.quote(str(run_dir))}"
     report(f"the model is in {run_dir}; try: {example}")
     return 0

@@ -122,10 +122,12 @@ def resume_class(name: str) -> str:
 
 
 def carry_over(config: ExperimentConfig, saved: ExperimentConfig) -> ExperimentConfig:
-    """`config` with the values that the saved run derived at its start (steps, validate_every) where it sets none."""
+    """`config` with what the saved run derived at its start, as its steps or `max_len_extra`, where it sets none."""
     new, old = config.training, saved.training
     validate_every = new.validate_every or old.validate_every
-    return replace(config, training=replace(new, steps=_resumed_steps(new, old), validate_every=validate_every))
+    decoding = replace(config.decoding, max_len_extra=config.decoding.max_len_extra or saved.decoding.max_len_extra)
+    training = replace(new, steps=_resumed_steps(new, old), validate_every=validate_every)
+    return replace(config, training=training, decoding=decoding)
 
 
 def _resumed_steps(new: TrainingConfig, old: TrainingConfig) -> int:

@@ -94,6 +94,11 @@ class EncodedPairs:
         """Number of ids of every target, eos included."""
         return self._tgt.lens
 
+    @property
+    def tgt_ids(self) -> list[int]:
+        """The distinct ids of all targets."""
+        return np.flatnonzero(np.bincount(self._tgt.ids)).tolist()
+
     def src(self, row: int) -> NDArray[np.int32]:
         return self._src.row(row).astype(np.int32)
 

@@ -19,6 +19,7 @@ class Seen:
     source_characters: frozenset[str]
     target_characters: frozenset[str]
     source_len: int  # in tokens, the end symbol included
+    target_bytes: frozenset[int] = frozenset(range(256))  # that targets may be spelled with, where tokens lack
 
     @classmethod
     def of(cls, src: Sequence[str], tgt: Sequence[str], src_lens: NDArray[np.integer]) -> "Seen":
@@ -37,17 +38,21 @@ class Seen:
             self.source_characters | other.source_characters,
             self.target_characters | other.target_characters,
             max(self.source_len, other.source_len),
+            self.target_bytes | other.target_bytes,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """As a JSON object."""
         sides = {"source_characters": self.source_characters, "target_characters": self.target_characters}
-        return {name: "".join(sorted(side)) for name, side in sides.items()} | {"source_len": self.source_len}
+        numbers = {"source_len": self.source_len, "target_bytes": sorted(self.target_bytes)}
+        return {name: "".join(sorted(side)) for name, side in sides.items()} | numbers
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Seen":
         """What `as_dict` gave."""
-        return cls(frozenset(saved["source_characters"]), frozenset(saved["target_characters"]), saved["source_len"])
+        sides = {name: frozenset(saved[name]) for name in ("source_characters", "target_characters")}
+        target_bytes = frozenset(saved.get("target_bytes", range(256)))
+        return cls(**sides, source_len=saved["source_len"], target_bytes=target_bytes)
 
 
 def characters_of(lines: Sequence[str]) -> frozenset[str]:

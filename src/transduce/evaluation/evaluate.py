@@ -7,7 +7,14 @@ from transduce.data.texts import list_texts
 from transduce.evaluation.config import refuse_unknown_metrics
 from transduce.evaluation.definitions import References
 from transduce.evaluation.metrics import Score, check, evaluate, group_by_source
-from transduce.inference.predictor import Predictor
+from transduce.inference.predictor import Prediction, Predictor
+
+
+def predict_distinct(predictor: Predictor, sources: Sequence[str]) -> list[Prediction]:
+    """The best output for each source; equal sources are predicted once."""
+    distinct = list(dict.fromkeys(sources))
+    outputs = dict(zip(distinct, predictor.predict_n_best(distinct, 1), strict=True))
+    return [outputs[source][0] for source in sources]
 
 
 def score(
@@ -18,15 +25,14 @@ def score(
     *,
     group_sources: bool = False,
     num_resamples: int = 1000,
+    predictions: Sequence[Prediction] | None = None,
 ) -> list[Score]:
-    """Predict outputs for `sources` and score them; `references` are sets of one line per source.
+    """Predict outputs for `sources`, unless they are given, and score them; `references` are sets of one line each.
 
     With `group_sources`, rows of the same source are its alternatives, and the scores are those of distinct sources.
     Raises as `evaluate` does.
     """
-    distinct = list(dict.fromkeys(sources))
-    outputs = dict(zip(distinct, predictor.predict(distinct), strict=True))
-    hypotheses = [outputs[source] for source in sources]
+    hypotheses = [output.text for output in predictions or predict_distinct(predictor, sources)]
     if group_sources:
         _, hypotheses, references = group_by_source(sources, hypotheses, references)
     return evaluate(metrics, hypotheses, references, num_resamples=num_resamples)

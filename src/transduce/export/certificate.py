@@ -184,6 +184,7 @@ def certify(predictor: Predictor, engine: Engine, lines: Lines, exported: Export
     comparisons: list[SearchComparison] = []
     scored: list[tuple[Ids, Ids]] = []
     for search in engine.searches:
+        # Without an alphabet, which no engine has.
         native = Predictor(predictor.model, predictor.tokenizer, _with_search(predictor.decoding, search))
         native_outputs = [best.ids for best, *_ in native.search(sources)]
         engine_outputs = engine.search(sources, max_lens, native.decoding)

@@ -107,7 +107,7 @@ def answer(text: str) -> str:
     tokens = source.encode(text).tokens  # their end with them
     if len(tokens) > {longest}:
         tokens = tokens[: {longest - 1}] + tokens[-1:]
-    longest = min(int({decoding.max_len_ratio} * len(tokens)) + {decoding.max_len_extra}, {longest})
+    longest = min(int({decoding.max_len_ratio} * len(tokens)) + {decoding.max_len(0)}, {longest})
     (result,) = translator.translate_batch(
         [tokens],
         max_decoding_length=max({max(1, decoding.min_len)}, longest - 1),  # of an answer that has not ended by itself

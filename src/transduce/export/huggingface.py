@@ -73,7 +73,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:
 def unexpressed(decoding: DecodingConfig) -> list[str]:
     """The run's decoding settings that `generation_config.json` cannot express, one line each."""
     lines = [
-        f"decoding.max_len_ratio = {decoding.max_len_ratio} and decoding.max_len_extra = {decoding.max_len_extra}: "
+        f"decoding.max_len_ratio = {decoding.max_len_ratio} and decoding.max_len_extra = {decoding.max_len(0)}: "
         "generate() bounds all answers by one number, here model.max_len."
     ]
     if _length_penalty(decoding) != decoding.length_penalty:
@@ -334,7 +334,7 @@ model = AutoModelForSeq2SeqLM.from_pretrained(folder)
 
 def answer(lines: list[str]) -> list[str]:
     inputs = tokenizer(lines, return_tensors="pt", padding=True, truncation=True)
-    longest = int({decoding.max_len_ratio} * inputs["input_ids"].shape[1]) + {decoding.max_len_extra}
+    longest = int({decoding.max_len_ratio} * inputs["input_ids"].shape[1]) + {decoding.max_len(0)}
     generated = model.generate(**inputs, max_new_tokens=min(longest, {longest}))
     answers = tokenizer.batch_decode(generated, skip_special_tokens=True)
     return [text if line.strip() else "" for line, text in zip(lines, answers)]

@@ -126,5 +126,5 @@ def _settings(predictor: Predictor) -> dict[str, Any]:
         "eos_id": special.eos,
         "max_len": predictor.model.config.max_len,
         "max_len_ratio": decoding.max_len_ratio,
-        "max_len_extra": decoding.max_len_extra,
+        "max_len_extra": decoding.max_len(0),
     }

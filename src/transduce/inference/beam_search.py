@@ -55,9 +55,10 @@ def beam_search(
         rooms = [limits[sentence] - length + 1 for sentence in sentences]
         row_rules = [rules[sentence] for sentence in sentences] if rules else []
         if row_rules:
-            # Rows of the beam that hold no hypothesis must not count as ones that could still go on.
-            log_probs[beams.log_probs == -math.inf] = -math.inf
-            enforce(row_rules, log_probs, beams.history.tolist(), rooms, special)
+            if not all(rule.is_empty for rule in row_rules):
+                # Rows of the beam that hold no hypothesis must not count as ones that could still go on.
+                log_probs[beams.log_probs == -math.inf] = -math.inf
+            enforce(row_rules, log_probs, beams.history, rooms, special)
         end_at_limit(log_probs, rooms, special)
         # Each hypothesis can end in one way only. So 2 * beam_size ranks always leave beam_size that go on.
         if any(rule.required for rule in row_rules):

@@ -7,6 +7,7 @@ from typing import Literal
 from transduce.errors import TransduceError
 
 _WIDEST_BEAM = 1_000  # a wider one is a mistake
+_LEAST_EXTRA = 20  # tokens beyond max_len_ratio where no training pairs say how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class DecodingConfig:
     length_penalty: float = 0.6  # alpha: 0 scores by probability alone, larger values favor longer outputs
     length_norm: Literal["wu", "power"] = "wu"  # ((5 + length) / 6)^alpha (Wu et al. 2016), or length^alpha
     max_len_ratio: float = 2.0  # an output has at most ratio * source tokens + extra tokens
-    max_len_extra: int = 20
+    max_len_extra: int = 0  # 0: as the training pairs need, which `train` writes into config.toml
     min_len: int = 0  # fewest tokens of an output, not counting the end symbol, where it has room for them
     no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice in an output; 0: any may
     temperature: float = 0.0  # above 0: sample instead of searching; 1 samples from the model's distribution
@@ -33,8 +34,8 @@ class DecodingConfig:
             )
         if not math.isfinite(self.length_penalty) or self.length_penalty < 0:
             raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) or more.")
-        if self.max_len_ratio < 0 or self.max_len_extra < 1:
-            raise TransduceError("max_len_ratio must be at least 0 and max_len_extra at least 1: answers need room.")
+        if self.max_len_ratio < 0 or self.max_len_extra < 0:
+            raise TransduceError("max_len_ratio must be at least 0, and max_len_extra: 0 is as training pairs need.")
         if self.min_len < 0 or self.no_repeat_ngram_size < 0:
             raise TransduceError("min_len and no_repeat_ngram_size must be 0 (off) or more.")
         if not math.isfinite(self.temperature) or self.temperature < 0:
@@ -48,4 +49,4 @@ class DecodingConfig:
 
     def max_len(self, src_len: int) -> int:
         """Most tokens of an output for `src_len` source tokens, including the end symbol."""
-        return int(self.max_len_ratio * src_len) + self.max_len_extra
+        return int(self.max_len_ratio * src_len) + (self.max_len_extra or _LEAST_EXTRA)

@@ -3,12 +3,16 @@
 All are functions of the tokens so far, so a search carries no state for them.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from transduce.data.texts import list_texts
 from transduce.errors import TransduceError
+from transduce.inference.alphabet import Alphabet
 
 _IN_NO_PHRASE = -1  # stands for any token that is in no required phrase
 _MOST_IN_ANY_ORDER = 4  # with more phrases not all orders are tried (n! of them), and overlaps are not counted
@@ -60,6 +64,39 @@ class ForbiddenText:
         return [i for length, ids in self._completing.items() if written.endswith(self._text[:length]) for i in ids]
 
 
+class OpenText:
+    """A text that outputs go on with, in any tokens, of which the last may have more than it.
+
+    The last word of a prefix: whatever follows it in the output may be one token with it.
+    """
+
+    def __init__(self, text: bytes, ids: Sequence[int], token_bytes: Sequence[bytes], usable: Iterable[int]) -> None:
+        """`ids` are how the tokenizer begins to spell it, with bytes where it must; other tokens are `usable` ones."""
+        self.ids, self._text, self._token_bytes = tuple(ids), text, token_bytes
+        own = dict(zip(accumulate((len(token_bytes[i]) for i in ids), initial=0), ids, strict=False))
+        by_first: dict[bytes, list[int]] = {}
+        for i in usable:
+            by_first.setdefault(token_bytes[i][:1], []).append(i)
+        # By how many bytes are written: the ids that may follow, and how many tokens complete the text after each.
+        self._choices: list[dict[int, float]] = [{} for _ in text]
+        num_missing = [math.inf] * len(text) + [0.0]
+        for n in reversed(range(len(text))):
+            rest, fitting = text[n:], [own[n]] if n in own else []
+            others = ((i, token_bytes[i]) for i in by_first.get(rest[:1], []))
+            fitting += [i for i, token in others if rest.startswith(token) or token.startswith(rest)]
+            self._choices[n] = {i: num_missing[min(n + len(token_bytes[i]), len(text))] for i in fitting}
+            num_missing[n] = 1 + min(self._choices[n].values(), default=math.inf)
+
+    def choices(self, history: Sequence[int], fits: Callable[[int, float], bool]) -> list[int]:
+        """The ids that may follow the part that `history` is; none if that is all of it.
+
+        `fits` is asked of an id, and the fewest tokens that are missing after it, whether the output has room for them.
+        """
+        num_written = sum(len(self._token_bytes[i]) for i in history)
+        ids = self._choices[num_written] if num_written < len(self._text) else {}
+        return [i for i, num_missing in ids.items() if fits(i, num_missing)] or list(ids)[:1]
+
+
 class Choices(NamedTuple):
     """The ids that may follow: `only` these, if there are any, else all but those `banned`."""
 
@@ -73,19 +110,26 @@ class Rules:
 
     eos_id: int
     prefix: tuple[int, ...] = ()
+    last_word: OpenText | None = None  # of the prefix, after those ids
     required: tuple[tuple[int, ...], ...] = ()  # phrases, in any order
+    whole: tuple[tuple[int, ...], ...] = ()  # of these, those that end where a word does
+    within_words: tuple[int, ...] = ()  # the ids that go on with a word
     forbidden: tuple[ForbiddenText, ...] = ()
     min_len: int = 0  # tokens, not counting the end symbol
     no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice; 0: any may
+    alphabet: Alphabet | None = None  # None: any id may follow
 
-    @property
+    @cached_property
     def is_empty(self) -> bool:
-        return not (self.prefix or self.required or self.forbidden or self.min_len or self.no_repeat_ngram_size)
+        """Whether any text may be written, in its alphabet."""
+        begins = self.prefix or self.last_word
+        return not (begins or self.required or self.forbidden or self.min_len or self.no_repeat_ngram_size)
 
     @property
     def shortest_len(self) -> int:
         """Fewest tokens of an output that has its prefix and its phrases, including the end symbol."""
-        return len(self.prefix) + self.num_missing(self.prefix) + 1
+        prefix = (*self.prefix, *(self.last_word.ids if self.last_word else ()))
+        return len(prefix) + self.num_missing(prefix) + 1
 
     def choices(self, history: Sequence[int], room: int) -> Choices:
         """The ids that may follow `history` if the output has room for `room` more tokens, including the end symbol.
@@ -97,15 +141,24 @@ class Rules:
         if room == 1:
             return Choices([self.eos_id], [])
         forced: list[int] = []
-        # If any token at all and then the missing ones (and the end) would not fit, only tokens that keep them fitting
-        # may follow. Until then the search is free.
-        if self.required and self.num_missing([*history, _IN_NO_PHRASE]) + 2 > room:
+        if self.last_word:
+            forced = self.last_word.choices(
+                history[len(self.prefix) :],
+                lambda i, num_missing: num_missing + self.num_missing([*history, i]) + 2 <= room,
+            )
+        # If any character at all and then the missing tokens (and the end) would not fit, only tokens that keep them
+        # fitting may follow. Until then the search is free.
+        free = self.alphabet.longest_character if self.alphabet else 1
+        if not forced and self.required and self.num_missing([*history, _IN_NO_PHRASE]) + free + 1 > room:
             useful = dict.fromkeys(i for phrase in self._unmet(history) for i in phrase)
             forced = [i for i in useful if self.num_missing([*history, i]) + 2 <= room]
         banned = [i for text in self.forbidden for i in text.completed_by(history)] + self._repeating(history)
         if len(history) < self.min_len or self.num_missing(history):
             banned.append(self.eos_id)
-        return Choices([i for i in forced if i not in banned] or forced, banned)
+        for phrase in self.whole:
+            if tuple(history[-len(phrase) :]) == phrase and not _contains(history[:-1], phrase):
+                banned += self.within_words
+        return Choices([*dict.fromkeys(forced).keys() - banned] or forced, banned)
 
     def num_missing(self, history: Sequence[int]) -> int:
         """Fewest further tokens that complete all required phrases: the end of one may be the beginning of the next."""

@@ -71,7 +71,7 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     """Explain the output of `predictor` for `text`. Raises TransduceError for an empty text or one too long."""
     if not text.strip():
         raise TransduceError("an empty text has an empty answer: give one that a model has to answer.")
-    [source], [is_truncated] = predictor.encode([text])
+    [source], [is_source_truncated] = predictor.encode([text])
     if len(source) > MAX_TOKENS:
         raise TransduceError(
             f"the text has {len(source):,} tokens, of which a page can show {MAX_TOKENS}: explain a shorter one."
@@ -86,11 +86,11 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     attention, log_probs = _full_pass(predictor, source, best.ids)
     names = _Names(tokenizer.target_tokens, has_bytes=tokenizer.config.target != "sentencepiece")
     source_names = _Names(tokenizer.source_tokens, has_bytes=tokenizer.config.source != "sentencepiece")
-    output, written = tokenizer.decode_target(best.ids), [*best.ids, tokenizer.eos_id]
+    written = [*best.ids, tokenizer.eos_id]
     return Explanation(
         text=text,
         source=source_names.of(source),
-        prediction=Prediction(output, best.score, best.log_prob, tuple(best.ids), is_truncated),
+        prediction=predictor.prediction(best, predictor.max_len(source), is_source_truncated),
         written=names.of(written),
         candidates=[_candidates(*pair, num_candidates, names) for pair in zip(log_probs, written, strict=True)],
         branches=_branches(trace, ended, best, tokenizer.eos_id, names),

@@ -95,7 +95,7 @@ def _content(explanation: Explanation, run_name: str) -> dict[str, Any]:
 
 
 def _left_out(explanation: Explanation, attention: list[dict[str, Any]]) -> Iterator[str]:
-    if explanation.prediction.is_truncated:
+    if explanation.prediction.is_source_truncated:
         num_read = len(explanation.source) - 1
         yield f"The text is longer than the model is meant for: only its first {num_read} tokens were read."
     for kind in attention:

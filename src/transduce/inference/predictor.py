@@ -1,7 +1,10 @@
 """The predictor: text in, predictions out. Every front end uses it."""
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from threading import Lock
 from typing import Any, Self
 
@@ -16,13 +19,15 @@ from transduce.data.texts import list_texts
 from transduce.devices.cpu import survive_forks, workers
 from transduce.devices.device import find_device
 from transduce.errors import TransduceError
+from transduce.inference.alphabet import MOST_UNFINISHED, Alphabet, unfinished
 from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
-from transduce.inference.constraints import Constraints, ForbiddenText, Rules
+from transduce.inference.constraints import Constraints, ForbiddenText, OpenText, Rules
 from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import Annotation, annotate
 from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_search, sample
 from transduce.model.transformer import Transformer
+from transduce.text.config import NUM_FIXED_IDS
 from transduce.text.tokenizer import Tokenizer
 
 # Tokens of a batch, those of the sources and of all hypotheses: enough for large products, few enough for the caches of
@@ -49,7 +54,8 @@ class Prediction:
     score: float
     log_prob: float
     ids: tuple[int, ...] = ()  # on the target side, without the end symbol
-    is_truncated: bool = False  # whether the source was too long, so that only its beginning was read
+    is_source_truncated: bool = False  # whether the source was too long, so that only its beginning was read
+    is_truncated: bool = False  # whether the output is as long as allowed: it had to end
     unseen: tuple[str, ...] = ()  # the characters of the source that no source in training had
     is_long: bool = False  # whether the source is longer than nearly all in training
     # Of `Run.n_best`: the tokens with the end symbol, and for each its log-probability and the source token it is
@@ -60,17 +66,20 @@ class Prediction:
     source_tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "score": self.score, "log_prob": self.log_prob}
+        row = {"text": self.text, "score": self.score, "log_prob": self.log_prob}
+        return row | ({"truncated": True} if self.is_truncated else {})
 
 
 class Predictor:
     """A model and the tokenizer it was trained with.
 
     `predict` gives one output for each text, `predict_n_best` several. The output for an empty text is empty. A source
-    too long for the model is truncated, counted in `num_truncated` and reported; so are, where it is known what was
-    `seen` in training, characters and lengths outside of that. The model's weights are prepared for
-    decoding at the first prediction: to change them later, make a new predictor. With `int8` its large matrices are
-    multiplied in int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
+    too long for the model is truncated, and so is an output that becomes as long as allowed: texts with these are
+    counted in `num_truncated_sources` and `num_truncated_outputs`. Where it is known what was `seen` in training,
+    characters and lengths outside of that are reported, and outputs have only characters of training targets, of their
+    constraints, and those of their source that no training source had. The model's weights are prepared for decoding at
+    the first prediction: to change them later, make a new predictor. With `int8` its large matrices are multiplied in
+    int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
     """
 
     def __init__(
@@ -92,7 +101,8 @@ class Predictor:
         self.decoding = decoding  # read-only; a call can be given another
         self.constraints = constraints  # on every output; a call can be given others for each text
         self.report = report
-        self.num_truncated = 0
+        self.num_truncated_sources = self.num_truncated_outputs = 0
+        self.alphabet = Alphabet.of(tokenizer, seen) if seen else None  # None: any id may follow
         self._reported: set[str] = set()  # characters, and "" for lengths
         self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         self._engine: InferenceModel | None = None
@@ -147,15 +157,16 @@ class Predictor:
             decoding=decoding,
             row_numbers=[first_row + row for row in rows],
         )
-        for row, truncated, unknown, hypotheses in zip(rows, is_truncated, unfamiliar, outputs, strict=True):
-            predictions[row] = [
-                Prediction(self.tokenizer.decode_target(h.ids), h.score, h.log_prob, tuple(h.ids), truncated, *unknown)
-                for h in hypotheses
-            ]
+        for row, source, truncated, unknown, hypotheses in zip(
+            rows, sources, is_truncated, unfamiliar, outputs, strict=True
+        ):
+            limit = self.max_len(source, decoding)
+            predictions[row] = [self.prediction(hypothesis, limit, truncated, *unknown) for hypothesis in hypotheses]
         self._report_unfamiliar(unfamiliar)
-        if any(is_truncated) and not self.num_truncated:
-            self.report(f"sources are cut off after model.max_len = {self.model.config.max_len} tokens.")
-        self.num_truncated += sum(is_truncated)
+        if any(is_truncated) and not self.num_truncated_sources:
+            self.report(f"sources are truncated after model.max_len = {self.model.config.max_len} tokens.")
+        self.num_truncated_sources += sum(is_truncated)
+        self.num_truncated_outputs += sum(any(each.is_truncated for each in n_best) for n_best in predictions)
         return predictions
 
     def search(
@@ -178,7 +189,7 @@ class Predictor:
         row_numbers = range(len(sources)) if row_numbers is None else row_numbers
         max_lens = [self.max_len(ids, decoding) for ids in sources]
         constraints = [self.constraints] * len(sources) if constraints is None else constraints
-        rules = self._rules(constraints, max_lens, row_numbers, decoding)
+        rules = self._rules(sources, constraints, max_lens, row_numbers, decoding)
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
         src_lens = np.array([len(ids) for ids in sources], dtype=np.int32)
         width = 1 if decoding.is_sampling else decoding.beam_size
@@ -191,31 +202,38 @@ class Predictor:
         def decode(rows: np.ndarray) -> None:
             src = pad_sources([sources[row] for row in rows]).to(self.device)
             limits = torch.tensor([max_lens[row] for row in rows], device=src.device)
-            batch_rules = [rules[row] for row in rows] if rules else []
+            options: dict[str, Any] = {"config": decoding, "rules": [rules[row] for row in rows] if rules else []}
             step, special = watch(engine.step), self.special
             if decoding.is_sampling:
                 numbers, samples = [row_numbers[row] for row in rows], []
                 for index in range(num_best):
                     uniforms = _uniforms(numbers, index, decoding.seed, int(limits.max())).to(src.device)
                     state = engine.start(src)
-                    samples.append(
-                        sample(step, state, limits, special, config=decoding, uniforms=uniforms, rules=batch_rules)
-                    )
+                    samples.append(sample(step, state, limits, special, uniforms=uniforms, **options))
                 hypotheses = [list(of_source) for of_source in zip(*samples, strict=True)]
             elif decoding.beam_size == 1:
-                greedy = greedy_search(step, engine.start(src), limits, special, config=decoding, rules=batch_rules)
+                greedy = greedy_search(step, engine.start(src), limits, special, **options)
                 hypotheses = [[hypothesis] for hypothesis in greedy]
             else:
-                state = engine.start(src)
-                hypotheses = beam_search(
-                    step, state, limits, special, config=decoding, num_best=num_best, rules=batch_rules
-                )
+                hypotheses = beam_search(step, engine.start(src), limits, special, num_best=num_best, **options)
             for row, of_source in zip(rows, hypotheses, strict=True):
                 outputs[row] = of_source
 
         with workers(self.device, len(batches)) as map_over:
             list(map_over(decode, reversed(batches)))  # the long ones first, so that all workers end together
         return outputs
+
+    def prediction(self, hypothesis: Hypothesis, max_len: int, *about_source: Any) -> Prediction:
+        """The prediction for a text whose outputs may have `max_len` tokens, including the end symbol.
+
+        `about_source`: whether it was truncated, its unseen characters, whether it is long.
+        """
+        ids, log_prob, score = hypothesis
+        # Constraints may have stopped it within a character.
+        num_whole = len(ids) - (len(unfinished(*ids[-MOST_UNFINISHED:])) if self.alphabet else 0)
+        text, is_truncated = self.tokenizer.decode_target(ids[:num_whole]), len(ids) + 1 >= max_len
+        is_source_truncated, *unfamiliar = about_source
+        return Prediction(text, score, log_prob, tuple(ids), is_source_truncated, is_truncated, *unfamiliar)
 
     def annotate(self, texts: Iterable[str], predictions: Sequence[Prediction]) -> list[Annotation]:
         """The log-probability and alignment of each token of one prediction for each text; see `forced_decoding`."""
@@ -308,39 +326,78 @@ class Predictor:
 
     def _rules(
         self,
+        sources: Sequence[list[int]],
         constraints: Sequence[Constraints],
         max_lens: Sequence[int],
         row_numbers: Sequence[int],
         decoding: DecodingConfig,
     ) -> list[Rules]:
-        """Constraints per source as token ids; empty if there are none."""
+        """Constraints and alphabet per source; empty if there are none."""
         rules_of = {distinct: self._rules_of(distinct, decoding) for distinct in dict.fromkeys(constraints)}
         rules = [rules_of[each] for each in constraints]
         for rule, max_len, number in zip(rules, max_lens, row_numbers, strict=True):
-            if rule.shortest_len > max_len and (rule.prefix or rule.required):
+            if rule.shortest_len > max_len and (rule.prefix or rule.last_word or rule.required):
                 raise TransduceError(
                     f"a prefix and required texts of {rule.shortest_len - 1} tokens do not fit the answer to text "
                     f"{number + 1:,}, which has at most {max_len - 1}: ask for less, or allow longer answers."
                 )
-        return [] if all(rule.is_empty for rule in rules) else rules
+        if self.alphabet and self.seen:
+            # Characters of a source that no training source had may be copied, a name for one.
+            new = [set(self.tokenizer.decode_source(ids)) - self.seen.source_characters for ids in sources]
+            rules = [_with_characters(rule, each) if each else rule for rule, each in zip(rules, new, strict=True)]
+        return [] if not self.alphabet and all(rule.is_empty for rule in rules) else rules
 
     def _rules_of(self, constraints: Constraints, decoding: DecodingConfig) -> Rules:
         if constraints.required and (decoding.is_sampling or decoding.beam_size == 1):
             raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
-        encoded = self.tokenizer.encode_target([constraints.prefix, *constraints.required])
-        prefix, *required = (tuple(ids[:-1]) for ids in encoded)
-        token_bytes = self.tokenizer.target_bytes() if constraints.forbidden else []
+        tokenizer = self.tokenizer
+        # A token carries the space before a word; a space at the end of a text says that a word ends there.
+        strip = str.rstrip if tokenizer.config.target == "characters" else str.strip
+        texts = [constraints.prefix, *(strip(text, " ") or text for text in constraints.required)]
+        prefix, *required = (tuple(ids[:-1]) for ids in tokenizer.encode_target(texts))
+        whole = tuple(ids for ids, text in zip(required, constraints.required, strict=True) if text.endswith(" "))
+        token_bytes = self._token_bytes if constraints != Constraints() else []
+        alphabet, last_word = self.alphabet and self.alphabet.including_ids([*prefix, *chain(*required)]), None
+        if constraints.prefix:
+            prefix, last_word = self._split_prefix(constraints.prefix, prefix, alphabet)
         return Rules(
-            eos_id=self.tokenizer.eos_id,
+            eos_id=tokenizer.eos_id,
             prefix=prefix,
+            last_word=last_word,
             required=tuple(required),
+            whole=whole,
+            within_words=tuple(i for i, text in enumerate(token_bytes) if whole and text and text[:1] != b" "),
             forbidden=tuple(
                 ForbiddenText(text.encode(), token_bytes)
                 for text in self.tokenizer.normal_target(constraints.forbidden)
             ),
             min_len=decoding.min_len,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+            alphabet=alphabet,
         )
+
+    def _split_prefix(
+        self, text: str, ids: tuple[int, ...], alphabet: Alphabet | None
+    ) -> tuple[tuple[int, ...], OpenText]:
+        """The ids of a prefix before its last word, or the space at its end, and that: outputs may go on within it."""
+        token_bytes = self._token_bytes
+        start = max((place for place, i in enumerate(ids) if token_bytes[i][:1] == b" "), default=0)
+        word = b"".join(token_bytes[i] for i in ids[start:])
+        if text.endswith(" ") and not word.endswith(b" "):  # sentencepiece leaves it out
+            start, word = len(ids), b" "
+        usable = set(range(NUM_FIXED_IDS, len(token_bytes))) - alphabet.banned if alphabet else range(len(token_bytes))
+        return ids[:start], OpenText(word, ids[start:], token_bytes, usable)
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return self.tokenizer.target_bytes()
+
+
+def _with_characters(rules: Rules, characters: set[str]) -> Rules:
+    """The rules of a source with characters that are new to the model; those that control a terminal are left out."""
+    assert rules.alphabet is not None
+    visible = [character for character in characters if unicodedata.category(character) != "Cc"]
+    return replace(rules, alphabet=rules.alphabet.including(visible, visible))
 
 
 def _uniforms(row_numbers: list[int], sample_index: int, seed: int, length: int) -> Float[Tensor, "rows length"]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transduce.errors import TransduceError
+from transduce.inference.alphabet import restrict
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Rules
 
@@ -82,13 +83,13 @@ def greedy_search(
     log_probs, is_finished = [0.0] * len(sentences), [False] * len(sentences)
     tokens = torch.full((len(sentences), 1), special.bos, device=max_lens.device)
     parents, sentence_ids = torch.zeros_like(tokens), torch.arange(len(sentences), device=max_lens.device)
+    history = tokens.new_empty(len(sentences), 1, 0)
     limits: list[int] = max_lens.tolist()
     for position in range(max(limits)):
         logits, state = step(tokens, parents, state)
         next_log_probs, rooms = log_probs_of(logits, special), [limits[sentence] - position for sentence in sentences]
         if rules:
-            histories = [[outputs[sentence]] for sentence in sentences]
-            enforce([rules[sentence] for sentence in sentences], next_log_probs, histories, rooms, special)
+            enforce([rules[sentence] for sentence in sentences], next_log_probs, history, rooms, special)
         end_at_limit(next_log_probs, rooms, special)
         ids = choose(next_log_probs[:, 0], sentence_ids, position)
         chosen = next_log_probs[:, 0].gather(1, ids[:, None])[:, 0].tolist()
@@ -104,10 +105,11 @@ def greedy_search(
         if not unfinished:
             break
         tokens = ids[:, None]
+        history = torch.cat((history, tokens[..., None]), dim=2)
         if len(unfinished) <= (1 - COMPACT_WHEN_IDLE) * len(sentences):
             kept = torch.tensor(unfinished, device=max_lens.device)
             state.keep(kept)
-            tokens, parents, sentence_ids = tokens[kept], parents[kept], sentence_ids[kept]
+            tokens, parents, sentence_ids, history = tokens[kept], parents[kept], sentence_ids[kept], history[kept]
             sentences = [sentences[row] for row in unfinished]
     norms = length_norm_of(torch.tensor([len(ids) + 1.0 for ids in outputs]), config).tolist()
     return [
@@ -181,23 +183,26 @@ def end_at_limit(log_probs: Float[Tensor, "batch beam vocab"], rooms: Sequence[i
 def enforce(
     rules: Sequence[Rules],
     log_probs: Float[Tensor, "batch beam vocab"],
-    histories: Sequence[Sequence[Sequence[int]]],
+    history: Int[Tensor, "batch beam len"],
     rooms: Sequence[int],
     special: SpecialIds,
 ) -> None:
-    """Set to -inf, in place, what the rules of each sentence do not allow to follow.
+    """Set to -inf, in place, what the rules of each sentence do not allow to follow `history`.
 
-    Where that leaves no hypothesis of a sentence anything, they may end.
+    A sentence has room for `rooms` more tokens. Where nothing is left to any of its hypotheses, they may end.
     """
     ends = log_probs[..., special.eos].clone()
-    for row, (rule, beam, room) in enumerate(zip(rules, histories, rooms, strict=True)):
+    if alphabets := [rule.alphabet for rule in rules if rule.alphabet]:
+        restrict(log_probs, alphabets, history, rooms)
+    if all(rule.is_empty for rule in rules):
+        return
+    for row, (rule, beam, room) in enumerate(zip(rules, history.tolist(), rooms, strict=True)):
         if rule.is_empty:
             continue
-        for rank, history in enumerate(beam):
-            only, banned = rule.choices(history, room)
+        for rank, ids in enumerate(beam):
+            only, banned = rule.choices(ids, room)
             scores = log_probs[row, rank]
-            if only:
-                kept = scores[only]
+            if only and (kept := scores[only]).amax() > -math.inf:  # else it must finish a character first
                 scores.fill_(-math.inf)
                 scores[only] = kept
             elif banned:

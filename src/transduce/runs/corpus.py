@@ -1,5 +1,6 @@
 """The text of a run: read as the settings say, reported, and turned into ids."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -7,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, encode_pairs
@@ -21,11 +24,13 @@ from transduce.data.seen import Seen
 from transduce.errors import ConfigMismatchError, DataError, MissingInputError, TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
+from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process
 
 _PAIRS_PER_LABEL = 5  # with so many pairs for each target and more, targets are labels, which all parts share
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000  # of the pairs given to `fit`, twice: to validate and to test
+_NEARLY_ALL, _ROOM = 99.9, 1.1  # outputs have room for this per cent of the training targets, and a tenth more
 
 
 def places_of_environment() -> Places:
@@ -105,7 +110,8 @@ def learn_and_encode(
         learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
         encoded = encode_reporting(learnt, train, config.data, report)
         seen = Seen.of(learnt.normal_source(train.src), learnt.normal_target(train.tgt), encoded.src_lens)
-        return LearntFrom(learnt, encoded, len(train), seen)
+        target_bytes = {i - len(CONTROL_NAMES) for i in encoded.tgt_ids if len(CONTROL_NAMES) <= i < NUM_FIXED_IDS}
+        return LearntFrom(learnt, encoded, len(train), replace(seen, target_bytes=frozenset(target_bytes)))
     large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
@@ -131,6 +137,23 @@ def learn_and_encode(
 
 def _other_data(what: str) -> ConfigMismatchError:
     return ConfigMismatchError(f"{what} are not the same on all machines: copy them from the one with rank 0.")
+
+
+def with_room(config: ExperimentConfig, pairs: TrainingPairs, report: Callable[[str], None]) -> ExperimentConfig:
+    """`config` with a `max_len_extra` for outputs as long as these targets, unless it has one.
+
+    Of a corpus on disk, one window is looked at.
+    """
+    decoding = config.decoding
+    if decoding.max_len_extra:
+        return config
+    window = pairs.window(0, np.random.default_rng(0))
+    beyond = window.tgt_lens.astype(int) - (decoding.max_len_ratio * window.src_lens).astype(int)
+    nearly_longest = np.percentile(beyond, _NEARLY_ALL, method="higher")
+    extra = max(decoding.max_len(0), math.ceil(_ROOM * nearly_longest))
+    if extra > decoding.max_len(0):  # else as ever
+        report(f"outputs may have {decoding.max_len_ratio:g} * source tokens + {extra}: the training targets need it")
+    return replace(config, decoding=replace(decoding, max_len_extra=extra))
 
 
 def is_large(paths: Sequence[str | Path]) -> bool:

@@ -20,14 +20,13 @@ from transduce.data.parsing import as_text
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.bleu import default_metrics
 from transduce.evaluation.config import ValidationConfig
-from transduce.evaluation.evaluate import score
+from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import Score
 from transduce.model.config import PRESETS, TransformerConfig
 from transduce.runs.corpus import Corpus, hold_out, is_large, report_read
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
 from transduce.runs.monitoring import report_to_notebook
-from transduce.runs.run import Run
+from transduce.runs.run import Run, load
 from transduce.runs.tasks import Task, find_task, recognize
 from transduce.runs.train import find_run, train
 from transduce.text.config import TokenizerConfig
@@ -53,6 +52,7 @@ class FitResult:
     num_test: int
     training_seconds: float
     example: str  # a source of the test part
+    truncated_outputs: Sequence[int] = ()  # lines of the test part whose outputs are as long as allowed
 
     def as_dict(self) -> dict[str, Any]:
         """The result as a JSON object, with the scores by name."""
@@ -120,17 +120,18 @@ def fit(
         started=started,
     )
     run = load(run_dir, device=device)
-    validation = config.validation
-    scores = score(run, test.src, [test.tgt], validation.metrics, group_sources=validation.group_sources)
-    result = FitResult(
-        run_dir, scores, len(train_pairs), len(held_out), len(test), round(state.seconds, 1), example=test.src[0]
-    )
+    predictions, settings = predict_distinct(run, test.src), config.validation
+    grouped = settings.group_sources
+    scores = score(run, test.src, [test.tgt], settings.metrics, group_sources=grouped, predictions=predictions)
+    truncated = [line for line, prediction in enumerate(predictions, 1) if prediction.is_truncated]
+    counts = (len(train_pairs), len(held_out), len(test))
+    result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), test.src[0], truncated)
     folder = RunFolder.open(run_dir)
     folder.write_file("test.source", as_text(test.src))
     folder.write_file("test.target", as_text(test.tgt))
     folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
-    for source, output in zip(test.src, run.predict(test.src[:_NUM_SAMPLES]), strict=False):
-        report(f"a sample: {source} -> {output}")
+    for source, prediction in zip(test.src[:_NUM_SAMPLES], predictions, strict=False):
+        report(f"a sample: {source} -> {prediction.text}")
     run.result, run.state = result, state
     return run
 

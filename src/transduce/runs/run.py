@@ -15,6 +15,7 @@ from transduce.data.texts import MOST_TEXTS, iterate_texts, list_texts
 from transduce.devices.device import find_device
 from transduce.errors import DataError, TransduceError
 from transduce.evaluation.config import GROUPED_METRICS
+from transduce.inference.alphabet import Alphabet
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.explain import explain
@@ -173,8 +174,16 @@ def load(
     settings, tokenizer = folder.settings, folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
     loaded = Run(model, tokenizer, decoding or settings.decoding, seen=folder.seen, int8=int8, report=report)
+    write_whole_characters(loaded)
     loaded.folder, loaded.settings = folder, settings
     return loaded
+
+
+def write_whole_characters(predictor: Predictor) -> None:
+    """Keep outputs of a run without a record of its characters valid UTF-8 at least, and report that it has none."""
+    if not predictor.seen and (alphabet := Alphabet.of(predictor.tokenizer, None)):
+        predictor.alphabet = alphabet
+        predictor.report("the run has no record of the characters of its training targets: outputs may have others")
 
 
 def compare(

@@ -35,7 +35,7 @@ from transduce.devices.device import find_device, local_device
 from transduce.errors import RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus
+from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
 from transduce.runs.validation import build_validation
@@ -104,6 +104,7 @@ def train(
         origin = saved or ancestor
         tokenizer = origin.tokenizer if origin else None
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
+        config = with_room(config, learnt.pairs, report)
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         folder = saved
         if folder is None:
@@ -115,7 +116,7 @@ def train(
             process.decide(lambda: locks.enter_context(folder.lock()))
         validate = None
         if corpus.valid is not None:
-            validate = build_validation(config, learnt.tokenizer, corpus.valid, report)
+            validate = build_validation(config, learnt, corpus.valid, report)
         run = _Run(folder, config, model, learnt.pairs, validate, checkpoint, process, report, clock)
         return _train(run, observers, show_progress=show_progress, started=started)
 

@@ -13,13 +13,12 @@ from transduce.evaluation.evaluate import score
 from transduce.evaluation.loss import corpus_loss
 from transduce.inference.predictor import Predictor
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import encode_reporting
-from transduce.text.tokenizer import Tokenizer
+from transduce.runs.corpus import LearntFrom, encode_reporting
 from transduce.training.state import Validation
 
 
 def build_validation(
-    config: ExperimentConfig, tokenizer: Tokenizer, valid: Pairs, report: Callable[[str], None]
+    config: ExperimentConfig, learnt: LearntFrom, valid: Pairs, report: Callable[[str], None]
 ) -> Callable[[nn.Module], Validation]:
     """Function from a model to its metrics and the one number by which models are compared.
 
@@ -29,7 +28,10 @@ def build_validation(
     settings = config.validation
     if "bleu" in settings.metrics and sum(line.endswith(" .") for line in valid.tgt) > len(valid) / 2:
         report('the targets look tokenized: "bleu" tokenizes them once more, "tokenized_bleu" takes them as they are')
-    encoded = encode_reporting(tokenizer, valid, config.data, report)
+    encoded = encode_reporting(learnt.tokenizer, valid, config.data, report)
+    limits = [config.decoding.max_len(src_len) for src_len in encoded.src_lens.tolist()]
+    if num_longer := int((encoded.tgt_lens > limits).sum()):
+        report(f"{num_longer:,} validation targets are longer than outputs may be: raise decoding.max_len_extra")
     sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
     # Spread evenly over the file, so that an ordered one is represented too; all pairs of a chosen source are kept.
     chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
@@ -47,7 +49,7 @@ def build_validation(
         metrics = {"loss": corpus_loss(model, encoded)}
         goodness = -metrics["loss"]
         if settings.metrics:
-            predictor = Predictor(model, tokenizer, decoding)
+            predictor = Predictor(model, learnt.tokenizer, decoding, seen=learnt.seen)
             scores = score(
                 predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1
             )

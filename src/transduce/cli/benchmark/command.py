@@ -13,7 +13,7 @@ from transduce.cli.export import read_test_lines
 from transduce.cli.processes import spawn
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.training.distributed import num_processes
 
 

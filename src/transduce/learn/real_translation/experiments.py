@@ -16,7 +16,7 @@ from transduce.inference.predictor import Predictor
 from transduce.learn.ledger import FAST
 from transduce.learn.real_translation.corpora import TranslationCorpus, captions, sentences_of_a_grammar
 from transduce.runs.folder import RunFolder
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.runs.train import train
 
 SETTINGS = """

@@ -83,7 +83,7 @@ from transduce.learn.transformer.sentences import Sentences
 from transduce.learn.transformer.tracing import SENTENCE, Reverser, Trace, live_shapes, sentence_reverser, trace
 from transduce.learn.why_it_matters.experiments import gradients
 from transduce.runs.corpus import Corpus
-from transduce.runs.load import load
+from transduce.runs.run import load
 from transduce.runs.train import train as train_as_shipped
 
 __all__ = [
