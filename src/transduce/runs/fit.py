@@ -119,10 +119,9 @@ def fit(
         clock=clock,
         started=started,
     )
-    run = load(run_dir, device=device)
-    predictions, settings = predict_distinct(run, test.src), config.validation
-    grouped = settings.group_sources
-    scores = score(run, test.src, [test.tgt], settings.metrics, group_sources=grouped, predictions=predictions)
+    run, settings = load(run_dir, device=device), config.validation
+    predictions, metrics, grouped = predict_distinct(run, test.src), settings.metrics, settings.group_sources
+    scores = score(run, test.src, [test.tgt], metrics, group_sources=grouped, predictions=predictions)
     truncated = [line for line, prediction in enumerate(predictions, 1) if prediction.is_truncated]
     counts = (len(train_pairs), len(held_out), len(test))
     result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), test.src[0], truncated)
