@@ -16,8 +16,9 @@ import threading
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,7 +31,7 @@ from transduce.errors import DataError, MissingInputError, RunFolderError, Trans
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.folder import RunFolder
-from transduce.text.config import TokenizerConfig
+from transduce.text.config import NUM_FIXED_IDS, TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
 MOST_IDS = 40
@@ -69,13 +70,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was never trained, reads `MOST_IDS` ids and writes at most 6."""
     lines = [f"{a}{b} {b}{a}{a}" for a in "abcdefghijk" for b in "lmnopqrst"]
     tokenizer = Tokenizer.learn(TokenizerConfig(vocab_size=310), lines, lines)
-    seen = Seen.of(lines, lines, [MOST_IDS])
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    folder = RunFolder.create(path, config=CONFIG, tokenizer=tokenizer.to_json(), facts={"seen": seen.as_dict()})
+    seen = Seen.of(lines, lines, np.array([MOST_IDS]), np.arange(NUM_FIXED_IDS))
+    return untrained(tmp_path_factory.mktemp("runs") / "tiny", tokenizer, {"seen": seen.as_dict()})
+
+
+def untrained(path: Path, tokenizer: Tokenizer, facts: dict[str, Any]) -> Path:
+    folder = RunFolder.create(path, config=CONFIG, tokenizer=tokenizer.to_json(), facts=facts)
     torch.manual_seed(5)
     model = Transformer(build(TransformerConfig, parse_toml(CONFIG, "")["model"]), tokenizer.vocabulary_sizes)
     folder.write_model(dict(model.named_parameters()), {"step": 0, "validation": {}})
     return path
+
+
+def test_a_run_without_a_record_of_its_characters_says_so_once(tiny: Path, tmp_path: Path) -> None:
+    old = untrained(tmp_path / "old", RunFolder.open(tiny).tokenizer, {})
+    assert command("predict", old, stdin=b"a\nb\n").err.count("no record of the characters") == 1
 
 
 @pytest.fixture

@@ -90,11 +90,12 @@ def found_in_memory(paths: list[Path], max_len: int) -> object:
     except TransduceError as error:
         return type(error), str(error)
     overlap = count_overlap(pairs, VALID)
-    seen = seen_by_hand(pairs, [len(ids) for ids, _ in rows_of(encoded)])
+    rows = rows_of(encoded)
+    seen = seen_by_hand(pairs, [len(ids) for ids, _ in rows], [ids for _, ids in rows])
     return tokenizer, rows_of(encoded), num_long, len(pairs), pairs.skipped, pairs.notes, pairs.sha256, overlap, seen
 
 
-def seen_by_hand(pairs: Pairs, lens: list[int]) -> dict[str, Any]:
+def seen_by_hand(pairs: Pairs, lens: list[int], targets_ids: list[list[int]]) -> dict[str, Any]:
     sources = "".join(normalize("NFC", line.lower()).strip() for line in pairs.src)
     targets = "".join(normalize("NFC", line) for line in pairs.tgt)
     # Of so few lines the longest is the first that 99.9 % are no longer than.
@@ -102,6 +103,7 @@ def seen_by_hand(pairs: Pairs, lens: list[int]) -> dict[str, Any]:
         "source_characters": "".join(sorted({*sources})),
         "target_characters": "".join(sorted({*targets})),
         "source_len": max(lens),
+        "target_bytes": sorted({i - 3 for row in targets_ids for i in row if 3 <= i < 259}),
     }
 
 

@@ -506,11 +506,13 @@ def test_where_no_reference_has_four_tokens_defaults_have_no_bleu_and_by_name_it
     assert default_metrics(("bleu", "chrf"), names) == ("exact_match", "chrf")
     assert default_metrics(("bleu", "exact_match"), names) == ("exact_match",)
     assert default_metrics(("bleu", "chrf"), phrases) == ("bleu", "chrf")
+    one_long = [["dog"] * 30 + ["a line of four"]]  # which would decide the score alone
+    assert default_metrics(("bleu", "chrf"), one_long) == ("exact_match", "chrf")
     assert default_metrics(("bleu:zh", "wer"), names) == ("bleu:zh", "wer")
     assert evaluate(["bleu"], ["dog"], [["dog"]])[0].value == 0
     assert notes_on(["bleu", "chrf", "bleu:none"], names) == [
-        "no reference has four tokens: bleu is 0 whatever the outputs, exact_match is not",
-        "no reference has four tokens: bleu:none is 0 whatever the outputs, exact_match is not",
+        "hardly any reference has four tokens: bleu says little or is 0, exact_match suits them",
+        "hardly any reference has four tokens: bleu:none says little or is 0, exact_match suits them",
     ]
     assert notes_on(["bleu", "bleu:char"], phrases) == []
     assert notes_on(["bleu:none"], phrases) != []

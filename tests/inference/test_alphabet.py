@@ -29,7 +29,7 @@ TINY = TransformerConfig(d_model=16, d_ff=24, num_heads=2, num_encoder_layers=1,
 
 
 def whole(predictor: Predictor) -> Predictor:
-    write_whole_characters(predictor)
+    write_whole_characters(predictor, predictor.report)
     return predictor
 
 

@@ -278,6 +278,8 @@ def test_an_export_has_the_certificate_of_the_command(run: Path, loaded: transdu
     assert saved[0] == saved[1] == json.loads(json.dumps(certificate.as_dict()))
     given = loaded.export("ctranslate2", tmp_path / "given", int8=True, sources=["abc", "d"], references=["abc", "d"])
     assert (given.num_lines, given.exported.precision) == (2, "int8")
+    assert loaded.export("ctranslate2", tmp_path / "unscored", sources=["abc"]).num_lines == 1
+    assert any("only characters that training targets had" in line for line in given.exported.unexpressed)
     with pytest.raises(TransduceError, match=r"no format 'onyx'\. Did you mean 'onnx'"):
         loaded.export("onyx", tmp_path / "none")
     with pytest.raises(RunFolderError, match="exists already"):

@@ -82,7 +82,7 @@ def _without_bleu(metrics: tuple[str, ...], references: References, report: Call
     """Default metrics, but for a BLEU that cannot be had; reports that."""
     chosen = default_metrics(metrics, references)
     if chosen != metrics:
-        report(f"no reference has four tokens, so there is no BLEU: scored is {', '.join(chosen)}")
+        report(f"hardly any reference has four tokens, so there is no BLEU: scored is {', '.join(chosen)}")
     return chosen
 
 

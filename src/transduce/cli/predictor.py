@@ -31,7 +31,7 @@ def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = T
         int8=arguments.int8,
         report=report_of(arguments) if reports else lambda _line: None,
     )
-    write_whole_characters(predictor)
+    write_whole_characters(predictor, report_of(arguments))
     return predictor
 
 

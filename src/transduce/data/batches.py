@@ -95,9 +95,9 @@ class EncodedPairs:
         return self._tgt.lens
 
     @property
-    def tgt_ids(self) -> list[int]:
-        """The distinct ids of all targets."""
-        return np.flatnonzero(np.bincount(self._tgt.ids)).tolist()
+    def tgt_ids(self) -> NDArray[np.integer]:
+        """The ids of all targets, end to end."""
+        return self._tgt.ids
 
     def src(self, row: int) -> NDArray[np.int32]:
         return self._src.row(row).astype(np.int32)

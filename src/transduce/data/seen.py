@@ -8,6 +8,8 @@ from unicodedata import combining
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
+
 _NEARLY_ALL = 0.999  # of the sources are at most as long as is recorded: corpora have odd lines
 _LINES_AT_ONCE = 10_000  # bounds the memory for their code points
 
@@ -22,15 +24,19 @@ class Seen:
     target_bytes: frozenset[int] = frozenset(range(256))  # that targets may be spelled with, where tokens lack
 
     @classmethod
-    def of(cls, src: Sequence[str], tgt: Sequence[str], src_lens: NDArray[np.integer]) -> "Seen":
-        """Of the lines of both sides, and the number of tokens of each source."""
-        return cls.counted(characters_of(src), characters_of(tgt), np.bincount(src_lens))
+    def of(
+        cls, src: Sequence[str], tgt: Sequence[str], src_lens: NDArray[np.integer], tgt_ids: NDArray[np.integer]
+    ) -> "Seen":
+        """Of the lines of both sides, the number of tokens of each source, and the ids of all targets."""
+        return cls.counted(characters_of(src), characters_of(tgt), np.bincount(src_lens), bytes_among(tgt_ids))
 
     @classmethod
-    def counted(cls, source: frozenset[str], target: frozenset[str], num_of_len: ArrayLike) -> "Seen":
-        """Of the characters of both sides, and the number of sources of 0, 1, 2, ... tokens."""
+    def counted(
+        cls, source: frozenset[str], target: frozenset[str], num_of_len: ArrayLike, target_bytes: frozenset[int]
+    ) -> "Seen":
+        """Of the characters of both sides, the number of sources of 0, 1, 2, ... tokens, and bytes of targets."""
         num_shorter = np.cumsum(num_of_len)
-        return cls(source, target, int(np.searchsorted(num_shorter, _NEARLY_ALL * num_shorter[-1])))
+        return cls(source, target, int(np.searchsorted(num_shorter, _NEARLY_ALL * num_shorter[-1])), target_bytes)
 
     def __or__(self, other: "Seen") -> "Seen":
         """What was seen by a model that went on from another: all that either did."""
@@ -59,6 +65,13 @@ def characters_of(lines: Sequence[str]) -> frozenset[str]:
     """The different characters of all lines."""
     starts = range(0, len(lines), _LINES_AT_ONCE)
     return frozenset().union(*(set("".join(lines[start : start + _LINES_AT_ONCE])) for start in starts))
+
+
+def bytes_among(ids: NDArray[np.integer]) -> frozenset[int]:
+    """The bytes that stand for themselves among these ids, as tokens lack for a character."""
+    num_controls = len(CONTROL_NAMES)
+    is_byte = (ids >= num_controls) & (ids < NUM_FIXED_IDS)
+    return frozenset((np.unique(ids[is_byte]) - num_controls).tolist())
 
 
 def shown(characters: Iterable[str]) -> str:

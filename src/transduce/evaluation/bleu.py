@@ -12,6 +12,7 @@ References: TypeAlias = Sequence[Sequence[str | None]]
 _KANA = ("HIRAGANA", "KATAKANA")
 _UNSPACED = ("CJK", *_KANA, "THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER", "emoji")  # written without spaces
 _LETTERS_PER_SPACE = 6  # with fewer, there are spaces between words all the same: the text has been segmented
+_SHARE_FOR_BLEU = 0.1  # of the lines that need four tokens
 _LOOKS_TOKENIZED = 0.25  # share of the lines that end in " ."
 
 
@@ -29,9 +30,10 @@ def tokenizer_for(references: References) -> str:
 
 
 def has_bleu(references: References, tokenizer: str = "") -> bool:
-    """Whether any reference has the four tokens without which BLEU scores every output 0."""
+    """Whether enough references have the four tokens that BLEU counts: a few lines would decide the score alone."""
     split = BLEU(tokenize=tokenizer or tokenizer_for(references))._preprocess_segment
-    return any(split(line).count(" ") >= 3 for line in _lines(references))
+    are_long = [split(line).count(" ") >= 3 for line in _lines(references)]
+    return sum(are_long) >= max(1, _SHARE_FOR_BLEU * len(are_long))
 
 
 def default_metrics(metrics: Sequence[str], references: References) -> tuple[str, ...]:
@@ -44,7 +46,9 @@ def default_metrics(metrics: Sequence[str], references: References) -> tuple[str
 def notes_on(metrics: Sequence[str], references: References) -> list[str]:
     """What should be known of these metrics on these references, one line each."""
     names = [name for name in metrics if name.startswith("bleu") and not has_bleu(references, name[len("bleu:") :])]
-    notes = [f"no reference has four tokens: {name} is 0 whatever the outputs, exact_match is not" for name in names]
+    notes = [
+        f"hardly any reference has four tokens: {name} says little or is 0, exact_match suits them" for name in names
+    ]
     lines = list(_lines(references))
     if "bleu" in metrics and sum(line.endswith(" .") for line in lines) > _LOOKS_TOKENIZED * len(lines):
         notes.append("the references look tokenized already: of such text, tokenized_bleu is the score to publish")

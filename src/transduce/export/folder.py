@@ -13,6 +13,7 @@ import torch
 from transduce.data.config import IN_MEMORY
 from transduce.data.download import Places
 from transduce.data.pairs import read_pairs
+from transduce.data.texts import list_texts
 from transduce.devices import machine
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError, nearest
 from transduce.evaluation.evaluate import as_lists
@@ -24,6 +25,8 @@ from transduce.inference.predictor import Predictor
 from transduce.runs.corpus import pairs_at_hand, places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import Run
+
+_WITHOUT_ALPHABET = "only characters that training targets had: this engine may, if seldom, write others"
 
 # The packages that write and run each format; the format's module has its name.
 _PACKAGES = {
@@ -64,7 +67,10 @@ def export(
     if sources is None:
         lines = held_out_lines(run.folder, places_of_environment())
     else:
-        given, sets, _ = as_lists(sources, () if references is None else references, ())
+        given: list[str] = list_texts(sources, "source")
+        sets: list[list[str | None]] = []
+        if references is not None:
+            given, sets, _ = as_lists(given, references, ())
         lines = Lines(sources=given, references=cast(list[list[str]], sets), origin="the texts given")
     sha256 = run.folder.model_sha256
     return export_run(run, Path(folder), format=format, int8=int8, lines=lines, model_sha256=sha256, report=run.report)
@@ -93,7 +99,7 @@ def held_out_lines(folder: RunFolder, places: Places) -> Lines:
     if pairs is None:
         reason = "were in memory" if IN_MEMORY in folder.settings.data.valid else "are not where they were"
         raise MissingInputError(
-            f"the validation pairs of {folder.path} {reason}, to be answered: give lines by --source FILE."
+            f"the validation pairs of {folder.path} {reason}, to be answered: give others, by --source FILE or sources=."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 
@@ -120,7 +126,7 @@ def export_run(
         precision="int8" if int8 else "float32",
         versions=_versions(format),
         model_sha256=model_sha256,
-        unexpressed=module.unexpressed(predictor.decoding),
+        unexpressed=[*module.unexpressed(predictor.decoding), *([_WITHOUT_ALPHABET] if predictor.alphabet else [])],
     )
     num_bytes = sum(4 * parameter.numel() for parameter in predictor.model.parameters())  # in float32, the largest
     _refuse_place(output)

@@ -24,7 +24,6 @@ from transduce.data.seen import Seen
 from transduce.errors import ConfigMismatchError, DataError, MissingInputError, TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
-from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process
 
@@ -88,7 +87,7 @@ def read_corpus(
         if pairs is not None:
             report_read(name, len(pairs), pairs, report)
     if small is not None and valid is not None:
-        _report_overlap(count_overlap(small, valid), report)
+        report_overlap(count_overlap(small, valid), report)
     train = LargePairs(config.train, Path(places.cache) / "prepared", valid=valid) if small is None else small
     return Corpus(train, valid)
 
@@ -109,9 +108,8 @@ def learn_and_encode(
             raise _other_data("the training or validation pairs")
         learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
         encoded = encode_reporting(learnt, train, config.data, report)
-        seen = Seen.of(learnt.normal_source(train.src), learnt.normal_target(train.tgt), encoded.src_lens)
-        target_bytes = {i - len(CONTROL_NAMES) for i in encoded.tgt_ids if len(CONTROL_NAMES) <= i < NUM_FIXED_IDS}
-        return LearntFrom(learnt, encoded, len(train), replace(seen, target_bytes=frozenset(target_bytes)))
+        sides = learnt.normal_source(train.src), learnt.normal_target(train.tgt)
+        return LearntFrom(learnt, encoded, len(train), Seen.of(*sides, encoded.src_lens, encoded.tgt_ids))
     large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
@@ -126,7 +124,7 @@ def learn_and_encode(
     manifest = file.manifest
     report_read("training", manifest.num_pairs, manifest, report)
     if corpus.valid is not None and manifest.valid == list(corpus.valid.sha256.values()):
-        _report_overlap(manifest.overlap, report)
+        report_overlap(manifest.overlap, report)
     elif corpus.valid is not None:
         report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
     _report_long(manifest.num_long, manifest.max_len, report)
@@ -172,7 +170,7 @@ def report_read(name: str, num_pairs: int, pairs: Pairs | Manifest, report: Call
         report(note)
 
 
-def _report_overlap(overlap: Mapping[str, int], report: Callable[[str], None]) -> None:
+def report_overlap(overlap: Mapping[str, int], report: Callable[[str], None]) -> None:
     report(
         f"in training too, of the validation: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
         f"{overlap['target']:,} targets"

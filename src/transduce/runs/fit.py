@@ -15,7 +15,7 @@ from transduce.config.settings import ExperimentConfig
 from transduce.data.config import DataConfig
 from transduce.data.large.prepare import LARGE_BYTES
 from transduce.data.memory import names_of, pairs_of, paths_of
-from transduce.data.pairs import Pairs
+from transduce.data.pairs import Pairs, count_overlap
 from transduce.data.parsing import as_text
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.evaluation.bleu import default_metrics
@@ -23,7 +23,7 @@ from transduce.evaluation.config import ValidationConfig
 from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import Score
 from transduce.model.config import PRESETS, TransformerConfig
-from transduce.runs.corpus import Corpus, hold_out, is_large, report_read
+from transduce.runs.corpus import Corpus, hold_out, is_large, report_overlap, report_read
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import report_to_notebook
 from transduce.runs.run import Run, load
@@ -84,8 +84,8 @@ def fit(
 
     `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
 
-    No source or target of the held-out parts occurs in training. The run folder keeps the test part (test.source,
-    test.target) and the result (score.json). A resumed run keeps its settings.
+    No source or target of the parts that it holds out occurs in training. The run folder keeps the test part
+    (test.source, test.target) and the result (score.json). A resumed run keeps its settings.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
     started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook
@@ -98,6 +98,10 @@ def fit(
     parts = hold_out(everything, names_of(pairs)[0], report, has_valid=valid is not None, num_train=num_train)
     train_pairs, held_out, test = parts if valid is None else (parts[0], pairs_of(valid), parts[2])
     report(f"{len(train_pairs):,} pairs to learn from, {len(held_out):,} to validate, {len(test):,} to test")
+    if valid is not None:
+        report_overlap(count_overlap(train_pairs, held_out), report)
+        if num_shared := count_overlap(held_out, test)["pairs"]:
+            report(f"{num_shared:,} pairs of the test part are to validate, too: the score will flatter the model")
     if saved is None:
         chosen_task = _task_of(everything, test, given_task, report)
         config = choose_settings(chosen_task, train_pairs, names_of(pairs), minutes=minutes, seed=seed)
@@ -141,7 +145,7 @@ def _task_of(pairs: Pairs, test: Pairs, given: Task | None, report: Callable[[st
     report(f"{'taken for' if given else 'this looks like'} {task.name}: {task.form}")
     metrics = task.metrics if given else default_metrics(task.metrics, [test.tgt])
     if metrics != task.metrics:
-        report(f"no target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
+        report(f"hardly any target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
     return replace(task, metrics=metrics)
 
 

@@ -174,16 +174,16 @@ def load(
     settings, tokenizer = folder.settings, folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
     loaded = Run(model, tokenizer, decoding or settings.decoding, seen=folder.seen, int8=int8, report=report)
-    write_whole_characters(loaded)
+    write_whole_characters(loaded, report)
     loaded.folder, loaded.settings = folder, settings
     return loaded
 
 
-def write_whole_characters(predictor: Predictor) -> None:
+def write_whole_characters(predictor: Predictor, report: Callable[[str], None]) -> None:
     """Keep outputs of a run without a record of its characters valid UTF-8 at least, and report that it has none."""
     if not predictor.seen and (alphabet := Alphabet.of(predictor.tokenizer, None)):
         predictor.alphabet = alphabet
-        predictor.report("the run has no record of the characters of its training targets: outputs may have others")
+        report("the run has no record of the characters of its training targets: outputs may have others")
 
 
 def compare(

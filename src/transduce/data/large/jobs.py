@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transduce.data.large.prepared_file import DTYPES
 from transduce.data.pairs import next_lines, overlap_keys, read_rows
 from transduce.data.parsing import without_empty
-from transduce.data.seen import characters_of
+from transduce.data.seen import bytes_among, characters_of
 from transduce.text.tokenizer import Tokenizer
 
 Message = tuple[dict[str, Any], Sequence[bytes]]  # what JSON can hold, and what it cannot
@@ -46,6 +46,7 @@ def block_encoder(
             "skipped": skipped,
             "shortest": int(longer_lens.min(initial=NO_LEN)),
             "characters": ["".join(sorted(characters_of(side))) for side in sides_seen],
+            "target_bytes": sorted(bytes_among(arrays[2])),
             "num_of_len": np.bincount(encoded[0][1][is_kept], minlength=1).tolist(),
             "overlap": {name: list(wanted[name].intersection(texts)) for name, texts in keys.items()},
         }

@@ -165,6 +165,7 @@ class LargePairs:
         num, skipped, shortest = Counter[str](), Counter[str](), [NO_LEN]
         characters: tuple[set[str], set[str]] = set(), set()  # of each side
         num_of_len: Counter[int] = Counter()  # sources, by their number of ids
+        target_bytes: set[int] = set()
         overlap: dict[str, set[str]] = {name: set() for name in valid}
 
         def encoded(answers: Iterable[Message]) -> Iterator[Sequence[bytes]]:
@@ -175,6 +176,7 @@ class LargePairs:
                 for side, more in zip(characters, found["characters"], strict=True):
                     side.update(more)
                 num_of_len.update(dict(enumerate(found["num_of_len"])))
+                target_bytes.update(found["target_bytes"])
                 for name, texts in found["overlap"].items():
                     overlap[name].update(texts)
                 progress("encoding", min(num_rows, done * LINES_PER_BLOCK), num_rows)
@@ -187,7 +189,8 @@ class LargePairs:
             notes = (
                 f"{name}: {repair}" for name, file in zip(self.names, scanned, strict=True) for repair in file.repairs
             )
-            sides = frozenset(characters[0]), frozenset(characters[1])
+            sides, lens = (frozenset(characters[0]), frozenset(characters[1])), range(max_len + 1)
+            seen = Seen.counted(*sides, [num_of_len[k] for k in lens], frozenset(target_bytes))
             return Manifest(
                 data=list(self.sha256.values()),
                 num_pairs=num["pairs"],
@@ -196,7 +199,7 @@ class LargePairs:
                 skipped=dict(skipped),
                 notes=list(dict.fromkeys(notes)),  # each once, though a file may be both sides
                 valid=list(self.valid.sha256.values()) if self.valid else [],
-                seen=Seen.counted(*sides, [num_of_len[k] for k in range(max_len + 1)]).as_dict(),
+                seen=seen.as_dict(),
                 overlap={name: sum(map(overlap[name].__contains__, texts)) for name, texts in valid.items()},
             )
 
