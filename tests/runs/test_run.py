@@ -360,12 +360,12 @@ import multiprocessing, sys
 import torch, transduce
 torch.set_num_threads(2)
 run = transduce.load(sys.argv[1], device="cpu")
-lines = open(sys.argv[2]).read().split("\\n")[:200]
+lines = open(sys.argv[2]).read().split("\\n")[:60]
 def part(lines):
     return run(lines)
 def in_children():
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        return [output for part in pool.map(part, [lines[:100], lines[100:]]) for output in part]
+        return [output for part in pool.map(part, [lines[:30], lines[30:]]) for output in part]
 torch.randn(1000, 1000) @ torch.randn(1000, 1000)  # OpenMP has its threads
 unused = in_children()
 print("unused")
@@ -377,7 +377,7 @@ def test_children_that_a_process_forks_predict_as_it_does_whether_it_has_predict
     run: Path, data: Path
 ) -> None:
     words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, run, data / "test.source"]
-    outcome = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    outcome = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert outcome.returncode == 0, outcome.stderr
     assert not outcome.stderr
 

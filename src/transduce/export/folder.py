@@ -99,7 +99,7 @@ def held_out_lines(folder: RunFolder, places: Places) -> Lines:
     if pairs is None:
         reason = "were in memory" if IN_MEMORY in folder.settings.data.valid else "are not where they were"
         raise MissingInputError(
-            f"the validation pairs of {folder.path} {reason}, to be answered: give others, by --source FILE or sources=."
+            f"the validation pairs of {folder.path} {reason}: give others to compare, by --source FILE or sources=."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 

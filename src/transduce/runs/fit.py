@@ -97,11 +97,7 @@ def fit(
     num_train = saved.facts["num_train_pairs"] if saved else None
     parts = hold_out(everything, names_of(pairs)[0], report, has_valid=valid is not None, num_train=num_train)
     train_pairs, held_out, test = parts if valid is None else (parts[0], pairs_of(valid), parts[2])
-    report(f"{len(train_pairs):,} pairs to learn from, {len(held_out):,} to validate, {len(test):,} to test")
-    if valid is not None:
-        report_overlap(count_overlap(train_pairs, held_out), report)
-        if num_shared := count_overlap(held_out, test)["pairs"]:
-            report(f"{num_shared:,} pairs of the test part are to validate, too: the score will flatter the model")
+    _report_parts(train_pairs, held_out, test, report, is_valid_given=valid is not None)
     if saved is None:
         chosen_task = _task_of(everything, test, given_task, report)
         config = choose_settings(chosen_task, train_pairs, names_of(pairs), minutes=minutes, seed=seed)
@@ -137,6 +133,18 @@ def fit(
         report(f"a sample: {source} -> {prediction.text}")
     run.result, run.state = result, state
     return run
+
+
+def _report_parts(
+    train: Pairs, valid: Pairs, test: Pairs, report: Callable[[str], None], *, is_valid_given: bool
+) -> None:
+    """Reports how many pairs each part has, and how many of given validation pairs are in the others."""
+    report(f"{len(train):,} pairs to learn from, {len(valid):,} to validate, {len(test):,} to test")
+    if not is_valid_given:
+        return
+    report_overlap(count_overlap(train, valid), report)
+    if num_shared := count_overlap(valid, test)["pairs"]:
+        report(f"{num_shared:,} pairs of the test part are to validate, too: the score will flatter the model")
 
 
 def _task_of(pairs: Pairs, test: Pairs, given: Task | None, report: Callable[[str], None]) -> Task:
