@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from transduce.cli.console import print_json, print_scores, read_references, report_of
 from transduce.cli.line_notes import LineNotes
@@ -17,7 +16,6 @@ from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
 from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import compare
 from transduce.runs.corpus import count_training_overlap, is_large, places_of_environment
-from transduce.runs.folder import RunFolder
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -29,8 +27,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         if empty := [number for number, (source, line) in pairs if is_empty(line) and not is_empty(source)]:
             count = f"{len(empty):,} of {len(lines):,} references are empty where the source is not"
             report(f"{name}: {count}, the first in line {empty[0]:,}: do the files belong together?")
-    folder = RunFolder.open(Path(arguments.run))
-    config = folder.settings
+    config = predictor.settings
     metrics = _metrics_to_score(arguments, config)
     if not arguments.metric:
         metrics = _without_bleu(metrics, references, report)
@@ -43,7 +40,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     notes.report()
     for note in notes_on(metrics, references):
         report(note)
-    overlap = count_training_overlap(config, folder, sources, references[0], places_of_environment())
+    overlap = count_training_overlap(config, predictor.folder, sources, references[0], places_of_environment())
     if arguments.json:
         print_json(
             {

@@ -6,33 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from transduce.cli.console import report_of
-from transduce.devices.device import find_device
 from transduce.errors import TransduceError
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
-from transduce.inference.predictor import Predictor
+from transduce.inference.predictor import ignore
 from transduce.runs.folder import RunFolder
-from transduce.runs.run import write_whole_characters
+from transduce.runs.run import Run, load_from
 
 
-def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = True) -> Predictor:
+def load_predictor(arguments: argparse.Namespace, run: str, *, reports: bool = True) -> Run:
     """The predictor of a run, with the decoding settings and output constraints of the options.
 
     It `reports` truncated and unfamiliar sources, unless the subcommand names their lines itself.
     """
-    folder = RunFolder.open(Path(run))
-    settings, tokenizer = folder.settings, folder.tokenizer
-    predictor = Predictor(
-        folder.load_model(settings.model, tokenizer).to(find_device(arguments.device)),
-        tokenizer,
-        _decoding(arguments, settings.decoding),
-        seen=folder.seen,
+    folder, report = RunFolder.open(Path(run)), report_of(arguments)
+    settings = folder.settings
+    return load_from(
+        folder,
+        settings,
+        arguments.device,
+        report,
+        decoding=_decoding(arguments, settings.decoding),
         constraints=_constraints(arguments),
         int8=arguments.int8,
-        report=report_of(arguments) if reports else lambda _line: None,
+        report=report if reports else ignore,
     )
-    write_whole_characters(predictor, report_of(arguments))
-    return predictor
 
 
 def _decoding(arguments: argparse.Namespace, defaults: DecodingConfig) -> DecodingConfig:

@@ -171,12 +171,23 @@ def load(
     model yet, DamagedFileError if a byte of it has changed.
     """
     folder = RunFolder.open(Path(run))
-    settings, tokenizer = folder.settings, folder.tokenizer
+    settings = folder.settings
+    return load_from(folder, settings, device, report, decoding=decoding or settings.decoding, int8=int8, report=report)
+
+
+def load_from(
+    folder: RunFolder, settings: ExperimentConfig, device: str, note: Callable[[str], None], **options: Any
+) -> Run:
+    """The run in an opened folder with these settings; `options` are those of a `Predictor`. Raises as `load` does.
+
+    `note` gets what is to be known of the run, `report` among the options what predictions have to say.
+    """
+    tokenizer = folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    loaded = Run(model, tokenizer, decoding or settings.decoding, seen=folder.seen, int8=int8, report=report)
-    write_whole_characters(loaded, report)
-    loaded.folder, loaded.settings = folder, settings
-    return loaded
+    run = Run(model, tokenizer, seen=folder.seen, **options)
+    write_whole_characters(run, note)
+    run.folder, run.settings = folder, settings
+    return run
 
 
 def write_whole_characters(predictor: Predictor, report: Callable[[str], None]) -> None:
