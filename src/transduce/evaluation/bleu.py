@@ -51,7 +51,7 @@ def notes_on(metrics: Sequence[str], references: References) -> list[str]:
     ]
     lines = list(_lines(references))
     if "bleu" in metrics and sum(line.endswith(" .") for line in lines) > _LOOKS_TOKENIZED * len(lines):
-        notes.append("the references look tokenized already: of such text, tokenized_bleu is the score to publish")
+        notes.append("the targets look tokenized already: of such text, tokenized_bleu is the score to publish")
     return notes
 
 

@@ -26,8 +26,6 @@ def build_validation(
     are over at most `validation.max_pairs` pairs (with grouped sources: over at most so many sources).
     """
     settings = config.validation
-    if "bleu" in settings.metrics and sum(line.endswith(" .") for line in valid.tgt) > len(valid) / 2:
-        report('the targets look tokenized: "bleu" tokenizes them once more, "tokenized_bleu" takes them as they are')
     encoded = encode_reporting(learnt.tokenizer, valid, config.data, report)
     limits = [config.decoding.max_len(src_len) for src_len in encoded.src_lens.tolist()]
     if num_longer := int((encoded.tgt_lens > limits).sum()):
