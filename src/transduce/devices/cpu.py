@@ -20,8 +20,15 @@ _MOST_WORKERS = 8  # each of which holds the keys and values of a batch
 def speed_up_cpu() -> None:
     """Flush denormals to zero and keep freed memory. Call it once, before training or decoding."""
     torch.set_flush_denormal(True)  # numbers near zero slow a CPU down a hundredfold
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that tensors free: a step allocates what the one before it freed.
+
+    Given back to the system in between, it costs a page fault for every 4 kB.
+    """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator than glibc's
-        # A step allocates what the one before it freed: memory given back in between costs a page fault for every 4 kB.
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(_M_MMAP_THRESHOLD, _BYTES_KEPT) or mallopt(_M_MMAP_THRESHOLD, _MOST_BYTES_OF_OLD_GLIBC):
             mallopt(_M_TRIM_THRESHOLD, _BYTES_KEPT)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transduce.data.batches import bucket_batches, pad_sources
 from transduce.data.seen import Seen, shown
 from transduce.data.texts import list_texts
-from transduce.devices.cpu import survive_forks, workers
+from transduce.devices.cpu import keep_freed_memory, survive_forks, workers
 from transduce.devices.device import find_device
 from transduce.errors import TransduceError
 from transduce.inference.alphabet import MOST_UNFINISHED, Alphabet, unfinished
@@ -270,6 +270,7 @@ class Predictor:
         """The model prepared for decoding: by the first thread that needs it, while others wait."""
         with _ENGINE_LOCK:
             if self._engine is None:
+                keep_freed_memory()
                 self._engine = InferenceModel(self.model, int8=self.int8)
             return self._engine
 
