@@ -211,6 +211,8 @@ def test_a_preset_gives_the_defaults_and_settings_go_above_it(name: str) -> None
         (["--optim.epsilon", "0"], "optim.epsilon is 0.0: it must be above 0"),
         (["--decoding.beam_size", "0"], "the beam size is 0"),
         (["--tokenizer.vocab_size", "3"], "vocab_size (3)"),
+        (["--training.learning_rate", "1e-3"], "Did you mean 'optim.learning_rate'?"),
+        (["--training.beam_size", "3"], "Did you mean 'validation.beam_size' or 'decoding.beam_size'?"),
     ],
 )
 def test_what_a_section_refuses_reaches_the_user_in_one_line(words: list[str], told: str) -> None:

@@ -109,6 +109,7 @@ GOOD = [("a", "b"), ("c", "d")]
         ([*GOOD, {"a", "b"}], "pair 3: it is {"),
         ([*GOOD, ("x", "y", "z")], "pair 3: it is ('x', 'y', 'z')"),
         ([*GOOD, {"en": "x", "de": "y"}], "pair 3: it is {'en': 'x', 'de': 'y'} (dict)"),
+        ([*GOOD, {"translation": {"en": "x", "de": "y"}}], "give (row['translation']['en'], row['translation']['de'])"),
         ([*GOOD, 7], "pair 3: it is 7 (int)"),
         ((line for line in ["a\tb\n"]), "pair 1: it is 'a\\tb\\n' (str)"),
         (Table("columns", {"en": ["a"], "de": ["b"], "fr": ["c"]}), "the columns ['en', 'de', 'fr']: name those"),

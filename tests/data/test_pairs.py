@@ -246,6 +246,12 @@ def test_two_files_of_pairs_are_not_taken_for_two_sides(tmp_path, names):
     assert "--valid" in message
 
 
+def test_one_file_of_pairs_by_name_and_content_is_no_side(tmp_path):
+    paths = [write(tmp_path / "a.tsv", PAIR_LINES), write(tmp_path / "b.txt", "a line\n" * 60)]
+    assert f"{paths[0]} holds pairs already" in one_line_error(DataError, paths)
+    assert len(read_pairs([write(tmp_path / "c.tsv", "a line\n" * 60), paths[1]])) == 60
+
+
 def test_two_sides_may_hold_tabs_and_one_of_them_many(tmp_path):
     src = write(tmp_path / "src", PAIR_LINES)
     tgt = write(tmp_path / "tgt", PAIR_LINES.replace("\t", " "))
@@ -286,6 +292,13 @@ def test_lines_that_end_with_cr_alone_and_a_file_that_is_one_array_are_told_what
     assert "`tr '\\r' '\\n'`" in one_line_error(DataError, [write(tmp_path / "p.tsv", "a\tb\rc\td\r")])
     for array in ('[{"src": "a", "tgt": "b"}]', '[\n{"src": "a", "tgt": "b"}\n]'):
         assert "`jq -c '.[]'`" in one_line_error(DataError, [write(tmp_path / "p.jsonl", array)])
+
+
+def test_a_cell_of_csv_with_a_tab_or_a_line_end_is_not_cut(tmp_path):
+    for content in ('a\t"b\tc"\n', 'a\t"b\nc"\n'):
+        message = one_line_error(DataError, [write(tmp_path / "p.tsv", content)])
+        assert "write .jsonl" in message
+        assert "cut -f" not in message
 
 
 def test_a_folder_in_place_of_a_file_is_called_one(tmp_path):

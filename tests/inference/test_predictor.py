@@ -442,6 +442,15 @@ def test_a_prediction_says_what_of_its_source_was_not_seen_in_training() -> None
     ]  # fmt: skip
 
 
+def test_a_word_that_is_spelled_in_bytes_is_not_told_as_a_long_source() -> None:
+    plain = untrained(40)
+    tokenizer = Tokenizer.learn(TokenizerConfig(source="words", target="words"), ["ab cd"], ["ab cd"])
+    seen = Seen(frozenset("abcd "), frozenset("abcd "), 4)
+    predictor = Predictor(plain.model, tokenizer, DecodingConfig(beam_size=1), seen=seen)
+    found = [best.is_long for best, *_ in predictor.predict_n_best(["ab dcba cd", "ab cd ab cd"], 1)]
+    assert found == [False, True]
+
+
 def test_what_was_not_seen_is_reported_once() -> None:
     reported: list[str] = []
     predictor = experienced(report=reported.append)

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from transduce.config.toml import build, override, parse_toml
 from transduce.data.config import DataConfig
@@ -68,6 +68,7 @@ def settings_of(table: dict[str, Any]) -> ExperimentConfig:
     """The settings in a table of sections, which is changed; see `load_config`."""
     for section in ("data", "training"):
         table.setdefault(section, {})
+    _refuse_misplaced(table)
     model = table.get("model")
     if isinstance(model, Mapping) and "preset" in model:
         model = dict(model)
@@ -78,6 +79,17 @@ def settings_of(table: dict[str, Any]) -> ExperimentConfig:
     if isinstance(validation := table.get("validation"), Mapping) and validation.get("group_sources") is True:
         table["validation"] = {key: _current_names(value) for key, value in validation.items()}
     return build(ExperimentConfig, table)
+
+
+def _refuse_misplaced(table: Mapping[str, Any]) -> None:
+    """Raise TransduceError for a setting in another section than its own: a table cannot tell what was meant."""
+    kinds = get_type_hints(ExperimentConfig)
+    names = {section: {field.name for field in dataclasses.fields(kind)} for section, kind in kinds.items()}
+    for section, values in table.items():
+        for key in values if section in names and isinstance(values, Mapping) else ():
+            homes = [f"'{home}.{key}'" for home, known in names.items() if key in known]
+            if key not in names[section] and homes:
+                raise TransduceError(f"unknown setting '{section}.{key}'. Did you mean {' or '.join(homes)}?")
 
 
 def _current_names(value: Any) -> Any:

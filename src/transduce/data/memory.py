@@ -70,6 +70,12 @@ def _rows(given: Any) -> Iterable[Any]:
 def _pair(row: Any) -> tuple[str, str]:
     if isinstance(row, Mapping):
         row = next(([row[key] for key in keys] for keys in KEYS if row.keys() >= set(keys)), row)
+    if isinstance(row, Mapping) and len(row) == 1 and isinstance(inner := next(iter(row.values())), Mapping):
+        [name], (source, target, *_) = row, [*inner, "", ""]
+        raise DataError(
+            f"it has its texts one level down, in {_described(inner)}: give (row[{name!r}][{source!r}], "
+            f"row[{name!r}][{target!r}]) for each row."
+        )
     if isinstance(row, str | bytes | Set | Mapping) or not hasattr(row, "__len__") or len(row) != 2:
         raise DataError(f"it is {_described(row)}: give (source, target), or a dict with the keys source and target.")
     source, target = (text_of(text, f"the {side}", _described) for side, text in zip(KEYS[0], row, strict=True))

@@ -149,16 +149,18 @@ def parse_rows(name: str, lines: Sequence[str], num_before: int, *, are_all: boo
 
 
 def refuse_two_of_pairs(names: Sequence[str], sides: Sequence[Sequence[str]]) -> None:
-    """Raise DataError if each of two files holds pairs, by its name or by nearly all of its first lines."""
+    """Raise DataError if each of two files holds pairs, by name or by nearly all first lines, or one by both."""
 
-    def hold_pairs(name: str, lines: Sequence[str]) -> bool:
+    def signs_of_pairs(name: str, lines: Sequence[str]) -> int:
         some = [line for line in lines[:_LINES_LOOKED_AT] if not is_empty(line)]
         num_other = min(sum(map(bool, map(partial(_problem, read), some))) for read in _READERS.values())
-        return _suffix(name) in _READERS or num_other < len(some) * (1 - _NEARLY_ALL)
+        return (_suffix(name) in _READERS) + (num_other < len(some) * (1 - _NEARLY_ALL))
 
-    if len(names) == 2 and all(map(hold_pairs, names, sides)):
+    signs = list(map(signs_of_pairs, names, sides))
+    if len(names) == 2 and (all(signs) or 2 in signs):
+        which = "each of these holds" if all(signs) else f"{names[signs.index(2)]} holds"
         raise DataError(
-            f"{' and '.join(names)}: each of these holds pairs already, and two files are to be the two sides of the "
+            f"{' and '.join(names)}: {which} pairs already, and two files are to be the two sides of the "
             f"same pairs. Join them with `cat`, or give the second one as the validation (--valid, data.valid)."
         )
 
@@ -279,6 +281,8 @@ def _tsv_row(line: str) -> tuple[str, str]:
         return source, targets[0]
     columns = f"{len(targets) + 1} columns" if targets else "1 column"
     advice = " Cut out the two, such as the first, with `cut -f1,2`." if targets else ""
+    if '"' in line:
+        advice = " A tab or a line end within quotes cannot be read in .tsv: write .jsonl."
     advice = " If lines end with CR alone, convert them with `tr '\\r' '\\n'`." if "\r" in line else advice
     raise DataError(f"{columns} found, 2 needed: source and target with a tab between them.{advice}")
 

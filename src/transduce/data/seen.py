@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from unicodedata import combining
 
@@ -72,6 +73,12 @@ def bytes_among(ids: NDArray[np.integer]) -> frozenset[int]:
     num_controls = len(CONTROL_NAMES)
     is_byte = (ids >= num_controls) & (ids < NUM_FIXED_IDS)
     return frozenset((np.unique(ids[is_byte]) - num_controls).tolist())
+
+
+def num_spelled_together(ids: Sequence[int]) -> int:
+    """The number of ids, each word or character that is spelled in bytes counted as one: it is unknown, not long."""
+    is_byte = [len(CONTROL_NAMES) <= i < NUM_FIXED_IDS for i in ids]
+    return len(ids) - sum(before and here for before, here in pairwise(is_byte))
 
 
 def shown(characters: Iterable[str]) -> str:

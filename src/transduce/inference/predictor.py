@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transduce.data.batches import bucket_batches, pad_sources
-from transduce.data.seen import Seen, shown
+from transduce.data.seen import Seen, num_spelled_together, shown
 from transduce.data.texts import list_texts
 from transduce.devices.cpu import keep_freed_memory, survive_forks, workers
 from transduce.devices.device import find_device
@@ -308,7 +308,10 @@ class Predictor:
         known, longest = self.seen.source_characters, self.seen.source_len
         lines = self.tokenizer.normal_source(texts)
         unseen = [tuple(sorted(set(line) - known, key=line.index)) for line in lines]
-        return [(characters, len(ids) > longest) for characters, ids in zip(unseen, sources, strict=True)]
+        return [
+            (characters, len(ids) > longest and num_spelled_together(ids) > longest)
+            for characters, ids in zip(unseen, sources, strict=True)
+        ]
 
     def _report_unfamiliar(self, unfamiliar: Sequence[tuple[tuple[str, ...], bool]]) -> None:
         """Report each character and great length the first time that it comes."""
