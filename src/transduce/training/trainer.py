@@ -233,6 +233,11 @@ class Trainer:
             lambda: self.store.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=keep)
         )
 
+    def save_alone(self) -> None:
+        """Save without the other processes, of which one is lost: a step counts wholly or not at all."""
+        self.process = Process()
+        self._save()
+
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Restore what `_save` wrote. The rest of an epoch is skipped if its batches have changed since."""
         self.state = TrainerState.from_dict(state)
