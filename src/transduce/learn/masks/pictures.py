@@ -86,7 +86,7 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
     for axis in axes[-3:]:
         axis.set_xlabel("key (what is looked at)")
     may_look = tuple(Patch(facecolor=color) for _, color in _ATTENTIONS)
-    patches = [may_look, Patch(facecolor=NEUTRAL), Patch(facecolor="white", edgecolor=NEUTRAL)]
+    patches: list[Any] = [may_look, Patch(facecolor=NEUTRAL), Patch(facecolor="white", edgecolor=NEUTRAL)]
     names = ["may look", "hidden: padding", "hidden: future"]
     side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(patches, names, loc="outside lower center", ncols=3, fontsize=9, handler_map=side_by_side)
