@@ -112,7 +112,7 @@ picture("multi-head")
 class MultiHead(nn.Module):
     def __init__(self, d_model, num_heads):
         super().__init__()
-        ...  # not written yet: the number of heads and four linear maps
+        ...  # not written yet: the number of heads and four nn.Linear
 
     def forward(self, x, memory, may_look):
         ...  # not written yet: three lines
@@ -212,7 +212,7 @@ picture("feed-forward")
 class FeedForward(nn.Module):
     def __init__(self, d_model, d_ff):
         super().__init__()
-        ...  # not written yet: two linear maps
+        ...  # not written yet: two nn.Linear
 
     def forward(self, x):
         ...  # not written yet: one line
@@ -351,9 +351,8 @@ class Transformer(nn.Module):
     def encode(self, src):
         ...  # not written yet: source ids to the encoder's output
 
-    def decode(
-        self, tgt_in, memory, src
-    ): ...  # not written yet: target ids so far, and the encoder's output, to logits
+    def decode(self, tgt_in, memory, src):
+        ...  # not written yet: target ids so far and memory to logits
 
     def forward(self, src, tgt_in):
         ...  # not written yet: one line
