@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, ClassVar, get_args
 
@@ -138,7 +139,7 @@ class Tokenizer:
 
     def target_bytes(self) -> list[bytes]:
         """The UTF-8 bytes that each id of the output layer adds to a text; the space before a word is part of it."""
-        return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
+        return self._target_bytes
 
     def to_json(self) -> str:
         """One JSON document that carries its own SHA-256."""
@@ -164,6 +165,10 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # sent to another process as the content of its file
+
+    @cached_property
+    def _target_bytes(self) -> list[bytes]:
+        return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
 
     def _source_ids(self, lines: Sequence[str]) -> list[list[int]]:
         return [[*ids, self.eos_id] for ids in self._source.encode(lines)]
