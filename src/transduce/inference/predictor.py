@@ -1,7 +1,7 @@
 """The predictor: text in, predictions out. Every front end uses it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from threading import Lock
 from typing import Any, Self
 
@@ -67,6 +67,7 @@ class Prediction:
         return row | ({"truncated": True} if self.is_truncated else {})
 
 
+@dataclass(eq=False, repr=False)
 class Predictor:
     """A model and the tokenizer it was trained with.
 
@@ -79,29 +80,22 @@ class Predictor:
     int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        decoding: DecodingConfig = DecodingConfig(),
-        *,
-        seen: Seen | None = None,
-        constraints: Constraints = Constraints(),
-        int8: bool = False,
-        report: Callable[[str], None] = ignore,
-    ) -> None:
-        self.model = model.eval()
-        self.int8 = int8
+    model: Transformer
+    tokenizer: Tokenizer
+    decoding: DecodingConfig = DecodingConfig()  # read-only; a call can be given another
+    _: KW_ONLY
+    seen: Seen | None = None  # in training, where that was recorded
+    constraints: Constraints = Constraints()  # on every output; a call can be given others for each text
+    int8: bool = False
+    report: Callable[[str], None] = ignore
+
+    def __post_init__(self) -> None:
+        self.model.eval()
         self._refuse_int8_on(self.device)
-        self.tokenizer = tokenizer
-        self.seen = seen  # in training, where that was recorded
-        self.decoding = decoding  # read-only; a call can be given another
-        self.constraints = constraints  # on every output; a call can be given others for each text
-        self.report = report
         self.num_truncated_sources = self.num_truncated_outputs = 0
-        self.alphabet = Alphabet.of(tokenizer, seen) if seen else None  # None: any id may follow
+        self.alphabet = Alphabet.of(self.tokenizer, self.seen) if self.seen else None  # None: any id may follow
         self._reported: set[str] = set()  # characters, and "" for lengths
-        self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+        self.special = SpecialIds(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self._engine: InferenceModel | None = None
         survive_forks(_ENGINE_LOCK)
 
