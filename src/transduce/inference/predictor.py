@@ -1,7 +1,7 @@
 """The predictor: text in, predictions out. Every front end uses it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from threading import Lock
 from typing import Any, Self
 
@@ -44,8 +44,11 @@ def ignore(_line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """An output. `score` is its natural log-probability after length normalization: beam search ranks by it."""
+class Prediction(Annotation):
+    """An output. `score` is its natural log-probability after length normalization: beam search ranks by it.
+
+    Of `Run.n_best` it has its annotation as well.
+    """
 
     text: str
     score: float
@@ -55,12 +58,6 @@ class Prediction:
     is_truncated: bool = False  # whether the output is as long as allowed: it had to end
     unseen: tuple[str, ...] = ()  # the characters of the source that no source in training had
     is_long: bool = False  # whether the source is longer than nearly all in training
-    # Of `Run.n_best`: the tokens with the end symbol, and for each its log-probability and the source token it is
-    # aligned to, as in an `Annotation`.
-    tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    log_probs: tuple[float, ...] = field(default=(), repr=False, compare=False)
-    alignment: tuple[int, ...] = field(default=(), repr=False, compare=False)
-    source_tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         row = {"text": self.text, "score": self.score, "log_prob": self.log_prob}
@@ -231,7 +228,7 @@ class Predictor:
         texts = list_texts(texts)
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, _ = self.encode([texts[row] for row in rows])
-        annotations = [Annotation([], [], [], [])] * len(texts)
+        annotations = [Annotation()] * len(texts)
         outputs = [list(predictions[row].ids) for row in rows]
         for row, annotation in zip(rows, annotate(self.model, self.tokenizer, sources, outputs), strict=True):
             annotations[row] = annotation
