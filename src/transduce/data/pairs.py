@@ -213,8 +213,8 @@ def _read_text(path: Path) -> tuple[list[str], list[str], str]:
     content = decompressed(raw, str(path))
     lines = next_lines(content, str(path), 0)
     has_mark = content.startswith(BYTE_ORDER_MARK.encode())
-    notes = repairs(has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
-    return lines, [f"{path}: {note}" for note in notes], sha256_of(raw)
+    notes = repairs(str(path), has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
+    return lines, notes, sha256_of(raw)
 
 
 def _digest(source: str, target: str) -> bytes:

@@ -73,12 +73,12 @@ def as_text(lines: Iterable[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def repairs(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
+def repairs(name: str, *, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
     """One line for each kind of repair made in reading a file."""
-    notes = ["byte-order mark removed"] if has_mark else []
+    notes = [f"{name}: byte-order mark removed"] if has_mark else []
     if num_crlf:
         share = "" if num_crlf >= num_lines - 1 else f" ({num_crlf:,} of {num_lines:,} lines)"
-        notes.append(f"CRLF line ends removed{share}")
+        notes.append(f"{name}: CRLF line ends removed{share}")
     return notes
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from transduce.data.pairs import Pairs
-from transduce.errors import TransduceError, nearest
+from transduce.errors import choose
 from transduce.text.config import Kind
 from transduce.text.scripts import UNSPACED
 
@@ -87,9 +87,7 @@ def recognize(pairs: Pairs) -> Task:
 
 def find_task(name: str) -> Task:
     """The task named `name`. Raises TransduceError, with the nearest name, if there is none."""
-    if name not in TASKS:
-        raise TransduceError(f"There is no task {name!r}.{nearest(name, list(TASKS))}")
-    return TASKS[name]
+    return choose("task", name, TASKS)
 
 
 def _are_numbers(lines: Sequence[str]) -> bool:

@@ -183,9 +183,6 @@ class LargePairs:
             num, skipped, overlap = counts["num"], counts["skipped"], sets["overlap"]
             refuse_no_pairs(num["pairs"], skipped, self.names)
             refuse_all_too_long(num["pairs"], max_len=max_len, shortest=min(shortest))
-            notes = (
-                f"{name}: {repair}" for name, file in zip(self.names, scanned, strict=True) for repair in file.repairs
-            )
             source_len = nearly_longest([counts["num_of_len"][str(length)] for length in range(max_len + 1)])
             return Manifest(
                 data=list(self.sha256.values()),
@@ -193,7 +190,9 @@ class LargePairs:
                 num_long=num["pairs"] - num["kept"],
                 max_len=max_len,
                 skipped=dict(skipped),
-                notes=list(dict.fromkeys(notes)),  # each once, though a file may be both sides
+                notes=list(
+                    dict.fromkeys(note for file in scanned for note in file.repairs)
+                ),  # each once, though a file may be both sides
                 valid=list(self.valid.sha256.values()) if self.valid else [],
                 seen=Seen.from_dict(sets["seen"] | {"source_len": source_len}).as_dict(),
                 overlap={name: sum(map(overlap[name].__contains__, texts)) for name, texts in valid.items()},
