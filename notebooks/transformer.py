@@ -2,39 +2,40 @@
 # # The Transformer, from the question to the running code
 #
 # In 2017, [*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani et al.) introduced the network behind most language
-# models of today. This notebook takes it apart and builds it up again: each part begins with a question, is shown in a picture, worked
-# through in small numbers, and written in a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, which you train; at the
-# end you train one on a real task.
+# models of today. This notebook takes it apart and builds it up again: each part has a question, a picture, an example in small numbers,
+# and a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, which you train; at the end you train one on a real task.
 #
-# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Most chapters ask for a prediction:
-# replace the `...` with your letter or number, say to yourself why, and run the cells below. In the exercises, `check` says whether what
-# you wrote is right, and `hint` helps.
+# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Web pages can only be read; to run
+# the cells, copy the notebooks with `transduce learn DIR` and open them in Jupyter. At each **Predict**, replace the `...` with your letter
+# or number, say to yourself why, and run the cells below (on the web, cover them). In the exercises, `check` says whether you are right,
+# and `hint` helps.
 #
 # **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces of code, for you to
-# write, with a checker. Each chapter ends with the steps that belong to it.
+# write, with a checker. Chapters 1 to 9 end with the steps that belong to them.
 #
 # **What you need.** Python, some PyTorch (tensors, `@`, gradients), derivatives and probabilities, and the idea of a neural network that is
 # trained step by step, where the **learning rate** says how large a step is. No GPU, no network connection.
 #
 # **About the numbers.** A box that begins with *Measured* holds a number from this very run. Each claim stands in a file, the **ledger**,
 # with the range we expected before running anything. The small print gives the section of the paper, the range *expected*, what was
-# *measured*, and a command that measures it again. If the range was changed later (it was wrong, or too wide), *first expected* gives the old
-# one and the version of this project, *guarded by* the one that is checked today. *Against* names who says otherwise.
+# *measured*, and a command that measures it again. Sometimes our range was wrong or too wide, and we changed it: then *first expected*
+# shows the old range and the git commit that had it, *guarded by* the range checked today. *Against* names the common claim that the number
+# contradicts.
 #
-# Claims about trained networks were also tried at 0.3 times the learning rate, and for four times as many steps at the better of the two
-# rates; the small print ends in what that gave. *Seeds* counts the random starts behind a mean.
+# Claims about trained networks were also tried at 0.3 times the learning rate, and with four times as many steps at whichever rate did
+# better. The small print ends with both results, from an earlier run. *Seeds* counts the random starts behind a mean.
 #
-# | chapter | question | go deeper |
-# |---|---|---|
-# | 0 | What goes in, and what comes out? | |
-# | 1, 2 | How does one word learn from the others? | [looking inside](looking_inside.ipynb) |
-# | 3 | How does the network know the order? | [positions](positions.ipynb) |
-# | 4 | What happens to what was collected? | |
-# | 5 | How can the network be deep? | [norm and depth](norm_and_depth.ipynb) |
-# | 6, 7 | How do two halves work together, and what must nobody see? | [masks](masks.ipynb) |
-# | 8, 9 | How does it learn, and how does it write? | [training recipe](training_recipe.ipynb) |
-# | 10 | Why does it matter? | [measured](why_it_matters.ipynb) |
-# | 11 | Can I train one on my own data? | [real translation](real_translation.ipynb), [break it](break_it.ipynb) |
+# chapter | question | go deeper
+# ---|---|---
+# [0](#0-·-Orientation:-what-goes-in,-what-comes-out) | What goes in, and what comes out? | —
+# [1](#1-·-Self-attention), [2](#2-·-Multi-head-attention) | How does one word learn from the others? | [looking inside](looking_inside.ipynb)
+# [3](#3-·-Positional-encoding) | How does the network know the order? | [positions](positions.ipynb)
+# [4](#4-·-Feed-forward-networks,-position-wise) | What happens to what was collected? | —
+# [5](#5-·-Residual-connections-and-layer-normalization) | How can the network be deep? | [norm and depth](norm_and_depth.ipynb)
+# [6](#6-·-Encoder-and-decoder), [7](#7-·-Masks) | How do two halves work together, and what must nobody see? | [masks](masks.ipynb)
+# [8](#8-·-Training), [9](#9-·-Decoding) | How does it learn, and how does it write? | [training recipe](training_recipe.ipynb)
+# [10](#10-·-Why-it-matters) | Why does it matter? | [measured](why_it_matters.ipynb)
+# [11](#11-·-Your-own-model,-on-a-real-task) | Can I train one on my own data? | [real translation](real_translation.ipynb), [break it](break_it.ipynb)
 
 # %%
 import math
@@ -50,10 +51,10 @@ from transduce.learn.transformer import lesson
 ledger = Ledger.load()  # what was measured, and what we expected
 
 # %% [markdown]
-# # 0 · Orientation: what goes in, what comes out
+# ## 0 · Orientation: what goes in, what comes out
 #
 # **Question.** A Transformer turns one sequence into another: a German sentence into an English one, letters into sounds. What does it work
-# on, and what exactly comes out of it?
+# on, and what comes out?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("all")
@@ -62,11 +63,12 @@ lesson.figure_one_map("all")
 # **Without it** you would write rules: for words, endings, the order of words, and every exception. A network finds its own from pairs of
 # examples.
 #
-# This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the **encoder** reads
-# the **source** (*Inputs*), all of it at once. On the right, the **decoder** writes the **target**, one word or part of a word at a time,
-# looking at what the encoder made of the source and at what it has written so far (*Outputs so far*).
+# This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. (You need not know their names
+# yet.) On the left, the **encoder** reads the **source** (*Inputs*), all of it at once. On the right, the **decoder** writes the
+# **target**, one word or part of a word at a time, looking at what the encoder made of the source and at what it has written so far
+# (*Outputs so far*).
 #
-# Let's train a tiny model to look at, on a task you can check by eye: *write a sentence backward, word by word*.
+# Let's train a tiny model, on a task you can check by eye: *write a sentence backward, word by word*.
 
 # %%
 reverser = lesson.sentence_reverser()
@@ -82,13 +84,13 @@ print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}
 
 # %% [markdown]
 # Text is cut into **tokens**: words, or parts of words called **subwords**, so that rare words can be spelled from parts. Each token has a
-# number, its **id**. The id picks a row of a table, the **embedding**, and this row, a list of numbers, is what the network works on. Each
-# of its numbers is called a **channel**; there are $d_\text{model}$ of them. Embedding and everything else that is learned are the
-# **parameters**.
+# number, its **id**. The id picks a row of a table, the **embedding**, and this row, the token's embedding, is the list of numbers that the
+# network works on. Each of its numbers is called a **channel**; there are $d_\text{model}$ of them. The table is learned, like everything
+# else in the network; what is learned are the **parameters**.
 #
 # Here is one sentence on its way in. `▁` marks the beginning of a word, `</s>` the end of the sentence. (The indented lines are for
-# chapters 1 and 3.) The last lines are what comes out, after the begin symbol `<s>` and then token by token: the three most probable next
-# tokens, each with its probability and the number behind it, its **logit**.
+# chapters 1 and 3.) The last three lines show what comes out after the begin symbol `<s>`, and then after each token written: the three
+# most probable next tokens, each with its probability and the raw number it was made from, its **logit**.
 
 # %% tags=["hide-input"]
 traced = lesson.trace(reverser.model, reverser.tokenizer, lesson.SENTENCE)
@@ -101,11 +103,11 @@ print(lesson.traced_text(traced, reverser))
 #
 # How good is a model? Look at the probability $p$ it gave to the token that really came next, and take $-\ln p$. A probability of 1 costs
 # nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, from the
-# natural logarithm, is the **nat**. A handy anchor: a model that guesses evenly among $n$ tokens has a loss of $\ln n$.
+# natural logarithm, is the **nat**. A model that guesses evenly among $n$ tokens has a loss of $\ln n$.
 #
-# Sentences are processed several at a time, as a **batch**. Here is Figure 1 again with the shape of what leaves each box while a batch of
-# three sentences runs through: (sentences, tokens, channels). After the box *Linear* there is a logit for each possible token in place of
-# the channels. (Q, K and V are for chapter 1.)
+# Sentences are processed together, as a **batch**. Here is Figure 1 again with the shape of what leaves each box while a batch of three
+# sentences runs through, five tokens of each target written so far: (sentences, tokens, channels). After the box *Linear* there is a logit
+# for each possible token in place of the channels. (Q, K and V are for chapter 1.)
 
 # %% tags=["hide-input"]
 lesson.live_figure_one(reverser)
@@ -115,14 +117,14 @@ lesson.live_figure_one(reverser)
 # **layers**, the two framed groups, each repeated $N$ times. And *tokens meet only in the orange boxes*. Every other box handles each token
 # separately.
 #
-# Step through all of it here: arrow buttons move from token to token, and a click enlarges a picture. (Chapters 1 and 2 explain what you
-# see.)
+# Step through all of it here: arrow buttons move from token to token, a click enlarges a picture, and the frame scrolls. (Chapters 1, 2, 6
+# and 9 explain what you see.)
 
 # %% tags=["hide-input"]
 lesson.page_of(reverser, "the old dog finds a fox")
 
 # %% [markdown]
-# # 1 · Self-attention
+# ## 1 · Self-attention
 #
 # **Question.** *The cat sleeps because it is tired.* To understand *it*, you look back and find the cat. How can a network fetch
 # information from somewhere else in the sentence, when nobody can say beforehand from where?
@@ -131,9 +133,9 @@ lesson.page_of(reverser, "the old dog finds a fox")
 lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
-# **Without it.** If every token is handled separately, *it* is the same list of numbers in every sentence ever written. No amount of
-# computing on that list can reveal a cat. You could connect each token to its neighbors; but the cat is three words back here, and twenty
-# in the next sentence. The connection has to be chosen *by content*, anew for each sentence.
+# **Without it.** If every token is handled separately, *it* is the same list of numbers in every sentence ever written. You could connect
+# each token to its neighbors; but the cat is three words back here, and twenty in the next sentence. The connection has to be chosen *by
+# content*, anew for each sentence.
 #
 # ### A soft dictionary
 #
@@ -145,17 +147,17 @@ lesson.soft_look_up()
 
 # %% [markdown]
 # A dictionary is all or nothing: one key matches, the others do not. That is bad for learning: when the wrong value comes back, no small
-# change would make it a little less wrong. An exact match has no gradient. So we make the dictionary soft. *Every* key matches to some
-# degree, and what comes back is a mixture of all the values, each in proportion to how well its key matched. This is **attention**, and all
-# three boxes lit in the map do it. Now a small change to a query changes the mixture a little, and the network can *learn* what to ask for.
+# change would make it a little less wrong. So we make the dictionary soft. *Every* key matches to some degree, and what comes back is a
+# mixture of all the values, each in proportion to how well its key matched. This is **attention**, and all three boxes lit in the map do it
+# (chapter 6 tells them apart). Now a small change to a query changes the mixture a little, and the network can *learn* what to ask for.
 #
 # ### The example that stays with us
 #
-# Three tokens, *the cat sleeps*, with four channels each. These numbers come back in every chapter up to 5. You may read the second channel
+# Three tokens, *the cat sleeps*, with four channels each. These numbers come back in most chapters up to 7. You may read the second channel
 # as "how much of a noun am I?" and the fourth as "how much of a verb?", though a real network would choose meanings of its own.
 
 # %%
-# X has the shape (1 sentence, 3 tokens, 4 channels); sees_all is explained with the formula below
+# X has the shape (1 sentence, 3 tokens, 4 channels); sees_all is explained below
 X, TOKENS, sees_all = lesson.X, lesson.TOKENS, lesson.SEES_ALL
 print(lesson.rows(X[0]))
 
@@ -172,8 +174,8 @@ print(lesson.rows(X[0]))
 # 0.06, 0.25, 0.69. They add up to 1: each query has exactly one whole weight to give away. (Elsewhere, "weights" often means the parameters
 # of a network. Here it never does.)
 #
-# **Mix.** The output is 0.06 of *the* plus 0.25 of *cat* plus 0.69 of *sleeps*: (0.75, 1.20, 0.06, 1.63). (In the picture below, Q, K and V
-# hold all queries, keys and values; $d_k$ is their number of channels.)
+# **Mix.** The output is 0.06 of *the* plus 0.25 of *cat* plus 0.69 of *sleeps*: (0.75, 1.20, 0.06, 1.63), from unrounded weights. (In the
+# picture below, Q, K and V hold all queries, keys and values; $d_k$ is their number of channels.)
 #
 # **Predict.** Before you look: to which token does *cat*, (0, 2, 0, 1), give the largest weight? "A": *the*. "B": itself. "C": *sleeps*.
 
@@ -197,13 +199,13 @@ lesson.predicted(
 #
 # So far a token mostly finds tokens that resemble it, above all itself. But a verb looks for its *subject*, which does not resemble it. So
 # queries, keys and values are not the tokens themselves. They are *made from* the tokens: multiplied by three matrices, whose numbers are
-# learned. $W^Q$ makes what a token asks, $W^K$ what it can be found by, $W^V$ what it hands over.
+# learned. $W^Q$ makes the query (what a token asks), $W^K$ the key (what it can be found by), $W^V$ the value (what it hands over).
 #
 # Let $W^Q$ turn "I am a verb" (channel 4) into "I am looking for a noun" (channel 2), and leave keys and values as they are:
 
 # %%
 W_Q = torch.zeros(4, 4)
-W_Q[3, 1] = 2.0  # from the fourth channel of a token into the second channel of its query
+W_Q[3, 1] = 2.0  # from a token's fourth channel into its query's second
 queries = X @ W_Q
 weights = (queries @ X.transpose(1, 2) / math.sqrt(4)).softmax(dim=-1)
 print("queries\n" + lesson.rows(queries[0]), "\n\nweights\n" + lesson.rows(weights[0]))
@@ -218,26 +220,25 @@ lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
 # %% [markdown]
 # ### The formula
 #
-# Put all queries into the rows of one matrix $Q$, all keys into $K$, all values into $V$, and the four steps become one line (equation 1 of
-# the paper, section 3.2.1):
+# Put all queries into the rows of one matrix $Q$, all keys into $K$, all values into $V$, and the four steps become one line (equation 1,
+# section 3.2.1):
 #
 # $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt{d_k}}\right) V$$
 #
-# | symbol | shape | what it is |
-# |---|---|---|
-# | $Q$ | $T \times d_k$ | queries: a row for each of the $T$ tokens that look |
-# | $K$ | $S \times d_k$ | keys: a row for each of the $S$ tokens that are looked at |
-# | $V$ | $S \times d_k$ | values: what each of those hands over |
-# | $QK^\top$ | $T \times S$ | every dot product of a query $i$ with a key $j$ |
-# | softmax | | along each row |
-# | $d_k$ | | the number of channels of a query or a key |
+# symbol | shape | what it is
+# ---|---|---
+# $Q$ | $T \times d_k$ | queries: a row for each of the $T$ tokens that look
+# $K$ | $S \times d_k$ | keys: a row for each of the $S$ tokens that are looked at
+# $V$ | $S \times d_k$ | values: what each of those hands over
+# $QK^\top$ | $T \times S$ | every dot product of a query $i$ with a key $j$
+# $d_k$ | | the number of channels of a query or a key
 #
 # When all three are made from the same tokens $X$, as $Q = XW^Q$, $K = XW^K$ and $V = XW^V$, we speak of **self-attention**: a sentence
 # looks at itself.
 #
 # Here it is in code. Besides queries, keys and values it takes a **mask**, `may_look`: True where a query may look at a key. A hidden key
-# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone: our `sees_all`
-# is a mask of nothing but True.
+# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone: `sees_all` is
+# True throughout.
 
 
 # %% tags=["from-piece-1"]
@@ -254,16 +255,16 @@ for i in range(3):  # the same, one number at a time
         loop[i] += math.exp(scores[j]) / sum(map(math.exp, scores)) * X[0, j]
 assert torch.allclose(attention(X, X, X, sees_all)[0], loop, atol=1e-6)
 assert torch.allclose(attention(X, X, X, sees_all), F.scaled_dot_product_attention(X, X, X), atol=1e-6)
-print("these three lines of code, two plain loops and torch's scaled_dot_product_attention agree")
+print("three lines of code, two plain loops and torch's own attention agree")
 
 # %% [markdown]
 # ### Why divide by $\sqrt{d_k}$?
 #
 # A dot product is a sum of $d_k$ terms. If the channels are independent, with mean 0 and variance 1, that sum has a variance of $d_k$: the
-# more channels, the larger the scores, simply because there are more terms. Dividing by $\sqrt{d_k}$ brings the variance back to 1.
+# more channels, the larger the scores. Dividing by $\sqrt{d_k}$ brings the variance back to 1.
 #
-# **Predict.** One query, twenty keys, all of them 256 random numbers. If you do *not* divide, how large is the largest of the twenty
-# weights, on average? "A": about 1/20, because all keys are equally random. "B": about a third. "C": nearly 1.
+# **Predict.** Take one query and twenty keys, each made of 256 random numbers. If you do *not* divide, how large is the largest of the
+# twenty weights, on average? "A": about 1/20, because all keys are equally random. "B": about a third. "C": nearly 1.
 
 # %%
 my_largest = ...
@@ -282,8 +283,9 @@ lesson.predicted(my_largest, "C", reason)
 ledger.settle("root-unscaled-softmax-saturates", saturated)
 
 # %% [markdown]
-# The soft dictionary has turned hard again, before anything has been learned. Once one weight is close to 1, nudging a score barely moves
-# the weights (the middle of the figure), so almost no gradient flows back:
+# The soft dictionary has turned hard again, before anything has been learned. Once one weight is close to 1, a small change of the scores
+# barely moves the weights, so almost no gradient flows back. (In the middle of the figure: the size of the derivative of weights with
+# respect to scores. Scores only $\sqrt2$ times too large do not lower it.)
 
 # %% tags=["hide-input"]
 ledger.settle("root-saturated-softmax-hands-back-little", saturated)
@@ -299,20 +301,22 @@ lesson.root_curves(root)
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# The gap does not close with time: the longer both train, the further ahead is the network that divides.
+# The gap does not close with time.
 #
 # **Exercises.**
 
 # %%
-# 1. By hand: the scores, already divided, are ln 1 and ln 3; the values are (4, 4) and (8, 4). What comes out?
+# 1. By hand: the scores, already divided, are ln 1 and ln 3;
+#    the values are (4, 4) and (8, 4). What comes out?
 my_output = ...  # two numbers
 check("attention-two-keys", my_output)
 
 
 # %%
 def my_attention(q, k, v, mask=None):
-    """2. Without looking up: equation 1 for q, k and v of shape (..., len, d_k), whatever axes stand in front.
-    The mask, if there is one, is (len, len), True where a query may look at a key."""
+    """2. Without looking up: equation 1 for q, k and v of shape (..., len, d_k),
+    whatever axes stand in front. The mask, if there is one, is (len, len),
+    True where a query may look at a key."""
     ...
 
 
@@ -320,7 +324,8 @@ check("attention-function", my_attention)
 
 # %%
 # 3. Which of these leave the OUTPUT of attention as it is? A set of them.
-#    "add 5 to one row of scores", "add 5 to all scores", "add 5 to one column of scores", "multiply all scores by 2",
+#    "add 5 to one row of scores", "add 5 to all scores",
+#    "add 5 to one column of scores", "multiply all scores by 2",
 #    "add the same vector to every key", "add the same vector to every value"
 my_changes = ...
 check("attention-shift", my_changes)
@@ -328,8 +333,9 @@ check("attention-shift", my_changes)
 
 # %%
 def my_derivative(weights, values):
-    """4. Harder, and not needed later. For one query: the derivative of its output by its scores, one row for each key,
-    from its weights, of shape (keys,), and the values, of shape (keys, channels)."""
+    """4. Harder, and not needed later. For one query: the derivative of its output
+    by its scores, one row for each key, from its weights, of shape (keys,),
+    and the values, of shape (keys, channels)."""
     ...
 
 
@@ -344,7 +350,7 @@ hint("attention-two-keys")
 #
 # **Now write it:** step 1 of [build_it](build_it.ipynb).
 #
-# # 2 · Multi-head attention
+# ## 2 · Multi-head attention
 #
 # **Question.** One attention gives each token *one* mixture. What if a token needs two things from two places?
 
@@ -357,8 +363,8 @@ lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 # numbers average 5, you cannot say what either was.
 #
 # So look several times at once. Cut the channels of queries, keys and values into equal slices, and let each slice do an attention of its
-# own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have the old width again. This is
-# **multi-head attention**.
+# own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have as many channels as before.
+# This is **multi-head attention**.
 
 # %% tags=["hide-input"]
 lesson.picture("heads")
@@ -373,22 +379,25 @@ lesson.picture("heads")
 lesson.picture("multi-head")
 
 # %% [markdown]
-# Head 1 divides its attention between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Neither blurs the other.
+# Head 1 divides its attention mostly between *cat* and *sleeps* (0.40 each); head 2 is mostly on *sleeps* (0.77). Neither blurs the other.
 #
 # **The formula** (section 3.2.2), for self-attention:
 #
-# $$\mathrm{MultiHead}(X) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^O, \qquad
-# \mathrm{head}_m = \mathrm{Attention}(X W_m^Q,\ X W_m^K,\ X W_m^V)$$
+# $$\begin{aligned}
+# \mathrm{MultiHead}(X) &= \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^O \\
+# \mathrm{head}_m &= \mathrm{Attention}(X W_m^Q,\ X W_m^K,\ X W_m^V)
+# \end{aligned}$$
 #
-# | symbol | shape | what it is |
-# |---|---|---|
-# | $H$ | | number of heads (the paper writes $h$, and takes 8) |
-# | $W_m^Q, W_m^K, W_m^V$ | $d_\text{model} \times d_k$ | what head number $m$ asks, can be found by, and hands over |
-# | $d_k$ | | $d_\text{model} / H$: the heads share the channels |
-# | $W^O$ | $d_\text{model} \times d_\text{model}$ | mixes what the heads found |
+# symbol | shape | what it is
+# ---|---|---
+# $H$ | | number of heads (the paper writes $h$, and takes 8)
+# $W_m^Q, W_m^K, W_m^V$ | $d_\text{model} \times d_k$ | make the queries, keys and values of head $m$
+# $d_k$ | | $d_\text{model} / H$: the heads share the channels
+# $W^O$ | $d_\text{model} \times d_\text{model}$ | mixes what the heads found
 #
-# Two functions to cut and to join, then the module. In the comments, B counts sentences, T tokens, H heads, and D channels: it is
-# $d_\text{model}$. `memory` is where keys and values come from: in self-attention, `x` itself.
+# Two functions to cut and to join, then the module. (Each of its matrices holds those of all heads, side by side.) In the comments, B
+# counts sentences, T tokens, H heads, and D channels: it is $d_\text{model}$. `memory` is where keys and values come from: in
+# self-attention, `x` itself.
 
 
 # %% tags=["from-piece-2"]
@@ -411,16 +420,16 @@ assert torch.allclose(module(x, x, everyone), theirs(x, x, x, need_weights=False
 print("MultiHead = torch.nn.MultiheadAttention with the same parameters")
 
 # %%
-two_heads = lesson.plain_heads(MultiHead)  # its four matrices change nothing, so this is the picture above
+two_heads = lesson.plain_heads(MultiHead)  # its matrices change nothing: see the picture
 print(lesson.rows(two_heads(X, X, sees_all)[0].detach()))
 
 # %% [markdown]
-# **Experiment.** A task that needs two look-ups: in a row of random symbols, name *the previous one and the very first one* at every place.
-# One network has a single head of 64 channels, another has four heads of 16: the same number of parameters. (Two more, marked *FFN* in the
-# figure, come up below.)
+# **Experiment.** A task that needs two look-ups: in a row of random symbols, name *the previous one and the very first one* at every
+# position from the third on. One network has a single head of 64 channels, another has four heads of 16: the same number of parameters.
+# (Those marked *FFN* come up below.)
 #
 # **Predict.** After a short training the four heads are right everywhere. The single head... "A": is as good, since it has as many
-# parameters. "B": gets one of the two symbols, and rarely both, because one row of weights has to serve two questions. "C": gets neither.
+# parameters. "B": gets one of the two symbols, and rarely both. "C": gets neither.
 
 # %%
 my_heads = ...
@@ -431,7 +440,9 @@ lesson.look_up_bars(found)
 
 # %% tags=["hide-input"]
 lesson.predicted(
-    my_heads, "B", f"Both right: 1 head {found.both['1 head']:.0%} of places, 4 heads {found.both['4 heads']:.0%}."
+    my_heads,
+    "B",
+    f"Both right: 1 head at {found.both['1 head']:.0%} of positions, 4 heads at {found.both['4 heads']:.0%}.",
 )
 
 # %% tags=["hide-input"]
@@ -448,16 +459,16 @@ lesson.look_up_maps(found, "4 heads", "symbol ")
 lesson.look_up_maps(found, "1 head", "symbol ")
 
 # %% [markdown]
-# The single head has one row of weights for both questions, and in this run it settled for one of them.
+# The single head has settled for one of the two.
 #
-# Is that a law? No. With more steps the single head catches up a good deal, as the box says. And with the network of chapter 4 behind it
-# (that is the *FFN* of the figure), which can take an uneven mixture of two values apart, one head learns *both* symbols, given time:
+# That is no law: with more steps it catches up a good deal. And with the network of chapter 4 behind it (the *FFN* of the figure), which
+# can take an uneven mixture apart, one head learns *both* symbols, given time:
 
 # %% tags=["hide-input"]
 ledger.settle("one-head-and-a-network-learn-both", found)
 
 # %% [markdown]
-# So several heads make it easy, not possible: four learned both look-ups soon, at either learning rate.
+# So two look-ups do not need several heads; they are only easier with them. Four heads learned both quickly, at either learning rate.
 #
 # Here are all heads of the model of chapter 0 where the decoder looks at the source (rows: tokens that go into the decoder; columns: tokens of the source).
 
@@ -471,7 +482,8 @@ lesson.head_maps(cross, queries=traced.written, keys=traced.source)
 
 # %%
 def my_split(x, num_heads):
-    """1. (batch, len, d_model) -> (batch, heads, len, d_k): head 0 has the first channels of every token."""
+    """1. (batch, len, d_model) -> (batch, heads, len, d_k):
+    head 0 has the first channels of every token."""
     ...
 
 
@@ -480,7 +492,8 @@ check("heads-split", my_split)
 
 # %%
 def my_count(d_model, num_heads):
-    """2. Parameters of multi-head attention: each of its four nn.Linear has a matrix, and a constant for each channel."""
+    """2. Parameters of multi-head attention: each of its four nn.Linear
+    has a matrix, and a constant for each channel."""
     ...
 
 
@@ -488,12 +501,13 @@ check("heads-parameters", my_count)
 
 # %% [markdown]
 # **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: as many parameters, as many multiplications.
-# *"Split with `view`."* (B, T, D) must become (B, T, H, D / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up
-# tokens, without any error ([break it](break_it.ipynb) has a network with that bug).
+# Only the maps of weights become eight, each with a softmax and room to store it. *"Split with `view`."* (B, T, D) must become (B, T, H, D
+# / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up tokens, without any error ([break it](break_it.ipynb) has a
+# network with that bug).
 #
 # **Now write it:** steps 2 and 3 of [build_it](build_it.ipynb).
 #
-# # 3 · Positional encoding
+# ## 3 · Positional encoding
 #
 # **Question.** *Dog bites man* is not *man bites dog*. How does the network know which word came first?
 
@@ -517,15 +531,16 @@ lesson.blind_to_order()
 lesson.predicted(my_order, "A", "Every token gets the same vector as before; only the rows have changed places.")
 
 # %% [markdown]
-# To attention, a sentence is a bag of words: *dog* carries the same numbers in both sentences, whatever you stack on top. So the position
-# has to be *put in*, into the vector of each token, before the first layer.
+# To attention, a sentence is a bag of words: *dog* carries the same numbers in both sentences. So the position has to be *put in*, into the
+# vector of each token, before the first layer.
 #
 # ### Why not simply 0, 1, 2, ...?
 #
 # The channels of an embedding are numbers of about 1, but the two hundredth token would get 199: it would shout down the word itself. Then
 # divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the right" means 0.1 in a sentence of eleven
-# tokens and 0.01 in one of a hundred and one: a rule such as "look at the previous token" would be a different rule for each length. Or
-# give each position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever learned.
+# tokens and 0.025 in one of forty-one: a rule such as "look at the previous token" would be a different rule for each length. Or give each
+# position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever learned. (Our own
+# choice will not help there, either: [positions](positions.ipynb).)
 #
 # We want a code that stays small, differs for every position, and in which one step to the right is the same kind of change everywhere.
 
@@ -535,8 +550,8 @@ lesson.position_schemes()
 # %% [markdown]
 # ### Clock hands
 #
-# You may be wearing a device with just these properties. A second hand alone repeats itself every minute; a minute hand alone moves too
-# little to show seconds. Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
+# A clock has just these properties. A second hand alone repeats itself every minute; a minute hand alone moves too little to show seconds.
+# Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
 #
 # So give each position a set of clocks. The first hand turns by one radian (57 degrees) from each position to the next; each following one
 # turns more slowly. A hand is written as two numbers, the sine and the cosine of its angle: how far its tip lies to the right, and how far
@@ -547,15 +562,15 @@ lesson.clock_hands()
 
 # %% [markdown]
 # Compare positions 0 and 1 with positions 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. *One
-# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three. In these three dials, arrows
-# lead from position 0 to 3, and from 5 to 8:
+# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three. In these three dials, with a
+# gray dot for each of 64 positions, arrows lead from position 0 to 3, and from 5 to 8:
 
 # %% tags=["hide-input"]
 lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 
 # %% [markdown]
 # A turn by a fixed angle is a linear map: a multiplication by a matrix. So "three tokens to the left of me" is something that a matrix such
-# as $W^Q$ can express once and for all places. This was the authors' reason to choose this code (section 3.5).
+# as $W^Q$ can express once and for all positions. This was the authors' reason to choose this code (section 3.5).
 #
 # ### The formula
 #
@@ -563,11 +578,11 @@ lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 #
 # $$PE_{(pos,\,2c)} = \sin\!\big(pos / 10000^{2c/d_\text{model}}\big), \qquad PE_{(pos,\,2c+1)} = \cos\!\big(pos / 10000^{2c/d_\text{model}}\big)$$
 #
-# | symbol | what it is |
-# |---|---|
-# | $pos$ | position in the sequence, counted from 0 |
-# | $c$ | number of the clock, from 0 to $d_\text{model}/2 - 1$ (the paper writes $i$) |
-# | $10000^{2c/d_\text{model}}$ | by how much clock $c$ is slower than the first one (in the code: `wavelengths`) |
+# symbol | what it is
+# ---|---
+# $pos$ | position in the sequence, counted from 0
+# $c$ | number of the clock, from 0 to $d_\text{model}/2 - 1$ (the paper writes $i$)
+# $10000^{2c/d_\text{model}}$ | how many times slower than the first clock $c$ is (in the code: `slowness`)
 #
 # Our example has four channels, so two clocks. The first turns by 1 radian a step, the second by 1/100.
 
@@ -589,8 +604,8 @@ print("these three lines of code and the formula, one number at a time, agree")
 
 # %%
 forward, backward = X + sinusoids(3, 4), X.flip(1) + sinusoids(3, 4)
-print("cat in 'the cat sleeps'", attention(forward, forward, forward, sees_all)[0, 1].tolist())
-print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_all)[0, 1].tolist())
+of_cat = [attention(x, x, x, sees_all)[0, 1] for x in (forward, backward)]
+print(lesson.rows(torch.stack(of_cat), ("cat in 'the cat sleeps'", "cat in 'sleeps cat the'")))
 
 # %% [markdown]
 # *cat* stands at position 1 in both, but its neighbors now carry different positions, so it hears something different.
@@ -602,25 +617,23 @@ print("cat in 'sleeps cat the'", attention(backward, backward, backward, sees_al
 #
 # With four channels it might. With hundreds there is room: unrelated directions in a space of many dimensions are nearly at right angles,
 # so words and positions can be told apart. And look at what a query makes of a sum: $(x + PE)\,W^Q = x\,W^Q + PE\,W^Q$. A key is such a
-# sum, too, so their product has four terms: word with word, word with position, position with word, position with position. A head can
-# learn to listen to any of them.
+# sum, too, so their product has four terms, from word with word to position with position. A head can learn to listen to any of them.
 #
-# Nearness comes for free. The dot product of two rows of the table depends only on their distance, and is large for neighbors:
+# The dot product of two position vectors depends only on how far apart the positions are, and is large for neighbors:
 
 # %% tags=["hide-input"]
 lesson.table_and_similarity(sinusoids(60, 32))
 
 # %% [markdown]
-# On the left, each row is a position and each pair of columns a clock, fast ones first. On the right, every row is multiplied with every
-# other, and the product divided by half the number of channels, so that a row with itself gives 1: a dark diagonal, and the same pattern
-# along every parallel to it.
+# On the left, each row is a position and each pair of columns a clock, fast ones first. On the right, the products of all pairs of rows,
+# scaled so that a row with itself gives 1: the same pattern along every parallel to the diagonal.
 #
 # ### And why is the embedding multiplied by $\sqrt{d_\text{model}}$?
 #
-# Section 3.4 does so before the positions are added. In the paper, one matrix does two jobs: it is the embedding, and it makes the logits
-# at the other end, where the logit of a token is the dot product of its row with what leaves the last layer. For logits of a sensible size
-# its rows must be short, about 1. A row of sinusoids has length $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The
-# factor on the way in settles the conflict.
+# Section 3.4 does so before the positions are added. In the paper, one matrix does two jobs: it is the embedding, of source and target, and
+# it makes the logits at the other end, where the logit of a token is the dot product of its row with what leaves the last layer. For logits
+# of a sensible size its rows must be short, of length (root of the sum of squares) about 1. A row of sinusoids has length
+# $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor on the way in settles the conflict.
 #
 # What if it is left out? Small networks learn to write symbols backward and to put them in order:
 
@@ -628,14 +641,14 @@ lesson.table_and_similarity(sinusoids(60, 32))
 scale = lesson.embedding_scale()
 print(
     "reversal: to write symbols backward; sorting: to put them in order\n"
-    "the paper: with the factor; large: embeddings start as long as the factor would make them\n"
+    "the paper: with the factor\n"
+    "large: embeddings start as long as the factor would make them\n"
     "untied: two matrices, one for each of the two jobs\n"
-    "losses: of one random start; the third picture is another training of it, for longer\n\n"
-    f"length of a position's row: {scale.length_of_positions:.1f}"
+    "losses: from one random start; the third plot trains it for longer\n\n"
+    f"a row of positions: length {scale.length_of_positions:.1f}"
 )
 for name, length in scale.length_of_embeddings.items():
-    ends = f"loss at the start {scale.starts[name]:5.2f}, at the end {scale.ends[name]:.2f}"
-    print(f"length of an embedding, {name:24} {length:5.1f}; {ends}")
+    print(f"{name:24} length {length:.1f}; loss {scale.starts[name]:5.2f}, later {scale.ends[name]:.2f}")
 lesson.scale_curves(scale)
 
 # %% tags=["hide-input"]
@@ -645,26 +658,26 @@ ledger.settle("embedding-factor-speeds-learning", scale)
 ledger.settle("embedding-factor-on-sorting", scale)
 
 # %% [markdown]
-# So it saves time, no more: given more steps, the network without the factor arrives as well. Could you start with larger embeddings
-# instead and leave the factor out? With two separate matrices, yes. With one shared matrix, the logits are then far too large to begin
-# with:
+# So it saves time, no more. Could you start with larger embeddings instead and leave the factor out? With two separate matrices, yes. With
+# one shared matrix, the logits are then far too large to begin with:
 
 # %% tags=["hide-input"]
 ledger.settle("embedding-one-matrix-two-jobs", scale)
 
 # %%
-# Exercise: how long is a row of the sinusoids (the root of its sum of squares) with d_model = 512, at any position?
+# Exercise: what is the length of a row of the sinusoids with d_model = 512,
+# at any position?
 my_length = ...
 check("embedding-length", my_length)
 
 # %% [markdown]
 # **What people get wrong.** *"`x + sinusoids(...)` will do."* If the sum is not assigned to anything, it is thrown away; the loss still
-# falls ([break it](break_it.ipynb)). *"No Transformer can do without."* An encoder cannot know the order without; a decoder finds a way
-# ([positions](positions.ipynb)).
+# falls ([break it](break_it.ipynb)). *"No Transformer can do without."* An encoder cannot know the order without them; a decoder can, since
+# its mask lets each token see only earlier ones ([positions](positions.ipynb)).
 #
 # **Now write it:** step 4 of [build_it](build_it.ipynb).
 #
-# # 4 · Feed-forward networks, position-wise
+# ## 4 · Feed-forward networks, position-wise
 #
 # **Question.** Attention collects information. What then *does* something with it?
 
@@ -674,8 +687,8 @@ lesson.figure_one_map("feed-forward")
 # %% [markdown]
 # **Without it.** Once its weights are settled, attention only mixes: what comes out is an average of values. An average cannot say "noun
 # *and* animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network**, FFN for short, makes
-# such decisions, for each token by itself: it widens the vector (*up* in the picture, which has room for two questions only), asks
-# many small yes-or-no questions at once, and narrows the answers back to the old width (*down*).
+# such decisions, for each token by itself: it widens the vector (*up* in the picture, which has room for two questions only), asks many
+# small yes-or-no questions at once, and narrows the answers back to $d_\text{model}$ channels (*down*).
 
 # %% tags=["hide-input"]
 lesson.picture("feed-forward")
@@ -683,16 +696,17 @@ lesson.picture("feed-forward")
 # %% [markdown]
 # In the example there are two questions: "is the second channel above 1?" and "is the fourth above 1?". For *cat*, (0, 2, 0, 1), they come
 # to $2 - 1 = 1$ and $1 - 1 = 0$: yes to the first. For *sleeps*, 0 and 1. For *the*, $-1$ and $-1$; and here is the bend: negative numbers
-# become 0. This is the **ReLU**, $\max(0, \cdot)$. A real network learns thousands of such questions.
+# become 0. This is the **ReLU**, $\max(0, \cdot)$; without it, two linear maps in a row would be worth one. A real network learns thousands
+# of such questions.
 #
 # $$\mathrm{FFN}(x) = \max(0,\ xW_1 + b_1)\,W_2 + b_2 \qquad \text{(equation 2, section 3.3)}$$
 #
-# | symbol | shape | what it is |
-# |---|---|---|
-# | $x$ | $d_\text{model}$ | the vector of *one* token |
-# | $W_1$, $b_1$ | $d_\text{model} \times d_\text{ff}$, $d_\text{ff}$ | the questions, and how much is needed for a yes |
-# | $W_2$, $b_2$ | $d_\text{ff} \times d_\text{model}$, $d_\text{model}$ | what to write for each yes, and what to write always |
-# | $d_\text{ff}$ | | the width in between, in the paper four times $d_\text{model}$ |
+# symbol | shape | what it is
+# ---|---|---
+# $x$ | $d_\text{model}$ | the vector of *one* token
+# $W_1$, $b_1$ | $d_\text{model} \times d_\text{ff}$, $d_\text{ff}$ | the questions, and how much is needed for a yes
+# $W_2$, $b_2$ | $d_\text{ff} \times d_\text{model}$, $d_\text{model}$ | what to write for each yes, and what to write always
+# $d_\text{ff}$ | | the number of channels in between, in the paper four times $d_\text{model}$
 #
 # The added constants $b_1$ and $b_2$ are called **biases**. **Position-wise** means that the same network runs at each position and no
 # token sees another: equal rows in, equal rows out. (A linear map that slides along a sequence, seeing $w$ tokens at a time, is a
@@ -713,12 +727,12 @@ narrow = F.conv1d(wide, network.down.weight[:, :, None], network.down.bias).tran
 assert torch.allclose(network(x[:, order]), network(x)[:, order], atol=1e-6) and torch.allclose(
     narrow, network(x), atol=1e-5
 )
-print("shuffled tokens in, shuffled tokens out; and the same as two convolutions of width 1, as the paper says")
+print("shuffled tokens in, shuffled tokens out; and the same as two convolutions of width 1")
 
 # %% [markdown]
-# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? At each place, add two neighboring numbers modulo
-# 11 (the remainder after division by 11). One network is a whole layer, attention and feed-forward; another, with as many parameters, is
-# three layers of attention alone. (The figure shows one such layer, too.)
+# **Experiment.** "Attention moves things, the feed-forward network computes": is that so? At each position, add two neighboring numbers
+# modulo 11 (the remainder after division by 11). One network is a whole layer, attention and feed-forward; another, with as many
+# parameters, is three layers of attention alone. (The figure also shows a single one, with a third of the parameters.)
 #
 # **Predict.** Attention alone... "A": never learns it, since it can only mix. "B": learns it, more slowly. "C": learns it just as fast.
 
@@ -733,7 +747,7 @@ lesson.attention_alone_curves(("the sum of two neighbors modulo 11", alone))
 lesson.predicted(
     my_rule,
     "B",
-    "Its weights depend on the tokens, and the softmax bends: over several layers, that is enough to compute with.",
+    "Its weights depend on the tokens, and the softmax bends: that is enough to compute with, even in one layer.",
 )
 
 # %% tags=["hide-input"]
@@ -754,22 +768,25 @@ lesson.attention_alone_curves((f"a random table of {table.num_entries:,} entries
 ledger.settle("ffn-learns-tables-sooner", table)
 
 # %% [markdown]
-# Here, too, the lead is one in time: reason enough to have it.
+# Here, too, the feed-forward network only saves time: reason enough to have it.
 #
 # **Exercises.**
 
 # %%
-# 1. Which of these are position-wise? A set out of: "ReLU", "a linear layer on the channels", "layer normalization",
-#    "softmax over the keys", "the mean of all positions", "adding the row of its position"
-#    (Layer normalization is the next chapter: it rescales the channels of one token.)
+# 1. Which of these are position-wise? A set out of:
+#    "ReLU", "a linear layer on the channels", "layer normalization",
+#    "softmax over the keys", "the mean of all positions",
+#    "adding the row of its position"
+#    (Layer normalization, of the next chapter, rescales the channels of one token.)
 my_set = ...
 check("ffn-position-wise", my_set)
 
 
 # %%
 def my_convolutions(feed_forward):
-    """2. The same function as a torch.nn.Sequential with two nn.Conv1d of width 1: (batch, channels, len) in and out.
-    `feed_forward` is that of the package: its parts are called `up_proj` and `down_proj`."""
+    """2. The same function as a torch.nn.Sequential with two nn.Conv1d of width 1:
+    (batch, channels, len) in and out. `feed_forward` is that of the package:
+    its parts are called `up_proj` and `down_proj`."""
     ...
 
 
@@ -778,19 +795,19 @@ check("ffn-convolutions", my_convolutions)
 
 # %%
 def my_share(d_model, d_ff):
-    """3. Of all numbers in the matrices of an encoder layer (no biases): the share in the feed-forward network."""
+    """3. Of all numbers in the matrices of an encoder layer (no biases):
+    the share in the feed-forward network."""
     ...
 
 
 check("ffn-share", my_share)
 
 # %% [markdown]
-# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's parameters are. *"It
-# mixes positions."* It never sees two of them at once.
+# **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's parameters are.
 #
 # **Now write it:** step 6 of [build_it](build_it.ipynb).
 #
-# # 5 · Residual connections and layer normalization
+# ## 5 · Residual connections and layer normalization
 #
 # **Question.** After every attention and every feed-forward network, Figure 1 has the same small box: Add & Norm. What does each half do,
 # and does their order matter?
@@ -799,7 +816,7 @@ check("ffn-share", my_share)
 lesson.figure_one_map("add & norm")
 
 # %% [markdown]
-# **Without them.** Send eight different tokens through a stack of 24 untrained layers with both, with one of them, with neither. On the
+# **Without them.** Send eight different tokens through 24 layers with random parameters: with both, with one of them, with neither. On the
 # left, how large the numbers are: their **root mean square**, the root of the mean of their squares. On the right, how alike the tokens
 # are: the cosine of the angle between two of them, 1 if they point the same way and 0 at right angles.
 
@@ -807,9 +824,9 @@ lesson.figure_one_map("add & norm")
 lesson.through_layers()
 
 # %% [markdown]
-# Without the addition (gray, red), all tokens are the same after two layers. Attention averages, and averages of averages are all alike.
-# Without the norm (gray, orange), the numbers shrink to almost nothing, or grow with every layer. With both, tokens lose what is their own
-# slowly, and numbers keep their size.
+# Without the addition (gray, red), all tokens are the same after two layers, norm or not. Attention averages, and averages of averages are
+# all alike. With it (orange, blue), they become alike only slowly. Without the norm (gray, orange), the numbers drop to a sixteenth at
+# once, or grow with every layer; with it (red, blue), they keep their size.
 #
 # **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
 # it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example
@@ -822,21 +839,20 @@ lesson.through_layers()
 lesson.picture("layer-norm")
 
 # %% [markdown]
-# **Predict.** A token is (1, 0, 0, 0). After the norm, what is its first number? (The mean is ¼. What is the mean of the squared
-# distances?)
+# **Predict.** A token is (1, 0, 0, 0). After the norm, what is its first number?
 
 # %%
 my_first = ...
 
 # %% [markdown]
-# $$\mathrm{LayerNorm}(x) = g \cdot \frac{x - \mu}{\sqrt{\sigma^2 + 10^{-5}}} + b, \qquad
-#   \mu = \text{mean of the channels}, \qquad \sigma^2 = \text{their variance, the mean of } (x - \mu)^2$$
+# $$\mathrm{LayerNorm}(x) = g \cdot \frac{x - \mu}{\sqrt{\sigma^2 + 10^{-5}}} + b$$
 #
-# | symbol | what it is |
-# |---|---|
-# | $x$ | the vector of one token |
-# | $10^{-5}$ | *inside* the root: a token whose channels are all equal gives 0, not 0/0 |
-# | $g$, $b$ | gain and bias: a learned number for each channel, 1 and 0 at the start, so that the network may choose another scale |
+# symbol | what it is
+# ---|---
+# $x$ | the vector of one token
+# $\mu$, $\sigma^2$ | mean and variance of its channels; the variance is the mean of $(x - \mu)^2$
+# $10^{-5}$ | *inside* the root: a token whose channels are all equal gives 0, not 0/0
+# $g$, $b$ | gain and bias: a learned number for each channel, 1 and 0 at the start
 
 
 # %% tags=["from-piece-5"]
@@ -863,8 +879,8 @@ lesson.predicted(
 )
 
 # %% [markdown]
-# That last number is a trap: `x.std()` divides by $d_\text{model} - 1$. A network with that norm trains without complaint, and is wrong
-# with anybody else's parameters.
+# The 1.50 is a trap: `x.std()` divides by $d_\text{model} - 1$. A network with that norm trains fine, but gives wrong results with
+# parameters trained elsewhere.
 #
 # **In which order?** The paper computes $\mathrm{LayerNorm}(x + f(x))$ around each sub-layer $f$: **post-norm**. Most later networks
 # compute $x + f(\mathrm{LayerNorm}(x))$: **pre-norm**. In post-norm, the sum passes through every norm, and so does every gradient on its
@@ -883,18 +899,19 @@ ledger.settle("the-residual-stream-is-a-sum", found)
 lesson.stream_bars(found)
 
 # %% [markdown]
-# Bars: the size of what each sub-layer of an untrained encoder adds. Line: that of the sum so far (sizes do not simply add). It grows, so one last norm closes such a stack. ([norm and
-# depth](norm_and_depth.ipynb) finds out which order trains better.)
+# Bars: the size of what each sub-layer of an untrained encoder adds. Line: the size of the sum so far. It grows, so a pre-norm stack ends
+# with one more norm. ([norm and depth](norm_and_depth.ipynb) finds out which order trains better.)
 #
-# In training, **dropout** sets a random tenth of a sub-layer's output to 0 before it is added, and scales up the rest, so that the network
-# does not come to rely on any single number. In use it is off.
+# In training, **dropout** sets a random tenth of a sub-layer's output (and of embedding plus position) to 0, and scales up the rest, so
+# that the network does not come to rely on any single number. In use it is off.
 #
 # **Exercises.**
 
 
 # %%
 def my_layer_norm(x):
-    """1. Layer normalization without gain and bias: x of shape (tokens, channels), 1e-5 inside the root."""
+    """1. Layer normalization without gain and bias:
+    x of shape (tokens, channels), 1e-5 inside the root."""
     ...
 
 
@@ -910,8 +927,9 @@ def my_pre_norm(x, sublayer, norm):
 check("norms-pre-norm", my_pre_norm)
 
 # %%
-# 3. The input of a pre-norm encoder of twelve layers, and what each sub-layer adds, are independent; each has mean 0 and
-#    a root mean square of 1. What is the root mean square of the stream at the end?
+# 3. The input of a pre-norm encoder of twelve layers, and what each sub-layer adds,
+#    are independent; each has mean 0 and a root mean square of 1.
+#    What is the root mean square of the stream at the end?
 my_size = ...
 check("norms-growth", my_size)
 
@@ -924,7 +942,7 @@ hint("norms-growth")
 #
 # **Now write it:** step 5 of [build_it](build_it.ipynb).
 #
-# # 6 · Encoder and decoder
+# ## 6 · Encoder and decoder
 #
 # **Question.** All the parts are there. How do they become *two* stacks, and how do the two talk to each other?
 
@@ -948,13 +966,13 @@ lesson.figure_one_map(
 # ask it: queries come from the target, keys and values from the memory. This is **cross-attention**, in which a word about to be written
 # finds the words it is made from.
 #
-# | attention | who asks (queries) | who is asked (keys, values) |
-# |---|---|---|
-# | in the encoder | source | source |
-# | in the decoder, first | target so far | target so far |
-# | in the decoder, second: cross-attention | target so far | source, as the memory |
+# attention | who asks (queries) | who is asked (keys, values)
+# ---|---|---
+# in the encoder | source | source
+# in the decoder, first | target so far | target so far
+# in the decoder, second: cross-attention | target so far | source, as the memory
 #
-# It is the same `MultiHead` all three times. An encoder layer is two sub-layers, each wrapped in Add & Norm:
+# It is the same `MultiHead` all three times. An encoder layer has two sub-layers, each wrapped in Add & Norm:
 
 # %% tags=["hide-input"]
 lesson.picture("encoder-layer")
@@ -964,7 +982,7 @@ lesson.picture("encoder-layer")
 from transduce.learn.build_it.pieces import EncoderLayer
 
 # %% [markdown]
-# and a decoder layer is three:
+# A decoder layer has three sub-layers:
 
 # %% tags=["hide-input"]
 lesson.picture("decoder-layer")
@@ -989,8 +1007,8 @@ from transduce.learn.build_it.pieces import Transformer
 ledger.settle("architecture-equals-torch", lesson.beside_torch())
 
 # %% [markdown]
-# **One batch by heart.** The cheapest test of a network and its training: sixteen pairs, over and over. Unless the loss goes to zero,
-# something is not connected.
+# **One batch by heart.** The cheapest test of a network and its training: sixteen pairs, over and over. If the loss does not go nearly to
+# 0, something is not connected.
 
 # %% tags=["hide-input"]
 heart = lesson.by_heart()
@@ -1010,9 +1028,8 @@ ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
 # **How large is it?** Attention has four matrices of $d_\text{model} \times d_\text{model}$; a decoder layer has two attentions. The
 # feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
 #
-# **Predict.** The paper's base model (the smaller of its two): $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, and
-# one embedding of 37,000 subwords for source and target. Where are most of its parameters? "A": embedding. "B": attention. "C":
-# feed-forward.
+# **Predict.** The paper's base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, and one embedding of 37,000
+# subwords for source and target. Where are most of its parameters? "A": embedding. "B": attention. "C": feed-forward.
 
 # %%
 my_largest_part = ...
@@ -1035,14 +1052,16 @@ ledger.settle("architecture-size-of-base", size)
 
 # %%
 def my_decoder_layer(x, memory, attend, look_at, feed_forward, norms):
-    """1. Post-norm: attend(x) looks at the target's own past, look_at(x, memory) at the source; norms has three."""
+    """1. Post-norm: attend(x) looks at the target's own past,
+    look_at(x, memory) at the source; norms has three."""
     ...
 
 
 check("architecture-decoder-layer", my_decoder_layer)
 
 # %%
-# 2. In cross-attention, where do queries, keys and values come from? Three words, each "encoder" or "decoder".
+# 2. In cross-attention, where do queries, keys and values come from?
+#    Three words, each "encoder" or "decoder".
 my_sides = ...
 check("architecture-who-asks", my_sides)
 
@@ -1060,12 +1079,12 @@ hint("architecture-layer-size")
 
 # %% [markdown]
 # **What people get wrong.** *"The decoder's first layer gets the encoder's first layer."* All decoder layers look at the same memory, that
-# of the last encoder layer. *"Encoder and decoder were swapped, and it still trained."* It did: the shapes fit ([one such
+# of the last encoder layer. *"It runs, so it is connected right."* Swapping encoder and decoder raises no error: the shapes fit ([one such
 # case](https://github.com/keras-team/keras-io/issues/1968)). Test with a source and a target of different lengths.
 #
 # **Now write it:** steps 7 and 8 of [build_it](build_it.ipynb).
 #
-# # 7 · Masks
+# ## 7 · Masks
 #
 # **Question.** In a batch, short sentences are filled up to the length of the longest; and in training, the decoder holds the very tokens
 # it is to predict. What must be hidden from whom?
@@ -1086,7 +1105,7 @@ my_padding = ...
 
 # %% [markdown]
 # If the future is hidden, *the* may look at itself alone, *cat* at *the* and itself, *sleeps* at all three. A hidden score becomes minus
-# infinity; as $e^{-\infty} = 0$, its weight is 0, and the others still add up to 1:
+# infinity, its weight 0, and the others still add up to 1:
 
 # %% tags=["hide-input"]
 lesson.picture("masks")
@@ -1099,9 +1118,8 @@ PAD, BEGIN, END = 0, 1, 2  # ids that are no tokens of a text
 from transduce.learn.build_it.pieces import causal_mask, padding_mask
 
 # %% [markdown]
-# A **padding mask** belongs to the *keys*: it is made from the ids of those who are looked *at*, so cross-attention takes the source's. A
-# **causal mask** lets each position look at itself and at what came before. Here are all masks of a batch of two pairs; rows look at
-# columns.
+# A **padding mask** hides *keys*, so it is made from the ids that are looked *at*: in cross-attention, the source's. A **causal mask** lets
+# each position look at itself and at what came before. Here are all masks of a batch of two pairs; rows look at columns.
 
 # %% tags=["hide-input"]
 pairs = [("ein Hund rennt", "a dog"), ("ein großer Hund schläft tief", "a big dog sleeps")]
@@ -1147,17 +1165,17 @@ ledger.settle("architecture-batch-order-changes-nothing", found)
 
 # %% tags=["hide-input"]
 assert found.future_gradient == 0  # exactly
-print("length of the gradient of each position's logits (rows) with respect to each input token (columns):")
+print("length of the gradient of each position's logits (rows) by each input token (columns):")
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
 # **Beware of dialects.** `mask` has opposite meanings within one library. Choose names that say what True means: `may_look`, `is_padding`.
 #
-# | where | may look | hidden |
-# |---|---|---|
-# | here; `F.scaled_dot_product_attention(attn_mask=)` | `True` | `False` |
-# | `nn.MultiheadAttention`, `nn.Transformer` | `False` | `True` |
-# | all of them, with numbers to add to the scores | $0$ | $-\infty$ |
+# where | may look | hidden
+# ---|---|---
+# here; `F.scaled_dot_product_attention(attn_mask=)` | `True` | `False`
+# `nn.MultiheadAttention`, `nn.Transformer` | `False` | `True`
+# all of these also take numbers, added to the scores | $0$ | $-\infty$
 #
 # **Exercises.**
 
@@ -1171,8 +1189,9 @@ def my_additive_mask(may_look):
 check("architecture-additive-mask", my_additive_mask)
 
 # %%
-# 2. Two pairs; sources of 7 and 4 tokens, targets of 3 and 5, as they stand in the tensors; 4 heads. What is the shape of
-#    the weights of cross-attention, as (batch, heads, ?, ?)?
+# 2. Two pairs; sources of 7 and 4 tokens, targets of 3 and 5, as they stand
+#    in the tensors; 4 heads. What is the shape of the weights of cross-attention,
+#    as (batch, heads, ?, ?)?
 my_shape = ...
 check("architecture-cross-shape", my_shape)
 
@@ -1186,7 +1205,7 @@ hint("architecture-cross-shape")
 #
 # **Now write it:** steps 9 and 10 of [build_it](build_it.ipynb): the masks, and your whole network.
 #
-# # 8 · Training
+# ## 8 · Training
 #
 # **Question.** The network maps a source and the beginning of a target to logits for the next token. How does it learn from pairs of
 # sentences?
@@ -1200,7 +1219,7 @@ lesson.figure_one_map("shifted right", "linear", "softmax", "embedding")
 #
 # So we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is
 # **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in
-# **shifted right** by one place, behind a begin symbol; what is asked for ends with an end symbol:
+# **shifted right** by one place, behind a begin symbol; the answers it has to give end with an end symbol:
 
 # %% tags=["hide-input"]
 lesson.picture("loss")
@@ -1223,8 +1242,8 @@ print("loss_of = torch's cross_entropy, padding left out")
 # Read a column: the token in `tgt_in` is the last one the network knows, the one below it in `tgt_out` is what it has to name. The loss is
 # averaged over real tokens.
 #
-# **Predict.** Someone forgets the shift and feeds `tgt_out` in as well. "A": the loss stays high. "B": it goes to almost 0, and the network
-# writes well. "C": it goes to almost 0, and the network writes nothing right.
+# **Predict.** Someone forgets the shift and feeds in `tgt_out`, the very tokens asked for. "A": the loss stays high. "B": it goes to almost
+# 0, and the network writes well. "C": it goes to almost 0, and the network writes nothing right.
 
 # %%
 my_shift_guess = ...
@@ -1237,14 +1256,16 @@ lesson.unshifted(unshifted)
 lesson.predicted(
     my_shift_guess,
     "C",
-    "The answer is in its input, so it learns to copy; when it writes alone, there is nothing to copy.",
+    "The answer is in its input, so it learns to copy; when it writes alone, there is nothing to copy. Even untrained it "
+    "starts lower: the logits are products with the embedding, and that of a token with itself is the largest.",
 )
 
 # %% tags=["hide-input"]
 ledger.settle("unshifted-targets-look-perfect", unshifted)
 
 # %% [markdown]
-# A test of one minute finds the mistake: *let the model write, and look.*
+# A test of one minute finds the mistake: *let the model write, and look.* (A missing causal mask looks the same; the gradients of chapter 7
+# tell the two apart.)
 #
 # ### The training loop
 #
@@ -1264,7 +1285,8 @@ from transduce.learn.build_it.pieces import train
 # %%
 sentences = lesson.Sentences()
 torch.manual_seed(1)
-model = Transformer(sentences.num_ids, sentences.num_ids, d_model=64, num_heads=4, d_ff=128, num_layers=2, dropout=0.1)
+num_ids = sentences.num_ids
+model = Transformer(num_ids, num_ids, d_model=64, num_heads=4, d_ff=128, num_layers=2, dropout=0.1)
 losses = train(model, sentences.next_pairs, steps=300, learning_rate=3e-3, warmup_steps=40)
 
 # %% tags=["hide-input"]
@@ -1273,21 +1295,21 @@ lesson.loss_curve(losses)
 # %% [markdown]
 # ### The recipe around it
 #
-# Asking for a probability of exactly 1 drives logits up without end. **Label smoothing** of 0.1 (section 5.4) asks for 0.9 of the right
-# token and spreads 0.1 evenly over all.
+# Asking for a probability of exactly 1 drives logits up without end. **Label smoothing** of 0.1 (section 5.4) asks for probability 0.9 on
+# the right token, and spreads the other 0.1 evenly over all tokens, the right one included.
 
 # %% tags=["hide-input"]
 lesson.smoothed_target(3, 0.1, 8)
 
 # %% [markdown]
 # The paper's learning rate at step $s$, with $w$ steps of warm-up, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up
-# in a straight line, then down as $1/\sqrt{s}$ (equation 3; here beside three other ways down).
+# in a straight line, then down as $1/\sqrt{s}$ (equation 3; beside three other schedules).
 
 # %% tags=["hide-input"]
 lesson.schedules()
 
 # %% [markdown]
-# The paper puts pairs of similar length together (section 5.1). On English words and their sounds, that saves most of the padding:
+# The paper puts pairs of similar length together. On English words and their sounds, that saves most of the padding:
 
 # %% tags=["hide-input"]
 found = lesson.batching()
@@ -1332,11 +1354,11 @@ def my_rate(step, d_model, warmup_steps):
 check("training-rate", my_rate)
 
 # %% [markdown]
-# **What people get wrong.** *"The loss is low, so it works."* You have just seen a loss of nearly 0 that did not.
+# **What people get wrong.** *"The loss is low, so it works."* You have just seen a network with a loss near 0 that could not write.
 #
 # **Now write it:** steps 11 and 12 of [build_it](build_it.ipynb).
 #
-# # 9 · Decoding
+# ## 9 · Decoding
 #
 # **Question.** The model gives probabilities for the next token. How do they become a sentence, and is it the best one?
 
@@ -1366,13 +1388,13 @@ right = sum(ids == sentences.pair(sentence)[1] for sentence, ids in zip(sentence
 print(f"{right} of {len(outputs)} sentences it never saw are right, word for word")
 
 # %% [markdown]
-# There it is: *sleeps cat the*, by code of which you have seen every line.
+# There it is: *sleeps cat the*, by a network, a training and a decoding of which you have seen every line.
 #
 # ### It has to live with what it wrote
 #
 # You stand on a ring of six places and are given twelve moves: left, right, right... Write down where you are after each. One mistake, and
-# you go on from the wrong place, until a second one happens to undo it. A model that is *told* the right place before each move needs only
-# that one move to name the next; later moves are harder to find.
+# you go on from the wrong place, until a second one happens to undo it. A model that is *told* the right place before each move only has to
+# look up that one move, by its position in the list; it does so less well further along.
 #
 # **Predict.** Told the truth, the model names most places right. Writing by itself, how many whole walks does it get right? "A": about as
 # many. "B": far fewer. "C": more, since its mistakes cancel.
@@ -1388,20 +1410,23 @@ lesson.own_writing_curves(own)
 lesson.predicted(
     my_walks,
     "B",
-    f"All twelve must be right: even 0.9 to the power of 12 is 0.28. Told: {own.told:.0%}; alone: {own.whole:.0%}.",
+    f"All twelve must be right: even 0.9 to the power of 12 is 0.28. Whole walks right: {own.whole:.0%}. "
+    f"Places right: {own.told:.0%} when told, {own.own:.0%} alone.",
 )
 
 # %% tags=["hide-input"]
 ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
-# So accuracy under teacher forcing is no score for a model that has to write.
+# Told or not, the same walks come out right: up to the first mistake, the model sees the same. So the gap comes from needing all twelve;
+# living with mistakes costs what lies between the curves. Accuracy under teacher forcing is no score for a model that has to write.
 #
 # ### Greedy is not best
 #
 # The most probable *sentence* has the largest product of probabilities. Greedy decoding may miss it: a good first token can lead nowhere
 # good. **Beam search** keeps the best few beginnings instead of one, extends each by every token, and again keeps the best few. On a toy
-# model with only 364 possible outputs we can score them all. How often does each search miss the best?
+# model with only 364 possible outputs (up to five tokens of three kinds) we can score them all by the logarithm of their probability, the
+# log-probability. How often does each search miss the best?
 
 # %% tags=["hide-input"]
 searched = lesson.searches()
@@ -1417,8 +1442,8 @@ ledger.settle("beam-search-seldom-misses", searched)
 # ### And the most probable is not always good
 #
 # Every further token multiplies by a number below 1, so probability favors short outputs. Take a copying task in which each symbol may be
-# written in two ways (65 % and 35 %), with a flaw that real data have, too: one target in twenty is missing. The most probable full output
-# for 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5 %.
+# written in two ways (65% and 35%), with a flaw that real data have, too: one target in twenty is missing. The most probable full output
+# for 12 symbols has probability $0.95 \cdot 0.65^{12}$, about half a percent. The empty one has 5%.
 #
 # **Predict.** A wider beam will make the outputs... "A": better. "B": no different. "C": worse.
 
@@ -1433,27 +1458,30 @@ lesson.length_curves(by_length)
 lesson.predicted(
     my_beam_guess,
     "C",
-    "The search does nothing wrong: it finds the most probable output, which is empty. Greedy drops it at the first token.",
+    "The search does nothing wrong: it finds the most probable output, which is empty. Greedy search never considers it: "
+    "at the first token, the end symbol has 5%, another token more.",
 )
 
 # %% tags=["hide-input"]
 ledger.settle("the-likeliest-answer-can-be-empty", by_length)
 
 # %% [markdown]
-# This is why the logarithm of the probability, the log-probability, is divided by a function of the length before outputs are compared. The
-# paper's is $((5 + \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
+# This is why the log-probability is divided by a function of the length before outputs are compared; as it is negative, long outputs gain.
+# The paper's is $((5 + \text{length})/6)^\alpha$ with a **length penalty** of $\alpha = 0.6$, and a beam of 4 (section 6.1).
 #
 # **Exercises.**
 
 # %%
-# 1. 40 tokens, each right with probability 0.98, independently: what share of outputs has no mistake?
+# 1. 40 tokens, each right with probability 0.98, independently:
+#    what share of outputs has no mistake?
 my_share = ...
 check("decoding-no-slip", my_share)
 
 
 # %%
 def my_beam(next_log_probs, beam_size, longest):
-    """2. next_log_probs(ids) gives {token: log-probability}; 2 is the end. Returns the most probable ids, without the end;
+    """2. next_log_probs(ids) gives {token: log-probability}; 2 is the end.
+    Returns the most probable ids, without the end;
     longest: tokens at most, the end included."""
     ...
 
@@ -1463,35 +1491,35 @@ check("decoding-beam", my_beam)
 
 # %%
 def my_score(log_prob, length, alpha):
-    """3. The log-probability divided by ((5 + length) / 6)^alpha; length counts the end symbol."""
+    """3. The log-probability divided by ((5 + length) / 6)^alpha;
+    length counts the end symbol."""
     ...
 
 
 check("decoding-length-score", my_score)
 
 # %% [markdown]
-# **What people get wrong.** *"Beam search finds the best output."* Mostly a more probable one, which need not be better. *"A wider beam
-# cannot hurt."* It just did.
+# **What people get wrong.** *"Beam search finds the best output."* Mostly a more probable one, which need not be better.
 #
 # **Now write it:** step 13 of [build_it](build_it.ipynb), and then teach your own Transformer to pronounce English.
 #
-# # 10 · Why it matters
+# ## 10 · Why it matters
 #
-# **Question.** Before 2017, sequences were read by **recurrent networks**, such as the **GRU**: one token after another, each step updating
-# a single state that has to carry everything. Attention existed, as an addition to them. Why did leaving out the recurrence make such a
-# difference?
+# **Question.** Before 2017, sequences were read by **recurrent networks**, such as the **GRU** (gated recurrent unit): one token after
+# another, each step updating a single state that has to carry everything. Attention existed, as an addition to them. Why did leaving out
+# the recurrence make such a difference?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("all")
 
 # %% [markdown]
 # **Without the Transformer** many processors could not share the work on one sentence: each step had to wait for the one before. The paper
-# has two reasons for leaving them out (section 4), and its scores (table 2) are the third.
+# gives two reasons for leaving recurrence out (section 4), and its scores (table 2) are the third.
 #
 # ### Reason 1: everything at once
 #
-# **Predict.** In training, source and target are known. When sentences get longer, for which network does the longest chain of operations
-# that must wait for one another grow? "A": for both. "B": for the GRU alone. "C": for neither.
+# **Predict.** In training, source and target are known. Some operations must wait for the result of others. For which network does the
+# longest such chain grow with the sentence? "A": for both. "B": for the GRU alone. "C": for neither.
 
 # %%
 my_chain = ...
@@ -1507,9 +1535,8 @@ reason = (
 lesson.predicted(my_chain, "B", reason)
 
 # %% [markdown]
-# This is the Transformer of these pages beside a GRU with as many parameters. The Transformer pays in another coin: every token looks at
-# every other, so the *number* of products grows with the square of the length. They merely need not wait, which pays on the thousands
-# of units of a GPU.
+# The Transformer pays in another coin: every token looks at every other, so the *number* of products grows with the square of the length.
+# But these products need not wait for one another, so a GPU can do thousands at once.
 #
 # ### Reason 2: everything is one step away
 #
@@ -1522,8 +1549,8 @@ lesson.distances(gradients)
 
 # %% [markdown]
 # At two hundred tokens hardly anything of the GRU's gradient is left. It can still learn to remember ([measured](why_it_matters.ipynb)),
-# but at first there is almost no signal to learn from. A GRU *with attention*, the third curve, has no such trouble. For distance,
-# attention is the cure; removing the recurrence is not.
+# but at first there is almost no signal to learn from. A GRU *with attention*, the third curve, has no such trouble. So it is attention
+# that solves the problem of distance, not leaving out the recurrence.
 #
 # ### Reason 3: quality
 #
@@ -1535,12 +1562,13 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 
 # %% [markdown]
 # The Transformer starts behind the GRU with attention, which reads from left to right by design, and closes in as training goes on. How
-# many percentage points more phonemes each gets wrong (minus: fewer; the second column is the mean of three starts):
+# many percentage points more phonemes than the Transformer each gets wrong (minus: fewer; the second column is the mean of three starts,
+# the figure shows one):
 #
-# | | after {claim:quality-beside-a-gru-with-attention.steps:,} steps | after four times as many |
-# |---|---|---|
-# | GRU with attention | {claim:quality-beside-a-gru-with-attention:+.1f} | {claim:quality-beside-a-gru-with-attention.longer:+.1f} |
-# | GRU | {claim:quality-beside-a-gru:+.1f} | {claim:quality-beside-a-gru.longer:+.1f} |
+# network | after {claim:quality-beside-a-gru-with-attention.steps:,} steps | after four times as many
+# ---|---|---
+# GRU with attention | {claim:quality-beside-a-gru-with-attention:+.1f} | {claim:quality-beside-a-gru-with-attention.longer:+.1f}
+# GRU | {claim:quality-beside-a-gru:+.1f} | {claim:quality-beside-a-gru.longer:+.1f}
 #
 # At this size, then, attention makes the difference, and the recurrence does no harm. The paper's result, 28.4 **BLEU** from English to
 # German (a score that counts phrases shared with a human translation), comes from millions of sentences and eight GPUs. There, reason 1
@@ -1549,7 +1577,7 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 # **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before. *"Attention
 # has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
 #
-# # 11 · Your own model, on a real task
+# ## 11 · Your own model, on a real task
 #
 # **Question.** How is an English word pronounced? *Tough, though, through*: no rule gets it right.
 
@@ -1557,9 +1585,9 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without a toolkit**, an interrupted training is lost, and nobody knows how far to trust a score. This package has the same network, and
-# what real work needs. We use it as it ships, on the Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to learn from, about
-# three minutes on two cores. Letters go in, phonemes come out. Here are all the settings, as `transduce train settings.toml` takes them:
+# **Without a toolkit**, an interrupted training is lost, and nobody knows how far to trust a score. We use this package as it ships, on the
+# Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to learn from, about four minutes on two cores. Letters go in, phonemes come
+# out. Here are the settings, as `transduce train settings.toml` takes them; all others keep their defaults (label smoothing is 0.1):
 
 # %%
 SETTINGS = """
@@ -1579,24 +1607,24 @@ num_encoder_layers = 3
 num_decoder_layers = 3
 dropout = 0.0              # each word is seen about once: nothing to guard against
 norm_first = true          # pre-norm (chapter 5)
-positions = "rotary"       # turns queries and keys instead of adding (see the notebook on positions)
+positions = "rotary"       # turns queries and keys instead (see "positions")
 
 [optim]
 schedule = "linear"        # the learning rate, after its warm-up, falls in a straight line
 learning_rate = 0.002
 warmup_steps = 100
 max_grad_norm = 1.0        # longer gradients are shortened to this length
-ema_decay = 0.99           # keeps a moving average of the parameters, and uses that
+ema_decay = 0.99           # keeps a moving average of the parameters, and uses it
 
 [training]
 steps = 2800
 batch_tokens = 512         # tokens in a batch
-validate_every = 700       # steps; then it is tried on words kept out of training
+validate_every = 700       # steps; then it is tried on words kept from training
 
 [validation]
-metrics = ["word_error", "per"]   # percent of words that are wrong, and of phonemes: PER
-group_sources = true       # a word with several pronunciations is right with any of them
-max_pairs = 150            # words at each of these tries; the score at the end takes all
+metrics = ["word_error", "per"]   # percent of words wrong, and of phonemes (PER)
+group_sources = true       # of several pronunciations, any is right
+max_pairs = 150            # words at each of these tries; the final score takes all
 """
 
 # %% [markdown]
@@ -1610,19 +1638,22 @@ pronouncer = lesson.train_to_pronounce(SETTINGS)
 
 # %% tags=["hide-input"]
 word_errors, phoneme_errors = pronouncer.scores()
-print(word_errors, "% of", word_errors.num_segments, "unseen words\n" + str(phoneme_errors), "% of their phonemes")
+print(f"{word_errors}, in percent of {word_errors.num_segments:,} unseen words")
+print(f"{phoneme_errors}, in percent of their phonemes")
 
 # %% tags=["hide-input"]
-reason = f"Of single phonemes, {100 - phoneme_errors.value:.0f} % are right: a long word has many chances to go wrong."
+right = 100 - phoneme_errors.value
+reason = f"So many percent of the words are right. Of single phonemes, {right:.0f}% are: a long word has many of them."
 lesson.predicted(my_words, 100 - word_errors.value, reason)
 
 # %% [markdown]
-# That is an honest score: unseen words, written by the model itself. The brackets hold a 95 % interval: other words would give a somewhat
-# different number. Now words that are in no dictionary, with the three best outputs for each and their log-probabilities, divided for
-# length (chapter 9):
+# That is an honest score: unseen words, written by the model itself. The brackets hold a 95% interval: with other words each time, 19 of 20
+# would contain the true score. Now words that are in no dictionary, with the three best outputs for each and their log-probabilities,
+# divided for length (chapter 9):
 
 # %%
-predictor, new_words = pronouncer.predictor, ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
+predictor = pronouncer.predictor
+new_words = ["transduce", "blorptastic", "snizzlewick", "grokking", "vaswanian"]
 for word, best in zip(new_words, predictor.predict_n_best(new_words, 3), strict=True):
     print(f"{word:12}", "   ".join(f"{output.text} ({output.score:.2f})" for output in best))
 
@@ -1633,32 +1664,33 @@ for word, best in zip(new_words, predictor.predict_n_best(new_words, 3), strict=
 lesson.looked_at(predictor, "transduce")
 
 # %% [markdown]
-# ## Your own pairs
+# ### Your own pairs
 #
-# The same for any text in and text out: one pair a line, source TAB target. `fit` chooses the settings and holds out a test part.
+# The same for any text in and text out: one pair a line, a tab between source and target. `fit` chooses the settings and holds out a test
+# part.
 #
 # ```sh
 # transduce fit pairs.tsv --minutes 15                    # learns, and says how good it is
 # transduce fit pairs.tsv --minutes 15 --resume           # goes on after an interruption
 # echo "a line" | transduce predict runs/pairs            # --n-best 3, --json, ...
-# transduce explain runs/pairs "a line" -o page.html      # attention, probabilities and the search, as a page
-# transduce export runs/pairs --format onnx -o exported   # for other programs; checked to give the same output
+# transduce explain runs/pairs "a line" -o page.html      # attention and search, as a page
+# transduce export runs/pairs --format onnx -o exported   # for other programs (ONNX)
 # ```
 #
-# # What you now know
+# ## What you now know
 #
-# - Attention is a soft look-up by content; heads look for several things at once; the order must be put in (chapters 1 to 3).
-# - A layer is attention, then a small network for each token; each is added to what was there, and normalized (4, 5).
-# - The encoder reads everything at once, the decoder writes from left to right, and masks make the difference (6, 7).
-# - Training tells the model every right token before the one it has to name; when it writes, it has only its own (8, 9).
+# - Attention is a soft look-up by content; heads look for several things at once; order must be put in (1 to 3).
+# - A layer is attention, then a small network for each token, each added to what was there, and normalized (4, 5).
+# - The encoder reads all at once, the decoder writes from left to right; masks make the difference (6, 7).
+# - Training tells the model every earlier right token; when it writes, it has only its own (8, 9).
 # - What recurrence could not do is work on a whole sentence at once (10).
 #
 # **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with `docs/PAPER.md` beside it, and [break
 # it](break_it.ipynb): ten networks, each with a hidden bug.
 #
-# # Further exercises
+# ## Further exercises
 #
-# 1. Train chapter 11 with `num_heads = 1`, then with `d_ff = 32`. Which hurts more? Compare the intervals, not the numbers.
+# 1. Train chapter 11 with `num_heads = 1`, then with `d_ff = 32`. Which hurts more?
 # 2. Learn the other way around, phonemes to letters. Which is harder, and why?
-# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many until none of 1,000 new ones is wrong?
-# 4. Which words is the model of chapter 11 surest of and gets wrong? What do they have in common?
+# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many does it need until it gets 1,000 new ones all right?
+# 4. Which words does the model of chapter 11 get wrong although it is very sure? What do they have in common?

@@ -5,13 +5,19 @@ npm registry when the book is built; the pages themselves ask nobody for anythin
 """
 
 import argparse
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from html import escape
 from pathlib import Path
+from typing import Any
+
+from mkdocs_jupyter.utils import slugify
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parents[1] / "notebooks"
@@ -26,7 +32,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "pages"
         source.mkdir()
-        for path in [*NOTEBOOKS.glob("*.ipynb"), HERE / "index.md", HERE / "book.css", HERE / "formulas.js"]:
+        for path in NOTEBOOKS.glob("*.ipynb"):
+            (source / path.name).write_text(for_the_web(path.read_text(encoding="utf-8")), encoding="utf-8")
+        for path in (HERE / "index.md", HERE / "book.css", HERE / "formulas.js"):
             shutil.copy(path, source)
         shutil.copytree(HERE / "live", source / "live")
         fetch_katex(source / "katex")
@@ -38,6 +46,27 @@ def main() -> int:
     if status == 0:
         print(f"the book begins at {folder / 'index.html'}")
     return status
+
+
+def for_the_web(text: str) -> str:
+    """A notebook as JSON, with what mkdocs-jupyter would lose: words for pictures, links to headings and to pages."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            # nbconvert's own template of a picture knows no alt text, whatever the metadata of the output say.
+            if "image/png" in output.get("data", {}):
+                output["data"]["text/html"] = image(output["data"]["image/png"], output["metadata"]["image/png"])
+        if cell["cell_type"] == "markdown":
+            lines = "".join(cell["source"])
+            lines = re.sub(r"\]\(#([^)\s]+)\)", lambda link: f"](#{slugify(link[1])})", lines)  # as Jupyter names them
+            cell["source"] = re.sub(r"\]\((\w+)\.ipynb", r"](\1.html", lines)
+    return json.dumps(notebook)
+
+
+def image(content: str, metadata: dict[str, Any]) -> str:
+    """HTML of a picture in base64, with the width and the words of its metadata."""
+    words, width = escape(metadata["alt"]), metadata["width"]
+    return f'<img src="data:image/png;base64,{content.strip()}" width="{width}" alt="{words}">'
 
 
 def fetch_katex(folder: Path) -> None:

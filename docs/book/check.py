@@ -1,8 +1,8 @@
 """Looks at every page of the built book in headless Chromium, wide and on a phone: docs/book/check.py [FOLDER]
 
-A page is wrong if it is wider than its frame, a picture lacks words for those who cannot see it, a formula was not
-rendered, or a heading, list or table of the text came out as plain lines. A live page is wrong if nothing moves when
-it is used.
+A page is wrong if it is wider than its frame, a picture lacks words for those who cannot see it, a link leads nowhere,
+code runs past the edge, a formula was not rendered, or a heading, list or table of the text came out as plain lines. A
+live page is wrong if nothing moves when it is used.
 """
 
 import argparse
@@ -25,7 +25,12 @@ LOOK = """<script>addEventListener("load", () => setTimeout(() => {
   const tell = (what, elements) => elements.forEach(element => wrong.push(`${what}: ${element}`));
   const root = document.documentElement, math = document.getElementById("math");
   if (root.scrollWidth > innerWidth) tell(`wider than ${innerWidth} pixels`, [root.scrollWidth]);
-  tell("no alt text", all("article img, body > img", img => !img.alt.trim()).map(img => img.src.slice(0, 60)));
+  const isMute = img => /^(|No description has been provided.*)$/.test(img.alt.trim());  // nbconvert's, for none
+  tell("no alt text", all("article img, body > img", isMute).map(img => img.src.slice(0, 60)));
+  const isLost = a => a.hash ? !document.getElementById(decodeURIComponent(a.hash.slice(1))) : /ipynb$/.test(a.href);
+  tell("link to nowhere", all("article a", a => a.href.startsWith("file:") && (a.pathname === location.pathname ||
+    !a.hash) && isLost(a)).map(a => a.getAttribute("href")));
+  tell("code past the edge", all(".jp-InputArea-editor pre", pre => pre.scrollWidth > pre.clientWidth + 1).map(begin));
   tell("formula", all(".katex-error").map(begin));
   const prose = all(".jp-RenderedMarkdown p, article > p", p => !p.querySelector("code"));
   const holds = (what, p) => what.test(p.innerHTML);

@@ -14,7 +14,10 @@ TransduceError              2   a setting or an argument that cannot be used
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def nearest(word: str, known: Iterable[str], path: str = "") -> str:
@@ -22,6 +25,13 @@ def nearest(word: str, known: Iterable[str], path: str = "") -> str:
     names = list(known)
     close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
     return f" Did you mean '{path}{close[0]}'?" if close else f" There are: {', '.join(names)}."
+
+
+def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
+    """The option of this name. Raises TransduceError, with the nearest name, if there is none."""
+    if name not in options:
+        raise TransduceError(f"There is no {kind} {name!r}.{nearest(name, options)}")
+    return options[name]
 
 
 class TransduceError(ValueError):

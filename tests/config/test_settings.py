@@ -229,7 +229,7 @@ def test_defaults_of_all_sections_are_valid() -> None:
 
 # What a config is called where it is read.
 SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]
-READERS = {"self", "config", "settings", "optim_config", *SECTIONS}
+READERS = {"self", "config", "settings", *SECTIONS}
 
 
 def sections() -> dict[str, type]:

@@ -513,7 +513,7 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
 def test_a_line_without_an_end_is_refused_as_in_a_text_that_comes_in_chunks(
     packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transduce.data.parsing.MOST_LINE_BYTES", 1_500_000)
+    monkeypatch.setattr("transduce.data.pairs.MOST_LINE_BYTES", 1_500_000)
     content = PACKED[packing](b"a\tb\n" * 500_000 + b"c" * 2_000_000)
     path = write(tmp_path / f"pairs.tsv{packing}", content)
     with pytest.raises(DataError, match=r"line 500001: no line end in 1,5\d\d,\d\d\d bytes") as streamed:

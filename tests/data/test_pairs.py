@@ -96,7 +96,7 @@ def test_a_line_that_does_not_end_is_refused_by_its_number():
 
 @pytest.mark.parametrize("pack", [bytes, *COMPRESSORS.values()])
 def test_a_line_that_is_too_long_is_refused_packed_or_not(pack, monkeypatch):
-    monkeypatch.setattr("transduce.data.parsing.MOST_LINE_BYTES", 1_000_000)
+    monkeypatch.setattr("transduce.data.pairs.MOST_LINE_BYTES", 1_000_000)
     with pytest.raises(DataError, match="stream, line 2: no line end"):
         list(iterate_blocks(chunks_of(pack(b"a\n" + b"b" * 2_000_000 + b"\nc\n"), 4_096), "stream"))
 

@@ -15,6 +15,7 @@ from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints, ForbiddenText, Rules
 from transduce.inference.predictor import Predictor
+from transduce.inference.rules import rules_of
 from transduce.inference.search import greedy_search, sample
 from transduce.model.config import TransformerConfig
 from transduce.runs.run import write_whole_characters
@@ -186,7 +187,7 @@ def test_a_prefix_that_ends_within_a_word_or_with_a_space_goes_on_as_the_model_l
 
     predictor = predictor_of(tokenizer, Seen(frozenset("ab"), frozenset(targets[0]), 5, frozenset()))
     for prefix in ("I", "Ich", "Ich ", "Ich ha", "Ich habe ", "Ich habe ein H"):
-        rules = predictor._rules_of(Constraints(prefix=prefix), predictor.decoding)
+        rules = rules_of(Constraints(prefix=prefix), predictor.decoding, predictor.tokenizer, predictor.alphabet)
         script = Script(by_heart, 1)
         (output,) = greedy_search(
             script.step, script, torch.tensor([9]), SPECIAL, config=predictor.decoding, rules=[rules]

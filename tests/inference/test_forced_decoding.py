@@ -46,8 +46,8 @@ def test_an_annotation_names_every_token_and_its_end(predictor, sources, answers
     for source, answer, found in zip(
         sources, answers, annotate(predictor.model, predictor.tokenizer, sources, answers), strict=True
     ):
-        assert found.source_tokens == predictor.tokenizer.source_tokens(source)
-        assert found.tokens == [*predictor.tokenizer.target_tokens(answer), "</s>"]
+        assert found.source_tokens == tuple(predictor.tokenizer.source_tokens(source))
+        assert found.tokens == (*predictor.tokenizer.target_tokens(answer), "</s>")
         assert len(found.alignment) == len(found.log_probs) == len(answer) + 1
         assert found.as_rows()[0] == {
             "token": found.tokens[0],

@@ -20,6 +20,7 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.engine import InferenceModel
 from transduce.inference.predictor import Predictor
+from transduce.inference.rules import rules_of
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig
 from transduce.runs.run import load
@@ -481,5 +482,7 @@ def test_texts_of_constraints_have_the_normal_form_of_targets() -> None:
     decomposed, composed = (Constraints(prefix=text, forbidden=(f"b{text}",)) for text in ("e\u0301", "é"))
     assert predictor.predict(["abc"], [decomposed]) == predictor.predict(["abc"], [composed])
     assert predictor.predict(["abc"], [decomposed])[0].startswith("é")
-    rules = [predictor._rules_of(each, predictor.decoding) for each in (decomposed, composed)]
+    rules = [
+        rules_of(each, predictor.decoding, predictor.tokenizer, predictor.alphabet) for each in (decomposed, composed)
+    ]
     assert rules[0].forbidden[0]._text == rules[1].forbidden[0]._text

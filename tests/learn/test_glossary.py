@@ -17,7 +17,7 @@ def chapters() -> list[str]:
     """The text of each chapter of the main notebook, without its code; what stands before the first belongs to it."""
     cells = jupytext.read(ROOT / "notebooks/transformer.py").cells
     text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    parts = re.split(r"(?m)^(?=# \d+ · )", text)
+    parts = re.split(r"(?m)^(?=## \d+ · )", text)
     return [parts[0] + parts[1], *parts[2:]]
 
 

@@ -25,7 +25,7 @@ MOST_WORDS, MOST_IMPORTS, MOST_LINES_OF_TRAINING = 8_000, 8, 12
 def chapters() -> dict[int, str]:
     """Text and code of each chapter, in order; code is marked."""
     text = "\n".join(cell.source if cell.cell_type == "markdown" else f"<code>\n{cell.source}" for cell in CELLS)
-    numbered = re.split(r"(?m)^# (\d+) · ", text)
+    numbered = re.split(r"(?m)^## (\d+) · ", text)
     return {int(number): content for number, content in zip(numbered[1::2], numbered[2::2], strict=True)}
 
 

@@ -24,7 +24,7 @@ def test_a_page_keeps_to_its_frame():
     inner, _, after = rest.partition('"')
     assert html.unescape(inner) == document
     assert before + after == '<iframe  width="100%" height="10" style="border:0" sandbox="allow-scripts"></iframe>' + (
-        '<p style="color:#666">A page to play with. If there is none above this line, run the cell.</p>'
+        '<p style="color:#666">A page to play with. In Jupyter, if there is none above this line, run the cell.</p>'
     )
     assert shown.plain == "a picture of a and b"
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from transduce.cli.evaluate import count_training_overlap
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.download import Places
 from transduce.data.pairs import Pairs
-from transduce.runs.corpus import count_training_overlap, read_corpus
+from transduce.runs.corpus import read_corpus
 from transduce.runs.folder import RunFolder
 
 PAIRS = [("a dog", "ein Hund"), ("two dogs", "zwei Hunde"), ("a cat", "eine Katze")]

@@ -13,11 +13,11 @@ import pytest
 
 from calling import command
 from smallest_model import SMALLEST_MODEL
+from transduce.cli.evaluate import count_training_overlap
 from transduce.data import batches
 from transduce.data.download import Places
 from transduce.data.large import prepare as preparation
 from transduce.runs import corpus
-from transduce.runs.corpus import count_training_overlap
 from transduce.runs.folder import RunFolder
 from transduce.training import trainer
 

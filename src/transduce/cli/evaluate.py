@@ -2,20 +2,24 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from transduce.cli.console import print_json, print_scores, read_references, report_of
 from transduce.cli.line_notes import LineNotes
 from transduce.cli.predictor import load_predictor
 from transduce.config.settings import ExperimentConfig
 from transduce.data.config import IN_MEMORY
+from transduce.data.download import Places
+from transduce.data.pairs import Pairs, count_overlap
 from transduce.data.parsing import is_empty
-from transduce.errors import TransduceError
+from transduce.errors import DataError, TransduceError
 from transduce.evaluation.bleu import References, default_metrics, notes_on
 from transduce.evaluation.config import GROUPED_METRICS, refuse_unknown_metrics
 from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.metrics import compare
-from transduce.runs.corpus import count_training_overlap, is_large, places_of_environment
+from transduce.runs.corpus import hold_out, is_large, pairs_at_hand, places_of_environment
+from transduce.runs.folder import RunFolder
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -62,6 +66,19 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
     report(_about_overlap(overlap, config))
     return 0
+
+
+def count_training_overlap(
+    config: ExperimentConfig, folder: RunFolder, sources: Sequence[str], targets: Sequence[str], places: Places
+) -> dict[str, int] | None:
+    """How many of these lines the run was trained on; None if its training pairs are not at hand."""
+    train, number = pairs_at_hand("train", config.data, folder, places), folder.facts["num_train_pairs"]
+    if train is not None and len(train) != number:
+        with suppress(DataError):  # by `fit`, without the parts held out
+            train = hold_out(train, "", has_valid=bool(config.data.valid), num_train=number)[0]
+    if train is None or len(train) != number:
+        return None
+    return count_overlap(train, Pairs(list(sources), list(targets), {}, [], {}))
 
 
 def _about_overlap(overlap: dict[str, int] | None, config: ExperimentConfig) -> str:

@@ -24,7 +24,7 @@ from transduce.config.toml import differences
 from transduce.data.datasets import load_split
 from transduce.data.download import Places
 from transduce.devices import machine
-from transduce.errors import TransduceError, nearest
+from transduce.errors import choose
 from transduce.evaluation.config import GROUPED_METRICS, scores_by_name
 from transduce.evaluation.evaluate import score
 from transduce.files.shipped import shipped_folder
@@ -113,9 +113,7 @@ def list_recipes() -> list[Recipe]:
 def find_recipe(name: str) -> Recipe:
     """The recipe of this name. Raises TransduceError, with the nearest name, if there is none."""
     recipes = {recipe.name: recipe for recipe in list_recipes()}
-    if name not in recipes:
-        raise TransduceError(f"There is no recipe {name!r}.{nearest(name, list(recipes))}")
-    return recipes[name]
+    return choose("recipe", name, recipes)
 
 
 def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:

@@ -2,10 +2,10 @@
 
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from transduce.errors import DataError
 
@@ -31,8 +31,12 @@ def decompressed(raw: bytes, name: str) -> bytes:
     if not is_compressed(raw):
         _refuse_unlike_its_name(raw, name)
         return raw
-    chunks = (raw[start : start + CHUNK_BYTES] for start in range(0, len(raw), CHUNK_BYTES))
-    return b"".join(decompressed_chunks(chunks, name))
+    return b"".join(decompressed_chunks(split_chunks([raw]), name))
+
+
+def split_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in chunks of at most CHUNK_BYTES."""
+    return (chunk[start : start + CHUNK_BYTES] for chunk in chunks for start in range(0, len(chunk), CHUNK_BYTES))
 
 
 def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
@@ -58,22 +62,8 @@ def _refuse_unlike_its_name(start: bytes, name: str) -> None:
         raise DataError(f"{name}: {len(start)} bytes are no {suffix} file. Copy or download it again.")
 
 
-class _Decompressor(Protocol):
-    """The common interface of zlib, lzma and zstandard: one stream, and the bytes that follow it."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _unpack(
-    chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Callable[[], _Decompressor]
-) -> Iterator[bytes]:
-    """Decompress all streams, one after the other.
+def _unpack(chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Callable[[], Any]) -> Iterator[bytes]:
+    """Decompress all streams, one after the other, each with a decompressor as zlib, lzma and zstandard have it.
 
     Written out because `lzma.decompress` ignores trailing garbage, and Zstandard's reader a missing end.
     """
@@ -97,7 +87,7 @@ def _unpack(
         raise DataError(f"{name}: damaged {kind} file: {reason}. Copy or download it again.") from None
 
 
-def _zstd_decompressor(name: str) -> Callable[[], _Decompressor]:
+def _zstd_decompressor(name: str) -> Callable[[], Any]:
     try:
         import zstandard
     except ImportError:

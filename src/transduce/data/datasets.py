@@ -17,7 +17,7 @@ from transduce.data.download import DataFile, Places, locate
 from transduce.data.memory import pairs_of_rows
 from transduce.data.pairs import Pairs, read_pairs
 from transduce.data.synthetic import SMALL_TASKS, SPLITS, generate
-from transduce.errors import MissingInputError, TransduceError, nearest
+from transduce.errors import MissingInputError, TransduceError, choose, nearest
 
 _TEST_PERCENT = 5
 _VALID_PERCENT = 2
@@ -56,10 +56,7 @@ def list_datasets() -> list[Dataset]:
 
 def find_dataset(name: str) -> Dataset:
     """The data set of this name. Raises TransduceError, with the nearest name, if there is none."""
-    datasets = {dataset.name: dataset for dataset in list_datasets()}
-    if name not in datasets:
-        raise TransduceError(f"There is no data set {name!r}.{nearest(name, list(datasets))}")
-    return datasets[name]
+    return choose("data set", name, {dataset.name: dataset for dataset in list_datasets()})
 
 
 def load_split(name: str, split: str, places: Places = Places()) -> Pairs:

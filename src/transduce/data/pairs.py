@@ -10,14 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transduce.data.compression import decompressed, decompressed_chunks
+from transduce.data.compression import decompressed, decompressed_chunks, split_chunks
 from transduce.data.parsing import (
     BYTE_ORDER_MARK,
     Row,
     decode,
     normalized,
     parse_rows,
-    refuse_long_line,
     refuse_no_pairs,
     refuse_nul,
     refuse_number_of_paths,
@@ -25,13 +24,13 @@ from transduce.data.parsing import (
     refuse_two_of_pairs,
     refuse_unequal,
     repairs,
-    split_chunks,
-    split_lines,
     unquoted,
     without_empty,
 )
 from transduce.errors import DataError, TransduceError
 from transduce.files.content import read_bytes, sha256_of
+
+MOST_LINE_BYTES = 1 << 24  # of streamed text: more is no sentence, and its ids take some hundred megabytes
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ def whole_lines(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """The text in chunks, decompressed: after each chunk the lines that it completes, and in the end the rest."""
     unfinished: list[bytes] = []
     num_lines = num_unfinished = 0
+    # In small parts once more: a decompressed chunk can be a thousand times as long as it was.
     for chunk in split_chunks(decompressed_chunks(chunks, name)):
         end = chunk.rfind(b"\n") + 1
         content = b""
@@ -83,7 +83,11 @@ def whole_lines(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
         unfinished.append(chunk[end:])
         num_unfinished += len(unfinished[-1])
         yield content
-        refuse_long_line(num_unfinished, name, num_lines + 1)
+        if num_unfinished > MOST_LINE_BYTES:
+            raise DataError(
+                f"{name}, line {num_lines + 1}: no line end in {num_unfinished:,} bytes, and a line may have "
+                f"{MOST_LINE_BYTES:,}. Give one sentence a line."
+            )
     yield b"".join(unfinished)
 
 
@@ -92,7 +96,10 @@ def next_lines(content: bytes, name: str, num_before: int) -> list[str]:
     if num_before == 0:
         refuse_other_content(content, name)
     text = decode(content, name, first_line=num_before + 1)
-    return split_lines(text if num_before else text.removeprefix(BYTE_ORDER_MARK))
+    lines = (text if num_before else text.removeprefix(BYTE_ORDER_MARK)).replace("\r\n", "\n").split("\n")
+    if not lines[-1]:  # text after the last line end is a line
+        lines.pop()
+    return lines
 
 
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:
@@ -206,8 +213,8 @@ def _read_text(path: Path) -> tuple[list[str], list[str], str]:
     content = decompressed(raw, str(path))
     lines = next_lines(content, str(path), 0)
     has_mark = content.startswith(BYTE_ORDER_MARK.encode())
-    notes = repairs(has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
-    return lines, [f"{path}: {note}" for note in notes], sha256_of(raw)
+    notes = repairs(str(path), has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
+    return lines, notes, sha256_of(raw)
 
 
 def _digest(source: str, target: str) -> bytes:

@@ -12,8 +12,6 @@ from transduce.data.compression import COMPRESSED_SUFFIXES
 from transduce.errors import DataError, TransduceError
 
 BYTE_ORDER_MARK = "\ufeff"
-MOST_LINE_BYTES = 1 << 24  # of streamed text: more is no sentence, and its ids take some hundred megabytes
-_MOST_CHUNK_BYTES = 1 << 16  # examined together: a decompressed chunk can be a thousand times as long as it was
 KEYS = (("source", "target"), ("src", "tgt"))  # of both sides, in the order in which they are looked for
 _MOST_SHOWN = 60  # characters of what an error is about
 _LINES_LOOKED_AT = 1000  # to find out what a file holds
@@ -21,11 +19,9 @@ _NEARLY_ALL = 0.98  # share of the lines that must have a form: files have odd l
 _QUOTED = re.compile('"(?:[^"]|"")*"')  # a field of CSV in quotes: those within it are doubled
 
 # First bytes -> format, advice. UTF-32 little-endian begins as UTF-16 does, so it comes before it.
-_REFUSED = {
-    b"\xff\xfe\x00\x00": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
-    b"\x00\x00\xfe\xff": ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
-    b"\xff\xfe": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
-    b"\xfe\xff": ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
+_REFUSED: dict[bytes | tuple[bytes, ...], tuple[str, str]] = {
+    (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"): ("UTF-32 text", "Convert it with `iconv -f UTF-32 -t UTF-8`."),
+    (b"\xff\xfe", b"\xfe\xff"): ("UTF-16 text", "Convert it with `iconv -f UTF-16 -t UTF-8`."),
     b"PK\x03\x04": ("a zip archive or an office document", "Unpack it, or save the sheet as tab-separated UTF-8 text."),
     b"BZh": ("a bzip2 file", "Unpack it with `bunzip2`; .gz, .xz and .zst are read as they are."),
 }
@@ -45,8 +41,8 @@ def refuse_number_of_paths(paths: Sequence[object]) -> None:
 
 def refuse_other_content(start: bytes, name: str) -> None:
     """Raise DataError if a file begins as a known format does that is not UTF-8 text."""
-    for mark, (kind, advice) in _REFUSED.items():
-        if start.startswith(mark):
+    for marks, (kind, advice) in _REFUSED.items():
+        if start.startswith(marks):
             raise DataError(f"{name}: this is {kind}, not UTF-8 text. {advice}")
 
 
@@ -72,40 +68,17 @@ def decode(content: bytes, name: str, *, first_line: int = 1) -> str:
         ) from None
 
 
-def split_lines(text: str) -> list[str]:
-    """The lines without their ends, `\\n` or `\\r\\n`; text after the last line end is a line if it is not empty."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return lines
-
-
-def split_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks of bounded size."""
-    size = _MOST_CHUNK_BYTES
-    return (chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size))
-
-
-def refuse_long_line(num_bytes: int, name: str, line: int) -> None:
-    """Raise DataError if an unfinished line of streamed text already has more than MOST_LINE_BYTES."""
-    if num_bytes > MOST_LINE_BYTES:
-        raise DataError(
-            f"{name}, line {line}: no line end in {num_bytes:,} bytes, and a line may have {MOST_LINE_BYTES:,}. Give "
-            "one sentence a line."
-        )
-
-
 def as_text(lines: Iterable[str]) -> bytes:
     """The content of a text file with these lines."""
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def repairs(*, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
+def repairs(name: str, *, has_mark: bool, num_crlf: int, num_lines: int) -> list[str]:
     """One line for each kind of repair made in reading a file."""
-    notes = ["byte-order mark removed"] if has_mark else []
+    notes = [f"{name}: byte-order mark removed"] if has_mark else []
     if num_crlf:
         share = "" if num_crlf >= num_lines - 1 else f" ({num_crlf:,} of {num_lines:,} lines)"
-        notes.append(f"CRLF line ends removed{share}")
+        notes.append(f"{name}: CRLF line ends removed{share}")
     return notes
 
 

@@ -29,15 +29,8 @@ class Seen:
         cls, src: Sequence[str], tgt: Sequence[str], src_lens: NDArray[np.integer], tgt_ids: NDArray[np.integer]
     ) -> "Seen":
         """Of the lines of both sides, the number of tokens of each source, and the ids of all targets."""
-        return cls.counted(characters_of(src), characters_of(tgt), np.bincount(src_lens), bytes_among(tgt_ids))
-
-    @classmethod
-    def counted(
-        cls, source: frozenset[str], target: frozenset[str], num_of_len: ArrayLike, target_bytes: frozenset[int]
-    ) -> "Seen":
-        """Of the characters of both sides, the number of sources of 0, 1, 2, ... tokens, and bytes of targets."""
-        num_shorter = np.cumsum(num_of_len)
-        return cls(source, target, int(np.searchsorted(num_shorter, _NEARLY_ALL * num_shorter[-1])), target_bytes)
+        source_len = nearly_longest(np.bincount(src_lens))
+        return cls(characters_of(src), characters_of(tgt), source_len, bytes_among(tgt_ids))
 
     def __or__(self, other: "Seen") -> "Seen":
         """What was seen by a model that went on from another: all that either did."""
@@ -57,15 +50,20 @@ class Seen:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Seen":
         """What `as_dict` gave."""
-        sides = {name: frozenset(saved[name]) for name in ("source_characters", "target_characters")}
-        target_bytes = frozenset(saved.get("target_bytes", range(256)))
-        return cls(**sides, source_len=saved["source_len"], target_bytes=target_bytes)
+        sets = {name: frozenset(values) for name, values in saved.items() if name != "source_len"}
+        return cls(**sets, source_len=saved["source_len"])
 
 
 def characters_of(lines: Sequence[str]) -> frozenset[str]:
     """The different characters of all lines."""
     starts = range(0, len(lines), _LINES_AT_ONCE)
     return frozenset().union(*(set("".join(lines[start : start + _LINES_AT_ONCE])) for start in starts))
+
+
+def nearly_longest(num_of_len: ArrayLike) -> int:
+    """The length that nearly all have at most, given how many have a length of 0, 1, 2, ..."""
+    num_shorter = np.cumsum(num_of_len)
+    return int(np.searchsorted(num_shorter, _NEARLY_ALL * num_shorter[-1]))
 
 
 def bytes_among(ids: NDArray[np.integer]) -> frozenset[int]:

@@ -1,16 +1,17 @@
 """The tokenizer that BLEU needs for a text, and notes on texts for which BLEU is the wrong score."""
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from sacrebleu.metrics import BLEU
 
+from transduce.text.scripts import CHINESE, KANA, UNSPACED
+
 References: TypeAlias = Sequence[Sequence[str | None]]
 
-_KANA = ("HIRAGANA", "KATAKANA")
-_UNSPACED = ("CJK", *_KANA, "THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER", "emoji")  # written without spaces
 _LETTERS_PER_SPACE = 6  # with fewer, there are spaces between words all the same: the text has been segmented
 _SHARE_FOR_BLEU = 0.1  # of the lines that need four tokens
 _LOOKS_TOKENIZED = 0.25  # share of the lines that end in " ."
@@ -18,15 +19,17 @@ _LOOKS_TOKENIZED = 0.25  # share of the lines that end in " ."
 
 def tokenizer_for(references: References) -> str:
     """The tokenizer of sacreBLEU that suits the references: 13a splits at spaces, which some scripts do not have."""
-    num: Counter[str] = Counter()
-    for character, count in Counter("".join(_lines(references))).items():
-        num[_script(character)] += count
-    unspaced, letters = sum(num[script] for script in _UNSPACED), num.total() - num["space"] - num[""]
-    if 2 * unspaced <= letters or letters < _LETTERS_PER_SPACE * num["space"]:
+    num_of = Counter("".join(_lines(references)))
+
+    def count(holds: Callable[[str], object]) -> int:
+        return sum(number for character, number in num_of.items() if holds(character))
+
+    unspaced, letters = count(_is_unspaced), count(lambda each: each.isalnum() or _is_unspaced(each))
+    if 2 * unspaced <= letters or letters < _LETTERS_PER_SPACE * count(str.isspace):
         return "13a"
     # sacreBLEU's zh splits Chinese alone; Japanese has Chinese characters, too, but among them always some of its own.
-    is_chinese = 2 * num["CJK"] > unspaced and num["CJK"] > 9 * sum(num[script] for script in _KANA)
-    return "zh" if is_chinese else "char"
+    chinese, kana = (count(re.compile(f"[{script}]").match) for script in (CHINESE, KANA))
+    return "zh" if 2 * chinese > unspaced and chinese > 9 * kana else "char"
 
 
 def has_bleu(references: References, tokenizer: str = "") -> bool:
@@ -59,11 +62,6 @@ def _lines(references: References) -> Iterator[str]:
     return (line for reference_set in references for line in reference_set if line)
 
 
-def _script(character: str) -> str:
-    """The script of a letter or digit by its first word in Unicode, "space", or "" for marks and punctuation."""
-    if character.isspace():
-        return "space"
-    if unicodedata.category(character) == "So":
-        return "emoji"
-    script = unicodedata.name(character, "").partition(" ")[0]
-    return script if character.isalnum() or script in _UNSPACED else ""
+def _is_unspaced(character: str) -> bool:
+    """Whether a character, of a script without spaces or an emoji, may follow another without one."""
+    return unicodedata.category(character) == "So" or bool(re.match(f"[{UNSPACED}]", character))

@@ -1,8 +1,7 @@
 """Definitions of the metrics: one function measures a corpus as a row of counts per segment, one scores sums of rows.
 
 BLEU, chrF and TER are sacreBLEU's own, with its defaults; BLEU splits text as the references ask for unless a tokenizer
-is named. Its rows are kept, and its formulas stand here once more in numpy, where they score many sums at once: those
-of all resamples.
+is named.
 
 References are given as sacreBLEU takes them, one list per reference set: `references[r][i]` is the r-th reference of
 segment i. None marks an absent one; an empty string is a reference that happens to be empty.
@@ -35,21 +34,18 @@ class Measured(NamedTuple):
     signature: Signature
 
 
-Measure: TypeAlias = Callable[[Sequence[str], References], Measured]
-
-
 @dataclass(frozen=True)
 class Metric:
     """One metric as two functions."""
 
     label: str
     is_higher_better: bool
-    measure: Measure
+    measure: Callable[[Sequence[str], References], Measured]
     score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
 
 
-def _by_sacrebleu(new_metric: Callable[[References], SacreMetric]) -> Measure:
-    """sacreBLEU's own score, and the rows whose sum it scores, which it resamples in its own significance tests."""
+def _by_sacrebleu(label: str, is_higher_better: bool, new_metric: Callable[[References], SacreMetric]) -> Metric:
+    """sacreBLEU's own scores: of a corpus, and of sums of rows, as in its own significance tests."""
 
     def measure(hypotheses: Sequence[str], references: References) -> Measured:
         metric = new_metric(references)
@@ -57,10 +53,16 @@ def _by_sacrebleu(new_metric: Callable[[References], SacreMetric]) -> Measure:
         value = metric._aggregate_and_compute(rows).score
         return Measured(np.array(rows, dtype=np.float64), float(value), metric.get_signature())
 
-    return measure
+    def score(sums: Array) -> Array:
+        score_of = new_metric([])._compute_score_from_stats
+        return np.apply_along_axis(lambda row: score_of(row.tolist()).score, -1, sums)
+
+    return Metric(label, is_higher_better, measure, score)
 
 
-def _by_segment(row_of: Callable[[str, list[str]], tuple[int, int]], description: str) -> Measure:
+def _by_segment(
+    label: str, is_higher_better: bool, row_of: Callable[[str, list[str]], tuple[int, int]], description: str
+) -> Metric:
     """A rate in per cent: `row_of(hypothesis, references)` gives a count and the total that it is a share of."""
 
     def measure(hypotheses: Sequence[str], references: References) -> Measured:
@@ -72,7 +74,7 @@ def _by_segment(row_of: Callable[[str, list[str]], tuple[int, int]], description
         signature.update("version", _VERSION)
         return Measured(rows, float(_rate(rows.sum(0))), signature)
 
-    return measure
+    return Metric(label, is_higher_better, measure, _rate)
 
 
 def _edits(units: Callable[[str], Sequence[str]], hypothesis: str, references: list[str]) -> tuple[int, int]:
@@ -93,35 +95,6 @@ def _rate(sums: Array) -> Array:
     """Count / total in per cent; where the total is 0, 100 if anything was counted, as in sacreBLEU's TER."""
     count, total = sums[..., 0], sums[..., 1]
     return 100 * np.where(total > 0, count / np.where(total > 0, total, 1), count > 0)
-
-
-def _bleu(sums: Array) -> Array:
-    """Papineni et al. 2002 with "exp" smoothing: the k-th order that matches nothing counts 2^-k of a match.
-
-    A row: hypothesis length, reference length, n-grams matched (n = 1..4), n-grams in the hypothesis (n = 1..4).
-    """
-    hypothesis_len, reference_len = sums[..., 0], sums[..., 1]
-    matched, total = sums[..., 2:6], sums[..., 6:10]
-    # sacreBLEU scores 0 if nothing matches at all, or if no hypothesis is long enough for an n-gram of some order.
-    is_scored = (matched > 0).any(-1) & (total > 0).all(-1)
-    smoothed = np.where(matched > 0, matched, 0.5 ** (matched == 0).cumsum(-1))
-    log_precision = np.log(smoothed / np.maximum(total, 1)).mean(-1)
-    log_brevity = np.minimum(0, 1 - reference_len / np.maximum(hypothesis_len, 1))
-    return np.where(is_scored, 100 * np.exp(log_brevity + log_precision), 0)
-
-
-def _chrf(sums: Array) -> Array:
-    """Popović 2015: F2 of precision and recall, each the mean over the orders that both sides have.
-
-    A row: for n = 1..6, n-grams in the hypothesis, in the reference, matched.
-    """
-    num_hypothesis, num_reference, num_matched = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    is_counted = (num_hypothesis > 0) & (num_reference > 0)
-    num_orders = np.maximum(is_counted.sum(-1), 1)
-    precision = (num_matched / np.where(is_counted, num_hypothesis, np.inf)).sum(-1) / num_orders
-    recall = (num_matched / np.where(is_counted, num_reference, np.inf)).sum(-1) / num_orders
-    weighted = CHRF.BETA**2 * precision + recall
-    return 100 * (1 + CHRF.BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1)
 
 
 def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable]) -> int:
@@ -154,21 +127,22 @@ def edit_distance(hypothesis: Sequence[Hashable], reference: Sequence[Hashable])
     return distance
 
 
-def _bleu_with(tokenizer: str, label: str) -> Metric:
+def _bleu(tokenizer: str, label: str = "BLEU") -> Metric:
+    """BLEU with a tokenizer of sacreBLEU; "": the one that suits the references."""
     # Forced: sacreBLEU would warn of tokenized text at each call; `bleu.notes_on` does once.
-    return Metric(label, True, _by_sacrebleu(lambda _references: BLEU(tokenize=tokenizer, force=True)), _bleu)
+    return _by_sacrebleu(label, True, lambda refs: BLEU(tokenize=tokenizer or tokenizer_for(refs), force=True))
 
 
 DEFINITIONS = {
-    "bleu": Metric("BLEU", True, _by_sacrebleu(lambda refs: BLEU(tokenize=tokenizer_for(refs), force=True)), _bleu),
+    "bleu": _bleu(""),
     # Of text that is tokenized already, as published tables often have it: split at spaces only.
-    "tokenized_bleu": _bleu_with("none", "tokenised BLEU"),
-    "chrf": Metric("chrF2", True, _by_sacrebleu(lambda _references: CHRF()), _chrf),
-    "ter": Metric("TER", False, _by_sacrebleu(lambda _references: TER()), _rate),
-    "wer": Metric("WER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-words"), _rate),
-    "cer": Metric("CER", False, _by_segment(partial(_edits, str), "edits/nearest-ref-codepoints"), _rate),
-    "per": Metric("PER", False, _by_segment(partial(_edits, str.split), "edits/nearest-ref-phonemes"), _rate),
-    "exact_match": Metric("exact match", True, _by_segment(_is_match, "matches/segments"), _rate),
-    "word_error": Metric("word error", False, _by_segment(_has_edits, "segments-with-edits/segments"), _rate),
-    **{f"bleu:{tokenizer}": _bleu_with(tokenizer, f"BLEU ({tokenizer})") for tokenizer in BLEU_TOKENIZERS},
+    "tokenized_bleu": _bleu("none", "tokenised BLEU"),
+    "chrf": _by_sacrebleu("chrF2", True, lambda _references: CHRF()),
+    "ter": _by_sacrebleu("TER", False, lambda _references: TER()),
+    "wer": _by_segment("WER", False, partial(_edits, str.split), "edits/nearest-ref-words"),
+    "cer": _by_segment("CER", False, partial(_edits, str), "edits/nearest-ref-codepoints"),
+    "per": _by_segment("PER", False, partial(_edits, str.split), "edits/nearest-ref-phonemes"),
+    "exact_match": _by_segment("exact match", True, _is_match, "matches/segments"),
+    "word_error": _by_segment("word error", False, _has_edits, "segments-with-edits/segments"),
+    **{f"bleu:{tokenizer}": _bleu(tokenizer, f"BLEU ({tokenizer})") for tokenizer in BLEU_TOKENIZERS},
 }

@@ -10,14 +10,12 @@ Intervals and p-values cover the choice of test segments only, not how another t
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from transduce.errors import DataError, TransduceError, nearest
+from transduce.errors import DataError, TransduceError, choose
 from transduce.evaluation.definitions import DEFINITIONS, Array, References
-
-Option = TypeVar("Option")
 
 NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
 _METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
@@ -101,7 +99,7 @@ def evaluate(
 
     Raises TransduceError for an unknown metric, DataError for a corpus without segments or of unequal lengths.
     """
-    chosen = [_choose("metric", name, DEFINITIONS) for name in metrics]
+    chosen = [choose("metric", name, DEFINITIONS) for name in metrics]
     check(hypotheses, references, num_resamples)
     resampled_sums = partial(_resampled_sums, _bootstrap_counts, num_resamples=num_resamples, seed=seed)
     scores = []
@@ -162,7 +160,7 @@ def compare(
     mean of |difference|: in effect one tail, half our p, and twice as many equal systems called different as promised.
     Raises as `evaluate` does.
     """
-    chosen, _ = _choose("metric", metric, DEFINITIONS), _choose("method", method, _METHODS)
+    chosen, _ = choose("metric", metric, DEFINITIONS), choose("method", method, _METHODS)
     check(hypotheses_a, references, num_resamples)
     check(hypotheses_b, references, num_resamples)
     a, b = chosen.measure(hypotheses_a, references), chosen.measure(hypotheses_b, references)
@@ -221,12 +219,6 @@ def _resampled_sums(
 def _interval(scores: Array) -> tuple[float, float]:
     low, high = np.quantile(scores, [_SIGNIFICANCE_LEVEL / 2, 1 - _SIGNIFICANCE_LEVEL / 2])
     return float(low), float(high)
-
-
-def _choose(kind: str, name: str, options: dict[str, Option]) -> Option:
-    if name in options:
-        return options[name]
-    raise TransduceError(f"There is no {kind} {name!r}.{nearest(name, options)}")
 
 
 def check(hypotheses: Sequence[str], references: References, num_resamples: int = 1) -> None:

@@ -5,8 +5,9 @@ probabilities are those of one full pass over the text and its output.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from transduce.inference.attention_maps import AttentionMaps, record_attention
 from transduce.inference.constraints import Constraints
 from transduce.inference.predictor import Prediction, Predictor
 from transduce.inference.search import Hypothesis, Step
-from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
+from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS, AnyKind
 
 MAX_TOKENS = 256  # of a text: the attention weights of one head grow with their square
 
@@ -84,35 +85,28 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     ended = [output for output in outputs if len(output.ids) < len(trace.tokens)]
     tokenizer = predictor.tokenizer
     attention, log_probs = _full_pass(predictor, source, best.ids)
-    names = _Names(tokenizer.target_tokens, has_bytes=tokenizer.config.target != "sentencepiece")
-    source_names = _Names(tokenizer.source_tokens, has_bytes=tokenizer.config.source != "sentencepiece")
+    names = partial(_tokens, tokenizer.target_tokens, tokenizer.config.target)
     written = [*best.ids, tokenizer.eos_id]
     return Explanation(
         text=text,
-        source=source_names.of(source),
+        source=_tokens(tokenizer.source_tokens, tokenizer.config.source, source),
         prediction=predictor.prediction(best, predictor.max_len(source), is_source_truncated),
-        written=names.of(written),
+        written=names(written),
         candidates=[_candidates(*pair, num_candidates, names) for pair in zip(log_probs, written, strict=True)],
         branches=_branches(trace, ended, best, tokenizer.eos_id, names),
         attention={name: weights[0].float().cpu() for name, weights in attention.items()},
-        begin=names.of([tokenizer.bos_id])[0],
+        begin=names([tokenizer.bos_id])[0],
         facts=_facts(predictor, source),
     )
 
 
-class _Names:
-    """Visible tokens of one side."""
-
-    def __init__(self, names_of: Any, *, has_bytes: bool) -> None:
-        self._names_of, self._has_bytes = names_of, has_bytes
-
-    def of(self, ids: Sequence[int]) -> list[Token]:
-        return [Token(visible(name), self._kind(i)) for i, name in zip(ids, self._names_of(ids), strict=True)]
-
-    def _kind(self, i: int) -> Literal["text", "control", "byte"]:
-        if i < len(CONTROL_NAMES):
-            return "control"
-        return "byte" if self._has_bytes and i < NUM_FIXED_IDS else "text"
+def _tokens(names_of: Callable[[Sequence[int]], list[str]], kind: AnyKind, ids: Sequence[int]) -> list[Token]:
+    """The visible tokens of one side, whose vocabulary is of this kind and gives their names."""
+    first_text = len(CONTROL_NAMES) if kind == "sentencepiece" else NUM_FIXED_IDS
+    return [
+        Token(visible(name), "control" if i < len(CONTROL_NAMES) else "byte" if i < first_text else "text")
+        for i, name in zip(ids, names_of(ids), strict=True)
+    ]
 
 
 def visible(name: str) -> str:
@@ -130,6 +124,9 @@ def _visible_character(character: str) -> str:
     is_variation_selector = 0xFE00 <= code <= 0xFE0F
     is_visible = unicodedata.category(character)[0] not in "CZ" and not is_variation_selector
     return character if is_visible else f"⟨U+{code:04X}⟩"
+
+
+Names = Callable[[Sequence[int]], list[Token]]
 
 
 class _Trace:
@@ -169,19 +166,19 @@ def _full_pass(
     return maps, predictor.model.logits(hidden)[0].float().log_softmax(dim=-1).cpu()
 
 
-def _candidates(log_probs: Float[Tensor, " vocab"], chosen: int, count: int, names: _Names) -> list[Candidate]:
+def _candidates(log_probs: Float[Tensor, " vocab"], chosen: int, count: int, names: Names) -> list[Candidate]:
     ids = log_probs.topk(min(count, len(log_probs))).indices.tolist()
     ranks = list(range(1, len(ids) + 1))
     if chosen not in ids:
         ids.append(chosen)
         ranks.append(1 + int((log_probs > log_probs[chosen]).sum()))
     probabilities = log_probs[ids].exp().tolist()
-    rows = zip(ids, names.of(ids), probabilities, ranks, strict=True)
+    rows = zip(ids, names(ids), probabilities, ranks, strict=True)
     return [Candidate(token, probability, rank, i == chosen) for i, token, probability, rank in rows]
 
 
 def _branches(
-    trace: _Trace, ended: Sequence[Hypothesis], best: Hypothesis, eos_id: int, names: _Names
+    trace: _Trace, ended: Sequence[Hypothesis], best: Hypothesis, eos_id: int, names: Names
 ) -> list[list[Branch]]:
     """By step, the hypotheses that went on from it, then those that ended there, best first."""
     histories: list[tuple[int, ...]] = [()]
@@ -202,11 +199,11 @@ def _branches(
                 next_numbers[place] = len(kept)
                 next_histories.append(history)
                 is_winner = history == best_ids[:step]
-                kept.append(Branch(numbers[parent], names.of([token])[0], log_prob, None, is_winner))
+                kept.append(Branch(numbers[parent], names([token])[0], log_prob, None, is_winner))
         for output in ended:
             if len(output.ids) == step - 1:
                 parent, is_winner = histories.index(tuple(output.ids)), tuple(output.ids) == best_ids
-                kept.append(Branch(parent, names.of([eos_id])[0], output.log_prob, output.score, is_winner))
+                kept.append(Branch(parent, names([eos_id])[0], output.log_prob, output.score, is_winner))
         branches.append(kept)
         histories, numbers = next_histories, next_numbers
     return branches
@@ -215,15 +212,9 @@ def _branches(
 def _facts(predictor: Predictor, source: Sequence[int]) -> dict[str, Any]:
     model, decoding = predictor.model.config, predictor.decoding
     return {
-        "num_encoder_layers": model.num_encoder_layers,
-        "num_decoder_layers": model.num_decoder_layers,
-        "num_heads": model.num_heads,
-        "d_model": model.d_model,
+        **vars(model),
+        **vars(decoding),
         "num_parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-        "beam_size": decoding.beam_size,
-        "length_penalty": decoding.length_penalty,
-        "length_norm": decoding.length_norm,
-        "temperature": decoding.temperature,
         "longest": predictor.max_len(source),  # most tokens of the output, including its end
         "is_constrained": predictor.constraints != Constraints()
         or decoding.min_len + decoding.no_repeat_ngram_size > 0,

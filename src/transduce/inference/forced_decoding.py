@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from transduce.text.tokenizer import Tokenizer
 _TOKENS_AT_ONCE = 2_048  # whose logits are in memory together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Annotation:
     """An output token by token, including the end symbol.
 
@@ -27,10 +27,10 @@ class Annotation:
     the end of the output may be aligned to it.
     """
 
-    source_tokens: list[str]
-    tokens: list[str]
-    log_probs: list[float]
-    alignment: list[int]
+    source_tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    log_probs: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    alignment: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One JSON object per token."""
@@ -49,10 +49,10 @@ def annotate(
             weights = attention[place, : len(output) + 1, : len(source)].clone()
             weights[:-1, -1] = 0.0
             annotations[row] = Annotation(
-                tokenizer.source_tokens(source),
-                tokenizer.target_tokens([*output, tokenizer.eos_id]),
-                log_probs[place],
-                weights.argmax(dim=1).tolist(),
+                source_tokens=tuple(tokenizer.source_tokens(source)),
+                tokens=tuple(tokenizer.target_tokens([*output, tokenizer.eos_id])),
+                log_probs=tuple(log_probs[place]),
+                alignment=tuple(weights.argmax(dim=1).tolist()),
             )
     return [annotations[row] for row in range(len(sources))]
 

@@ -1,10 +1,7 @@
 """The predictor: text in, predictions out. Every front end uses it."""
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import chain
+from dataclasses import KW_ONLY, dataclass
 from threading import Lock
 from typing import Any, Self
 
@@ -22,12 +19,12 @@ from transduce.errors import TransduceError
 from transduce.inference.alphabet import MOST_UNFINISHED, Alphabet, unfinished
 from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
-from transduce.inference.constraints import Constraints, ForbiddenText, OpenText, Rules
+from transduce.inference.constraints import Constraints, Rules
 from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import Annotation, annotate
+from transduce.inference.rules import rules_of, with_characters
 from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_search, sample
 from transduce.model.transformer import Transformer
-from transduce.text.config import NUM_FIXED_IDS
 from transduce.text.tokenizer import Tokenizer
 
 # Tokens of a batch, those of the sources and of all hypotheses: enough for large products, few enough for the caches of
@@ -47,8 +44,11 @@ def ignore(_line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """An output. `score` is its natural log-probability after length normalization: beam search ranks by it."""
+class Prediction(Annotation):
+    """An output. `score` is its natural log-probability after length normalization: beam search ranks by it.
+
+    Of `Run.n_best` it has its annotation as well.
+    """
 
     text: str
     score: float
@@ -58,18 +58,13 @@ class Prediction:
     is_truncated: bool = False  # whether the output is as long as allowed: it had to end
     unseen: tuple[str, ...] = ()  # the characters of the source that no source in training had
     is_long: bool = False  # whether the source is longer than nearly all in training
-    # Of `Run.n_best`: the tokens with the end symbol, and for each its log-probability and the source token it is
-    # aligned to, as in an `Annotation`.
-    tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    log_probs: tuple[float, ...] = field(default=(), repr=False, compare=False)
-    alignment: tuple[int, ...] = field(default=(), repr=False, compare=False)
-    source_tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         row = {"text": self.text, "score": self.score, "log_prob": self.log_prob}
         return row | ({"truncated": True} if self.is_truncated else {})
 
 
+@dataclass(eq=False, repr=False)
 class Predictor:
     """A model and the tokenizer it was trained with.
 
@@ -82,29 +77,22 @@ class Predictor:
     int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        decoding: DecodingConfig = DecodingConfig(),
-        *,
-        seen: Seen | None = None,
-        constraints: Constraints = Constraints(),
-        int8: bool = False,
-        report: Callable[[str], None] = ignore,
-    ) -> None:
-        self.model = model.eval()
-        self.int8 = int8
+    model: Transformer
+    tokenizer: Tokenizer
+    decoding: DecodingConfig = DecodingConfig()  # read-only; a call can be given another
+    _: KW_ONLY
+    seen: Seen | None = None  # in training, where that was recorded
+    constraints: Constraints = Constraints()  # on every output; a call can be given others for each text
+    int8: bool = False
+    report: Callable[[str], None] = ignore
+
+    def __post_init__(self) -> None:
+        self.model.eval()
         self._refuse_int8_on(self.device)
-        self.tokenizer = tokenizer
-        self.seen = seen  # in training, where that was recorded
-        self.decoding = decoding  # read-only; a call can be given another
-        self.constraints = constraints  # on every output; a call can be given others for each text
-        self.report = report
         self.num_truncated_sources = self.num_truncated_outputs = 0
-        self.alphabet = Alphabet.of(tokenizer, seen) if seen else None  # None: any id may follow
+        self.alphabet = Alphabet.of(self.tokenizer, self.seen) if self.seen else None  # None: any id may follow
         self._reported: set[str] = set()  # characters, and "" for lengths
-        self.special = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+        self.special = SpecialIds(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self._engine: InferenceModel | None = None
         survive_forks(_ENGINE_LOCK)
 
@@ -143,7 +131,6 @@ class Predictor:
         With sampling they are samples, and `first_row` is the number of the first text among all: the random numbers
         of text k depend on k and the seed, not on the texts before it.
         """
-        self._check(num_best, decoding or self.decoding)
         texts = list_texts(texts)
         constraints = self._constraints_of(texts, constraints)
         predictions: list[list[Prediction]] = [[Prediction("", 0.0, 0.0)] * num_best for _ in texts]
@@ -185,17 +172,19 @@ class Predictor:
         step function of each batch, to observe the search.
         """
         decoding = decoding or self.decoding
-        self._check(num_best, decoding)
+        beam_size = decoding.beam_size
+        if num_best < 1 or (num_best > beam_size and not decoding.is_sampling):
+            raise TransduceError(
+                f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
+            )
         row_numbers = range(len(sources)) if row_numbers is None else row_numbers
         max_lens = [self.max_len(ids, decoding) for ids in sources]
         constraints = [self.constraints] * len(sources) if constraints is None else constraints
         rules = self._rules(sources, constraints, max_lens, row_numbers, decoding)
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
         src_lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        width = 1 if decoding.is_sampling else decoding.beam_size
-        batches = bucket_batches(
-            src_lens, src_lens, batch_tokens=max(1, _TOKENS_AT_ONCE // (1 + width)), order=range(len(sources))
-        )
+        batch_tokens = max(1, _TOKENS_AT_ONCE // (1 + (1 if decoding.is_sampling else beam_size)))
+        batches = bucket_batches(src_lens, src_lens, batch_tokens=batch_tokens, order=range(len(sources)))
         engine = self._prepared_engine()  # before the workers start, not by the first of them
 
         @torch.inference_mode()
@@ -211,9 +200,8 @@ class Predictor:
                     state = engine.start(src)
                     samples.append(sample(step, state, limits, special, uniforms=uniforms, **options))
                 hypotheses = [list(of_source) for of_source in zip(*samples, strict=True)]
-            elif decoding.beam_size == 1:
-                greedy = greedy_search(step, engine.start(src), limits, special, **options)
-                hypotheses = [[hypothesis] for hypothesis in greedy]
+            elif beam_size == 1:
+                hypotheses = [[each] for each in greedy_search(step, engine.start(src), limits, special, **options)]
             else:
                 hypotheses = beam_search(step, engine.start(src), limits, special, num_best=num_best, **options)
             for row, of_source in zip(rows, hypotheses, strict=True):
@@ -240,7 +228,7 @@ class Predictor:
         texts = list_texts(texts)
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, _ = self.encode([texts[row] for row in rows])
-        annotations = [Annotation([], [], [], [])] * len(texts)
+        annotations = [Annotation()] * len(texts)
         outputs = [list(predictions[row].ids) for row in rows]
         for row, annotation in zip(rows, annotate(self.model, self.tokenizer, sources, outputs), strict=True):
             annotations[row] = annotation
@@ -283,14 +271,6 @@ class Predictor:
             raise TransduceError(f"{len(given)} constraints for {len(texts)} texts: give one for each.")
         return list_texts(given, "constraint", Constraints)
 
-    def _check(self, num_best: int, decoding: DecodingConfig) -> None:
-        beam_size = decoding.beam_size
-        if num_best < 1 or (num_best > beam_size and not decoding.is_sampling):
-            raise TransduceError(
-                f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
-            )
-        self._rules_of(self.constraints, decoding)
-
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Truncated ids of each text, with the end symbol, and whether the text was too long for the model."""
         max_len = self.model.config.max_len
@@ -299,7 +279,8 @@ class Predictor:
         is_truncated = [
             len(text) > max_characters or len(ids) > max_len for text, ids in zip(texts, encoded, strict=True)
         ]
-        return [self.truncate(ids) for ids in encoded], is_truncated
+        eos_id = self.tokenizer.eos_id
+        return [ids if len(ids) <= max_len else [*ids[: max_len - 1], eos_id] for ids in encoded], is_truncated
 
     def unfamiliar(self, texts: Sequence[str], sources: Sequence[list[int]]) -> list[tuple[tuple[str, ...], bool]]:
         """What no source in training had: the characters of each text, and whether its ids are so many."""
@@ -323,11 +304,6 @@ class Predictor:
             new.add("")
         self._reported |= new
 
-    def truncate(self, ids: list[int]) -> list[int]:
-        """The first ids of a source, as many as the model is meant for, with the end symbol."""
-        max_len = self.model.config.max_len
-        return ids if len(ids) <= max_len else [*ids[: max_len - 1], self.tokenizer.eos_id]
-
     def _rules(
         self,
         sources: Sequence[list[int]],
@@ -337,8 +313,10 @@ class Predictor:
         decoding: DecodingConfig,
     ) -> list[Rules]:
         """Constraints and alphabet per source; empty if there are none."""
-        rules_of = {distinct: self._rules_of(distinct, decoding) for distinct in dict.fromkeys(constraints)}
-        rules = [rules_of[each] for each in constraints]
+        # The predictor's own are among them, to be refused even where there is no source.
+        distinct = dict.fromkeys([self.constraints, *constraints])
+        rules_by = {each: rules_of(each, decoding, self.tokenizer, self.alphabet) for each in distinct}
+        rules = [rules_by[each] for each in constraints]
         for rule, max_len, number in zip(rules, max_lens, row_numbers, strict=True):
             if rule.shortest_len > max_len and (rule.prefix or rule.last_word or rule.required):
                 raise TransduceError(
@@ -348,60 +326,8 @@ class Predictor:
         if self.alphabet and self.seen:
             # Characters of a source that no training source had may be copied, a name for one.
             new = [set(self.tokenizer.decode_source(ids)) - self.seen.source_characters for ids in sources]
-            rules = [_with_characters(rule, each) if each else rule for rule, each in zip(rules, new, strict=True)]
+            rules = [with_characters(rule, each) if each else rule for rule, each in zip(rules, new, strict=True)]
         return [] if not self.alphabet and all(rule.is_empty for rule in rules) else rules
-
-    def _rules_of(self, constraints: Constraints, decoding: DecodingConfig) -> Rules:
-        if constraints.required and (decoding.is_sampling or decoding.beam_size == 1):
-            raise TransduceError("what answers must hold needs a beam search: a beam size above 1, no temperature.")
-        tokenizer = self.tokenizer
-        # A token carries the space before a word; a space at the end of a text says that a word ends there.
-        strip = str.rstrip if tokenizer.config.target == "characters" else str.strip
-        texts = [constraints.prefix, *(strip(text, " ") or text for text in constraints.required)]
-        prefix, *required = (tuple(ids[:-1]) for ids in tokenizer.encode_target(texts))
-        whole = tuple(ids for ids, text in zip(required, constraints.required, strict=True) if text.endswith(" "))
-        token_bytes = self._token_bytes if constraints != Constraints() else []
-        alphabet, last_word = self.alphabet and self.alphabet.including_ids([*prefix, *chain(*required)]), None
-        if constraints.prefix:
-            prefix, last_word = self._split_prefix(constraints.prefix, prefix, alphabet)
-        return Rules(
-            eos_id=tokenizer.eos_id,
-            prefix=prefix,
-            last_word=last_word,
-            required=tuple(required),
-            whole=whole,
-            within_words=tuple(i for i, text in enumerate(token_bytes) if whole and text and text[:1] != b" "),
-            forbidden=tuple(
-                ForbiddenText(text.encode(), token_bytes)
-                for text in self.tokenizer.normal_target(constraints.forbidden)
-            ),
-            min_len=decoding.min_len,
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-            alphabet=alphabet,
-        )
-
-    def _split_prefix(
-        self, text: str, ids: tuple[int, ...], alphabet: Alphabet | None
-    ) -> tuple[tuple[int, ...], OpenText]:
-        """The ids of a prefix before its last word, or the space at its end, and that: outputs may go on within it."""
-        token_bytes = self._token_bytes
-        start = max((place for place, i in enumerate(ids) if token_bytes[i][:1] == b" "), default=0)
-        word = b"".join(token_bytes[i] for i in ids[start:])
-        if text.endswith(" ") and not word.endswith(b" "):  # sentencepiece leaves it out
-            start, word = len(ids), b" "
-        usable = set(range(NUM_FIXED_IDS, len(token_bytes))) - alphabet.banned if alphabet else range(len(token_bytes))
-        return ids[:start], OpenText(word, ids[start:], token_bytes, usable)
-
-    @cached_property
-    def _token_bytes(self) -> list[bytes]:
-        return self.tokenizer.target_bytes()
-
-
-def _with_characters(rules: Rules, characters: set[str]) -> Rules:
-    """The rules of a source with characters that are new to the model; those that control a terminal are left out."""
-    assert rules.alphabet is not None
-    visible = [character for character in characters if unicodedata.category(character) != "Cc"]
-    return replace(rules, alphabet=rules.alphabet.including(visible, visible))
 
 
 def _uniforms(row_numbers: list[int], sample_index: int, seed: int, length: int) -> Float[Tensor, "rows length"]:

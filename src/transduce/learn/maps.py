@@ -17,7 +17,7 @@ def head_maps(
 ) -> Picture:
     """Weights of every head, on one scale from 0 to 1: a row of maps for each attention, by its name, or none ("")."""
     num_heads = max(len(heads) for heads in maps.values())
-    size = min(2.5, 10.0 / num_heads)
+    size = min(2.5, 9.0 / num_heads)
     room = 1.2 if num_heads == 1 else 0.0  # for names and color bar, which would leave a single map little
     figure, axes = canvas(len(maps), num_heads, width=num_heads * size + room, height=len(maps) * (size + 0.25) + 0.4)
     for row, (name, heads) in enumerate(maps.items()):

@@ -43,7 +43,7 @@ def source_of(*things: type | Callable[..., Any]) -> Shown:
 def page(document: str, *, height: int, plain: str) -> Shown:
     """A self-contained page in a frame of its own; `plain` says what it shows, for readers that have no frames."""
     # Jupyter leaves frames out until the reader has run the cell, or has said that the notebook is trusted.
-    note = '<p style="color:#666">A page to play with. If there is none above this line, run the cell.</p>'
+    note = '<p style="color:#666">A page to play with. In Jupyter, if there is none above this line, run the cell.</p>'
     return Shown(plain, html=framed(document, height) + note)
 
 

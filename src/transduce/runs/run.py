@@ -74,7 +74,7 @@ class Run(Predictor):
         outputs = self.predict_n_best(given, n, constraints, decoding=self._decoding(decoding))
         sources = [text for text, n_best in zip(given, outputs, strict=True) for _ in n_best]
         details = map(vars, self.annotate(sources, [each for n_best in outputs for each in n_best]))
-        annotated = [[replace(each, **_as_tuples(next(details))) for each in n_best] for n_best in outputs]
+        annotated = [[replace(each, **next(details)) for each in n_best] for n_best in outputs]
         return annotated[0] if isinstance(texts, str) else annotated
 
     def log_prob(self, sources: str | Iterable[str], targets: Any) -> Any:
@@ -147,10 +147,6 @@ class Run(Predictor):
 
     def _decoding(self, options: dict[str, Any]) -> DecodingConfig:
         return build(DecodingConfig, to_table(self.decoding) | options)
-
-
-def _as_tuples(lists: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(values) for name, values in lists.items()}
 
 
 def _several(texts: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from transduce.data.pairs import Pairs
-from transduce.errors import TransduceError, nearest
+from transduce.errors import choose
 from transduce.text.config import Kind
+from transduce.text.scripts import UNSPACED
 
 _ENOUGH_PAIRS = 10_000  # looked at, spread evenly over the corpus
 _FEW_TYPES = 200  # a side with at most so many different words consists of symbols, such as phonemes
@@ -22,9 +23,8 @@ _TAG = re.compile(r"(<\S+>|\[\S+\]|>>\S+<<|__\S+__)\s")  # of the language to wr
 _DIGITS_OF_NUMBERS = 0.3  # share of the letters and digits of a side: with more, it consists of numbers
 _MANY_DIGITS = 0.2  # share of those of a line: with more, it is about a number
 _SENTENCE = 3  # words without a digit: with fewer, a line with a number is about the number
-_SCRIPTS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # Thai to Chinese
-_UNSPACED = re.compile(f"[{_SCRIPTS}]")
-_WORD = re.compile(rf"[{_SCRIPTS}]+|[^\s{_SCRIPTS}]+")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_WORD = re.compile(rf"[{UNSPACED}]+|[^\s{UNSPACED}]+")
 _UNSPACED_WORD_LEN = 4  # letters, generously
 
 
@@ -87,9 +87,7 @@ def recognize(pairs: Pairs) -> Task:
 
 def find_task(name: str) -> Task:
     """The task named `name`. Raises TransduceError, with the nearest name, if there is none."""
-    if name not in TASKS:
-        raise TransduceError(f"There is no task {name!r}.{nearest(name, list(TASKS))}")
-    return TASKS[name]
+    return choose("task", name, TASKS)
 
 
 def _are_numbers(lines: Sequence[str]) -> bool:

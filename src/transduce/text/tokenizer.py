@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, ClassVar, get_args
 
@@ -110,12 +111,12 @@ class Tokenizer:
         return self._target_ids(self.normal_target(lines))
 
     def source_encoder(self) -> LineEncoder:
-        """An encoder to the ids of `encode_source` as arrays, for many portions of text: it remembers words."""
-        return _line_encoder(self._source.kind, self.normal_source, self._source_ids)
+        """An encoder of lines from `normal_source`, to arrays, for many portions of text: it remembers words."""
+        return _line_encoder(self._source.kind, self._source_ids)
 
     def target_encoder(self) -> LineEncoder:
-        """An encoder to the ids of `encode_target` as arrays, for many portions of text: it remembers words."""
-        return _line_encoder(self._target.kind, self.normal_target, self._target_ids)
+        """An encoder of lines from `normal_target`, to arrays, for many portions of text: it remembers words."""
+        return _line_encoder(self._target.kind, self._target_ids)
 
     def decode_source(self, ids: Sequence[int]) -> str:
         """The text of `ids` up to the first eos; see `decode_target`."""
@@ -138,7 +139,7 @@ class Tokenizer:
 
     def target_bytes(self) -> list[bytes]:
         """The UTF-8 bytes that each id of the output layer adds to a text; the space before a word is part of it."""
-        return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
+        return self._target_bytes
 
     def to_json(self) -> str:
         """One JSON document that carries its own SHA-256."""
@@ -165,6 +166,10 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # sent to another process as the content of its file
 
+    @cached_property
+    def _target_bytes(self) -> list[bytes]:
+        return [self._target.bytes_of(i) for i in range(self.num_target_ids)]
+
     def _source_ids(self, lines: Sequence[str]) -> list[list[int]]:
         return [[*ids, self.eos_id] for ids in self._source.encode(lines)]
 
@@ -179,23 +184,16 @@ def _vocabulary(saved: dict[str, Any]) -> AnyVocabulary:
     return (SentencePieces if saved["kind"] == "sentencepiece" else Vocabulary).from_dict(saved)
 
 
-def _line_encoder(
-    kind: AnyKind,
-    normalize: Callable[[Sequence[str]], Sequence[str]],
-    encode: Callable[[Sequence[str]], list[list[int]]],
-) -> LineEncoder:
-    """`encode` with arrays for its result, and with a table of the words that it has seen where words can be split.
-
-    Lines are normalized whole: the ends of a word are no ends of a line.
-    """
+def _line_encoder(kind: AnyKind, encode: Callable[[Sequence[str]], list[list[int]]]) -> LineEncoder:
+    """`encode` with arrays for its result, and with a table of the words that it has seen where words can be split."""
     table = WordTable(lambda words: (ids[:-1] for ids in encode(words)))
 
     def flatten(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        rows = Ragged.of(encode(normalize(lines)))
+        rows = Ragged.of(encode(lines))
         return rows.ids, rows.lens
 
     def look_up(lines: Sequence[str]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        ids, lens = table.encode(normalize(lines))
+        ids, lens = table.encode(lines)
         return np.insert(ids, np.cumsum(lens), Tokenizer.eos_id), lens + 1
 
     # A space between characters is a token of its own, and sentencepiece may normalize across one.

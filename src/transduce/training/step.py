@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -48,27 +48,24 @@ class StepOutcome:
         return StepResult(loss, round(num_tokens), grad_norm, self.learning_rate)
 
 
+@dataclass(eq=False, repr=False)
 class TrainStep:
     """The update of the weights of `model`, and of their moving average if there is one; no other code changes them."""
 
-    def __init__(
-        self,
-        model: Transformer,
-        *,
-        config: TrainingConfig,
-        optim: OptimConfig,
-        process: Process = Process(),
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.optim_config = optim
-        self.process = process
+    model: Transformer
+    _: KW_ONLY
+    config: TrainingConfig
+    optim: OptimConfig
+    process: Process = Process()
+
+    def __post_init__(self) -> None:
+        model, config = self.model, self.config
         self.device = model.output_weight.device
-        self.optimizers = build_optimizers(optim, model, process)
+        self.optimizers = build_optimizers(self.optim, model, self.process)
         self.optimizer_of = {
             p: each for each in self.optimizers for group in each.param_groups for p in group["params"]
         }
-        self.average = copy.deepcopy(model).eval() if optim.ema_decay else None
+        self.average = copy.deepcopy(model).eval() if self.optim.ema_decay else None
         forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
         self._is_graphed = config.cuda_graph and self.device.type == "cuda"
@@ -155,9 +152,9 @@ class TrainStep:
         with record_function("exchange"):
             self.process.sum_([*gradients, loss_sum, num_tokens])
         torch._foreach_div_(gradients, num_tokens)
-        norm = clip_gradients(parameters, self.optim_config.max_grad_norm)
+        norm = clip_gradients(parameters, self.optim.max_grad_norm)
         numbers = torch.stack([loss_sum / num_tokens, num_tokens, norm])
-        rate = learning_rate(self.optim_config, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
+        rate = learning_rate(self.optim, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -169,7 +166,7 @@ class TrainStep:
             optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
             optimizer.step()
         if self.average is not None:
-            update_average(self.average.parameters(), parameters, decay=self.optim_config.ema_decay, step=step)
+            update_average(self.average.parameters(), parameters, decay=self.optim.ema_decay, step=step)
         return outcome
 
     def _precision(self) -> AbstractContextManager[Any]:

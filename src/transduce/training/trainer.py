@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Store(Protocol):
         """All logged rows."""
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """Training of `model` on `pairs`, with validation; the best weights and checkpoints go to `store`.
 
@@ -56,36 +57,24 @@ class Trainer:
     whose steps turned out slower than planned.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        pairs: TrainingPairs,
-        *,
-        config: TrainingConfig,
-        optim: OptimConfig,
-        store: Store,
-        validate: Callable[[nn.Module], Validation] | None = None,
-        observers: Sequence[Observer] = (),
-        process: Process = Process(),
-        deadline: float = math.inf,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.model = model
-        self.pairs: EncodedPairs  # the open window, which rows are indices into
-        if isinstance(pairs, EncodedPairs):
-            self.pairs = pairs
-        self.config = config
-        self.store = store
-        self.validate = validate
-        self.observers = observers
-        self.process = process
-        self.deadline = deadline
-        self.clock = clock
-        self.device = model.output_weight.device
+    model: Transformer
+    pairs: TrainingPairs  # then the open window of them, which rows are indices into
+    _: KW_ONLY
+    config: TrainingConfig
+    optim: OptimConfig
+    store: Store
+    validate: Callable[[nn.Module], Validation] | None = None
+    observers: Sequence[Observer] = ()
+    process: Process = Process()
+    deadline: float = math.inf
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        self.device = self.model.output_weight.device
         self.state = TrainerState()
-        self.update = TrainStep(model, config=config, optim=optim, process=process)
+        self.update = TrainStep(self.model, config=self.config, optim=self.optim, process=self.process)
         self.signals = StopSignals()
-        self._order = step_order(pairs, config)
+        self._order = step_order(self.pairs, self.config)
         self._unread: list[StepOutcome] = []  # of steps that were made but not counted yet
         self._last_result: StepResult
         self._are_told_to_stop = False
@@ -136,6 +125,7 @@ class Trainer:
         """One update from the rows in `micro_batches`: see `TrainStep`."""
         # Several processes must agree when to stop: see _agree.
         check = self.signals.check if self.process.world_size == 1 else lambda: None
+        assert isinstance(self.pairs, EncodedPairs)
         return self.update(self.pairs, micro_batches, step, check)
 
     def _next_step(self) -> None:

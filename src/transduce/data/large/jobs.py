@@ -33,23 +33,26 @@ def block_encoder(
         start, end = question["num_before"], max(0, num_rows - question["num_before"])
         sides = [next_lines(text, name, start)[:end] for text, name in zip(texts, names, strict=True)]
         src, tgt, skipped = without_empty(read_rows(names[0], sides, start))
-        encoded = [encode(lines) for encode, lines in zip(encoders, (src, tgt), strict=True)]
-        sides_seen = learnt.normal_source(src), learnt.normal_target(tgt)
+        normal = learnt.normal_source(src), learnt.normal_target(tgt)
+        encoded = [encode(lines) for encode, lines in zip(encoders, normal, strict=True)]
         longer_lens = np.maximum(*(lens for _, lens in encoded))
         is_kept = longer_lens <= max_len
         arrays: list[NDArray[np.integer]] = []
         for ids, lens in encoded:
             arrays += [ids[np.repeat(is_kept, lens)].astype(DTYPES[dtype]), lens[is_kept].astype("<i8")]
         keys = overlap_keys(src, tgt) if wanted else {}
-        counts = {
+        found = {
+            "shortest": int(longer_lens.min(initial=NO_LEN)),
             "num": {"pairs": len(src), "kept": int(is_kept.sum())},
             "skipped": skipped,
-            "shortest": int(longer_lens.min(initial=NO_LEN)),
-            "characters": ["".join(sorted(characters_of(side))) for side in sides_seen],
-            "target_bytes": sorted(bytes_among(arrays[2])),
-            "num_of_len": np.bincount(encoded[0][1][is_kept], minlength=1).tolist(),
+            "num_of_len": dict(enumerate(np.bincount(encoded[0][1][is_kept]).tolist())),
+            "seen": {
+                "source_characters": list(characters_of(normal[0])),
+                "target_characters": list(characters_of(normal[1])),
+                "target_bytes": list(bytes_among(arrays[2])),
+            },
             "overlap": {name: list(wanted[name].intersection(texts)) for name, texts in keys.items()},
         }
-        return counts, [array.tobytes() for array in arrays]
+        return found, [array.tobytes() for array in arrays]
 
     return encode_block

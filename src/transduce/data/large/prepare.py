@@ -6,13 +6,14 @@ once to encode them.
 
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from transduce.data.large.jobs import NO_LEN, Message
 from transduce.data.large.prepared_file import Manifest, PreparedFile, alone_in, key_of, write_prepared
@@ -30,7 +31,7 @@ from transduce.data.parsing import (
     unquoted,
     without_empty,
 )
-from transduce.data.seen import Seen
+from transduce.data.seen import Seen, nearly_longest
 from transduce.devices.machine import usable_cores
 from transduce.errors import DataError
 from transduce.files.atomic import write_atomically
@@ -162,44 +163,38 @@ class LargePairs:
         texts = [line_blocks(*file, num_lines=LINES_PER_BLOCK) for file in zip(self.names, digests, strict=True)]
         blocks = enumerate(zip_longest(*texts, fillvalue=b""))
         questions = (({"num_before": number * LINES_PER_BLOCK}, block) for number, block in blocks)
-        num, skipped, shortest = Counter[str](), Counter[str](), [NO_LEN]
-        characters: tuple[set[str], set[str]] = set(), set()  # of each side
-        num_of_len: Counter[int] = Counter()  # sources, by their number of ids
-        target_bytes: set[int] = set()
-        overlap: dict[str, set[str]] = {name: set() for name in valid}
+        shortest = [NO_LEN]
+        counts = {kind: Counter[str]() for kind in ("num", "skipped", "num_of_len")}
+        sets = {kind: defaultdict[str, set[Any]](set) for kind in ("seen", "overlap")}
 
         def encoded(answers: Iterable[Message]) -> Iterator[Sequence[bytes]]:
             for done, (found, arrays) in enumerate(answers, start=1):
-                num.update(found["num"])
-                skipped.update(found["skipped"])
                 shortest.append(found["shortest"])
-                for side, more in zip(characters, found["characters"], strict=True):
-                    side.update(more)
-                num_of_len.update(dict(enumerate(found["num_of_len"])))
-                target_bytes.update(found["target_bytes"])
-                for name, texts in found["overlap"].items():
-                    overlap[name].update(texts)
+                for kind, counter in counts.items():
+                    counter.update(found[kind])
+                for kind, by_name in sets.items():
+                    for name, values in found[kind].items():
+                        by_name[name].update(values)
                 progress("encoding", min(num_rows, done * LINES_PER_BLOCK), num_rows)
                 yield arrays
 
         def manifest() -> Manifest:
             self._refuse_if_changed([digest.hexdigest() for digest in digests])
+            num, skipped, overlap = counts["num"], counts["skipped"], sets["overlap"]
             refuse_no_pairs(num["pairs"], skipped, self.names)
             refuse_all_too_long(num["pairs"], max_len=max_len, shortest=min(shortest))
-            notes = (
-                f"{name}: {repair}" for name, file in zip(self.names, scanned, strict=True) for repair in file.repairs
-            )
-            sides, lens = (frozenset(characters[0]), frozenset(characters[1])), range(max_len + 1)
-            seen = Seen.counted(*sides, [num_of_len[k] for k in lens], frozenset(target_bytes))
+            source_len = nearly_longest([counts["num_of_len"][str(length)] for length in range(max_len + 1)])
             return Manifest(
                 data=list(self.sha256.values()),
                 num_pairs=num["pairs"],
                 num_long=num["pairs"] - num["kept"],
                 max_len=max_len,
                 skipped=dict(skipped),
-                notes=list(dict.fromkeys(notes)),  # each once, though a file may be both sides
+                notes=list(
+                    dict.fromkeys(note for file in scanned for note in file.repairs)
+                ),  # each once, though a file may be both sides
                 valid=list(self.valid.sha256.values()) if self.valid else [],
-                seen=seen.as_dict(),
+                seen=Seen.from_dict(sets["seen"] | {"source_len": source_len}).as_dict(),
                 overlap={name: sum(map(overlap[name].__contains__, texts)) for name, texts in valid.items()},
             )
 

@@ -73,7 +73,7 @@ def scan(name: str, *, lines_per_block: int, most_sampled: int) -> ScannedFile:
             sample, step = sample[::2], 2 * step
         num_rows = next((num_lines + k for k in range(len(lines), 0, -1) if lines[k - 1]), num_rows)
         num_lines += len(lines)
-    notes = repairs(has_mark=has_mark, num_crlf=num_crlf, num_lines=num_lines)
+    notes = repairs(name, has_mark=has_mark, num_crlf=num_crlf, num_lines=num_lines)
     return ScannedFile(digest.hexdigest(), num_lines, num_rows, notes, sample)
 
 

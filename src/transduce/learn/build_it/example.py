@@ -60,9 +60,8 @@ def plain_heads(make: Any = pieces.MultiHead) -> Any:
 
 def _layer(layer: Any, *given: Any) -> str:
     after = layer.eval()(X, *given)[0]
-    return (
-        f"out of the layer, shape {tuple(after.shape)}: what went in, plus what it fetched and computed\n{rows(after)}"
-    )
+    what = "what went in, plus what it fetched and computed, normalized"
+    return f"out of the layer, shape {tuple(after.shape)}: {what}\n{rows(after)}"
 
 
 def _network(make: Any) -> str:
@@ -80,7 +79,7 @@ def _batch(make: Any, loss: Any) -> str:
     uniform = float(loss(torch.zeros(*tgt_out.shape, 10), tgt_out))
     return (
         f"pairs    {PAIRS}\nsrc      {src.tolist()}\ntgt_in   {tgt_in.tolist()}\ntgt_out  {tgt_out.tolist()}\n"
-        f"loss of a model that knows nothing of 10 ids: {uniform:.3f} nats, which is ln 10"
+        f"loss of a model that guesses evenly among 10 ids: {uniform:.3f} nats, which is ln 10"
     )
 
 

@@ -24,6 +24,7 @@ from transduce.learn.canvas import (
     canvas,
 )
 
+_PITCH, _BOX = 1.33, 1.1  # inches from box to box of a flow, and the width of a box
 _Part = tuple[str, Tensor, str] | str  # a matrix with its title and color, or a sign between two of them
 
 
@@ -33,9 +34,9 @@ def picture(name: str) -> Picture:
         return _PICTURES[name]()
 
 
-def _matrices(*parts: _Part, names: Sequence[str] = TOKENS, decimals: int = 1) -> Picture:
+def _matrices(*parts: _Part, names: Sequence[str] = TOKENS, decimals: int = 1, shades_values: bool = True) -> Picture:
     """Matrices side by side with their numbers in them; rows of the first one have names."""
-    widths = [0.35 if isinstance(part, str) else 0.55 + 0.5 * part[1].size(1) for part in parts]
+    widths = [0.3 if isinstance(part, str) else 0.5 + 0.42 * part[1].size(1) for part in parts]
     tallest = max(part[1].size(0) for part in parts if not isinstance(part, str))
     figure, axes = canvas(1, len(parts), width=sum(widths) + 0.8, height=0.9 + 0.42 * tallest)
     grid = axes[0].get_gridspec()
@@ -48,7 +49,8 @@ def _matrices(*parts: _Part, names: Sequence[str] = TOKENS, decimals: int = 1) -
             axis.text(0.5, 0.5, part, ha="center", va="center", fontsize=15, color=INK, transform=axis.transAxes)
             continue
         title, values, color = part
-        _cells(axis, values, decimals, is_weights="weights" in title or "counts" in title)
+        is_weights = "weights" in title or "counts" in title
+        _cells(axis, values, decimals, is_weights=is_weights, is_shaded=shades_values or is_weights)
         axis.set_title(title, color=color, fontsize=9.5)
         if is_first and len(names) == values.size(0):
             for row, name in enumerate(names):
@@ -57,10 +59,10 @@ def _matrices(*parts: _Part, names: Sequence[str] = TOKENS, decimals: int = 1) -
     return figure
 
 
-def _cells(axis: Axes, values: Tensor, decimals: int, *, is_weights: bool) -> None:
+def _cells(axis: Axes, values: Tensor, decimals: int, *, is_weights: bool, is_shaded: bool) -> None:
     bound = 1.0 if is_weights else float(values[values.isfinite()].abs().max()) or 1.0
     axis.imshow(
-        values.nan_to_num(neginf=0.0),
+        values.nan_to_num(neginf=0.0) if is_shaded else torch.zeros_like(values),
         cmap=WEIGHTS if is_weights else SIGNED,
         vmin=0 if is_weights else -1.4 * bound,
         vmax=1.4 * bound,
@@ -85,32 +87,33 @@ def _flow(
 
     The notes below the boxes `inputs` go into them; `again` is a way back from one box to an earlier one.
     """
-    figure, (axis,) = canvas(width=1.75 * len(boxes) + 0.3, height=2.0)
-    axis.set(xlim=(-0.2, 1.75 * len(boxes)), ylim=(-0.9, 1.6))
+    top = 1.55 if skips or again else 0.95
+    figure, (axis,) = canvas(width=_PITCH * len(boxes) + 0.1, height=top + 0.65)
+    axis.set(xlim=(-0.1, _PITCH * len(boxes)), ylim=(-0.85, top))
     axis.set_axis_off()
     for number, (label, color) in enumerate(boxes):
-        left = 1.75 * number
+        left = _PITCH * number
         style = "round,pad=0.02,rounding_size=0.08"
         axis.add_patch(
-            FancyBboxPatch((left, 0), 1.35, 0.8, boxstyle=style, facecolor=FAINT, edgecolor=color, linewidth=1.6)
+            FancyBboxPatch((left, 0), _BOX, 0.8, boxstyle=style, facecolor=FAINT, edgecolor=color, linewidth=1.6)
         )
-        axis.text(left + 0.675, 0.4, label, ha="center", va="center", fontsize=8.6, color=INK)
+        axis.text(left + _BOX / 2, 0.4, label, ha="center", va="center", fontsize=9, color=INK)
         if number:
-            _arrow(axis, (left - 0.38, 0.4), (left - 0.03, 0.4))
+            _arrow(axis, (left - _PITCH + _BOX + 0.03, 0.4), (left - 0.03, 0.4))
         if number < len(notes):
-            axis.text(left + 0.675, -0.45, notes[number], ha="center", va="center", fontsize=8.2, color=NEUTRAL)
+            axis.text(left + _BOX / 2, -0.45, notes[number], ha="center", va="center", fontsize=9, color=INK)
     for number in inputs:
-        _arrow(axis, (1.75 * number + 0.675, -0.2), (1.75 * number + 0.675, -0.03))
+        _arrow(axis, (_PITCH * number + _BOX / 2, -0.2), (_PITCH * number + _BOX / 2, -0.03))
     if again:
-        start, end = (1.75 * number + 0.675 for number in again)
+        start, end = (_PITCH * number + _BOX / 2 for number in again)
         axis.plot([start, start, end], [0.85, 1.2, 1.2], color=NEUTRAL, linewidth=1.4)
         _arrow(axis, (end, 1.2), (end, 0.83), NEUTRAL)
-        axis.text((start + end) / 2, 1.36, "for the next token", ha="center", va="center", fontsize=8.6, color=NEUTRAL)
+        axis.text((start + end) / 2, 1.36, "for the next token", ha="center", va="center", fontsize=9, color=INK)
     for start, end in skips:
-        left, right = 1.75 * start + 1.55, 1.75 * end + 0.675
+        left, right = _PITCH * start + (_PITCH + _BOX) / 2, _PITCH * end + _BOX / 2
         axis.plot([left, left, right], [0.45, 1.2, 1.2], color=NEUTRAL, linewidth=1.4)
         _arrow(axis, (right, 1.2), (right, 0.83), NEUTRAL)
-        axis.text((left + right) / 2, 1.36, "+ x", ha="center", va="center", fontsize=8.6, color=NEUTRAL)
+        axis.text((left + right) / 2, 1.36, "+ x", ha="center", va="center", fontsize=9, color=INK)
     return figure
 
 
@@ -158,7 +161,8 @@ def _sinusoids() -> Picture:
     for channel, color in ((0, QUERY), (2, KEY), (4, VALUE)):
         axes[1].plot(table[:, channel], color=color, label=f"channel {channel}")
     axes[1].set(xlabel="position", title="a hand that turns fast, slower, slowest")
-    axes[1].legend(fontsize=8, loc="lower right")
+    axes[1].set_ylim(-1.1, 1.1)
+    axes[1].legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -220,8 +224,8 @@ def _loss() -> Picture:
     _, tgt_in, tgt_out = pieces.batch_of(PAIRS)
     names = ("pair 1", "pair 2")
     return _matrices(
-        ("decoder is given", tgt_in.float(), DECODER), "→", ("decoder has to name", tgt_out.float(), VALUE),
-        "×", ("counts in the loss", (tgt_out != 0).float(), INK), names=names, decimals=0,
+        ("decoder is given", tgt_in.float(), DECODER), "", ("decoder has to name", tgt_out.float(), VALUE),
+        "", ("counts in the loss", (tgt_out != 0).float(), INK), names=names, decimals=0, shades_values=False,
     )  # fmt: skip
 
 

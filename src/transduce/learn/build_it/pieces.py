@@ -13,7 +13,7 @@ PAD, BEGIN, END = 0, 1, 2  # ids that are no tokens of a text
 
 # 1 · attention
 def attention(q, k, v, may_look):
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # how well query i matches key j: (..., T, S)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # of query i and key j: (..., T, S)
     weights = scores.masked_fill(~may_look, -math.inf).softmax(dim=-1)  # each row adds up to 1
     return weights @ v  # a mixture of the values for each query
 
@@ -43,16 +43,17 @@ class MultiHead(nn.Module):
 
 # 4 · sinusoids
 def sinusoids(length, d_model):
-    wavelengths = 10_000 ** (torch.arange(0, d_model, 2) / d_model)
-    angles = torch.arange(length)[:, None] / wavelengths  # (length, D / 2)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine, cosine, sine, cosine, ...
+    slowness = 10_000 ** (torch.arange(0, d_model, 2) / d_model)  # of each clock, beside the first
+    angles = torch.arange(length)[:, None] / slowness  # (length, D / 2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine, cosine, sine, ...
 
 
 # 5 · layer normalization
 class LayerNorm(nn.Module):
     def __init__(self, d_model):
         super().__init__()
-        self.gain, self.bias = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+        self.gain = nn.Parameter(torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, x):
         centered = x - x.mean(dim=-1, keepdim=True)
@@ -74,7 +75,8 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, d_model, num_heads, d_ff, dropout):
         super().__init__()
-        self.attention, self.feed_forward = MultiHead(d_model, num_heads), FeedForward(d_model, d_ff)
+        self.attention = MultiHead(d_model, num_heads)
+        self.feed_forward = FeedForward(d_model, d_ff)
         self.norm_1, self.norm_2 = LayerNorm(d_model), LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -87,9 +89,10 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(self, d_model, num_heads, d_ff, dropout):
         super().__init__()
-        self.self_attention, self.cross_attention = MultiHead(d_model, num_heads), MultiHead(d_model, num_heads)
+        self.self_attention = MultiHead(d_model, num_heads)
+        self.cross_attention = MultiHead(d_model, num_heads)
         self.feed_forward = FeedForward(d_model, d_ff)
-        self.norm_1, self.norm_2, self.norm_3 = LayerNorm(d_model), LayerNorm(d_model), LayerNorm(d_model)
+        self.norm_1, self.norm_2, self.norm_3 = (LayerNorm(d_model) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, memory, may_look_back, may_look_at_source):
@@ -99,7 +102,7 @@ class DecoderLayer(nn.Module):
 
 
 # 9 · masks
-def padding_mask(ids):  # (B, S) -> (B, 1, 1, S): True at real tokens, for all heads and all queries
+def padding_mask(ids):  # (B, S) -> (B, 1, 1, S), for all heads and queries: True at real tokens
     return (ids != PAD)[:, None, None, :]
 
 
@@ -114,7 +117,7 @@ class Transformer(nn.Module):
         self.src_embedding = nn.Embedding(num_source_ids, d_model)
         self.tgt_embedding = nn.Embedding(num_target_ids, d_model)
         for embedding in (self.src_embedding, self.tgt_embedding):
-            embedding.weight.data *= d_model**-0.5  # rows of length 1: the target's are the output matrix, too
+            embedding.weight.data *= d_model**-0.5  # rows of length 1: the target's make logits, too
         sizes = (d_model, num_heads, d_ff, dropout)
         self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(num_layers))
         self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_layers))
@@ -134,7 +137,7 @@ class Transformer(nn.Module):
         x = self.embed(tgt_in, self.tgt_embedding)
         for layer in self.decoder:
             x = layer(x, memory, causal_mask(tgt_in.size(1)), padding_mask(src))
-        return x @ self.tgt_embedding.weight.T  # logits: a number for every id that may come next
+        return x @ self.tgt_embedding.weight.T  # logits: a number for every possible next id
 
     def forward(self, src, tgt_in):
         return self.decode(tgt_in, self.encode(src), src)
@@ -151,7 +154,7 @@ def batch_of(pairs):
 
 
 def loss_of(logits, tgt_out):
-    log_probs = logits.log_softmax(dim=-1).gather(-1, tgt_out[..., None])[..., 0]  # of the right next tokens
+    log_probs = logits.log_softmax(dim=-1).gather(-1, tgt_out[..., None])[..., 0]  # of the right ids
     is_real = tgt_out != PAD
     return -(log_probs * is_real).sum() / is_real.sum()
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from torch import Tensor
 
@@ -56,7 +57,10 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
     """
     src_len, tgt_len = batch.src.size(1), batch.tgt_in.size(1)
     real_src = padding_mask(batch.src, PAD)[:, 0, 0]
-    figure, axes = canvas(len(sources), len(_ATTENTIONS), width=8.4, height=2.6 * len(sources) + 0.4)
+    figure, axes = canvas(len(sources), len(_ATTENTIONS), width=8.4, height=3.3 * len(sources) + 0.4)
+    grid = axes[0].get_gridspec()
+    assert grid is not None
+    grid.set_width_ratios([src_len, tgt_len, src_len])  # so that cells are of one size everywhere
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
         of_source = real_src[number]
         causal = causal_mask(tgt_len)
@@ -73,17 +77,19 @@ def batch_masks(batch: Batch, sources: Sequence[Sequence[str]], targets: Sequenc
             axis.set_yticks(torch.arange(0.5, len(queries) - 1).tolist(), minor=True)
             axis.grid(which="minor", color=FAINT)
             axis.tick_params(which="minor", length=0)
-            axis.spines[["top", "right"]].set_visible(True)
+            axis.spines[:].set(visible=True, color=NEUTRAL)
+            axis.set_anchor("N")
             real = batch.tgt_in[number] != PAD if queries is target else of_source
             for label, is_real in zip(axis.get_yticklabels(), real.tolist(), strict=True):
                 label.set_color(INK if is_real else NEUTRAL)
         axes[3 * number].set_ylabel("query (who looks)")
     for axis in axes[-3:]:
         axis.set_xlabel("key (what is looked at)")
-    patches = [Patch(facecolor=ENCODER, label="in color: may look")]
-    patches += [Patch(facecolor=NEUTRAL, label="hidden: padding")]
-    patches += [Patch(facecolor="white", edgecolor=NEUTRAL, label="hidden: future")]
-    figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=9)
+    may_look = tuple(Patch(facecolor=color) for _, color in _ATTENTIONS)
+    patches: list[Any] = [may_look, Patch(facecolor=NEUTRAL), Patch(facecolor="white", edgecolor=NEUTRAL)]
+    names = ["may look", "hidden: padding", "hidden: future"]
+    side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
+    figure.legend(patches, names, loc="outside lower center", ncols=3, fontsize=9, handler_map=side_by_side)
     return figure
 
 

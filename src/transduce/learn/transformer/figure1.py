@@ -72,12 +72,12 @@ def figure_one_map(*lit: str) -> Picture:
     figure, (axis,) = canvas(width=4.6, height=5.0)
     _draw(axis, parts, None, ("N ×", "N ×"), scale=0.72)
     where = "Figure 1 of the paper" if parts == PARTS else f"This chapter: {', '.join(lit)}"
-    axis.set_title(textwrap.fill(where, 60), loc="left", fontsize=8.5, fontweight="normal", color=INK)
+    axis.set_title(textwrap.fill(where, 68), loc="left", fontsize=8.5, fontweight="normal", color=INK)
     return figure
 
 
 def _draw(axis: Axes, lit: frozenset[str], shapes: Shapes | None, times: tuple[str, str], scale: float) -> None:
-    axis.set(xlim=(-0.3, 9.6), ylim=(-1.05, 13.4))
+    axis.set(xlim=(-0.5, 9.8), ylim=(-1.05, 13.4))
     axis.set_axis_off()
     _frame(axis, _LEFT, 3.0, 8.15, times[0], ENCODER, side=-1)
     _frame(axis, _RIGHT, 3.0, 10.65, times[1], DECODER, side=1)
@@ -169,7 +169,7 @@ def _memory(axis: Axes, scale: float) -> None:
 def _frame(axis: Axes, x: float, bottom: float, top: float, times: str, color: str, side: int) -> None:
     style: Any = {"boxstyle": "round,pad=0.05,rounding_size=0.2", "facecolor": FAINT, "edgecolor": color, "alpha": 0.5}
     axis.add_patch(FancyBboxPatch((x - 1.62, bottom), 3.24, top - bottom, zorder=0, **style))
-    axis.text(x + side * 2.0, (bottom + top) / 2, times, ha="center", va="center", fontsize=11, color=color)
+    axis.text(x + side * 2.15, (bottom + top) / 2, times, ha="center", va="center", fontsize=11, color=color)
 
 
 def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = INK) -> None:

@@ -9,6 +9,7 @@
 What is defined here belongs to no other lesson; all else comes from where the names below say.
 """
 
+import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +172,8 @@ def live_figure_one(reverser: Reverser) -> Picture:
     src = pad_sources(reverser.tokenizer.encode_source(list(_BATCH)))
     targets = pad_sources(reverser.tokenizer.encode_target(turned))
     tgt_in = torch.cat((torch.full_like(targets[:, :1], reverser.tokenizer.bos_id), targets[:, :-1]), dim=1)
-    return figure_one(live_shapes(reverser.model, src, tgt_in), num_encoder_layers=2, num_decoder_layers=2)
+    # Five tokens written so far: what has the length of the source, and what that of the target, then shows.
+    return figure_one(live_shapes(reverser.model, src, tgt_in[:, :5]), num_encoder_layers=2, num_decoder_layers=2)
 
 
 def traced_text(traced: Trace, reverser: Reverser) -> str:
@@ -221,26 +223,36 @@ def train_to_pronounce(settings: str) -> Pronouncer:
     def tell(row: Any) -> None:
         if "word_error" in row:
             loss = f"{row['loss']:.2f} nats per phoneme"
-            print(f"step {row['step']:5,}: {loss}, {row['word_error']:.0f} % of validation words wrong")
+            print(f"step {row['step']:5,}: {loss}, {row['word_error']:.0f}% of validation words wrong")
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         config = load_config(settings, "the cell above", _QUICK if FAST else [])
         train_as_shipped(config, run, corpus=Corpus(some["train"], some["valid"]), observers=[tell])
         print("the run folder:", ", ".join(sorted(path.name for path in run.iterdir())))
-        print("(model.safetensors: the parameters; checkpoints: states of the training, from which it can go on)")
+        print("model.safetensors: the parameters; checkpoints: states of the training, to go on from")
+        smoothed = _least_loss(config.training.label_smoothing, load(run).tokenizer.num_target_ids)
+        print(f"In training, the loss is that of smoothed targets: it cannot fall below {smoothed:.2f}.")
+        print("In validation nothing is smoothed, and the averaged parameters are used: hence the lower loss.")
         return Pronouncer(load(run), list(some["test"].src), list(some["test"].tgt))
+
+
+def _least_loss(label_smoothing: float, num_ids: int) -> float:
+    """What a model pays that gives each token exactly the smoothed probability asked for: in nats."""
+    others = label_smoothing / num_ids
+    right = 1 - label_smoothing + others
+    return -right * math.log(right) - (num_ids - 1) * others * math.log(others) if label_smoothing else 0.0
 
 
 def looked_at(predictor: Predictor, word: str) -> Picture:
     """Where the last layer's cross-attention looked while the model wrote, averaged over its heads."""
     tokenizer = predictor.tokenizer
     src = tokenizer.encode_source([word])[0]
-    tgt = tokenizer.encode_target(predictor.predict([word]))[0]
+    tgt_in = [tokenizer.bos_id, *tokenizer.encode_target(predictor.predict([word]))[0][:-1]]
     with torch.inference_mode(), record_attention(predictor.model, "cross_attention") as recorded:
-        predictor.model(torch.tensor([src]), torch.tensor([[tokenizer.bos_id, *tgt[:-1]]]))
+        predictor.model(torch.tensor([src]), torch.tensor([tgt_in]))
     weights = list(recorded.values())[-1][0].mean(dim=0).numpy()
-    return alignment(weights, source=tokenizer.source_tokens(src), target=tokenizer.target_tokens(tgt))
+    return alignment(weights, source=tokenizer.source_tokens(src), target=tokenizer.target_tokens(tgt_in))
 
 
 def _numbers(vector: Tensor) -> str:

@@ -28,7 +28,7 @@ from transduce.learn.transformer.reasons import Chains, QualityBySteps
 from transduce.learn.why_it_matters.experiments import GRU, LOOKING, TRANSFORMER, Gradients
 
 _COLORS = {TRANSFORMER: SERIES[0], GRU: SERIES[1], LOOKING: SERIES[2]}
-_MARKERS = {TRANSFORMER: "o-", GRU: "s-", LOOKING: "D-"}
+_MARKERS = {TRANSFORMER: "o-", GRU: "s-", LOOKING: "D--"}
 
 
 def soft_look_up() -> Picture:
@@ -77,27 +77,30 @@ def blind_to_order() -> Picture:
 
 def position_schemes() -> Picture:
     """Three ways to number positions: counting, dividing by the length, and the hands of clocks."""
-    figure, axes = canvas(1, 3, width=10.2, height=2.8)
+    figure, axes = canvas(1, 3, width=9.8, height=2.8)
     places = torch.arange(40)
     axes[0].plot(places, places, color=DECODER)
     axes[0].axhspan(-2, 2, color=FAINT)
     axes[0].text(14, 3.0, "numbers in an embedding", fontsize=8.5, color=NEUTRAL)
     axes[0].set(title="0, 1, 2, …: grows without end", xlabel="position", ylabel="number added", ylim=(-4, 40))
-    for length, color in ((10, ENCODER), (40, DECODER)):
+    for length, color in ((11, ENCODER), (41, DECODER)):
         at = torch.arange(length)
         axes[1].plot(at, at / (length - 1), ".-", color=color, label=f"sentence of {length} tokens")
     axes[1].set(title="position / length: steps differ", xlabel="position")
     axes[1].legend(fontsize=8)
     for channel, color in ((0, QUERY), (2, KEY), (4, VALUE)):
-        axes[2].plot(places, pieces.sinusoids(40, 8)[:, channel], color=color)
-    axes[2].set(title="clock hands: small, and equal steps", xlabel="position")
+        axes[2].plot(places, pieces.sinusoids(40, 8)[:, channel], color=color, label=f"channel {channel}")
+    axes[2].set(title="clock hands: small, equal turns", xlabel="position", ylim=(-1.1, 1.9), yticks=(-1, 0, 1))
+    axes[2].legend(fontsize=8, ncols=3, loc="upper center", columnspacing=0.8, handlelength=1.2)
+    for axis in axes:
+        axis.title.set_fontsize(10)
     return figure
 
 
 def clock_hands(d_model: int = 16, positions: tuple[int, ...] = (0, 1, 2, 3, 10, 11)) -> Picture:
     """A dial for each of the first four pairs of channels, at some positions: where its hand stands."""
     num_hands = 4
-    figure, axes = canvas(num_hands, len(positions), width=1.25 * len(positions), height=1.25 * num_hands + 0.3)
+    figure, axes = canvas(num_hands, len(positions), width=1.15 * len(positions) + 1.2, height=1.15 * num_hands + 0.3)
     table = pieces.sinusoids(max(positions) + 1, d_model)
     circle = torch.linspace(0, 2 * math.pi, 80)
     for hand in range(num_hands):
@@ -111,26 +114,27 @@ def clock_hands(d_model: int = 16, positions: tuple[int, ...] = (0, 1, 2, 3, 10,
             if hand == 0:
                 axis.set_title(f"position {position}", fontsize=8.5, fontweight="normal")
             if column == 0:
-                axis.set_ylabel(f"channels\n{2 * hand}, {2 * hand + 1}\nof {d_model}", fontsize=8, color=SERIES[hand])
+                label = f"clock {hand} of {d_model // 2}:\nchannels {2 * hand}, {2 * hand + 1}"
+                axis.set_ylabel(label, fontsize=9, color=SERIES[hand], rotation=0, ha="right", va="center")
     return figure
 
 
 @torch.no_grad()
 def through_layers(num_layers: int = 24) -> Picture:
     """Untrained layers, one on the other, with additions and norms and without: sizes, and how alike tokens become."""
-    kinds = {
-        "neither": (False, False, NEUTRAL),
-        "norm alone": (False, True, DECODER),
-        "add alone": (True, False, KEY),
-        "add and norm": (True, True, ENCODER),
+    kinds: dict[str, tuple[bool, bool, dict[str, Any]]] = {  # curves that lie on one another differ in width and dashes
+        "neither": (False, False, {"color": NEUTRAL, "linewidth": 5, "alpha": 0.6}),
+        "norm alone": (False, True, {"color": DECODER, "linewidth": 2.5}),
+        "add alone": (True, False, {"color": KEY, "linewidth": 2.5}),
+        "add and norm": (True, True, {"color": ENCODER, "linestyle": (0, (3, 3))}),
     }
     figure, (left, right) = canvas(1, 2, width=9.4, height=3.0)
-    for name, (adds, norms, color) in kinds.items():
+    for name, (adds, norms, style) in kinds.items():
         sizes, alike = _layer_by_layer(num_layers, adds=adds, norms=norms)
-        left.plot(sizes, color=color, label=name)
-        right.plot(alike, color=color)
+        left.plot(sizes, label=name, **style)
+        right.plot(alike, label=name, **style)
     left.set(title="How large the numbers are", xlabel="layers passed", ylabel="root mean square", yscale="log")
-    left.legend(fontsize=8.5)
+    right.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     right.set(title="How alike the tokens are", xlabel="layers passed", ylabel="mean cosine", ylim=(-0.1, 1.08))
     return figure
 
@@ -184,7 +188,7 @@ def chain_lengths(found: Chains) -> Picture:
         axis.plot(found.lengths, counts, _MARKERS[name], color=_COLORS[name], label=label)
         axis.text(found.lengths[-1] * 1.06, counts[-1], f"{counts[-1]:,}", va="center", color=_COLORS[name])
     axis.set(title="Operations that have to wait for one another", xlabel="tokens in source and in target")
-    axis.set(ylabel="longest chain")
+    axis.set(ylabel="operations in the longest chain")
     _logarithmic(axis, found.lengths)
     return figure
 
@@ -215,9 +219,10 @@ def quality_curves(found: QualityBySteps) -> Picture:
         left.plot(list(losses), list(losses.values()), _MARKERS[name], color=_COLORS[name], label=name)
     left.set(title="Training loss", xlabel="steps", ylabel="nats per phoneme", xscale="log")
     left.legend(fontsize=8.5)
-    right.axhline(0, color=_COLORS[TRANSFORMER], linewidth=1.6)
+    right.axhline(0, color=_COLORS[TRANSFORMER], linewidth=1.6, label=TRANSFORMER)
     for name, points in found.behind.items():
-        right.plot(list(points), list(points.values()), _MARKERS[name], color=_COLORS[name])
+        right.plot(list(points), list(points.values()), _MARKERS[name], color=_COLORS[name], label=name)
+    right.legend(fontsize=8.5)
     right.set(title="Phonemes wrong, beside the Transformer", xlabel="steps", xscale="log")
     right.set(ylabel="percentage points more wrong")
     for axis, values in ((left, found.losses[TRANSFORMER]), (right, found.behind[GRU])):

@@ -276,8 +276,8 @@ def _channel_by_channel(length: int, d_model: int) -> Tensor:
 @exercise(
     "build-sinusoids",
     hints=(
-        "One wavelength for each *pair* of channels: 10000^(2i/d); the 2i are `torch.arange(0, d_model, 2)`.",
-        "`torch.arange(length)[:, None] / wavelengths` is a table of angles, (length, d / 2).",
+        "One slowness for each *pair* of channels: 10000^(2c/d); the 2c are `torch.arange(0, d_model, 2)`.",
+        "`torch.arange(length)[:, None] / slowness` is a table of angles, (length, d / 2).",
         "Sines and cosines take turns: `torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)`.",
     ),
     solution=pieces.sinusoids,

@@ -130,7 +130,7 @@ def _layer_size(d_model: int, d_ff: int) -> int:
 @exercise(
     "architecture-layer-size",
     hints=(
-        "Attention has four square matrices, each with a bias. Heads cost nothing: they share the matrices out.",
+        "Attention has four square matrices, each with a bias. Heads cost nothing: they share the same matrices.",
         "The feed-forward network: d_model x d_ff and back, with biases of d_ff and of d_model.",
         "Two norms, each with a gain and a bias of d_model numbers.",
     ),

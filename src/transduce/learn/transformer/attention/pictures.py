@@ -1,6 +1,7 @@
 """Pictures of attention: a saturated softmax, one head and several, the scale of embeddings, attention alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -15,7 +16,7 @@ _SAID = {"with the root": "divided by √d_k", "without": "not divided"}
 
 def saturation_curves(found: Saturation) -> Picture:
     """The largest weight, and how much of a gradient comes back, by d_k; beside them the weights of one draw."""
-    figure, (left, middle, right) = canvas(1, 3, width=10.6, height=3.2)
+    figure, (left, middle, right) = canvas(1, 3, width=9.8, height=3.2)
     for axis, values in ((left, found.largest), (middle, found.jacobian)):
         for (name, color), marker in zip(_SIDES.items(), "os", strict=True):
             axis.plot(found.widths, values[name], color=color, marker=marker, ms=5, label=_SAID[name])
@@ -24,11 +25,13 @@ def saturation_curves(found: Saturation) -> Picture:
         axis.set_xlabel("d_k")
         axis.set_ylim(0, None)
     left.set(title="Largest of 20 weights", ylabel="weight")
-    middle.set(title="Do nudged scores move weights?", ylabel="size of the derivative")
+    middle.set(title="Do scores move weights?", ylabel="size of the derivative\nof weights with respect to scores")
     left.legend(fontsize=9)
-    for name, color in _SIDES.items():
+    for number, (name, color) in enumerate(_SIDES.items()):
         weights = found.example[name][-1]
-        right.bar(range(1, len(weights) + 1), weights.tolist(), color=color, alpha=0.65, label=_SAID[name])
+        at = [key + 0.42 * (number - 0.5) for key in range(1, len(weights) + 1)]
+        right.bar(at, weights.tolist(), 0.42, color=color, label=_SAID[name])
+    right.legend(fontsize=9)
     right.set(title=f"One query, d_k = {found.widths[-1]}", xlabel="key, largest weight first", ylabel="weight")
     return figure
 
@@ -58,11 +61,12 @@ def look_up_bars(found: TwoLookUps) -> Picture:
         "both": [found.both[name] for name in names],
     }
     _grouped_bars(left, names, groups)
-    left.set(title="Share of places right", ylim=(0, 1.3))
-    left.legend(ncols=3, fontsize=9, loc="upper center")
-    for number, (name, training) in enumerate(found.trainings.items()):
-        style = "--" if "FFN" in name else "-"
-        right.plot(training.smoothed(), style, color=SERIES[number], label=name)
+    left.set(title="Symbols right", ylabel="share of positions", ylim=(0, 1.3), yticks=(0, 0.25, 0.5, 0.75, 1))
+    left.axhline(1 / found.num_symbols, color=INK, linestyle=":", linewidth=1, label="guessing one")
+    left.legend(ncols=4, fontsize=8, loc="upper center", columnspacing=0.8, handlelength=1.2)
+    for number, (name, training) in enumerate(found.trainings.items()):  # dashed ones lie on others: those are wide
+        style: Any = {"linestyle": "--"} if "FFN" in name else {"linewidth": 4.5, "alpha": 0.45}
+        right.plot(training.smoothed(), color=SERIES[number], label=name, **style)
     right.set(title="Learning", xlabel="step", ylabel="loss (nats per symbol)", ylim=(0, None))
     right.legend(fontsize=9)
     return figure
@@ -77,7 +81,7 @@ def look_up_maps(found: TwoLookUps, name: str, symbols: str) -> Picture:
 
 def scale_curves(found: EmbeddingScale) -> Picture:
     """Losses with the factor and without on both tasks, one curve for each seed; then the same for longer."""
-    figure, axes = canvas(1, 3, width=10.6, height=3.2)
+    figure, axes = canvas(1, 3, width=9.8, height=3.2)
     colors = {"the paper": ENCODER, "no factor": DECODER}
     for axis, (task, runs) in zip(axes, found.trainings.items(), strict=False):
         for name, trainings in runs.items():
@@ -87,7 +91,8 @@ def scale_curves(found: EmbeddingScale) -> Picture:
     for name, training in found.longer.items():
         axes[2].plot(training.smoothed(), color=colors[name], label=name)
     axes[2].set(title=f"reversal, one start, {len(training.losses)} steps", xlabel="step", ylim=(0, None))
-    axes[0].legend(fontsize=9)
+    for axis in (axes[0], axes[2]):
+        axis.legend(fontsize=9)
     return figure
 
 

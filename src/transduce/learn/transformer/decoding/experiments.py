@@ -80,7 +80,7 @@ class OwnWriting:
 
     told_at: list[float]  # share of right tokens at position 1, 2, ... when told all right ones before
     own_at: list[float]  # the same when it goes on from its own
-    whole: float  # share of answers without any slip
+    whole: float  # share of answers without any slip: the same either way, as it sees the same up to the first one
 
     @property
     def told(self) -> float:

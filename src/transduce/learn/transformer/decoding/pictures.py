@@ -1,6 +1,7 @@
 """Pictures of chapters 8 and 9: what training pays, what searches find, where slips lead."""
 
 import numpy as np
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from transduce.learn.canvas import (
     DECODER,
@@ -39,7 +40,7 @@ def schedules(num_steps: int = 20_000, warmup_steps: int = 4_000, d_model: int =
     """The learning rate of each step: equation 3, and what else is shipped, with the same peak."""
     figure, (axes,) = canvas(width=7.5, height=2.8)
     steps = np.unique(np.linspace(1, num_steps, 500).astype(int))
-    names = {"inverse_sqrt": "equation 3", "linear": "linear", "cosine": "cosine", "constant": "constant"}
+    names = {"inverse_sqrt": "equation 3", "linear": "linear", "cosine": "half a cosine wave", "constant": "constant"}
     for (schedule, name), color, style in zip(names.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
         config = OptimConfig(schedule=schedule, warmup_steps=warmup_steps)  # type: ignore[arg-type]
         rates = [1e4 * learning_rate(config, int(step), d_model=d_model, num_steps=num_steps) for step in steps]
@@ -99,18 +100,18 @@ def unshifted(found: Unshifted) -> Picture:
 
 def own_writing(found: OwnWriting, guess: float | None = None) -> Picture:
     """Share of right tokens by position, told and left alone; `guess` is the reader's, of whole answers."""
-    figure, (axes,) = canvas(width=7.5, height=3.0)
+    figure, (axes,) = canvas(width=9.0, height=3.0)
     at = range(1, len(found.told_at) + 1)
     axes.plot(at, found.told_at, "o-", color=ENCODER, label=f"told the right tokens before: {found.told:.0%}")
     axes.plot(at, found.own_at, "s--", color=DECODER, label=f"after its own tokens: {found.own:.0%}")
-    axes.axhline(found.whole, color=INK, linestyle=":", label=f"whole outputs right: {found.whole:.0%}")
+    axes.axhline(found.whole, color=INK, linestyle=":", label=f"whole outputs right, either way: {found.whole:.0%}")
     if guess is not None:
         axes.axhline(guess, color=NEUTRAL, linewidth=0.8, label=f"your guess of whole answers: {guess:.0%}")
     axes.set_xlabel("position in the output")
     axes.set_ylabel("share of right tokens")
     axes.set_xticks(list(at))
     axes.set_ylim(0, 1.05)
-    axes.legend(fontsize=9, loc="lower left")
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -122,6 +123,8 @@ def search_errors(found: Searches) -> Picture:
     left.bar_label(bars, [f"{found.misses(size):.0%}" for size in sizes])
     left.set_xlabel("beam size (1 is greedy)")
     left.set_ylabel("sources whose most probable\noutput is missed")
+    left.yaxis.set_major_locator(MultipleLocator(0.05))
+    left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     best = sum(answer.log_prob for answer in found.likeliest) / len(found.likeliest)
     right.plot(range(len(sizes)), [found.mean_log_prob(size) for size in sizes], "o-", color=DECODER, label="found")
     right.axhline(best, color=INK, linestyle=":", label="the most probable of all")
@@ -145,7 +148,7 @@ def lengths(found: Lengths) -> Picture:
         axes.set_xlabel("beam size (1 is greedy)")
         axes.set_ylabel(f"share of outputs for\n{LONG} symbols")
         axes.set_ylim(-0.05, 1.1)
-        axes.legend(loc="center left")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -155,6 +158,6 @@ def alignment(weights: np.ndarray, *, source: list[str], target: list[str]) -> P
     image = axes.imshow(weights, cmap=WEIGHTS, vmin=0, vmax=1, aspect="auto")
     name_ticks(axes, queries=target, keys=source)
     axes.set_xlabel("letters: keys")
-    axes.set_ylabel("phonemes: queries")
+    axes.set_ylabel("phonemes that go in: queries")
     figure.colorbar(image, ax=axes, label="attention weight")
     return figure
