@@ -8,6 +8,7 @@ TransduceError              2   a setting or an argument that cannot be used
 ├── MissingInputError      66   a file or folder that is not there
 ├── RunFolderError         73   a run folder that cannot be written, is taken, or belongs to another run
 ├── DamagedFileError       74   bytes that are not the ones that were written
+├── LostProcessError       75   one of several processes that train together has ended
 ├── DivergedError          76   a loss or gradient that is no longer finite
 └── ConfigMismatchError    78   a run resumed with settings or data it was not started with
 """
@@ -61,6 +62,12 @@ class DamagedFileError(TransduceError):
     """Bytes that are not the ones that were written."""
 
     exit_status = 74
+
+
+class LostProcessError(TransduceError):
+    """One of several processes that train together has ended."""
+
+    exit_status = 75
 
 
 class DivergedError(TransduceError):

@@ -144,7 +144,10 @@ def test_two_machines_train_like_one_process_which_goes_on_where_they_stopped(
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         as_in_other_processes(patch)
-        for name, arguments in (("machine-0", [*words, "--resume"]), ("alone", ["--run-dir", "alone"])):
+        for name, arguments in (
+            ("machine-0", [*words, "--resume", "--processes", "1"]),
+            ("alone", ["--run-dir", "alone"]),
+        ):
             patch.setenv("STEPS", str(folder / f"{name}.steps"))
             patch.setenv("TRANSDUCE_CACHE", str(folder / f"{name}.cache"))
             outcome = command("train", "settings.toml", *arguments)

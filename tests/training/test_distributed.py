@@ -1,7 +1,7 @@
 import json
-import math
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 
 from smallest_model import SMALLEST_MODEL
 from transduce.cli import main as cli
-from transduce.cli import processes
+from transduce.devices import machine
 from transduce.runs import train as experiment
 from transduce.runs.folder import RunFolder
+from transduce.training import helpers, trainer
 from transduce.training import step as train_step
-from transduce.training import trainer
 
 NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
 
@@ -182,7 +181,7 @@ def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) 
     before = take_steps(folder)
 
     # One process goes on in the same order.
-    status, told = train_alone(folder, "stopped", "--resume")
+    status, told = train_alone(folder, "stopped", "--resume", "--processes", "1")
     assert status == 0, told
     joined = before | take_steps(folder)
     assert {step: rows for step, (rows, _) in joined.items()} == {step: rows for step, (rows, _) in alone.items()}
@@ -208,129 +207,108 @@ def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> 
     assert sorted(steps) == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(
-        f"""
-        [data]
-        dataset = "copy"
-        {SMALLEST_MODEL}
-        [training]
-        steps = 100000
-        micro_batches = 2
-        batch_tokens = 128
-        log_every = 1
-        [validation]
-        metrics = []
-        """
-    )
-    words = ["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "2"]
-    command = [sys.executable, "-m", "transduce", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        before = []
-        for line in running.stderr:
-            before.append(line)
-            if line.startswith("step 3/"):
-                running.send_signal(signal.SIGTERM)
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+COPY = f"""
+[data]
+dataset = "copy"
+{SMALLEST_MODEL}
+[training]
+steps = 100000
+micro_batches = 2
+batch_tokens = 128
+log_every = 1
+[validation]
+metrics = []
+"""
+
+
+class Running:
+    """A command that trains, and the helper beside it."""
+
+    def __init__(self, *words: object) -> None:
+        command = [sys.executable, "-m", "transduce", "train", *map(str, words)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if match := re.match(r"step (\d+)/", line):
+                self.first_step = int(match[1])
                 break
-        rest = running.stderr.read()
-    assert running.returncode == 143, before
-    told = [line for line in rest.split("\n") if "Go on with" in line]
-    assert len(told) == 1 and "--processes 2 --resume" in told[0]
-    folder = RunFolder.open(tmp_path / "run")
-    assert folder.facts["started"]["processes"] == 2
-    stopped_at = folder.checkpoints()[-1]
-    assert stopped_at >= 3
-    assert cli.main([*words, "--resume", "--training.steps", str(stopped_at + 2), "--quiet"]) == 0
-    assert folder.checkpoints()[-1] == stopped_at + 2
+        (self.helper,) = map(
+            int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        )
+
+    def end(self) -> tuple[int, str]:
+        """The exit status and what was said; neither process is there after five seconds."""
+        end = time.monotonic() + 5
+        assert self.process.stderr is not None
+        while self.process.poll() is None or Path(f"/proc/{self.helper}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        with self.process.stderr:
+            return self.process.returncode, self.process.stderr.read()
 
 
-def test_a_mistake_in_the_settings_of_two_processes_is_told_once_before_they_start(
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the helper among the processes of Linux")
+def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(COPY)
+    words = [tmp_path / "run.toml", "--run-dir", tmp_path / "run"]
+    run, saved = RunFolder(tmp_path / "run"), 0
+
+    def steps_saved(running: Running) -> int:
+        assert run.checkpoints()[-1] >= running.first_step > saved
+        return run.checkpoints()[-1]
+
+    running = Running(*words, "--processes", "2")
+    os.kill(running.helper, signal.SIGKILL)
+    status, told = running.end()
+    assert (status, "process 1 of 2 has ended by signal 9" in told) == (75, True), told
+    saved = steps_saved(running)
+
+    running = Running(*words, "--resume")  # with as many processes as before
+    running.process.kill()
+    status, told = running.end()
+    assert (status, f"All is saved up to step {run.checkpoints()[-1]:,}" in told) == (-9, True), told
+    saved = steps_saved(running)
+
+    running = Running(*words, "--resume")
+    running.process.terminate()
+    status, told = running.end()
+    assert (status, told.count("--resume")) == (143, 1), told
+    saved = steps_saved(running)
+    assert [session["machine"]["processes"] for session in run.facts["resumed"]] == [2, 2]
+
+
+def test_a_script_without_a_guard_trains_pairs_in_memory_with_two_processes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import transduce
+print("once")
+pairs = [(f"a{n}", f"b{n}") for n in range(64)]
+sections = {"training": {"steps": 3, "batch_tokens": 64, "part_tokens": 16}, "model": {"d_model": 16, "num_heads": 1}}
+sections["tokenizer"] = {"source": "characters", "target": "characters"}
+print(transduce.train(pairs, "run", processes=2, **sections).step)
+"""
+    )
+    _, environment = machine.python_module("transduce")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"once\n3\n"), done.stderr
+
+
+def test_helpers_that_get_no_work_end_and_what_is_refused_is_told_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(processes.subprocess, "Popen")
-    assert cli.main(["train", str(tmp_path / "none.toml"), "--processes", "2"]) == 66
-    assert capfd.readouterr().err.count("none.toml") == 1
+    started: list[subprocess.Popen[bytes]] = []
 
+    def start(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(*words, **options))
+        return started[-1]
 
-def test_a_file_in_the_current_folder_is_not_imported_for_a_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "argparse.py").write_text("raise SystemExit(3)")
-    monkeypatch.chdir(tmp_path)
-    assert processes.spawn(1, ["--version"]) == 0
-
-
-@pytest.mark.parametrize(("chosen", "expected"), [(None, "3"), ("5", "5")])
-def test_processes_share_the_usable_cores_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
-) -> None:
-    environments = []
-
-    class Ended:
-        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
-            environments.append(env)
-
-        def poll(self) -> int:
-            return 0
-
-    if chosen:
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    else:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(processes.machine, "usable_cores", lambda: 7)
-    monkeypatch.setattr(processes.subprocess, "Popen", Ended)
-    assert processes.spawn(2, []) == 0
-    assert [each["OMP_NUM_THREADS"] for each in environments] == [expected] * 2
-
-
-@pytest.mark.parametrize(("ends_after", "killed_after"), [(0.3, None), (math.inf, 10.0)])
-def test_when_one_process_fails_the_others_have_a_while_to_end_and_are_not_waited_for_longer(
-    monkeypatch: pytest.MonkeyPatch, ends_after: float, killed_after: float | None
-) -> None:
-    now = 0.0
-    killed: list[float] = []
-
-    class Child:
-        num_made = 0
-
-        def __init__(self, *_: object, **__: object) -> None:
-            self.ends = [0.0, ends_after][Child.num_made]
-            Child.num_made += 1
-
-        def poll(self) -> int | None:
-            return 2 if now >= self.ends or killed else None
-
-        def send_signal(self, signum: int) -> None:
-            assert signum == signal.SIGKILL
-            killed.append(now)
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr(processes.subprocess, "Popen", Child)
-    monkeypatch.setattr(processes, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
-    assert processes.spawn(2, []) == 2
-    assert killed == ([] if killed_after is None else [pytest.approx(killed_after, abs=0.1)])
-    assert now == pytest.approx(killed_after or ends_after, abs=0.2)
-
-
-def test_processes_can_be_started_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: SimpleNamespace(poll=lambda: 7))
-    with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(processes.spawn, 1, []).result() == 7
-
-
-def test_a_stop_counts_though_the_processes_have_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ended:
-        def __init__(self, *_: object, **__: object) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        def poll(self) -> int:
-            return 0
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(processes.subprocess, "Popen", Ended)
-    assert processes.spawn(1, []) == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setattr(
+        helpers, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    )
+    (tmp_path / "run.toml").write_text(COPY.replace('dataset = "copy"', 'train = "none.tsv"'))
+    assert cli.main(["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "3"]) == 66
+    assert capfd.readouterr().err.count("none.tsv") == 1
+    assert [child.returncode is not None for child in started] == [True, True]

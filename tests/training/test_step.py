@@ -49,6 +49,9 @@ def pairs_of(num_pairs: int = 31, longest: int = 9) -> EncodedPairs:
     return EncodedPairs([row() for _ in range(num_pairs)], [row() for _ in range(num_pairs)])
 
 
+SMALL_PARTS = replace(TRAINING, part_tokens=30)
+
+
 def new_step(
     training: TrainingConfig = TRAINING,
     optim: OptimConfig = OPTIM,
@@ -92,23 +95,20 @@ def test_parts_hold_each_row_once_and_in_order_and_are_as_equal_as_can_be(
 ) -> None:
     pairs = EncodedPairs([[EOS] * src_len for src_len, _ in lens], [[EOS] * tgt_len for _, tgt_len in lens])
     rows = np.random.default_rng(seed).permutation(len(lens))
-    parts = split_for_cpu(pairs, rows)
+    parts = split_for_cpu(pairs, rows, 1024)
     assert np.concatenate(parts).tolist() == rows.tolist()
     assert len(parts) in (1, 2, 4, 8, 16, 32)
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1 <= min(sizes)
-    num_padded, most = len(rows) * max(map(max, lens)), train_step._PART_TOKENS_ON_CPU
+    num_padded, most = len(rows) * max(map(max, lens)), 1024
     assert num_padded <= most * len(parts) or 2 * len(parts) > len(rows)  # small enough, or as small as can be
     assert len(parts) == 1 or num_padded > most * len(parts) / 2  # and no smaller than they need be
 
 
 @pytest.mark.parametrize(("num_rows", "length", "num_parts"), [(8, 128, 1), (8, 129, 2), (16, 129, 4), (3, 5000, 2)])
-def test_the_number_of_parts_by_hand(
-    num_rows: int, length: int, num_parts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train_step, "_PART_TOKENS_ON_CPU", 1024)
+def test_the_number_of_parts_by_hand(num_rows: int, length: int, num_parts: int) -> None:
     pairs = EncodedPairs([[EOS]] * num_rows, [[EOS] * length] * num_rows)
-    assert len(split_for_cpu(pairs, np.arange(num_rows))) == num_parts
+    assert len(split_for_cpu(pairs, np.arange(num_rows), 1024)) == num_parts
 
 
 # --- the numbers of a step -------------------------------------------------------------------------------------------
@@ -145,11 +145,10 @@ def textbook() -> tuple[list[StepResult], Weights]:
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_a_step_in_any_parts_bucketed_or_packed_is_the_textbook_one(
-    batching: Any, part_tokens: int, num_micro_batches: int, monkeypatch: pytest.MonkeyPatch
+    batching: Any, part_tokens: int, num_micro_batches: int
 ) -> None:
-    monkeypatch.setattr(train_step, "_PART_TOKENS_ON_CPU", part_tokens)
     pairs = pairs_of()
-    update = new_step(replace(TRAINING, batching=batching), replace(OPTIM, weight_decay=0.1))
+    update = new_step(replace(TRAINING, batching=batching, part_tokens=part_tokens), replace(OPTIM, weight_decay=0.1))
     calls: list[Any] = []
     update._work = spying(update._work, calls)
     found = [
@@ -198,15 +197,14 @@ told: list[list[Tensor]] = []
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_several_processes_compute_every_part_once_and_their_sums_are_those_of_one(
-    num_processes: int, monkeypatch: pytest.MonkeyPatch
+    num_processes: int,
 ) -> None:
-    monkeypatch.setattr(train_step, "_PART_TOKENS_ON_CPU", 30)
     pairs, micro_batches = pairs_of(), [np.arange(12), np.array([20]), np.arange(21, 27)]
     model, parts = replace(MODEL, dropout=0.2), []
 
     def sums_of(rank: int, world_size: int) -> list[Tensor]:
         told.clear()
-        update = new_step(model=model, process=Deaf(rank, world_size))
+        update = new_step(SMALL_PARTS, model=model, process=Deaf(rank, world_size))
         batches: list[Any] = []
         update._work = spying(update._work, batches)
         update(pairs, micro_batches, 3)
@@ -277,10 +275,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_even_if_nobody_looks(
     assert not torch.equal(weights_of(update.model)["src_embedding.weight"], weights["src_embedding.weight"])
 
 
-def test_what_a_check_raises_leaves_no_gradient_and_no_change_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_step, "_PART_TOKENS_ON_CPU", 30)
+def test_what_a_check_raises_leaves_no_gradient_and_no_change_behind() -> None:
     pairs, rows = pairs_of(), [np.arange(12), np.arange(12, 20)]
-    update, undisturbed = new_step(), new_step()
+    update, undisturbed = new_step(SMALL_PARTS), new_step(SMALL_PARTS)
     weights = weights_of(update.model)
     calls: list[int] = []
 

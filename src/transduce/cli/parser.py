@@ -78,6 +78,7 @@ def _add_fit(subparsers: Subparsers) -> None:
         default=15.0,
         help="to prepare and train; scoring follows (default: 15)",
     )
+    _add_processes(parser)
     parser.add_argument("--seed", type=_number_from_0, default=1, help="of all that is drawn (default: 1)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -95,11 +96,18 @@ def _add_train(subparsers: Subparsers) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     parser.add_argument("--accept-changes", action="store_true", help="with --resume: let settings differ; recorded")
     parser.add_argument("--init-from", metavar="RUN", help="start from the weights and the tokenizer of a run")
-    parser.add_argument(
-        "--processes", type=_positive, default=1, metavar="N", help="share the work: often faster than threads"
-    )
+    _add_processes(parser)
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the folder, too")
     parser.add_argument("--seed", type=_number_from_0, help="the same as --training.seed")
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=lambda word: None if word == "auto" else _positive(word),
+        metavar="N",
+        help="that share each step; auto (the default): one for each core, at most 4, where that is faster",
+    )
 
 
 def _add_reproduce(subparsers: Subparsers) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from transduce.cli.console import open_output, print_json, print_table, refuse_missing_folder, report_of
-from transduce.cli.processes import spawn
+from transduce.cli.main import main
 from transduce.cli.recipes import (
     Recipe,
     differences_from,
@@ -68,7 +68,7 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
-    """Train the recipe by `transduce train`, in child processes; return the exit status."""
+    """Train the recipe by `transduce train`; return the exit status."""
     processes, threads = _num_processes(arguments), arguments.threads
     if arguments.resume and (run_dir / "run.json").exists():
         run = RunFolder.open(run_dir)
@@ -78,7 +78,7 @@ def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     words += ["--device", arguments.device]
     words += ["--threads", str(threads)] if threads else []
     words += [f"--{name}" for name in ("resume", "quiet", "debug") if getattr(arguments, name)]
-    return spawn(processes, words)
+    return main([*words, "--processes", str(processes)])
 
 
 def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple[int, int]) -> None:

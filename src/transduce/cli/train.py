@@ -9,7 +9,6 @@ from pathlib import Path
 
 from transduce.cli.console import print_json, print_scores, read_utf8, report_of
 from transduce.cli.line_notes import MOST_NAMED, named_lines
-from transduce.cli.processes import spawn
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
 from transduce.data.batches import PreparedPairs
@@ -18,7 +17,7 @@ from transduce.runs.corpus import learn_and_encode, places_of_environment, read_
 from transduce.runs.fit import fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.train import train
-from transduce.training.distributed import Process, num_processes
+from transduce.training.distributed import Process
 from transduce.training.signals import Stopped
 
 
@@ -36,6 +35,7 @@ def fit_command(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             resume=arguments.resume,
             device=arguments.device,
+            processes=arguments.processes,
             report=report,
             show_progress=not arguments.quiet,
         )
@@ -57,9 +57,6 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
-    # After the settings, so that a mistake in them is reported once.
-    if arguments.processes > 1 and num_processes() == 1:
-        return spawn(arguments.processes, arguments.words)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
     if arguments.init_from:
@@ -74,6 +71,7 @@ def train_command(arguments: argparse.Namespace) -> int:
             accept_changes=arguments.accept_changes,
             init_from=arguments.init_from,
             device=arguments.device,
+            processes=arguments.processes,
             places=places_of_environment(),
             report=report,
             observers=observers,

@@ -19,6 +19,11 @@ _QUOTAS = [
     [Path("/sys/fs/cgroup/cpu.max")],
     [Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")],
 ]
+# Its limit of memory and what is taken of it, in bytes.
+_MEMORY_LIMITS = [
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+]
 
 
 def cpu_model() -> str:
@@ -47,6 +52,24 @@ def usable_cores() -> int:
         if quota > 0:  # the older files say -1 where there is none
             num_usable = min(num_usable, max(1, round(quota / period)))
     return num_usable
+
+
+def free_memory() -> int:
+    """Bytes that this process and others could take without swapping, in the limit of its container.
+
+    Where nothing says so (elsewhere than on Linux), 4 GiB.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().split("\n")
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        free = 4 * 2**30
+    for limit, used in _MEMORY_LIMITS:
+        try:
+            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+        except (OSError, ValueError):  # no such files, or no limit: "max"
+            continue
+    return free
 
 
 def python_module(module: str) -> tuple[list[str], dict[str, str]]:

@@ -70,6 +70,7 @@ def fit(
     seed: int = 1,
     resume: bool = False,
     device: str = "auto",
+    processes: int | None = None,
     report: Callable[[str], None] | None = None,
     observers: Sequence[Observer] = (),
     show_progress: bool | None = None,
@@ -85,7 +86,8 @@ def fit(
     `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
 
     No source or target of the parts that it holds out occurs in training. The run folder keeps the test part
-    (test.source, test.target) and the result (score.json). A resumed run keeps its settings.
+    (test.source, test.target) and the result (score.json). A resumed run keeps its settings. So
+    many `processes` of this machine share each step; None: as many as `choose_processes` says.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
     started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook
@@ -113,6 +115,7 @@ def fit(
         corpus=Corpus(train_pairs, held_out),
         resume=resume,
         device=device,
+        processes=processes,
         report=report,
         observers=observers,
         show_progress=show_progress,
@@ -125,14 +128,18 @@ def fit(
     truncated = [line for line, prediction in enumerate(predictions, 1) if prediction.is_truncated]
     counts = (len(train_pairs), len(held_out), len(test))
     result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), test.src[0], truncated)
-    folder = RunFolder.open(run_dir)
-    folder.write_file("test.source", as_text(test.src))
-    folder.write_file("test.target", as_text(test.tgt))
-    folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
+    _write_result(result, test)
     for source, prediction in zip(test.src[:_NUM_SAMPLES], predictions, strict=False):
         report(f"a sample: {source} -> {prediction.text}")
     run.result, run.state = result, state
     return run
+
+
+def _write_result(result: FitResult, test: Pairs) -> None:
+    folder = RunFolder.open(result.run_dir)
+    folder.write_file("test.source", as_text(test.src))
+    folder.write_file("test.target", as_text(test.tgt))
+    folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
 
 
 def _report_parts(
@@ -193,7 +200,7 @@ def choose_settings(
         ),
         model=replace(model, max_len=max(model.max_len, max_len)),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
-        training=TrainingConfig(minutes=minutes, batch_tokens=1024, seed=seed),
+        training=TrainingConfig(minutes=minutes, batch_tokens=1024, part_tokens=512, seed=seed),
         validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),
     )
 

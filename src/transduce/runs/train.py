@@ -32,15 +32,18 @@ from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
-from transduce.errors import RunFolderError, TransduceError
+from transduce.errors import LostProcessError, RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
+from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
 from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
+from transduce.runs.parallelism import choose_processes, processes_of
 from transduce.runs.validation import build_validation
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
+from transduce.training.helpers import Helpers, threads_of_each
 from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
@@ -63,6 +66,7 @@ def train(
     accept_changes: bool = False,
     init_from: str | Path | None = None,
     device: str = "auto",
+    processes: int | None = None,
     places: Places = Places(),
     report: Callable[[str], None] | None = None,
     observers: Sequence[Observer] = (),
@@ -73,7 +77,8 @@ def train(
     """Train a model by `config` into the run folder `run_dir`, or resume the run there (`resume`).
 
     `corpus` replaces the files of `config.data` if it is in memory already, `in_memory` one side of them: see
-    `read_corpus`. Named data sets are found in `places`.
+    `read_corpus`. Named data sets are found in `places`. So many `processes` of this machine share each step; None: as
+    `choose_processes` says, or as many as before.
     `report` gets lines for the user, `observers` get every logged row; `show_progress` shows the rows on standard
     error. By default a notebook is shown both, and a script nothing. `started`, by `clock`, is when the time of
     `training.minutes` began, if before this call. Raises Stopped, after saving, at a signal; TransduceError, with
@@ -82,12 +87,54 @@ def train(
     started = clock() if started is None else started
     report = report or report_to_notebook
     show_progress = is_in_notebook() if show_progress is None else show_progress
-    run_dir, chosen = Path(run_dir), find_device(device)
+    run_dir, chosen, why = Path(run_dir), find_device(device), "as asked for"
+    if is_alone := num_processes() == 1:  # not started by `torchrun`
+        saved = find_run(run_dir, resume=resume)
+        if processes is None and saved:
+            processes, why = processes_of(saved.facts, chosen), "as before"
+        elif processes is None:
+            processes, why = choose_processes(config, chosen)
+    num = (processes or 1) if is_alone else num_processes()
     # The commit is asked for first: during the long work that follows, another may be committed.
-    environment = machine_facts(chosen) | {"commit": machine.commit()}
-    with joined(local_device(chosen)) as process, ExitStack() as locks:
-        if not process.is_main:
-            report, observers, show_progress = lambda _line: None, (), False
+    environment = machine_facts(chosen, num) | {"commit": machine.commit()}
+    arguments: dict[str, Any] = {"config": config, "run_dir": run_dir, "resume": resume, "init_from": init_from}
+    arguments |= {"accept_changes": accept_changes, "chosen": chosen, "environment": environment, "places": places}
+    with ExitStack() as team:
+        if is_alone and num > 1:
+            report(f"{num} processes share each step ({why})")
+            others = team.enter_context(Helpers(num, local_device(chosen)))
+            corpus = corpus or read_corpus(config.data, places, report, in_memory=in_memory)
+            process = team.enter_context(others.at(_train_together, arguments | {"corpus": corpus}))
+        else:
+            process = team.enter_context(joined(local_device(chosen)))
+        arguments |= {"corpus": corpus, "in_memory": in_memory, "clock": clock, "started": started}
+        if process.is_main:
+            arguments |= {"report": report, "observers": observers, "show_progress": show_progress}
+        return _train_together(**arguments, process=process)
+
+
+def _train_together(
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    corpus: Corpus | None,
+    in_memory: Mapping[str, Pairs] = {},
+    resume: bool,
+    accept_changes: bool,
+    init_from: str | Path | None,
+    chosen: torch.device,
+    environment: Mapping[str, Any],
+    places: Places,
+    process: Process,
+    report: Callable[[str], None] = ignore,
+    observers: Sequence[Observer] = (),
+    show_progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+    started: float | None = None,
+) -> TrainerState:
+    """Train as one of several processes, or alone: see `train`."""
+    started = clock() if started is None else started
+    with ExitStack() as locks:
         saved = process.decide(lambda: find_run(run_dir, resume=resume))
         if saved is not None:
             process.decide(lambda: locks.enter_context(saved.lock()))
@@ -255,10 +302,27 @@ def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, sta
             trainer.restore(*run.checkpoint)
             if trainer.state.epoch != run.checkpoint[1]["epoch"]:
                 report("the batches are others now: going on with the next epoch")
-        state = trainer.run()
+        try:
+            state = trainer.run()
+        except LostProcessError as error:
+            raise _saved_without(run, trainer, error) from None
     if run.process.is_main:
         _draw_learning_curve(run)
     return state
+
+
+def _saved_without(run: _Run, trainer: Trainer, error: LostProcessError) -> LostProcessError:
+    """Saves what the processes had, of which one is lost; the error to raise, which says so.
+
+    The first does it, or if that is lost, the one that takes over.
+    """
+    if not (run.process.is_main or run.process.takes_over()):
+        return error
+    with ExitStack() as locks:
+        if not run.process.is_main:
+            locks.enter_context(run.folder.lock())
+        trainer.save_alone()
+    return LostProcessError(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to go on.")
 
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
@@ -268,7 +332,7 @@ def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
         return Transformer(config.model, tokenizer.vocabulary_sizes)
 
 
-def machine_facts(device: torch.device) -> dict[str, Any]:
+def machine_facts(device: torch.device, num: int) -> dict[str, Any]:
     """Versions and settings of the machine on which the bits of the weights depend."""
     return {
         "transduce": machine.version(),
@@ -276,8 +340,8 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": str(device),
-        "threads": torch.get_num_threads(),
-        "processes": num_processes(),
+        "threads": threads_of_each(num) if num > 1 else torch.get_num_threads(),
+        "processes": num,
     }
 
 

@@ -15,6 +15,9 @@ class TrainingConfig:
     minutes: float = 0.0  # turned into a number of steps, by timing a few before training
     batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
     micro_batches: int = 1  # per optimizer step, over all processes
+    # Padded tokens that a CPU computes at a time: few, so that what one layer writes is in the caches for the next, and
+    # that each of several processes has some.
+    part_tokens: int = 1024
     batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of similar length, padded; or end to end, for a GPU
     label_smoothing: float = 0.1
     validate_every: int = 0  # steps; 0: ten validations in the run
@@ -33,7 +36,7 @@ class TrainingConfig:
                 raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
         if self.seed >= 2**63:
             raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
-        for name in ("batch_tokens", "micro_batches", "keep_checkpoints", "log_every"):
+        for name in ("batch_tokens", "micro_batches", "part_tokens", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
         if not 0 <= self.label_smoothing < 1:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from transduce.errors import LostProcessError
+
 T = TypeVar("T")
 
 
@@ -20,6 +22,8 @@ class Process:
 
     rank: int = 0
     world_size: int = 1
+    num_threads_alone: int = 0  # of the main one while the others wait; 0: as many as ever
+    takes_over: Callable[[], bool] = lambda: False  # whether another one saves in the place of the main one, lost
 
     @property
     def is_main(self) -> bool:
@@ -31,7 +35,8 @@ class Process:
             return
         # One exchange of all numbers end to end: many small ones would each pay the latency of the network.
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with _named_losses():
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -40,7 +45,8 @@ class Process:
         if self.world_size == 1:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _named_losses():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def decide(self, work: Callable[[], T]) -> T:
@@ -52,10 +58,14 @@ class Process:
             return work()
         outcome: tuple[Any, Exception | None] = (None, None)
         if self.is_main:
+            num_threads = torch.get_num_threads()
+            torch.set_num_threads(self.num_threads_alone or num_threads)
             try:
                 outcome = (work(), None)
             except Exception as error:
                 outcome = (None, error)
+            finally:
+                torch.set_num_threads(num_threads)
         result, error = self.from_main(outcome)
         if error is not None:
             raise error
@@ -68,16 +78,29 @@ def num_processes() -> int:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Process]:
-    """Join the process group that `torchrun` describes in the environment, for a block; alone without it."""
+def joined(device: torch.device, store: dist.Store | None = None, **process: Any) -> Iterator[Process]:
+    """Join a process group for a block: the one that meets at `store`, as `process`, with its fields.
+
+    Without them, the group that `torchrun` describes in the environment; alone without that.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the device on which NCCL exchanges objects and graphs are recorded
-    if num_processes() == 1:
+    if store is None and num_processes() == 1:
         yield Process()
         return
+    place = {} if store is None else {"store": store, "rank": process["rank"], "world_size": process["world_size"]}
     # The others wait while rank 0 learns subwords or validates, however long that takes: a timeout would kill the run.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7), **place)
     try:
-        yield Process(dist.get_rank(), dist.get_world_size())
+        yield Process(**process or {"rank": dist.get_rank(), "world_size": dist.get_world_size()})
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _named_losses() -> Iterator[None]:
+    """A block in which the failure of an exchange is a LostProcessError: nothing else ends one."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError("another process of this training has ended.") from error

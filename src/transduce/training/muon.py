@@ -57,23 +57,28 @@ class Muon(torch.optim.Optimizer):
     def _changes(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Each parameter and its update at rate 1, to be subtracted."""
         rank, world_size = self._process.rank, self._process.world_size
-        batches = []
+        batches: list[Tensor] = []
+        momenta: dict[nn.Parameter, Tensor] = {}
         for shape, parameters in self._by_shape.items():
-            directions = torch.cat([self._nesterov_direction(parameter).view(-1, *shape) for parameter in parameters])
+            moved = [self._moved(parameter) for parameter in parameters]
+            momenta |= {parameter: momentum for parameter, (momentum, _) in zip(parameters, moved, strict=True)}
+            directions = torch.cat([direction.view(-1, *shape) for _, direction in moved])
             changes = torch.zeros_like(directions)
             # Gradients are the same on all processes, so each does every world_size-th matrix and leaves the others 0.
             changes[rank::world_size] = orthogonalize(directions[rank::world_size])
             # An orthogonal m x n matrix has a root mean square of 1 / sqrt(max(m, n)), whatever its gradient was.
             batches.append(changes.mul_(_ROOT_MEAN_SQUARE * max(shape) ** 0.5))
         self._process.sum_(batches)  # gathers the shares: every number is zero on all processes but one
+        for parameter, momentum in momenta.items():  # only now, as another process may have been lost
+            self.state[parameter]["momentum"] = momentum
         return [
             (parameter, change.view(parameter.shape))
             for batch, parameters in zip(batches, self._by_shape.values(), strict=True)
             for parameter, change in zip(parameters, _split(batch, parameters), strict=True)
         ]
 
-    def _nesterov_direction(self, parameter: nn.Parameter) -> Tensor:
-        """Update the momentum; return its mix with the gradient, which looks one step ahead (Nesterov)."""
+    def _moved(self, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+        """The next momentum, and its mix with the gradient, which looks one step ahead (Nesterov)."""
         if "momentum" not in self.state[parameter]:
             self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         momentum, gradient = self.state[parameter]["momentum"], parameter.grad
@@ -81,8 +86,8 @@ class Muon(torch.optim.Optimizer):
         if self.found_inf is not None:
             # A momentum moved towards itself stays as it is.
             gradient = torch.where(self.found_inf.bool(), momentum, gradient)
-        momentum.lerp_(gradient, 1 - _MOMENTUM)
-        return gradient.lerp(momentum, _MOMENTUM)
+        momentum = momentum.lerp(gradient, 1 - _MOMENTUM)
+        return momentum, gradient.lerp(momentum, _MOMENTUM)
 
 
 def _split(batch: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:

@@ -27,9 +27,6 @@ from transduce.training.loss import cross_entropy_sum
 from transduce.training.optim import build_optimizers, clip_gradients, learning_rate, update_average
 from transduce.training.state import StepResult
 
-# Padded tokens that a CPU computes at a time: the output of one layer is then still in the caches for the next.
-_PART_TOKENS_ON_CPU = 1024
-
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -110,7 +107,7 @@ class TrainStep:
         """Rows that pass through the network at a time, of all processes: micro-batches, split up further on a CPU."""
         if self.device.type != "cpu":
             return micro_batches
-        return [part for rows in micro_batches for part in split_for_cpu(pairs, rows)]
+        return [part for rows in micro_batches for part in split_for_cpu(pairs, rows, self.config.part_tokens)]
 
     def _local_parts(
         self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]
@@ -164,7 +161,7 @@ class TrainStep:
         outcome = StepOutcome(step, rate, numbers)
         if self.device.type == "cpu":
             outcome.read()  # nothing to wait for, so a divergence is reported before anything changes
-        for optimizer in self.optimizers:
+        for optimizer in reversed(self.optimizers):  # Muon first: its exchange may fail, before anything has changed
             # Where it is 1, the optimizer leaves the update out: an `if` would have to wait for the GPU.
             optimizer.found_inf = 1 - numbers.isfinite().all().to(torch.float32)  # type: ignore[attr-defined]
             optimizer.step()
@@ -180,15 +177,15 @@ class TrainStep:
         return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
 
 
-def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """The rows of a batch in 1, 2, 4, ... nearly equal parts of about `_PART_TOKENS_ON_CPU` padded tokens each.
+def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp], part_tokens: int) -> list[NDArray[np.intp]]:
+    """The rows of a batch in 1, 2, 4, ... nearly equal parts of about `part_tokens` padded tokens each.
 
     A power of two, so that processes share a step evenly. Rows next to each other in a batch have similar lengths, so
     a part has less padding than the whole.
     """
     num_tokens = len(rows) * int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
     num_parts = 1
-    while num_tokens > num_parts * _PART_TOKENS_ON_CPU and 2 * num_parts <= len(rows):
+    while num_tokens > num_parts * part_tokens and 2 * num_parts <= len(rows):
         num_parts *= 2
     return np.array_split(rows, num_parts)
 

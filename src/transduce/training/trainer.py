@@ -223,6 +223,11 @@ class Trainer:
             lambda: self.store.write_checkpoint(self.state.step, tensors, asdict(self.state), keep=keep)
         )
 
+    def save_alone(self) -> None:
+        """Save without the other processes, of which one is lost: a step counts wholly or not at all."""
+        self.process = Process()
+        self._save()
+
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Restore what `_save` wrote. The rest of an epoch is skipped if its batches have changed since."""
         self.state = TrainerState.from_dict(state)
@@ -243,12 +248,15 @@ class Trainer:
 
         With `may_be_logged`, a row is not repeated if a session wrote it and was killed before its next checkpoint.
         """
-        if self.process.is_main:
+
+        def observe() -> None:
             key = (row["kind"], row["step"])
             if not (may_be_logged and key in [(old["kind"], old["step"]) for old in self.store.metrics()[-1:]]):
                 self.store.append_metrics(row)
-            for observe in self.observers:
-                observe(row)
+            for observer in self.observers:
+                observer(row)
+
+        self.process.decide(observe)  # an observer may stop the training: then all stop here
 
 
 def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,18 @@ from transduce.cli.benchmark.tables import print_decoding_speed, print_training_
 from transduce.cli.benchmark.training import TrainingWork, measure_training
 from transduce.cli.console import open_output, print_json, refuse_missing_folder, report_of
 from transduce.cli.export import read_test_lines
-from transduce.cli.processes import spawn
+from transduce.devices.device import find_device, local_device
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import load
-from transduce.training.distributed import num_processes
+from transduce.training.distributed import joined
+from transduce.training.helpers import Helpers
 
 
 def benchmark_command(arguments: argparse.Namespace) -> int:
     refuse_missing_folder(arguments.output)
     if arguments.topic == "decode":
         result: dict[str, Any] | None = _measure_run(arguments)
-    elif arguments.processes > 1 and num_processes() == 1:
-        return spawn(arguments.processes, arguments.words)
     else:
         work = TrainingWork(
             model=arguments.model,
@@ -30,7 +30,15 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
             steps=arguments.steps or 0,
             batch_tokens=arguments.batch_tokens,
         )
-        result = measure_training(work, arguments.device, places_of_environment(), report_of(arguments))
+        device = local_device(find_device(arguments.device))
+        given: dict[str, Any] = {"work": work, "device": device, "places": places_of_environment()}
+        with ExitStack() as team:
+            if arguments.processes > 1:
+                others = team.enter_context(Helpers(arguments.processes, device))
+                process = team.enter_context(others.at(measure_training, given))
+            else:
+                process = team.enter_context(joined(device))
+            result = measure_training(**given, process=process, report=report_of(arguments))
     if result is None:  # the first process prints it
         return 0
     if arguments.output:

@@ -17,13 +17,13 @@ from transduce.cli.benchmark.matrix_products import RecordedProducts, synchroniz
 from transduce.data.batches import EncodedPairs, encode_pairs, plan_epoch
 from transduce.data.datasets import load_split
 from transduce.data.download import Places
-from transduce.devices.device import find_device, local_device
+from transduce.inference.predictor import ignore
 from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.transformer import Transformer
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.config import OptimConfig, TrainingConfig
-from transduce.training.distributed import Process, joined
+from transduce.training.distributed import Process
 from transduce.training.step import TrainStep
 
 # Transformer-Tiny as it is trained on Multi30k; the other models are the presets as they are.
@@ -62,19 +62,20 @@ class TrainingWork:
 
 
 def measure_training(
-    work: TrainingWork, device: str, places: Places, report: Callable[[str], None]
+    work: TrainingWork,
+    device: torch.device,
+    places: Places,
+    report: Callable[[str], None] = ignore,
+    process: Process = Process(),
 ) -> dict[str, Any] | None:
     """Train blocks of steps and measure their speed; None on every process but the first.
 
     Steps are those of `transduce train`: each is one update from one planned batch, shared by all processes.
     """
-    resolved = local_device(find_device(device))
-    with joined(resolved) as process, torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(work.seed)
-        if not process.is_main:
-            report = lambda _line: None  # noqa: E731
         pairs, vocabulary = _read_pairs(work, MODELS[work.model], process, places, report)
-        update = build_update(work, Transformer(MODELS[work.model], vocabulary).to(resolved), process)
+        update = build_update(work, Transformer(MODELS[work.model], vocabulary).to(device), process)
         num_blocks, num_steps = work.blocks
         steps = planned_steps(update, pairs, work, num_steps)
         report(f"{num_steps} steps to see which matrices they multiply")

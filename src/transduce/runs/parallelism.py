@@ -1,0 +1,66 @@
+"""The number of processes that share the steps of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from transduce.config.settings import ExperimentConfig
+from transduce.devices import machine
+from transduce.model.config import VocabularySizes
+from transduce.model.transformer import Transformer
+from transduce.text.config import NUM_FIXED_IDS
+
+_COUNTS = (4, 2, 1)  # powers of two, as a batch is cut into 1, 2, 4, ... equal parts
+_LEAST_TOKENS = 400_000  # of a run: with fewer, it is over when the other processes have begun
+_LEAST_MINUTES = 0.5
+_BYTES_PER_WEIGHT = 24  # of a process: itself, gradient, two moments, average, and what is exchanged
+_BYTES_OF_A_PROCESS = 600_000_000  # beside: libraries, and what the layers compute
+_MOST_OF_MEMORY = 0.5  # of what is free, for all of them
+
+
+def choose_processes(
+    config: ExperimentConfig, device: torch.device, *, cores: int | None = None, free_bytes: int | None = None
+) -> tuple[int, str]:
+    """How many processes share each step, and why; a function of the settings and the machine alone.
+
+    On a CPU one for each core up to four: they are faster than threads, which wait for one another in every layer, and
+    lose less where another program has a core. Fewer, where they had too little work, or would take too much memory.
+    """
+    if device.type != "cpu":
+        return 1, "one process on a GPU"
+    cores = machine.usable_cores() if cores is None else cores
+    free_bytes = machine.free_memory() if free_bytes is None else free_bytes
+    training = config.training
+    num_parts = training.batch_tokens * training.micro_batches // training.part_tokens
+    num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * _num_weights(config)
+    limits = {
+        f"{cores} usable cores": cores,
+        f"a batch of {training.batch_tokens * training.micro_batches:,} tokens (training.part_tokens = "
+        f"{training.part_tokens:,})": num_parts,
+        f"{free_bytes / 2**30:.1f} GiB of free memory": int(_MOST_OF_MEMORY * free_bytes / num_bytes),
+        "so short a run": 1 if _is_short(config) else _COUNTS[0],
+    }
+    reason = min(limits, key=lambda name: limits[name])
+    num = next(count for count in _COUNTS if count <= max(1, limits[reason]))
+    return num, f"for {reason}" if num < _COUNTS[0] else "the most"
+
+
+def processes_of(facts: Mapping[str, Any], device: torch.device) -> int:
+    """The number of processes that a run was last trained with, by the facts it has recorded; here it may be less."""
+    sessions = [facts.get("started", {}), *(session["machine"] for session in facts.get("resumed", []))]
+    most = machine.usable_cores() if device.type == "cpu" else torch.cuda.device_count()
+    return min(int(sessions[-1].get("processes", 1)), max(1, most))
+
+
+def _is_short(config: ExperimentConfig) -> bool:
+    training = config.training
+    num_tokens = training.steps * training.batch_tokens * training.micro_batches
+    return 0 < num_tokens < _LEAST_TOKENS or 0 < training.minutes < _LEAST_MINUTES
+
+
+def _num_weights(config: ExperimentConfig) -> int:
+    """At most, as a vocabulary may turn out smaller."""
+    size = config.tokenizer.vocab_size if "bpe" in config.tokenizer.source + config.tokenizer.target else NUM_FIXED_IDS
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in Transformer(config.model, VocabularySizes.joint(size)).parameters())

@@ -1,0 +1,69 @@
+"""The number of processes that `train` chooses, on machines that are made up."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from transduce.config.settings import ExperimentConfig
+from transduce.data.config import DataConfig
+from transduce.devices import machine
+from transduce.model.config import PRESETS
+from transduce.runs.parallelism import choose_processes, processes_of
+from transduce.training.config import TrainingConfig
+
+CPU, GIB = torch.device("cpu"), 2**30
+CONFIG = ExperimentConfig(
+    data=DataConfig(train=("pairs.tsv",)), training=TrainingConfig(steps=1000), model=PRESETS["tiny"]
+)
+
+
+@pytest.mark.parametrize(
+    ("cores", "free", "training", "expected", "reason"),
+    [
+        (1, 64, {}, 1, "for 1 usable cores"),
+        (2, 64, {}, 2, "for 2 usable cores"),
+        (3, 64, {}, 2, "for 3 usable cores"),
+        (64, 64, {}, 4, "the most"),
+        (64, 3, {}, 2, "for 3.0 GiB of free memory"),
+        (64, 0.5, {}, 1, "for 0.5 GiB of free memory"),
+        (64, 64, {"batch_tokens": 1024}, 1, "for a batch of 1,024 tokens (training.part_tokens = 1,024)"),
+        (64, 64, {"batch_tokens": 1024, "part_tokens": 512}, 2, "for a batch of 1,024 tokens"),
+        (64, 64, {"batch_tokens": 1024, "micro_batches": 2}, 2, "for a batch of 2,048 tokens"),
+        (64, 64, {"steps": 20}, 1, "for so short a run"),
+        (64, 64, {"steps": 0, "minutes": 0.2}, 1, "for so short a run"),
+        (64, 64, {"steps": 0, "minutes": 5.0}, 4, "the most"),
+    ],
+)
+def test_as_many_processes_as_there_are_cores_work_and_memory_for(cores, free, training, expected, reason):
+    config = replace(CONFIG, training=replace(CONFIG.training, **training))
+    num, why = choose_processes(config, CPU, cores=cores, free_bytes=int(free * GIB))
+    assert (num, why.startswith(reason)) == (expected, True), why
+
+
+def test_large_models_leave_memory_to_others():
+    config = replace(CONFIG, model=PRESETS["big"])  # 180 million weights and more: some 5 GB for each process
+    assert choose_processes(config, CPU, cores=8, free_bytes=24 * GIB)[0] == 2
+
+
+def test_a_gpu_has_one_process():
+    assert choose_processes(CONFIG, torch.device("cuda", 0), cores=64, free_bytes=64 * GIB)[0] == 1
+
+
+def test_the_limit_of_a_container_is_the_memory_there_is(monkeypatch, tmp_path):
+    for name, value in (("max", "3000"), ("current", "1000"), ("none", "max")):
+        (tmp_path / name).write_text(f"{value}\n")
+    files = [(tmp_path / "none", tmp_path / "current"), (tmp_path / "max", tmp_path / "current")]
+    monkeypatch.setattr(machine, "_MEMORY_LIMITS", files)
+    assert machine.free_memory() == 2000
+
+
+@pytest.mark.parametrize(
+    ("started", "resumed", "expected"), [({}, [], 1), ({"processes": 2}, [], 2), ({}, [3], 3), ({}, [9], 4)]
+)
+def test_a_run_goes_on_with_the_processes_of_its_last_session_or_what_there_are(
+    monkeypatch, started, resumed, expected
+):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    facts = {"started": started, "resumed": [{"machine": {"processes": num}} for num in resumed]}
+    assert processes_of(facts, CPU) == expected
