@@ -86,7 +86,7 @@ def _refuse_word(word: str, subcommand: str) -> NoReturn:
     parser = build_parser()
     (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     options = [option for option in subparsers.choices[subcommand]._option_string_actions if option.startswith("--")]
-    close = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1)
+    close = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1, cutoff=0.65)
     hint = f"did you mean {close[0]}?" if close and word.startswith("--") else f"see transduce {subcommand} --help"
     parser.error(f"'{word}' is not understood: {hint}")
 

@@ -7,8 +7,6 @@ import torch
 
 from transduce.config.settings import ExperimentConfig
 from transduce.devices import machine
-from transduce.model.config import VocabularySizes
-from transduce.model.transformer import Transformer
 from transduce.text.config import NUM_FIXED_IDS
 
 _COUNTS = (4, 2, 1)  # powers of two, as a batch is cut into 1, 2, 4, ... equal parts
@@ -60,7 +58,10 @@ def _is_short(config: ExperimentConfig) -> bool:
 
 
 def _num_weights(config: ExperimentConfig) -> int:
-    """At most, as a vocabulary may turn out smaller."""
-    size = config.tokenizer.vocab_size if "bpe" in config.tokenizer.source + config.tokenizer.target else NUM_FIXED_IDS
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in Transformer(config.model, VocabularySizes.joint(size)).parameters())
+    """About, and at most, as a vocabulary may turn out smaller."""
+    model, tokenizer = config.model, config.tokenizer
+    size = max(NUM_FIXED_IDS, tokenizer.vocab_size)
+    feed_forward = model.d_model * model.d_ff * (3 if model.feed_forward == "swiglu" else 2)
+    encoder = model.num_encoder_layers * (4 * model.d_model**2 + feed_forward)
+    decoder = model.num_decoder_layers * (8 * model.d_model**2 + feed_forward)
+    return size * model.d_model * (1 if model.tie_embeddings else 3) + encoder + decoder
