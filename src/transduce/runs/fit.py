@@ -201,7 +201,10 @@ def choose_settings(
         model=replace(model, max_len=max(model.max_len, max_len)),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, part_tokens=512, seed=seed),
-        validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),
+        # The score is what the model is for; the least loss comes long before it where there are few pairs.
+        validation=ValidationConfig(
+            metrics=task.metrics, best=task.metrics[0], ties_by_loss=True, group_sources=task.group_sources
+        ),
     )
 
 
