@@ -93,8 +93,7 @@ def fit(
     started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
-    if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
-        raise TransduceError(f"minutes is {minutes!r}: a number above 0 is needed.")
+    _refuse_minutes(minutes)
     saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
     everything = _read(pairs, report)
@@ -135,6 +134,11 @@ def fit(
         report(f"a sample: {source} -> {prediction.text}")
     run.result, run.state = result, state
     return run
+
+
+def _refuse_minutes(minutes: object) -> None:
+    if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
+        raise TransduceError(f"minutes is {minutes!r}: a number above 0 is needed.")
 
 
 def _write_result(result: FitResult, test: Pairs) -> None:
