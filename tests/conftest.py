@@ -4,6 +4,9 @@ import gc
 import os
 import signal
 
+# Before torch looks. Of processes that tests start, too; and threads that are out of work do not spin.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
 import torch
 
 from shapes import check_shapes_in
