@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from calling import forked
 from smallest_model import SMALLEST_MODEL
 from transduce.cli import main as cli
 from transduce.cli import processes
@@ -208,7 +209,9 @@ def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> 
     assert sorted(steps) == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp_path: Path) -> None:
+def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "run.toml").write_text(
         f"""
         [data]
@@ -241,6 +244,7 @@ def test_a_command_asked_for_two_processes_is_two_that_stop_and_go_on_as_one(tmp
     assert folder.facts["started"]["processes"] == 2
     stopped_at = folder.checkpoints()[-1]
     assert stopped_at >= 3
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=forked))
     assert cli.main([*words, "--resume", "--training.steps", str(stopped_at + 2), "--quiet"]) == 0
     assert folder.checkpoints()[-1] == stopped_at + 2
 
