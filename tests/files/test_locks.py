@@ -120,8 +120,8 @@ assert transduce.load(folder / "copy", device="cpu")(["abc"]) == made(["abc"])
 
 
 def run_without_fcntl(folder: Path, run: Path) -> None:
-    """In a process in which nothing of ours was imported yet."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transduce"]:
+    """In a process in which nothing of ours was imported yet, nor what locks for it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("transduce", "filelock")]:
         del sys.modules[name]
     sys.meta_path.remove(Finder)  # beartype takes classes of one name for one class
     sys.modules["fcntl"] = None  # type: ignore[assignment]
