@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +48,18 @@ def command(*words: object, stdin: bytes = b"") -> Outcome:
         return Outcome(status, out.getvalue(), err.getvalue().decode())
 
 
-def forked(line: Sequence[str], *, env: Mapping[str, str] | None = None, **how: Any) -> "Popen[Any]":
-    """`python -m transduce WORDS...` as `subprocess.Popen` starts it, except that what is slow to import is here.
+def forked(
+    line: Sequence[str],
+    *,
+    main: Callable[[list[str]], int | None] = cli.main,
+    env: Mapping[str, str] | None = None,
+    **how: Any,
+) -> "Popen[Any]":
+    """`python -m MODULE WORDS...` as `subprocess.Popen` starts it, except that what is slow to import is here.
 
-    The process is a fork that runs the command where it would become another program.
+    The process is a fork that calls `main` of the module with the words where it would become another program.
     """
-    words = list(line[line.index("transduce") + 1 :])
+    words = list(line[line.index("-m") + 2 :])
     open_before = {*Path("/dev/fd").iterdir()}
 
     def work() -> None:
@@ -64,7 +70,7 @@ def forked(line: Sequence[str], *, env: Mapping[str, str] | None = None, **how: 
         status = 1
         try:
             sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-            status = cli.main(words)
+            status = main(words) or 0
             sys.stdout.flush()
         except SystemExit as stop:
             status = stop.code

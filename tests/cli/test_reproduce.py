@@ -13,8 +13,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from calling import command
+from calling import command, forked
 from transduce.cli import main as cli
+from transduce.cli import processes
 from transduce.cli import recipes as reproducing
 from transduce.cli import reproduce as reproduction
 from transduce.cli.data import write_dataset
@@ -53,7 +54,7 @@ decoding.beam_size = 1
 """
 
 
-SPAWN, WHOLE = reproduction.spawn, dict(small_tasks.SPLITS)
+WHOLE = dict(small_tasks.SPLITS)
 
 
 def train_here(_num: int, words: list[str]) -> int:
@@ -186,7 +187,8 @@ def test_an_unknown_recipe_names_the_known_ones():
 
 
 def test_a_row_is_trained_in_a_process_of_its_own_scored_and_judged(letters, monkeypatch):
-    monkeypatch.setattr(reproduction, "spawn", SPAWN)
+    monkeypatch.setattr(reproduction, "spawn", processes.spawn)
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=forked))
     monkeypatch.setattr(small_tasks, "SPLITS", WHOLE)
     run_dir = letters / "run"
     words = ["reproduce", "letters", "--seed", 3, "--processes", 1, "--run-dir", run_dir]
