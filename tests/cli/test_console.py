@@ -447,7 +447,7 @@ def test_bytes_that_are_not_utf_8_after_good_lines_leave_no_output_file(
 def test_a_packed_file_is_read_by_name_and_from_standard_input_and_cut_leaves_no_output(
     tiny: Path, tmp_path: Path
 ) -> None:
-    lines = text_of([f"{number} ab" for number in range(3_000)])
+    lines = text_of([f"{number} ab" for number in range(2_100)])
     packed, path, output = gzip.compress(lines), tmp_path / "lines", tmp_path / "out"
     path.write_bytes(packed)
     expected = command("predict", tiny, stdin=lines).out
@@ -458,7 +458,7 @@ def test_a_packed_file_is_read_by_name_and_from_standard_input_and_cut_leaves_no
 
 
 def test_drawn_answers_do_not_depend_on_how_lines_come(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "lines").write_bytes(text_of(["ab"] * 3_000))
+    (tmp_path / "lines").write_bytes(text_of(["ab"] * 2_100))
     drawing = ["--temperature", "1", "--seed", "4"]
     from_file = command("predict", tiny, tmp_path / "lines", *drawing)
     from_input = command("predict", tiny, *drawing, stdin=(tmp_path / "lines").read_bytes())
