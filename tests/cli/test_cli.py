@@ -194,20 +194,6 @@ def test_a_config_may_begin_with_a_byte_order_mark(data: Path, tmp_path: Path) -
     assert found.status == 0, found.err
 
 
-def test_stopped_training_names_the_command_that_goes_on(data: Path, tmp_path: Path) -> None:
-    words = f"train {data}/config.toml --run-dir {tmp_path}/run --training.steps 100000 --training.log_every 1"
-    script = (
-        f"$transduce {words} & pid=$!; "
-        "until grep -q '\"step\": 3,' $rows 2>/dev/null; do sleep 0.2; done; kill $pid; wait $pid"
-    )
-    found = in_shell(script, rows=tmp_path / "run/metrics.jsonl")
-    last = found.stderr.decode().rstrip("\n").split("\n")[-1]
-    assert found.returncode == 143
-    assert "all is saved" in last
-    assert last.endswith(f"transduce {words} --resume")
-    assert b"Traceback" not in found.stderr
-
-
 # predict
 
 

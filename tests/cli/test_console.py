@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from calling import command, content_of
+from calling import command, content_of, forked
 from transduce.cli.console import groups_of_lines, open_output, refuse_output, write_now
 from transduce.config.toml import build, parse_toml
 from transduce.data.pairs import read_lines
@@ -104,9 +104,9 @@ def text_of(lines: list[str]) -> bytes:
 
 
 def start(*words: object, **streams: object) -> subprocess.Popen[bytes]:
-    """The real command, on one thread, in a process of its own; it tells errors alone."""
+    """The command, on one thread, in a process of its own; it tells errors alone."""
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.Popen([*COMMAND, "predict", *map(str, words), "--threads", "1", "--quiet"], **streams)  # type: ignore[call-overload]
+    return forked([*COMMAND, "predict", *map(str, words), "--threads", "1", "--quiet"], **streams)
 
 
 def next_line(file: BinaryIO) -> bytes:
@@ -311,12 +311,11 @@ def test_hostile_lines_are_answered_line_by_line(tiny: Path) -> None:
 def test_what_is_said_to_a_closed_standard_error_is_not_among_the_answers(tiny: Path) -> None:
     lines = text_of(["abc", "ab" * 400])  # one is cut, which is told
 
-    def answers(redirections: str) -> bytes:
-        words = ["bash", "-c", f'"$@" {redirections}', "_", *COMMAND, "predict", str(tiny)]
-        return subprocess.run(words, input=lines, capture_output=True, check=True).stdout
-
-    assert answers("2>&-") == answers("2>/dev/null")
-    assert answers("2>&1").count(b"\n") > 2  # there was something to be told
+    words = ["bash", "-c", '"$@" 2>&-', "_", *COMMAND, "predict", str(tiny)]
+    found = subprocess.run(words, input=lines, capture_output=True, check=True)
+    expected = command("predict", tiny, stdin=lines)
+    assert expected.err  # there was something to be told
+    assert found.stdout == expected.out
 
 
 def test_a_closed_standard_output_is_told(tiny: Path) -> None:
@@ -448,7 +447,7 @@ def test_bytes_that_are_not_utf_8_after_good_lines_leave_no_output_file(
 def test_a_packed_file_is_read_by_name_and_from_standard_input_and_cut_leaves_no_output(
     tiny: Path, tmp_path: Path
 ) -> None:
-    lines = text_of([f"{number} ab" for number in range(3_000)])
+    lines = text_of([f"{number} ab" for number in range(2_100)])
     packed, path, output = gzip.compress(lines), tmp_path / "lines", tmp_path / "out"
     path.write_bytes(packed)
     expected = command("predict", tiny, stdin=lines).out
@@ -459,7 +458,7 @@ def test_a_packed_file_is_read_by_name_and_from_standard_input_and_cut_leaves_no
 
 
 def test_drawn_answers_do_not_depend_on_how_lines_come(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "lines").write_bytes(text_of(["ab"] * 3_000))
+    (tmp_path / "lines").write_bytes(text_of(["ab"] * 2_100))
     drawing = ["--temperature", "1", "--seed", "4"]
     from_file = command("predict", tiny, tmp_path / "lines", *drawing)
     from_input = command("predict", tiny, *drawing, stdin=(tmp_path / "lines").read_bytes())

@@ -2,6 +2,7 @@ import ast
 import dataclasses
 import functools
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -236,29 +237,27 @@ def sections() -> dict[str, type]:
     return {name: type(getattr(load_config(LEAST, "x"), name)) for name in to_table(load_config(LEAST, "x"))}
 
 
-def reads_of(tree: ast.AST, owner: str) -> set[str]:
-    """The attributes read in a module, without those that class `owner` reads to validate itself."""
-    found = set()
+def reads_of(tree: ast.AST, owner: str = "") -> Iterator[tuple[str, str]]:
+    """The attributes read in a module, each with the class that reads it to validate itself, if one does."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(tree, ast.ClassDef) and tree.name == owner and getattr(node, "name", "") == "__post_init__":
-            continue
+        is_own = isinstance(tree, ast.ClassDef) and getattr(node, "name", "") == "__post_init__"
+        by = tree.name if is_own else owner
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             base = ast.unparse(node.value).split(".")[-1]
             if base in READERS:
-                found.add(node.attr)
-        found |= reads_of(node, owner)
-    return found
+                yield node.attr, by
+        yield from reads_of(node, by)
 
 
 @functools.cache
-def trees() -> list[ast.Module]:
-    return [ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")]
+def all_reads() -> set[tuple[str, str]]:
+    return {read for path in SOURCE.rglob("*.py") for read in reads_of(ast.parse(path.read_text()))}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_read_somewhere(section: str) -> None:
     kind = sections()[section]
-    read = set().union(*(reads_of(tree, kind.__name__) for tree in trees()))
+    read = {name for name, by in all_reads() if by != kind.__name__}
     unread = {field.name for field in dataclasses.fields(kind)} - read
     assert not unread, f"nobody reads {section}.{', '.join(sorted(unread))}: take it out, or use it"
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from shapes import Finder
 from transduce.errors import RunFolderError
 from transduce.files.locks import lock, lock_folder
 
@@ -94,35 +96,41 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
 
 WITHOUT_FCNTL = """
 import sys, types, warnings
-sys.modules["fcntl"] = None
 import transduce
-predictor = transduce.load(sys.argv[2], device="cpu")
+predictor = transduce.load(run, device="cpu")
 predictor(["abc"])
 sys.modules["portalocker"] = types.ModuleType("portalocker")  # of sacreBLEU, which has another for Windows
 warnings.simplefilter("ignore")  # filelock warns where neither Unix nor Windows locks for it
-from pathlib import Path
 from transduce.config.settings import load_config
 from transduce.errors import RunFolderError
 from transduce.files.locks import lock, lock_folder
-folder, run = Path(sys.argv[1]), Path(sys.argv[2])
 for take in (lambda: lock(folder / "a.lock"), lambda: lock_folder(folder)):
     for _ in range(2):  # it is free again after the block
         with take():
             try:
                 with take():
-                    sys.exit("taken twice")
+                    raise SystemExit("taken twice")
             except RunFolderError as error:
                 assert "in use by" in str(error)
 config = load_config((run / "config.toml").read_text(), "config.toml", ["--training.steps", "2"])
 made = transduce.train(config, folder / "run", device="cpu")
 made.save(folder / "copy")
 assert transduce.load(folder / "copy", device="cpu")(["abc"]) == made(["abc"])
-print(*sorted(path.name for path in folder.iterdir()))
 """
 
 
+def run_without_fcntl(folder: Path, run: Path) -> None:
+    """In a process in which nothing of ours was imported yet, nor what locks for it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("transduce", "filelock")]:
+        del sys.modules[name]
+    sys.meta_path.remove(Finder)  # beartype takes classes of one name for one class
+    sys.modules["fcntl"] = None  # type: ignore[assignment]
+    exec(WITHOUT_FCNTL, {"folder": folder, "run": run})
+
+
 def test_where_fcntl_is_missing_runs_are_locked_and_trained_all_the_same(tmp_path: Path, run: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_FCNTL, tmp_path, run]
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.split() == ["a.lock", "copy", "run"]
+    process = get_context("fork").Process(target=run_without_fcntl, args=(tmp_path, run))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.lock", "copy", "run"]

@@ -79,7 +79,7 @@ def test_batching_order_and_neighbors_change_no_output(
     beam_size: int, predictor: Predictor, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
-    lines = lines[:150]
+    lines = lines[:80]
     expected = predictor.predict(lines)
     assert predictor.predict(lines[::-1])[::-1] == expected
     neighbour = "x" * 200
@@ -216,12 +216,12 @@ def test_workers_predict_as_one_does(beam_size, predictor, lines, monkeypatch) -
         return start(model, src)
 
     monkeypatch.setattr(InferenceModel, "start", recording)
-    together = predictor.predict(lines[:200])
+    together = predictor.predict(lines[:100])
     assert len(seen) == 2
     assert {threads for _, threads in seen} == {1}
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    assert predictor.predict(lines[:200]) == together
+    assert predictor.predict(lines[:100]) == together
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -241,7 +241,7 @@ def test_a_thread_that_first_computes_during_a_prediction_has_as_many_threads_as
         return start(model, src)
 
     monkeypatch.setattr(InferenceModel, "start", giving_birth)
-    predictor.predict(lines[:200])
+    predictor.predict(lines[:60])
     assert len(born) > 4
     assert set(born) == {4}
     assert set(own) == {1}

@@ -9,7 +9,10 @@ from transduce.learn.break_it.bugs import LETTERS, TASK, admit, name_of
 from transduce.learn.break_it.experiments import CANDIDATES, HEALTHY, LAWS, Scores, Ward, broken, examine
 from transduce.learn.tasks import BOS, PAD
 
-FOUND = {HEALTHY: examine(admit())} | {letter: examine(admit(letter)) for letter in LETTERS}
+
+@pytest.fixture(scope="module")
+def examined():
+    return {HEALTHY: examine(admit())} | {letter: examine(admit(letter)) for letter in LETTERS}
 
 
 def test_the_healthy_network_breaks_no_law_whatever_its_weights():
@@ -31,13 +34,13 @@ _BESIDES = {
 
 
 @pytest.mark.parametrize("letter", LETTERS)
-def test_each_patient_breaks_the_law_made_for_it_and_no_other_but_those_that_follow(letter):
-    assert broken(FOUND[letter]) == {name_of(letter)} | _BESIDES.get(name_of(letter), set())
+def test_each_patient_breaks_the_law_made_for_it_and_no_other_but_those_that_follow(letter, examined):
+    assert broken(examined[letter]) == {name_of(letter)} | _BESIDES.get(name_of(letter), set())
 
 
-def test_no_two_patients_suffer_from_the_same_or_show_the_same():
+def test_no_two_patients_suffer_from_the_same_or_show_the_same(examined):
     assert len({name_of(letter) for letter in LETTERS}) == len(LETTERS) == 10
-    assert len({frozenset(broken(found)) for found in FOUND.values()}) == 11
+    assert len({frozenset(broken(found)) for found in examined.values()}) == 11
     assert {name_of(letter) for letter in LETTERS} < set(CANDIDATES)
     assert len(CANDIDATES) == len(LAWS) == 14
 
@@ -80,14 +83,14 @@ def test_a_softmax_over_queries_is_attention_with_the_scores_turned():
         torch.testing.assert_close(part(x), part.combine(weights @ v))
 
 
-def test_pictures_show_patients_laws_and_what_is_broken():
-    scores = {name: Scores([2.0, 1.0 + 0.1 * i], 0.5, 0.25) for i, name in enumerate(FOUND)}
-    ward = Ward(scores, FOUND)
+def test_pictures_show_patients_laws_and_what_is_broken(examined):
+    scores = {name: Scores([2.0, 1.0 + 0.1 * i], 0.5, 0.25) for i, name in enumerate(examined)}
+    ward = Ward(scores, examined)
     assert (ward.caught, ward.false_alarms, ward.no_worse) == (10, 0, 1)
     assert ward.ratio(LETTERS[2]) == pytest.approx(1.3)
-    (axis,) = pictures.laws_map(FOUND).axes
+    (axis,) = pictures.laws_map(examined).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == [HEALTHY, *LETTERS]
-    assert sum(text.get_text() != "0" for text in axis.texts) == sum(len(broken(found)) for found in FOUND.values())
+    assert sum(text.get_text() != "0" for text in axis.texts) == sum(len(broken(found)) for found in examined.values())
     (axis,) = pictures.scores_map(ward).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == [HEALTHY, *LETTERS]
     assert len(pictures.loss_curves(ward).axes[0].lines) == 2 * 11  # a curve, and a line to its name

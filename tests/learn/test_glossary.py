@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import jupytext
@@ -13,6 +14,7 @@ WORDS = [name for name, entry in GLOSSARY.items() if "symbol" not in entry]
 SYMBOLS = [name for name, entry in GLOSSARY.items() if "symbol" in entry]
 
 
+@cache
 def chapters() -> list[str]:
     """The text of each chapter of the main notebook, without its code; what stands before the first belongs to it."""
     cells = jupytext.read(ROOT / "notebooks/transformer.py").cells
@@ -21,6 +23,7 @@ def chapters() -> list[str]:
     return [parts[0] + parts[1], *parts[2:]]
 
 
+@cache
 def prose(text: str) -> str:
     """Without headings, code, formulas, numbers of the ledger, links and the title of the paper."""
     for pattern in (

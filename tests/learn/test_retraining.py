@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from transduce.errors import TransduceError
+from transduce.learn import retraining
 from transduce.learn.ledger import OTHER_RATE, Ledger
 from transduce.learn.retraining import BETTER, GIVEN, OTHER, Results, Run, mismatches, run_all, runs_of
 from transduce.learn.tasks import copying
@@ -77,7 +79,12 @@ def test_a_line_torn_by_a_kill_is_dropped_and_the_file_goes_on(tmp_path: Path) -
         assert Results(path).values == {run: {"gap": 2.0}}
 
 
-def test_one_failing_experiment_loses_no_other_and_a_new_value_is_measured(tmp_path: Path) -> None:
+def test_one_failing_experiment_loses_no_other_and_a_new_value_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = get_context("forkserver")  # which imports torch once
+    server.set_forkserver_preload(["transduce.learn.transformer.attention.experiments"])
+    monkeypatch.setattr(retraining, "get_context", lambda _method: server)
     path, rows = tmp_path / "claims.toml", tmp_path / "rows.jsonl"
     sound = CLAIM.replace("a.b", "transformer.attention.experiments.saturation").replace("gap", "unscaled_largest")
     path.write_text(sound + CLAIM.replace("near", "broken").replace("a.b", "masks.experiments.nowhere"))

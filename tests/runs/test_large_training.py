@@ -6,12 +6,14 @@ import random
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed.run
 
-from calling import command
+from calling import command, forked
 from smallest_model import SMALLEST_MODEL
 from transduce.cli.evaluate import count_training_overlap
 from transduce.data import batches
@@ -80,13 +82,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def torchrun(words: list[str]) -> None:
+    warnings.simplefilter("ignore")
+    torch.distributed.run.main(words)
+
+
 def start(folder: Path, launcher: list[str], words: list[str], name: str) -> "subprocess.Popen[str]":
-    """A process whose steps go to the file `name`.steps and whose prepared corpora to `name`.cache."""
+    """`torchrun`, whose steps go to the file `name`.steps and whose prepared corpora to `name`.cache."""
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     common = {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     own = {"STEPS": str(folder / f"{name}.steps"), "TRANSDUCE_CACHE": str(folder / f"{name}.cache")}
-    line = [sys.executable, "-W", "ignore", "-m", *launcher, "large_transduce", "train", "settings.toml", *words]
-    return subprocess.Popen(line, cwd=folder, env=os.environ | common | own, stderr=subprocess.PIPE, text=True)
+    line = [sys.executable, "-m", *launcher, "large_transduce", "train", "settings.toml", *words]
+    environment = os.environ | common | own
+    return forked(line, main=torchrun, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def outcome_of(process: "subprocess.Popen[str]") -> str:
@@ -121,13 +129,13 @@ def test_two_machines_train_like_one_process_which_goes_on_where_they_stopped(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    # The two share no cache, so each prepares the corpus; `torchrun` is this module.
-    torchrun = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+    # The two share no cache, so each prepares the corpus.
+    launcher = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
     words = ["--run-dir", "together"]
     machines = [
         start(
             folder,
-            [*torchrun, "--master-port", port, "--node-rank", str(rank), "-m"],
+            [*launcher, "--master-port", port, "--node-rank", str(rank), "-m"],
             [*words, "--training.steps", "17"],
             f"machine-{rank}",
         )

@@ -44,7 +44,7 @@ def trained(src: list[str], tgt: list[str], steps: int, folder: Path) -> tuple[T
     Trainer(
         model,
         pairs,
-        config=TrainingConfig(steps=steps, batch_tokens=512, label_smoothing=0.0),
+        config=TrainingConfig(steps=steps, batch_tokens=256, label_smoothing=0.0),
         optim=OptimConfig(schedule="cosine", learning_rate=4e-3, warmup_steps=50, max_grad_norm=1.0),
         store=RunFolder.create(folder / "run", config="", tokenizer=tokenizer.to_json(), facts={}),
     ).run()

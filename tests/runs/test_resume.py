@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from calling import forked
 from covering import rest_as_proofs
 from transduce.cli import main as cli
 from transduce.config.settings import ON_RESUME, ExperimentConfig, carry_over, refuse_changes, resume_class
@@ -449,13 +450,15 @@ def test_a_second_signal_within_an_update_saves_no_half_updated_weights(
     assert_same_outcome(tmp_path / "run", finished)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("start", "signum", "status"), [(forked, signal.SIGTERM, 143), (subprocess.Popen, signal.SIGINT, 130)]
+)
 def test_a_real_process_stops_with_the_status_of_the_signal(
-    config: ExperimentConfig, tmp_path: Path, signum: int, status: int
+    config: ExperimentConfig, tmp_path: Path, start: Callable[..., subprocess.Popen], signum: int, status: int
 ) -> None:
     endless = replace(config, training=replace(config.training, steps=1_000_000, save_every=0, log_every=1))
     words = [sys.executable, "-m", "transduce", *command(endless, tmp_path)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = start(words, stderr=subprocess.PIPE, text=True)
     rows = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: rows.exists() and rows.stat().st_size > 0, process)
     process.send_signal(signum)
@@ -464,7 +467,7 @@ def test_a_real_process_stops_with_the_status_of_the_signal(
     assert process.returncode == status
     assert time.monotonic() - sent < 5
     assert "Traceback" not in told
-    assert f"Go on with: transduce {shlex.join(command(endless, tmp_path))} --resume" in told
+    assert told.endswith(f"all is saved. Go on with: transduce {shlex.join(command(endless, tmp_path))} --resume\n")
     folder = RunFolder.open(tmp_path / "run")
     assert folder.checkpoints()[-1] == folder.metrics()[-1]["step"]
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from calling import forked
 from smallest_model import SMALLEST_MODEL
 from transduce.cli import main as cli
 from transduce.devices import machine
@@ -227,8 +228,8 @@ class Running:
     """A command that trains, and the helper beside it."""
 
     def __init__(self, *words: object) -> None:
-        command = [sys.executable, "-m", "transduce", "train", *map(str, words)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        line = [sys.executable, "-m", "transduce", "train", *map(str, words)]
+        self.process = forked(line, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if match := re.match(r"step (\d+)/", line):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from covering import covered
 from transduce.data.batches import EncodedPairs
 from transduce.errors import DivergedError, TransduceError
 from transduce.model import Transformer
@@ -141,9 +142,10 @@ def textbook() -> tuple[list[StepResult], Weights]:
     return textbook_steps(pairs_of(), STEPS)
 
 
-@pytest.mark.parametrize("part_tokens", [4, 30, 10_000])
-@pytest.mark.parametrize("batching", ["bucketed", "packed"])
-@pytest.mark.parametrize("num_micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("batching", "part_tokens", "num_micro_batches"),
+    covered(["bucketed", "packed"], [4, 30, 10_000], [1, 2], strength=2),
+)
 def test_a_step_in_any_parts_bucketed_or_packed_is_the_textbook_one(
     batching: Any, part_tokens: int, num_micro_batches: int
 ) -> None:
