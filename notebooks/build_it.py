@@ -160,8 +160,9 @@ run("sinusoids", sinusoids)
 #
 # ## 5 · Layer normalization
 #
-# Sums of sums grow. Layer normalization brings the channels of each token back to mean 0 and variance 1, then lets the network choose
-# another scale: a learned `gain` (1 at the start) and `bias` (0 at the start) for each channel.
+# Each sub-layer's output is added to its input (step 7), and such sums grow. Layer normalization brings the channels of each token back to
+# mean 0 and variance 1, then lets the network choose another scale: a learned `gain` (1 at the start) and `bias` (0 at the start) for each
+# channel.
 
 # %%
 picture("layer-norm")
@@ -170,8 +171,8 @@ picture("layer-norm")
 # %% [markdown]
 # *By hand:* "the" is (1, 0, 1, 0): mean ½, deviation ½, so (1, −1, 1, −1).
 #
-# **Write it.** The variance is the *mean* of the squares, and 10⁻⁵ is added to it before the root: a token whose channels are all equal would give
-# 0/0.
+# **Write it.** The variance is the *mean* of the squares, and 10⁻⁵ is added to it before the root: a token whose channels are all equal
+# would give 0/0.
 
 
 # %% tags=["piece-5"]
@@ -229,8 +230,9 @@ run("feed-forward", FeedForward)
 #
 # ## 7 · Encoder layer
 #
-# Two **sub-layers**, attention and the feed-forward network. Around each stands the same frame, $\mathrm{LayerNorm}(x + \text{sub-layer}(x))$: what comes in
-# is added to what comes out, so a layer only has to find what to *change*. In training, dropout sets a part of the sub-layer's output to 0 before the sum.
+# Two **sub-layers**, attention and the feed-forward network. Around each stands the same frame,
+# $\mathrm{LayerNorm}(x + \text{sub-layer}(x))$: what comes in is added to what comes out, so a layer only has to find what to *change*. In
+# training, dropout sets a part of the sub-layer's output to 0 before the sum.
 
 # %%
 picture("encoder-layer")
@@ -303,8 +305,8 @@ picture("masks")
 
 
 # %% [markdown]
-# **Write it.** `padding_mask` of ids (B, S): True at real tokens, shaped (B, 1, 1, S), the same for all heads and queries. `causal_mask`: (T, T), True on
-# and below the diagonal.
+# **Write it.** `padding_mask` of ids (B, S): True at real tokens, shaped (B, 1, 1, S), the same for all heads and queries. `causal_mask`:
+# (T, T), True on and below the diagonal.
 
 
 # %% tags=["piece-9"]
@@ -327,16 +329,18 @@ run("masks", padding_mask, causal_mask)
 #
 # ## 10 · The network
 #
-# Ids become vectors by a table, the **embedding**, times $\sqrt{d_\text{model}}$, plus the sinusoids. The encoder reads the source; the decoder turns the target so far
-# into one vector for each position; its product with every row of the target's embedding gives a score for every token that may come next. The scores are called **logits**.
+# Ids become vectors by a table, the **embedding**, times $\sqrt{d_\text{model}}$, plus the sinusoids. The encoder reads the source; the
+# decoder turns the target so far into one vector for each position; its product with every row of the target's embedding gives a **logit**
+# for every token that may come next: the higher, the more probable.
 
 # %%
 picture("transformer")
 
 
 # %% [markdown]
-# **Write it.** The parts: `src_embedding`, `tgt_embedding`, `encoder` and `decoder` (ModuleLists of `num_layers` layers), `dropout` (after the sum of embedding and
-# position). Start the embeddings small, `embedding.weight.data *= d_model**-0.5`: their rows serve as the output matrix, too.
+# **Write it.** The parts: `src_embedding`, `tgt_embedding`, `encoder` and `decoder` (ModuleLists of `num_layers` layers), `dropout` (after
+# the sum of embedding and position). `padding_mask(src)` goes to the encoder and to cross-attention, `causal_mask` to the decoder's
+# self-attention. Start the embeddings small, `embedding.weight.data *= d_model**-0.5`: their rows serve as the output matrix, too.
 
 
 # %% tags=["piece-10"]
@@ -372,7 +376,7 @@ run("transformer", Transformer)
 # ## 11 · Shift, padding, loss
 #
 # To learn, the decoder is *given* BEGIN and the target, and has to *name* the target and END: the same row, one step later. The **loss** is
-# how much probability the right tokens got, as $-\ln p$, averaged over the real tokens. Its unit is the *nat*; a model that guesses evenly
+# $-\ln p$ of the probability $p$ that each right token got, averaged over the real tokens. Its unit is the *nat*; a model that guesses evenly
 # among $n$ tokens has a loss of $\ln n$.
 
 # %%
@@ -380,7 +384,8 @@ picture("loss")
 
 
 # %% [markdown]
-# **Write it.** `batch_of` takes pairs of lists of ids, appends END to the sources, and gives three padded tensors: `src`, `tgt_in`, `tgt_out`.
+# **Write it.** `batch_of` takes pairs of lists of ids, appends END to the sources, and gives three padded tensors: `src`, `tgt_in`,
+# `tgt_out`.
 
 
 # %% tags=["piece-11"]
@@ -412,8 +417,9 @@ picture("train")
 
 
 # %% [markdown]
-# **Write it.** Use `torch.optim.Adam` with the paper's `betas=(0.9, 0.98), eps=1e-9`. At step $s$ of $n$, counted from 1, with $w$ steps of warm-up, the rate is the highest
-# rate times the smaller of $s / w$ and $(n - s + 1) / (n - w)$. Call `next_pairs()` at every step; return the list of losses.
+# **Write it.** Use `torch.optim.Adam` with the paper's `betas=(0.9, 0.98), eps=1e-9`. At step $s$ of $n$, counted from 1, with $w$ steps of
+# warm-up, the rate is the highest rate times the smaller of $s / w$ and $(n - s + 1) / (n - w)$. Call `next_pairs()` at every step; return
+# the list of losses.
 
 
 # %% tags=["piece-12"]
@@ -455,7 +461,7 @@ check("build-greedy-decode", greedy_decode)
 run("greedy-decode", greedy_decode)
 
 # %% [markdown]
-# *Break it once.* Take the scores of the *first* position, `[:, 0]`.
+# *Break it once.* Take the logits of the *first* position, `[:, 0]`.
 #
 # ## Your Transformer learns to speak English
 #
@@ -489,8 +495,9 @@ if ready():
 # The score is the percentage of unseen words without a single wrong phoneme, with its 95% interval. (Chapter 11 of the main notebook tests
 # other words, with several pronunciations among them: the two scores do not compare.)
 #
-# **Beside what came before it.** Recurrent networks read and write step by step. Two GRUs as large as your model, trained in the same loop on
-# the same pairs for the same time on one core, each at the best of three learning rates (that takes 20 minutes, so it was measured before):
+# **Compared with what came before.** Recurrent networks read and write step by step. The GRU is one kind (chapter 10 of the main
+# notebook). Two of them as large as your model, one plain and one with attention, were trained in the same loop on the same pairs for the
+# same time on one core, each at the best of three learning rates (that takes 20 minutes, so it was measured before):
 
 # %%
 Ledger.load().recorded("workshop-beside-a-gru")
@@ -514,8 +521,8 @@ if ready():
     print("That is rounding: sinusoids are float32 (7 digits), the rest is float64 (16).")
 
 # %% [markdown]
-# What it has that yours has not is speed (a cache of keys and values, batches of like length, exact resuming), and a `transduce fit` around it. What it
-# computes is yours.
+# What it has that yours has not is speed (a cache of keys and values, batches of like length, exact resuming), and a `transduce fit` around
+# it. What it computes is yours.
 #
-# **Where to go on.** [The main notebook](transformer.ipynb) measures why each piece is there; [break it](break_it.ipynb) hides ten bugs for you to find;
-# `transduce fit pairs.tsv` trains on your own pairs.
+# **Where to go on.** [The main notebook](transformer.ipynb) measures why each piece is there; [break it](break_it.ipynb) hides ten bugs for
+# you to find; `transduce fit pairs.tsv` trains on your own pairs.

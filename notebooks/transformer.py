@@ -5,25 +5,25 @@
 # models of today. This notebook takes it apart and builds it up again: each part has a question, a picture, an example in small numbers,
 # and a few lines of PyTorch. By chapter 8 those lines are a whole Transformer, which you train; at the end you train one on a real task.
 #
-# **How to read it.** Reading takes about an hour and a half; with all the exercises, allow four to six. Web pages can only be read; to run
-# the cells, copy the notebooks with `transduce learn DIR` and open them in Jupyter. At each **Predict**, replace the `...` with your letter
-# or number, say to yourself why, and run the cells below (on the web, cover them). In the exercises, `check` says whether you are right,
-# and `hint` helps.
+# **How to read it.** Reading takes about an hour and a half; with all the exercises, four to six. Web pages can only be read; to run the
+# cells, install `transduce`, a Python package with a Transformer of its own, copy the notebooks with `transduce learn DIR`, and open
+# them in Jupyter. At each **Predict**, replace the `...` with your letter or number, say to yourself why, and run the cells below (on the
+# web, cover them). In the exercises, `check` says whether you are right, and `hint` helps. Lines such as `LayerNorm = torch.nn.LayerNorm`
+# come from hidden cells that compare our code with PyTorch's.
 #
-# **Write it yourself.** [build_it](build_it.ipynb) is the workshop that goes with this text: the same thirteen pieces of code, for you to
-# write, with a checker. Chapters 1 to 9 end with the steps that belong to them.
+# **Write it yourself.** In the workshop [build_it](build_it.ipynb) you write the same thirteen pieces of code, with a checker. Chapters 1
+# to 9 end with the steps that belong to them.
 #
-# **What you need.** Python, some PyTorch (tensors, `@`, gradients), derivatives and probabilities, and the idea of a neural network that is
+# **What you need.** Python, some PyTorch (tensors, `@`, gradients), derivatives and probabilities, and the idea of a neural network
 # trained step by step, where the **learning rate** says how large a step is. No GPU, no network connection.
 #
 # **About the numbers.** A box that begins with *Measured* holds a number from this very run. Each claim stands in a file, the **ledger**,
 # with the range we expected before running anything. The small print gives the section of the paper, the range *expected*, what was
-# *measured*, and a command that measures it again. Sometimes our range was wrong or too wide, and we changed it: then *first expected*
-# shows the old range and the git commit that had it, *guarded by* the range checked today. *Against* names the common claim that the number
-# contradicts.
+# *measured*, and a command that measures it again. Where our range was wrong or too wide, *first expected* shows it, with its git commit,
+# and *guarded by* the range checked today. *Against* names what the number contradicts.
 #
-# Claims about trained networks were also tried at 0.3 times the learning rate, and with four times as many steps at whichever rate did
-# better. The small print ends with both results, from an earlier run. *Seeds* counts the random starts behind a mean.
+# Where trainings are compared, we also tried 0.3 times the learning rate, and four times as many steps at whichever rate did better. The
+# box gives both results, from an earlier run. *Seeds* counts the random starts behind a mean.
 #
 # chapter | question | go deeper
 # ---|---|---
@@ -63,10 +63,9 @@ lesson.figure_one_map("all")
 # **Without it** you would write rules: for words, endings, the order of words, and every exception. A network finds its own from pairs of
 # examples.
 #
-# This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. (You need not know their names
-# yet.) On the left, the **encoder** reads the **source** (*Inputs*), all of it at once. On the right, the **decoder** writes the
-# **target**, one word or part of a word at a time, looking at what the encoder made of the source and at what it has written so far
-# (*Outputs so far*).
+# This is the paper's Figure 1, and our map: every chapter begins with it, the boxes of that chapter lit. On the left, the **encoder** reads
+# the **source** (*Inputs*), all of it at once. On the right, the **decoder** writes the **target**, one word or part of a word at a time,
+# looking at what the encoder made of the source and at what it has written so far (*Outputs so far*).
 #
 # Let's train a tiny model, on a task you can check by eye: *write a sentence backward, word by word*.
 
@@ -85,8 +84,8 @@ print(f"whole sentences right, of those it never saw: {reverser.share_right:.0%}
 # %% [markdown]
 # Text is cut into **tokens**: words, or parts of words called **subwords**, so that rare words can be spelled from parts. Each token has a
 # number, its **id**. The id picks a row of a table, the **embedding**, and this row, the token's embedding, is the list of numbers that the
-# network works on. Each of its numbers is called a **channel**; there are $d_\text{model}$ of them. The table is learned, like everything
-# else in the network; what is learned are the **parameters**.
+# network works on. Each of its numbers is a **channel**; there are $d_\text{model}$ of them. The table is learned, like nearly
+# all numbers in the network; the learned numbers are the **parameters**.
 #
 # Here is one sentence on its way in. `▁` marks the beginning of a word, `</s>` the end of the sentence. (The indented lines are for
 # chapters 1 and 3.) The last three lines show what comes out after the begin symbol `<s>`, and then after each token written: the three
@@ -102,23 +101,22 @@ print(lesson.traced_text(traced, reverser))
 # again.
 #
 # How good is a model? Look at the probability $p$ it gave to the token that really came next, and take $-\ln p$. A probability of 1 costs
-# nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, also called **cross-entropy**. Its unit, from the
+# nothing, a small one costs a lot. Averaged over all tokens, that is the **loss**, or **cross-entropy**. Its unit, from the
 # natural logarithm, is the **nat**. A model that guesses evenly among $n$ tokens has a loss of $\ln n$.
 #
 # Sentences are processed together, as a **batch**. Here is Figure 1 again with the shape of what leaves each box while a batch of three
-# sentences runs through, five tokens of each target written so far: (sentences, tokens, channels). After the box *Linear* there is a logit
-# for each possible token in place of the channels. (Q, K and V are for chapter 1.)
+# sentences runs through, `<s>` and four tokens of each target having gone into the decoder: (sentences, tokens, channels). After the box
+# *Linear* there is a logit for each possible token in place of the channels. (Q, K and V are for chapter 1.)
 
 # %% tags=["hide-input"]
 lesson.live_figure_one(reverser)
 
 # %% [markdown]
-# Notice two things. Between the embeddings and the box *Linear*, *no box changes the shape*. That is why boxes can be stacked in
-# **layers**, the two framed groups, each repeated $N$ times. And *tokens meet only in the orange boxes*. Every other box handles each token
-# separately.
+# Between the embeddings and the box *Linear*, *no box changes the shape*. That is why boxes can be stacked in **layers**, the two framed
+# groups, each repeated $N$ times. And *tokens meet only in the orange boxes*. Every other box handles each token separately.
 #
-# Step through all of it here: arrow buttons move from token to token, a click enlarges a picture, and the frame scrolls. (Chapters 1, 2, 6
-# and 9 explain what you see.)
+# Step through all of it here: arrow buttons move from token to token, a click enlarges a picture, and the frame scrolls. (Chapters 1, 2,
+# 5, 6 and 9 explain what you see.)
 
 # %% tags=["hide-input"]
 lesson.page_of(reverser, "the old dog finds a fox")
@@ -127,15 +125,15 @@ lesson.page_of(reverser, "the old dog finds a fox")
 # ## 1 · Self-attention
 #
 # **Question.** *The cat sleeps because it is tired.* To understand *it*, you look back and find the cat. How can a network fetch
-# information from somewhere else in the sentence, when nobody can say beforehand from where?
+# information from elsewhere in the sentence, when nobody can say beforehand from where?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
 # **Without it.** If every token is handled separately, *it* is the same list of numbers in every sentence ever written. You could connect
-# each token to its neighbors; but the cat is three words back here, and twenty in the next sentence. The connection has to be chosen *by
-# content*, anew for each sentence.
+# each token to its neighbors; but the cat is three words back here, and twenty in the next sentence. The connection must be chosen *by
+# content*, anew each time.
 #
 # ### A soft dictionary
 #
@@ -146,15 +144,15 @@ lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 lesson.soft_look_up()
 
 # %% [markdown]
-# A dictionary is all or nothing: one key matches, the others do not. That is bad for learning: when the wrong value comes back, no small
-# change would make it a little less wrong. So we make the dictionary soft. *Every* key matches to some degree, and what comes back is a
-# mixture of all the values, each in proportion to how well its key matched. This is **attention**, and all three boxes lit in the map do it
-# (chapter 6 tells them apart). Now a small change to a query changes the mixture a little, and the network can *learn* what to ask for.
+# A dictionary is all or nothing: one key matches, the others do not. That is bad for learning: no small change makes a wrong value a little
+# less wrong. So we make the dictionary soft. *Every* key matches to some degree, and what comes back is a mixture of all the values, each
+# in proportion to how well its key matched. This is **attention**, and all three boxes lit in the map do it (chapter 6 tells them apart).
+# Now a small change to a query changes the mixture a little, and the network can *learn* what to ask for.
 #
 # ### The example that stays with us
 #
-# Three tokens, *the cat sleeps*, with four channels each. These numbers come back in most chapters up to 7. You may read the second channel
-# as "how much of a noun am I?" and the fourth as "how much of a verb?", though a real network would choose meanings of its own.
+# Three tokens, *the cat sleeps*, with four channels each, come back in most chapters up to 7. You may read the second channel
+# as "how much of a noun am I?" and the fourth as "how much of a verb?", though a real network chooses its own meanings.
 
 # %%
 # X has the shape (1 sentence, 3 tokens, 4 channels); sees_all is explained below
@@ -162,7 +160,7 @@ X, TOKENS, sees_all = lesson.X, lesson.TOKENS, lesson.SEES_ALL
 print(lesson.rows(X[0]))
 
 # %% [markdown]
-# To start simply, let each token be its own query, its own key and its own value. Follow *sleeps*, (1, 1, 0, 2):
+# To start simply, let each token be its own query, key and value. Follow *sleeps*, (1, 1, 0, 2):
 #
 # **Compare.** How well does a query match a key? Multiply them channel by channel and add up: the dot product. It is large when both are
 # large in the same channels. *sleeps* against *the*: $1 \cdot 1 + 1 \cdot 0 + 0 \cdot 1 + 2 \cdot 0 = 1$. Against *cat*: $0 + 2 + 0 + 2 =
@@ -171,8 +169,8 @@ print(lesson.rows(X[0]))
 # **Scale.** Divide by 2, the square root of the number of channels. (We will see why.) This gives the **scores**: 0.5, 2, 3.
 #
 # **Share out.** The softmax turns the scores into **weights**: $e^{0.5}, e^2, e^3$ are about 1.65, 7.39 and 20.09; divided by their sum,
-# 0.06, 0.25, 0.69. They add up to 1: each query has exactly one whole weight to give away. (Elsewhere, "weights" often means the parameters
-# of a network. Here it never does.)
+# 0.06, 0.25, 0.69. They add up to 1: each query has exactly one whole weight to give away. (Elsewhere, "weights" often means parameters.
+# Here it never does.)
 #
 # **Mix.** The output is 0.06 of *the* plus 0.25 of *cat* plus 0.69 of *sleeps*: (0.75, 1.20, 0.06, 1.63), from unrounded weights. (In the
 # picture below, Q, K and V hold all queries, keys and values; $d_k$ is their number of channels.)
@@ -193,15 +191,15 @@ lesson.predicted(
 )
 
 # %% [markdown]
-# Each row of the weights belongs to one query. Read along the row: in what proportions are the values mixed for it?
+# Read along a row of the weights: in these proportions the values are mixed for its query.
 #
 # ### Asking for something you are not
 #
 # So far a token mostly finds tokens that resemble it, above all itself. But a verb looks for its *subject*, which does not resemble it. So
-# queries, keys and values are not the tokens themselves. They are *made from* the tokens: multiplied by three matrices, whose numbers are
-# learned. $W^Q$ makes the query (what a token asks), $W^K$ the key (what it can be found by), $W^V$ the value (what it hands over).
+# queries, keys and values are *made from* the tokens: multiplied by three matrices, whose numbers are learned. $W^Q$ makes the query (what
+# a token asks), $W^K$ the key (what it can be found by), $W^V$ the value (what it hands over).
 #
-# Let $W^Q$ turn "I am a verb" (channel 4) into "I am looking for a noun" (channel 2), and leave keys and values as they are:
+# Let $W^Q$ turn "I am a verb" (the fourth channel) into "I am looking for a noun" (the second), and leave keys and values as they are:
 
 # %%
 W_Q = torch.zeros(4, 4)
@@ -212,7 +210,7 @@ print("queries\n" + lesson.rows(queries[0]), "\n\nweights\n" + lesson.rows(weigh
 
 # %% [markdown]
 # With that one number, *sleeps* gives most of its weight, 0.87, to *cat*: it has found its subject. *the* has no verb in it, asks for
-# nothing in particular, and gets an even mixture of everyone. Point at any number to see where it came from:
+# nothing, and gets an even mixture of everyone. Point at any number to see where it came from:
 
 # %% tags=["hide-input"]
 lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
@@ -236,9 +234,8 @@ lesson.attention_page(queries[0], X[0], X[0], queries=TOKENS, keys=TOKENS)
 # When all three are made from the same tokens $X$, as $Q = XW^Q$, $K = XW^K$ and $V = XW^V$, we speak of **self-attention**: a sentence
 # looks at itself.
 #
-# Here it is in code. Besides queries, keys and values it takes a **mask**, `may_look`: True where a query may look at a key. A hidden key
-# gets a score of minus infinity, which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone: `sees_all` is
-# True throughout.
+# In code, attention also takes a **mask**, `may_look`: True where a query may look at a key. A hidden key gets a score of minus infinity,
+# which the softmax turns into a weight of 0. Until chapter 7 everyone may look at everyone: `sees_all` is True throughout.
 
 
 # %% tags=["from-piece-1"]
@@ -275,7 +272,8 @@ lesson.saturation_curves(saturated)
 
 # %% tags=["hide-input"]
 reason = (
-    "The scores have a standard deviation of 16, so the best leads by several points; 3 points are a factor of e³ = 20."
+    "The scores have a standard deviation of 16, so the largest is often several units above the next; a lead of 3 "
+    "already makes its weight e³ = 20 times as large."
 )
 lesson.predicted(my_largest, "C", reason)
 
@@ -285,7 +283,8 @@ ledger.settle("root-unscaled-softmax-saturates", saturated)
 # %% [markdown]
 # The soft dictionary has turned hard again, before anything has been learned. Once one weight is close to 1, a small change of the scores
 # barely moves the weights, so almost no gradient flows back. (In the middle of the figure: the size of the derivative of weights with
-# respect to scores. Scores only $\sqrt2$ times too large do not lower it.)
+# respect to scores. At $d_k$ from 4 to 16, where scores are 2 to 4 times too large, it is not smaller yet; beyond, it falls. So doubling
+# $d_k$ with the old divisor, which leaves scores $\sqrt2$ times too large, only sharpens the weights.)
 
 # %% tags=["hide-input"]
 ledger.settle("root-saturated-softmax-hands-back-little", saturated)
@@ -301,8 +300,6 @@ lesson.root_curves(root)
 ledger.settle("root-training-without-it", root)
 
 # %% [markdown]
-# The gap does not close with time.
-#
 # **Exercises.**
 
 # %%
@@ -359,8 +356,8 @@ lesson.figure_one_map("self-attention", "masked attention", "cross-attention")
 
 # %% [markdown]
 # **Without it.** To be translated, *sleeps* needs its subject (is it one cat or several?) *and* perhaps the word before it. With one row of
-# weights it can give half its weight to each, and gets back the average of the two values. An average blurs: if all you know is that two
-# numbers average 5, you cannot say what either was.
+# weights it can give half to each, and gets the average of the two values. An average blurs: if two numbers average 5, you cannot say what
+# either was.
 #
 # So look several times at once. Cut the channels of queries, keys and values into equal slices, and let each slice do an attention of its
 # own, with scores and weights of its own. Each is called a **head**. Their outputs, laid side by side, have as many channels as before.
@@ -459,18 +456,18 @@ lesson.look_up_maps(found, "4 heads", "symbol ")
 lesson.look_up_maps(found, "1 head", "symbol ")
 
 # %% [markdown]
-# The single head has settled for one of the two.
-#
-# That is no law: with more steps it catches up a good deal. And with the network of chapter 4 behind it (the *FFN* of the figure), which
-# can take an uneven mixture apart, one head learns *both* symbols, given time:
+# The single head has settled for one of the two. That is no law: with more steps it partly catches up. An uneven mixture, 0.6 of one vector and
+# 0.4 of another, is a different vector for each pair of symbols, so it can be taken apart. With the network of chapter 4 behind it (the
+# *FFN* of the figure), one head learns *both* symbols, given time:
 
 # %% tags=["hide-input"]
 ledger.settle("one-head-and-a-network-learn-both", found)
 
 # %% [markdown]
-# So two look-ups do not need several heads; they are only easier with them. Four heads learned both quickly, at either learning rate.
+# So two look-ups do not need several heads; they are only easier with them.
 #
-# Here are all heads of the model of chapter 0 where the decoder looks at the source (rows: tokens that go into the decoder; columns: tokens of the source).
+# Here are all heads of the model of chapter 0 where the decoder looks at the source (rows: tokens that go into the decoder; columns:
+# tokens of the source). In layer 2, most look at the token to be written next: the diagonal from top right to bottom left.
 
 # %% tags=["hide-input"]
 cross = {f"layer {i + 1}": traced.attention[f"decoder.layers.{i}.cross_attention"] for i in range(2)}
@@ -483,7 +480,7 @@ lesson.head_maps(cross, queries=traced.written, keys=traced.source)
 # %%
 def my_split(x, num_heads):
     """1. (batch, len, d_model) -> (batch, heads, len, d_k):
-    head 0 has the first channels of every token."""
+    head 1 has the first channels of every token."""
     ...
 
 
@@ -501,9 +498,9 @@ check("heads-parameters", my_count)
 
 # %% [markdown]
 # **What people get wrong.** *"Eight heads cost eight times as much."* They share the channels: as many parameters, as many multiplications.
-# Only the maps of weights become eight, each with a softmax and room to store it. *"Split with `view`."* (B, T, D) must become (B, T, H, D
-# / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up tokens, without any error ([break it](break_it.ipynb) has a
-# network with that bug).
+# Only the tables of weights become eight, each with a softmax and room to store it. *"Split with `view`."* (B, T, D) must become (B, T, H, D
+# / H) and then be transposed; a `view` straight to (B, H, T, D / H) mixes up tokens, without any error ([break it](break_it.ipynb) has
+# that bug).
 #
 # **Now write it:** steps 2 and 3 of [build_it](build_it.ipynb).
 #
@@ -536,11 +533,11 @@ lesson.predicted(my_order, "A", "Every token gets the same vector as before; onl
 #
 # ### Why not simply 0, 1, 2, ...?
 #
-# The channels of an embedding are numbers of about 1, but the two hundredth token would get 199: it would shout down the word itself. Then
-# divide by the length of the sentence, so that positions run from 0 to 1? Now "one step to the right" means 0.1 in a sentence of eleven
-# tokens and 0.025 in one of forty-one: a rule such as "look at the previous token" would be a different rule for each length. Or give each
-# position a learned row of a table? That works, up to the longest sentence seen in training; beyond it, no row was ever learned. (Our own
-# choice will not help there, either: [positions](positions.ipynb).)
+# As they reach this point, the channels of an embedding are numbers of about 1 (the end of this chapter says how). But the two hundredth
+# token would get 199, which shouts down the word itself. Then divide by the length, so that positions run from 0 to 1? Now "one step to the
+# right" means 0.1 in a sentence of eleven tokens and 0.025 in one of forty-one: a rule such as "look at the previous token" would be a
+# different rule for each length. Or give each position a learned row of a table? That works, up to the longest sentence seen in training;
+# beyond it, no row was ever learned. (Our own choice will not help there, either: [positions](positions.ipynb).)
 #
 # We want a code that stays small, differs for every position, and in which one step to the right is the same kind of change everywhere.
 
@@ -551,28 +548,28 @@ lesson.position_schemes()
 # ### Clock hands
 #
 # A clock has just these properties. A second hand alone repeats itself every minute; a minute hand alone moves too little to show seconds.
-# Together with the hour hand they tell every second of twelve hours apart, and no hand ever leaves its dial.
+# Together with the hour hand, they tell apart all the seconds of twelve hours, and no hand ever leaves its dial.
 #
 # So give each position a set of clocks. The first hand turns by one radian (57 degrees) from each position to the next; each following one
 # turns more slowly. A hand is written as two numbers, the sine and the cosine of its angle: how far its tip lies to the right, and how far
-# up. (One of them would not do: sines of 30 and 150 degrees are equal.) Each clock therefore takes up a pair of channels.
+# up. (One of them would not do: sines of 30 and 150 degrees are equal.) So each clock takes a pair of channels.
 
 # %% tags=["hide-input"]
 lesson.clock_hands()
 
 # %% [markdown]
-# Compare positions 0 and 1 with positions 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. *One
-# step to the right is the same turn of the hands, wherever you are.* What holds for one step holds for three. In these three dials, with a
-# gray dot for each of 64 positions, arrows lead from position 0 to 3, and from 5 to 8:
+# Compare positions 0 and 1 with 10 and 11. In each row the hand has moved by the same angle, though it started elsewhere. *One step to the
+# right is the same turn of the hands, wherever you are.* Three steps are, too. In these dials, with a gray dot for each of 64 positions,
+# arrows lead from position 0 to 3, and from 5 to 8:
 
 # %% tags=["hide-input"]
 lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 
 # %% [markdown]
 # A turn by a fixed angle is a linear map: a multiplication by a matrix. So "three tokens to the left of me" is something that a matrix such
-# as $W^Q$ can express once and for all positions. This was the authors' reason to choose this code (section 3.5).
+# as $W^Q$ can express once and for all positions. This was the authors' reason for it (section 3.5).
 #
-# ### The formula
+# ### The formula of the clocks
 #
 # These vectors of sines and cosines, the **sinusoids**, are the paper's **positional encoding** $PE$:
 #
@@ -582,7 +579,7 @@ lesson.rotations(lesson.sinusoids(64, 64), pairs=(1, 4, 8), offset=3)
 # ---|---
 # $pos$ | position in the sequence, counted from 0
 # $c$ | number of the clock, from 0 to $d_\text{model}/2 - 1$ (the paper writes $i$)
-# $10000^{2c/d_\text{model}}$ | how many times slower than the first clock $c$ is (in the code: `slowness`)
+# $10000^{2c/d_\text{model}}$ | how many times slower clock $c$ turns than clock 0 (in the code: `slowness`)
 #
 # Our example has four channels, so two clocks. The first turns by 1 radian a step, the second by 1/100.
 
@@ -608,11 +605,11 @@ of_cat = [attention(x, x, x, sees_all)[0, 1] for x in (forward, backward)]
 print(lesson.rows(torch.stack(of_cat), ("cat in 'the cat sleeps'", "cat in 'sleeps cat the'")))
 
 # %% [markdown]
-# *cat* stands at position 1 in both, but its neighbors now carry different positions, so it hears something different.
+# *cat* stands at position 1 in both, but its neighbors now carry other positions.
 #
 # ### Why added, and not attached?
 #
-# You could attach the position as extra channels. That works, too, but those channels are lost to the words. Adding costs nothing. But does
+# You could attach the position as extra channels. That works, but those channels are lost to the words. Adding costs nothing. But does
 # the sum not garble both, word and position?
 #
 # With four channels it might. With hundreds there is room: unrelated directions in a space of many dimensions are nearly at right angles,
@@ -626,16 +623,17 @@ lesson.table_and_similarity(sinusoids(60, 32))
 
 # %% [markdown]
 # On the left, each row is a position and each pair of columns a clock, fast ones first. On the right, the products of all pairs of rows,
-# scaled so that a row with itself gives 1: the same pattern along every parallel to the diagonal.
+# scaled so that a row with itself gives 1.
 #
 # ### And why is the embedding multiplied by $\sqrt{d_\text{model}}$?
 #
 # Section 3.4 does so before the positions are added. In the paper, one matrix does two jobs: it is the embedding, of source and target, and
-# it makes the logits at the other end, where the logit of a token is the dot product of its row with what leaves the last layer. For logits
-# of a sensible size its rows must be short, of length (root of the sum of squares) about 1. A row of sinusoids has length
-# $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor on the way in settles the conflict.
+# it makes the logits at the other end, where the logit of a token is the dot product of its row with what leaves the last layer. What
+# leaves the last layer has length (root of the sum of squares) $\sqrt{d_\text{model}}$ (chapter 5), so for logits of about 1 its rows must
+# be short, of length about 1. A row of sinusoids has length $\sqrt{d_\text{model}/2}$, and next to it a word of length 1 drowns. The factor
+# on the way in settles the conflict.
 #
-# What if it is left out? Small networks learn to write symbols backward and to put them in order:
+# What if it is left out, in small networks?
 
 # %% tags=["hide-input"]
 scale = lesson.embedding_scale()
@@ -644,11 +642,14 @@ print(
     "the paper: with the factor\n"
     "large: embeddings start as long as the factor would make them\n"
     "untied: two matrices, one for each of the two jobs\n"
-    "losses: from one random start; the third plot trains it for longer\n\n"
-    f"a row of positions: length {scale.length_of_positions:.1f}"
+    "losses: on reversal, from one random start; the third plot trains it for longer\n\n"
+    f"a row of positions: length {scale.length_of_positions:.1f}\n"
+    f"guessing evenly among all ids: loss {scale.guessing:.2f}"
 )
+num_steps = len(scale.trainings["reversal"]["the paper"][0].losses)
 for name, length in scale.length_of_embeddings.items():
-    print(f"{name:24} length {length:.1f}; loss {scale.starts[name]:5.2f}, later {scale.ends[name]:.2f}")
+    losses = f"{scale.starts[name]:5.2f}, after {num_steps} steps {scale.ends[name]:.2f}"
+    print(f"{name:24} length {length:.1f}; loss {losses}")
 lesson.scale_curves(scale)
 
 # %% tags=["hide-input"]
@@ -658,8 +659,8 @@ ledger.settle("embedding-factor-speeds-learning", scale)
 ledger.settle("embedding-factor-on-sorting", scale)
 
 # %% [markdown]
-# So it saves time, no more. Could you start with larger embeddings instead and leave the factor out? With two separate matrices, yes. With
-# one shared matrix, the logits are then far too large to begin with:
+# So it saves time, no more. Could larger embeddings at the start replace the factor? With two separate matrices, yes. With one, the
+# logits are far too large at first:
 
 # %% tags=["hide-input"]
 ledger.settle("embedding-one-matrix-two-jobs", scale)
@@ -672,8 +673,8 @@ check("embedding-length", my_length)
 
 # %% [markdown]
 # **What people get wrong.** *"`x + sinusoids(...)` will do."* If the sum is not assigned to anything, it is thrown away; the loss still
-# falls ([break it](break_it.ipynb)). *"No Transformer can do without."* An encoder cannot know the order without them; a decoder can, since
-# its mask lets each token see only earlier ones ([positions](positions.ipynb)).
+# falls ([break it](break_it.ipynb)). *"No Transformer can do without."* An encoder cannot; a decoder can: its mask lets each token see only
+# itself and earlier ones (chapter 7; [positions](positions.ipynb)).
 #
 # **Now write it:** step 4 of [build_it](build_it.ipynb).
 #
@@ -687,7 +688,7 @@ lesson.figure_one_map("feed-forward")
 # %% [markdown]
 # **Without it.** Once its weights are settled, attention only mixes: what comes out is an average of values. An average cannot say "noun
 # *and* animal, therefore a living thing"; that takes a decision, a bend in the curve. The **feed-forward network**, FFN for short, makes
-# such decisions, for each token by itself: it widens the vector (*up* in the picture, which has room for two questions only), asks many
+# such decisions, for each token by itself: it widens the vector (*up*; the picture, with room for two questions only, narrows it), asks many
 # small yes-or-no questions at once, and narrows the answers back to $d_\text{model}$ channels (*down*).
 
 # %% tags=["hide-input"]
@@ -696,8 +697,8 @@ lesson.picture("feed-forward")
 # %% [markdown]
 # In the example there are two questions: "is the second channel above 1?" and "is the fourth above 1?". For *cat*, (0, 2, 0, 1), they come
 # to $2 - 1 = 1$ and $1 - 1 = 0$: yes to the first. For *sleeps*, 0 and 1. For *the*, $-1$ and $-1$; and here is the bend: negative numbers
-# become 0. This is the **ReLU**, $\max(0, \cdot)$; without it, two linear maps in a row would be worth one. A real network learns thousands
-# of such questions.
+# become 0. This is the **ReLU**, $\max(0, \cdot)$; without it, two linear maps in a row would be worth one, added constants included. A
+# real network learns thousands of such questions.
 #
 # $$\mathrm{FFN}(x) = \max(0,\ xW_1 + b_1)\,W_2 + b_2 \qquad \text{(equation 2, section 3.3)}$$
 #
@@ -757,8 +758,7 @@ ledger.settle("ffn-attention-alone-and-a-rule", alone)
 ledger.settle("ffn-learns-rules-sooner", alone)
 
 # %% [markdown]
-# The saying is too simple. Now a table of random entries, one for each pair of
-# symbols, which can only be memorized.
+# The saying is too simple. Now a table of random entries, one for each pair of symbols, which can only be memorized.
 
 # %% tags=["hide-input"]
 table = lesson.random_table()
@@ -805,7 +805,7 @@ check("ffn-share", my_share)
 # %% [markdown]
 # **What people get wrong.** *"Attention is all you need."* So says the title; exercise 3 says where most of a layer's parameters are.
 #
-# **Now write it:** step 6 of [build_it](build_it.ipynb).
+# **Now write it:** step 6 of [build_it](build_it.ipynb); step 5 belongs to the next chapter.
 #
 # ## 5 · Residual connections and layer normalization
 #
@@ -825,8 +825,8 @@ lesson.through_layers()
 
 # %% [markdown]
 # Without the addition (gray, red), all tokens are the same after two layers, norm or not. Attention averages, and averages of averages are
-# all alike. With it (orange, blue), they become alike only slowly. Without the norm (gray, orange), the numbers drop to a sixteenth at
-# once, or grow with every layer; with it (red, blue), they keep their size.
+# all alike. With it (orange, blue), they become alike only slowly. Without the norm (gray, orange), the numbers drop to about a
+# sixteenth within two layers, or grow with every layer; with it (red, blue), they keep their size.
 #
 # **Add.** Attention and the feed-forward network are a layer's **sub-layers**. What comes out of a sub-layer is *added* to what went in, so
 # it only has to find what should *change*. This is a **residual connection**: in the map, the line that goes around a box. In our example
@@ -903,7 +903,7 @@ lesson.stream_bars(found)
 # with one more norm. ([norm and depth](norm_and_depth.ipynb) finds out which order trains better.)
 #
 # In training, **dropout** sets a random tenth of a sub-layer's output (and of embedding plus position) to 0, and scales up the rest, so
-# that the network does not come to rely on any single number. In use it is off.
+# that the network relies on no single number. In use it is off.
 #
 # **Exercises.**
 
@@ -962,8 +962,8 @@ lesson.figure_one_map(
 # **Without two halves.** An encoder alone gives one output for each source token; but a translation has a length and an order of its own,
 # and each word depends on those already written. A decoder alone knows nothing of the source.
 #
-# So the encoder reads the source once and leaves one vector for each token, together called the **memory**. Every layer of the decoder may
-# ask it: queries come from the target, keys and values from the memory. This is **cross-attention**, in which a word about to be written
+# So the encoder reads the source once and leaves one vector for each token, together called the **memory**. Every decoder layer may ask
+# it: queries come from the target, keys and values from the memory. This is **cross-attention**, in which a word about to be written
 # finds the words it is made from.
 #
 # attention | who asks (queries) | who is asked (keys, values)
@@ -972,7 +972,8 @@ lesson.figure_one_map(
 # in the decoder, first | target so far | target so far
 # in the decoder, second: cross-attention | target so far | source, as the memory
 #
-# It is the same `MultiHead` all three times. An encoder layer has two sub-layers, each wrapped in Add & Norm:
+# It is the same class `MultiHead` all three times, each with parameters of its own. An encoder layer has two sub-layers, each wrapped in
+# Add & Norm:
 
 # %% tags=["hide-input"]
 lesson.picture("encoder-layer")
@@ -1001,7 +1002,7 @@ from transduce.learn.build_it.pieces import DecoderLayer
 from transduce.learn.build_it.pieces import Transformer
 
 # %% [markdown]
-# **Is it right?** Chapter 7 compares this network with the one that our package ships. That one was compared with `torch.nn.Transformer`:
+# **Is it right?** Chapter 7 compares this network with the package's. That one was compared with `torch.nn.Transformer`:
 
 # %% tags=["hide-input"]
 ledger.settle("architecture-equals-torch", lesson.beside_torch())
@@ -1029,7 +1030,7 @@ ledger.settle("architecture-a-step-is-a-pass", lesson.steps())
 # feed-forward network has two of $d_\text{model} \times d_\text{ff}$.
 #
 # **Predict.** The paper's base model: $d_\text{model} = 512$, $d_\text{ff} = 2048$, six layers on each side, and one embedding of 37,000
-# subwords for source and target. Where are most of its parameters? "A": embedding. "B": attention. "C": feed-forward.
+# subwords for source and target. Which part has the most parameters? "A": embedding. "B": attention. "C": feed-forward.
 
 # %%
 my_largest_part = ...
@@ -1165,7 +1166,7 @@ ledger.settle("architecture-batch-order-changes-nothing", found)
 
 # %% tags=["hide-input"]
 assert found.future_gradient == 0  # exactly
-print("length of the gradient of each position's logits (rows) by each input token (columns):")
+print("a target of six tokens: length of the gradient of each position's logits (rows) by each token (columns)")
 print(found.by_future.numpy().round(1))
 
 # %% [markdown]
@@ -1175,7 +1176,7 @@ print(found.by_future.numpy().round(1))
 # ---|---|---
 # here; `F.scaled_dot_product_attention(attn_mask=)` | `True` | `False`
 # `nn.MultiheadAttention`, `nn.Transformer` | `False` | `True`
-# all of these also take numbers, added to the scores | $0$ | $-\infty$
+# torch's also take numbers, added to the scores | $0$ | $-\infty$
 #
 # **Exercises.**
 
@@ -1217,9 +1218,9 @@ lesson.figure_one_map("shifted right", "linear", "softmax", "embedding")
 # **Without it** an untrained network writes random tokens. Letting it write, then correcting it, starts badly: after one wrong word,
 # everything it sees is its own mistake.
 #
-# So we tell it the truth. At every position the decoder is given the *right* tokens up to there, and has to name the next one. That is
-# **teacher forcing**. Since the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in
-# **shifted right** by one place, behind a begin symbol; the answers it has to give end with an end symbol:
+# So at every position the decoder is given the *right* tokens up to there, and has to name the next one. That is **teacher forcing**. Since
+# the causal mask keeps each position from seeing ahead, all positions learn in one pass. The target goes in **shifted right** by one place,
+# behind a begin symbol; the answers it has to give end with an end symbol:
 
 # %% tags=["hide-input"]
 lesson.picture("loss")
@@ -1270,7 +1271,7 @@ ledger.settle("unshifted-targets-look-perfect", unshifted)
 # ### The training loop
 #
 # One step: compute the loss of a batch, let gradients flow back, move each parameter a little against its gradient. **Adam** is a rule for
-# how far. It keeps a running average of each parameter's gradients, and of their squares, and divides one by the root of the other:
+# how far. It keeps a running average of each parameter's gradients, and of their squares, and divides the first by the root of the second:
 # parameters with small but steady gradients move as fast as those with large ones. (`betas` say how slowly the averages forget; `eps`
 # avoids a division by 0.) At first these averages rest on very little, so the learning rate rises from 0 over a **warm-up**, and falls
 # later:
@@ -1295,15 +1296,17 @@ lesson.loss_curve(losses)
 # %% [markdown]
 # ### The recipe around it
 #
-# Asking for a probability of exactly 1 drives logits up without end. **Label smoothing** of 0.1 (section 5.4) asks for probability 0.9 on
-# the right token, and spreads the other 0.1 evenly over all tokens, the right one included.
+# Asking for a probability of exactly 1 drives logits up without end. **Label smoothing** of 0.1 (section 5.4) takes 0.1 from the right
+# token and spreads it evenly over all $n$ tokens: the right one gets $0.9 + 0.1/n$, each other $0.1/n$. The loss becomes the average of
+# $-\ln p$ over all tokens, weighted with the probabilities asked for: above 0 even for a perfect model.
 
 # %% tags=["hide-input"]
 lesson.smoothed_target(3, 0.1, 8)
 
 # %% [markdown]
-# The paper's learning rate at step $s$, with $w$ steps of warm-up, is $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up
-# in a straight line, then down as $1/\sqrt{s}$ (equation 3; beside three other schedules).
+# The paper's **schedule**, the learning rate at step $s$ with $w$ steps of warm-up, is
+# $d_\text{model}^{-0.5} \cdot \min(s^{-0.5},\ s \cdot w^{-1.5})$: up in a straight line, then down as $1/\sqrt{s}$ (equation 3; with three
+# other schedules for comparison).
 
 # %% tags=["hide-input"]
 lesson.schedules()
@@ -1366,8 +1369,8 @@ check("training-rate", my_rate)
 lesson.figure_one_map("softmax", "shifted right", "masked attention")
 
 # %% [markdown]
-# **Without it** you have probabilities, and no sentence. The simplest way to get one is **greedy decoding**: take the most probable token,
-# append it to the input, ask again; what follows the end symbol is cut away.
+# **Without it** you have probabilities, and no sentence. The simplest way is **greedy decoding**: take the most probable token, append it
+# to the input, ask again; what follows the end symbol is cut away.
 
 # %% tags=["hide-input"]
 lesson.picture("greedy-decode")
@@ -1392,9 +1395,9 @@ print(f"{right} of {len(outputs)} sentences it never saw are right, word for wor
 #
 # ### It has to live with what it wrote
 #
-# You stand on a ring of six places and are given twelve moves: left, right, right... Write down where you are after each. One mistake, and
-# you go on from the wrong place, until a second one happens to undo it. A model that is *told* the right place before each move only has to
-# look up that one move, by its position in the list; it does so less well further along.
+# You stand on a ring of six places and are given twelve moves: left, right, right... Write down where you are after each. After one mistake
+# you are in the wrong place, until a second one happens to undo it. A model that is *told* the right place before each move only has to
+# find that one move in the list, by its position. It finds later ones less reliably.
 #
 # **Predict.** Told the truth, the model names most places right. Writing by itself, how many whole walks does it get right? "A": about as
 # many. "B": far fewer. "C": more, since its mistakes cancel.
@@ -1418,15 +1421,16 @@ lesson.predicted(
 ledger.settle("told-tokens-are-not-own-tokens", own)
 
 # %% [markdown]
-# Told or not, the same walks come out right: up to the first mistake, the model sees the same. So the gap comes from needing all twelve;
-# living with mistakes costs what lies between the curves. Accuracy under teacher forcing is no score for a model that has to write.
+# Told or not, the same walks come out right: up to the first mistake, the model sees the same. So the gap comes from needing all twelve
+# right; going on from its own mistakes costs only the distance between the curves. Accuracy under teacher forcing is no score for a model
+# that has to write.
 #
 # ### Greedy is not best
 #
 # The most probable *sentence* has the largest product of probabilities. Greedy decoding may miss it: a good first token can lead nowhere
-# good. **Beam search** keeps the best few beginnings instead of one, extends each by every token, and again keeps the best few. On a toy
-# model with only 364 possible outputs (up to five tokens of three kinds) we can score them all by the logarithm of their probability, the
-# log-probability. How often does each search miss the best?
+# good. **Beam search** keeps the best few beginnings (*hypotheses*) instead of one, extends each by every token, and again keeps the best
+# few. One that ends is set aside; the best of those wins. On a toy model with only 364 possible outputs (up to five tokens of three kinds)
+# we can score them all by the logarithm of their probability, the log-probability. How often does each search miss the best?
 
 # %% tags=["hide-input"]
 searched = lesson.searches()
@@ -1506,20 +1510,20 @@ check("decoding-length-score", my_score)
 # ## 10 · Why it matters
 #
 # **Question.** Before 2017, sequences were read by **recurrent networks**, such as the **GRU** (gated recurrent unit): one token after
-# another, each step updating a single state that has to carry everything. Attention existed, as an addition to them. Why did leaving out
-# the recurrence make such a difference?
+# another, each step updating a single state that has to carry everything. Attention was an addition to them. Why did leaving out the
+# recurrence make such a difference?
 
 # %% tags=["hide-input"]
 lesson.figure_one_map("all")
 
 # %% [markdown]
-# **Without the Transformer** many processors could not share the work on one sentence: each step had to wait for the one before. The paper
-# gives two reasons for leaving recurrence out (section 4), and its scores (table 2) are the third.
+# **Without the Transformer** many processors could not share the work on one sentence: each step waited for the one before. Reasons 1
+# and 2 are the paper's (section 4); its scores (table 2) are the third.
 #
 # ### Reason 1: everything at once
 #
-# **Predict.** In training, source and target are known. Some operations must wait for the result of others. For which network does the
-# longest such chain grow with the sentence? "A": for both. "B": for the GRU alone. "C": for neither.
+# **Predict.** In training, source and target are known, but some operations must wait for others. For which network does the longest
+# such chain grow with the sentence? "A": for both. "B": for the GRU alone. "C": for neither.
 
 # %%
 my_chain = ...
@@ -1536,12 +1540,12 @@ lesson.predicted(my_chain, "B", reason)
 
 # %% [markdown]
 # The Transformer pays in another coin: every token looks at every other, so the *number* of products grows with the square of the length.
-# But these products need not wait for one another, so a GPU can do thousands at once.
+# But a GPU can do thousands of them at once.
 #
 # ### Reason 2: everything is one step away
 #
 # To carry something from the first token to the last, the GRU must pass it through every state in between, and the gradient must come back
-# the same way. With attention the way is one step, however far. How much of the gradient arrives, before any training?
+# the same way. With attention it is one step, however far. How much of the gradient arrives, before any training?
 
 # %% tags=["hide-input"]
 gradients = lesson.gradients()
@@ -1549,8 +1553,8 @@ lesson.distances(gradients)
 
 # %% [markdown]
 # At two hundred tokens hardly anything of the GRU's gradient is left. It can still learn to remember ([measured](why_it_matters.ipynb)),
-# but at first there is almost no signal to learn from. A GRU *with attention*, the third curve, has no such trouble. So it is attention
-# that solves the problem of distance, not leaving out the recurrence.
+# but starts with almost no signal. A GRU *with attention*, the third curve, has no such trouble. So it is attention that solves the problem
+# of distance, not leaving out the recurrence.
 #
 # ### Reason 3: quality
 #
@@ -1572,7 +1576,7 @@ lesson.quality_curves(lesson.quality_by_steps(ledger.path))
 #
 # At this size, then, attention makes the difference, and the recurrence does no harm. The paper's result, 28.4 **BLEU** from English to
 # German (a score that counts phrases shared with a human translation), comes from millions of sentences and eight GPUs. There, reason 1
-# decides how much can be learned at all, and that is why almost everything since is built on it.
+# decides how much can be learned at all, which is why almost everything since is built on the Transformer.
 #
 # **What people get wrong.** *"Transformers are parallel."* In training. When they write, each token waits for the one before. *"Attention
 # has no limits on length."* Positions beyond those of training are unknown to it ([positions](positions.ipynb)).
@@ -1586,8 +1590,8 @@ lesson.figure_one_map("all")
 
 # %% [markdown]
 # **Without a toolkit**, an interrupted training is lost, and nobody knows how far to trust a score. We use this package as it ships, on the
-# Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to learn from, about four minutes on two cores. Letters go in, phonemes come
-# out. Here are the settings, as `transduce train settings.toml` takes them; all others keep their defaults (label smoothing is 0.1):
+# Carnegie Mellon Pronouncing Dictionary: some 125,000 entries to learn from, about four minutes on two cores. Here are the settings, as
+# `transduce train settings.toml` takes them; all others keep their defaults (label smoothing is 0.1):
 
 # %%
 SETTINGS = """
@@ -1642,14 +1646,14 @@ print(f"{word_errors}, in percent of {word_errors.num_segments:,} unseen words")
 print(f"{phoneme_errors}, in percent of their phonemes")
 
 # %% tags=["hide-input"]
-right = 100 - phoneme_errors.value
-reason = f"So many percent of the words are right. Of single phonemes, {right:.0f}% are: a long word has many of them."
-lesson.predicted(my_words, 100 - word_errors.value, reason)
+right, right_phonemes = 100 - word_errors.value, 100 - phoneme_errors.value
+reason = f"That is the percentage of words entirely right. Of single phonemes, {right_phonemes:.0f}% are: a long word has many."
+lesson.predicted(my_words, right, reason)
 
 # %% [markdown]
-# That is an honest score: unseen words, written by the model itself. The brackets hold a 95% interval: with other words each time, 19 of 20
-# would contain the true score. Now words that are in no dictionary, with the three best outputs for each and their log-probabilities,
-# divided for length (chapter 9):
+# That is an honest score: unseen words, written by the model itself. The brackets hold a 95% interval: if this were repeated with other
+# words, 19 of 20 such intervals would contain the true score. Now words that are in no dictionary, with the three best outputs for each and
+# their log-probabilities, divided for length (chapter 9):
 
 # %%
 predictor = pronouncer.predictor
@@ -1658,7 +1662,8 @@ for word, best in zip(new_words, predictor.predict_n_best(new_words, 3), strict=
     print(f"{word:12}", "   ".join(f"{output.text} ({output.score:.2f})" for output in best))
 
 # %% [markdown]
-# And where did it look while it wrote (in the last cross-attention, averaged over heads)?
+# And where did it look while it wrote (in the last cross-attention, averaged over heads)? Each row is a phoneme just written, its dark cell
+# the letter of the next one.
 
 # %% tags=["hide-input"]
 lesson.looked_at(predictor, "transduce")
@@ -1666,8 +1671,8 @@ lesson.looked_at(predictor, "transduce")
 # %% [markdown]
 # ### Your own pairs
 #
-# The same for any text in and text out: one pair a line, a tab between source and target. `fit` chooses the settings and holds out a test
-# part.
+# Any text in, any text out: one pair a line, a tab between source and target. `fit` chooses the settings and holds
+# out a test part.
 #
 # ```sh
 # transduce fit pairs.tsv --minutes 15                    # learns, and says how good it is
@@ -1679,18 +1684,18 @@ lesson.looked_at(predictor, "transduce")
 #
 # ## What you now know
 #
-# - Attention is a soft look-up by content; heads look for several things at once; order must be put in (1 to 3).
-# - A layer is attention, then a small network for each token, each added to what was there, and normalized (4, 5).
+# - Attention is a soft look-up by content; heads look for several things; order must be put in (1 to 3).
+# - A layer is attention, then a small network for each token; each is added to what was there, and normalized (4, 5).
 # - The encoder reads all at once, the decoder writes from left to right; masks make the difference (6, 7).
-# - Training tells the model every earlier right token; when it writes, it has only its own (8, 9).
-# - What recurrence could not do is work on a whole sentence at once (10).
+# - Training tells the model every earlier right token; writing, it has only its own (8, 9).
+# - Recurrence could not work on a whole sentence at once (10).
 #
-# **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with `docs/PAPER.md` beside it, and [break
-# it](break_it.ipynb): ten networks, each with a hidden bug.
+# **Next:** [build_it](build_it.ipynb), to write it all yourself. Then the paper again, with the repository's `docs/PAPER.md` beside it, and
+# [break it](break_it.ipynb): ten networks, each with a hidden bug.
 #
 # ## Further exercises
 #
 # 1. Train chapter 11 with `num_heads = 1`, then with `d_ff = 32`. Which hurts more?
-# 2. Learn the other way around, phonemes to letters. Which is harder, and why?
-# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many does it need until it gets 1,000 new ones all right?
-# 4. Which words does the model of chapter 11 get wrong although it is very sure? What do they have in common?
+# 2. Learn the other way around, phonemes to letters. Which is harder?
+# 3. Make pairs of dates ("3 March 2024", "2024-03-03") and `fit` them. How many until 1,000 new ones are all right?
+# 4. Which words does the model of chapter 11 get wrong although it is very sure, and what do they share?

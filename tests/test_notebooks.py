@@ -15,6 +15,7 @@ import transduce.learn
 from transduce.errors import MissingInputError
 from transduce.learn import Ledger
 from transduce.learn.exercising import all_exercises
+from transduce.learn.ledger import in_digits
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 sys.path.insert(0, str(FOLDER))
@@ -89,6 +90,14 @@ def test_what_a_notebook_points_to_is_there(name):
             assert (FOLDER / target).exists(), target
 
 
+@each
+def test_headings_are_unique_and_links_within_a_notebook_lead_to_one(name):
+    text = "\n".join(cell.source for cell in build.read_text(name).cells if cell.cell_type == "markdown")
+    headings = [heading.strip().replace(" ", "-") for heading in re.findall(r"(?m)^#+ (.*)$", text)]
+    assert len(set(headings)) == len(headings)
+    assert set(re.findall(r"\]\(#([^)\s]+)\)", text)) <= set(headings)
+
+
 def test_every_claim_is_settled_in_exactly_one_notebook_and_nothing_else_is():
     settled = re.findall(r"""(?:settle|recorded)\(\s*["']([\w-]+)["']""", texts())
     assert sorted(settled) == sorted(Ledger.load(FOLDER / "claims.toml").claims)
@@ -117,7 +126,7 @@ def test_its_numbers_are_those_of_the_ledger(name):
         if "python -m transduce.learn" in "".join(output.get("data", {}).get("text/markdown", ""))
     ]
     found = [re.search(r"measured (\S+) · .*`python -m transduce.learn ([\w-]+)`", box).groups() for box in boxes]
-    assert found == [(f"{ledger[claim].measured:.4g}", claim) for _, claim in found]
+    assert found == [(in_digits(ledger[claim].measured), claim) for _, claim in found]
     text = (FOLDER / f"{name}.py").read_text()
     assert len(found) == len(re.findall(r"(?:\.settle|\.recorded)\(", text))
 

@@ -65,8 +65,8 @@ def for_the_web(text: str) -> str:
 
 def image(content: str, metadata: dict[str, Any]) -> str:
     """HTML of a picture in base64, with the width and the words of its metadata."""
-    words, width = escape(metadata["alt"]), metadata["width"]
-    return f'<img src="data:image/png;base64,{content.strip()}" width="{width}" alt="{words}">'
+    size_and_words = f'width="{metadata["width"]}" alt="{escape(metadata["alt"])}"'
+    return f'<img src="data:image/png;base64,{content.strip()}" {size_and_words}>'
 
 
 def fetch_katex(folder: Path) -> None:

@@ -27,9 +27,11 @@ LOOK = """<script>addEventListener("load", () => setTimeout(() => {
   if (root.scrollWidth > innerWidth) tell(`wider than ${innerWidth} pixels`, [root.scrollWidth]);
   const isMute = img => /^(|No description has been provided.*)$/.test(img.alt.trim());  // nbconvert's, for none
   tell("no alt text", all("article img, body > img", isMute).map(img => img.src.slice(0, 60)));
-  const isLost = a => a.hash ? !document.getElementById(decodeURIComponent(a.hash.slice(1))) : /ipynb$/.test(a.href);
-  tell("link to nowhere", all("article a", a => a.href.startsWith("file:") && (a.pathname === location.pathname ||
-    !a.hash) && isLost(a)).map(a => a.getAttribute("href")));
+  const leadsHere = a => a.pathname === location.pathname && a.hash;
+  const isMissing = a => !document.getElementById(decodeURIComponent(a.hash.slice(1)));
+  const isLost = a => /\\.ipynb$/.test(a.pathname) || (leadsHere(a) && isMissing(a));
+  const inBook = all("a[href]", a => a.href.startsWith("file:"));
+  tell("link to nowhere", inBook.filter(isLost).map(a => a.getAttribute("href")));
   tell("code past the edge", all(".jp-InputArea-editor pre", pre => pre.scrollWidth > pre.clientWidth + 1).map(begin));
   tell("formula", all(".katex-error").map(begin));
   const prose = all(".jp-RenderedMarkdown p, article > p", p => !p.querySelector("code"));
@@ -80,7 +82,14 @@ def look_at(browser: str, page: Path, width: int) -> list[str]:
         frame.unlink()
     found = re.search(r'data-found="([^"]*)"', shown.stdout)
     lines = json.loads(unescape(found[1])) if found else ["it did not load"]
+    lines += [f"link to nowhere: {name}" for name in sorted(set(links_of(page))) if not (page.parent / name).exists()]
     return [f"{page.name}, {width} pixels: {line}" for line in lines]
+
+
+def links_of(page: Path) -> list[str]:
+    """Relative addresses of the pages that a page leads to, without what stands behind a #."""
+    found = re.findall(r"""<a [^>]*href=["']?([^"'#?\s>]+\.html)\b""", page.read_text(encoding="utf-8"))
+    return [unescape(link) for link in found if "//" not in link]
 
 
 if __name__ == "__main__":

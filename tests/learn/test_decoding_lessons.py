@@ -71,8 +71,8 @@ def test_misses_are_counted_by_ids():
 def test_slips_are_measured_against_whole_answers():
     found = decoding.OwnWriting([1.0, 0.8], [1.0, 0.6], 0.5)
     assert (found.told, found.own, found.gap) == (0.9, 0.8, pytest.approx(0.4))
-    legend = pictures.own_writing(found, 0.7).axes[0].get_legend()
-    assert "your guess of whole answers: 70%" in [text.get_text() for text in legend.get_texts()]
+    legend = pictures.own_writing(found).axes[0].get_legend()
+    assert "whole outputs right, either way: 50%" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_lessons_in_pictures_name_what_they_show():

@@ -103,7 +103,20 @@ def test_what_was_expected_first_is_shown_where_it_was_something_else(tmp_path):
     first = 'first_expected = "at least 2"\nfirst_commit = "0123456789"'
     (tmp_path / "claims.toml").write_text(TEXT.replace("at_least = 0.9", f"at_least = 0.9\n{first}", 1))
     shown = Ledger.load(tmp_path / "claims.toml")["near-one"].settle(Result(), fast=False)._repr_markdown_()
-    assert "first expected at least 2 (0123456) · guarded by from 0.9 to 1.1" in shown
+    assert "first expected at least 2 (0123456) · guarded by 0.9 to 1.1" in shown
+
+
+def test_a_count_is_said_in_all_its_digits(tmp_path):
+    (tmp_path / "claims.toml").write_text(
+        TEXT.replace("at_least = 0.9\nat_most = 1.1", "at_least = 12345\nat_most = 12345")
+    )
+    shown = Ledger.load(tmp_path / "claims.toml")["near-one"].settle(Result(size=12345.0), fast=False)
+    assert "expected exactly 12,345 · measured 12,345" in shown._repr_markdown_()
+
+
+def test_a_share_can_be_said_in_percentage_points(tmp_path):
+    (tmp_path / "claims.toml").write_text(TEXT.replace("{measured:.1f}", "{measured_in_percent:.0f} points"))
+    assert "It is 98 points." in str(Ledger.load(tmp_path / "claims.toml")["near-one"].settle(Result(size=0.98)))
 
 
 @pytest.mark.parametrize(

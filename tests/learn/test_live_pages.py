@@ -115,16 +115,25 @@ def test_a_look_at_the_book_tells_what_is_wrong_with_a_page(tmp_path):
         pytest.skip("needs chromium")
     page = '<meta name="viewport" content="width=device-width"><body><article>{}</article></body>'
     (tmp_path / "good.html").write_text(page.format("<h1>One</h1><p>Good.</p>"))
-    wrong = '<p>- a list</p><p>$x$</p><h2></h2><img src="x"><div style="width: 900px">wide</div>'
+    wrong = (
+        '<p>- a list</p><p>$x$</p><h2></h2><img src="x"><div style="width: 900px">wide</div>'
+        '<img src="x" alt="No description has been provided for this image">'
+        '<a href="#gone">x</a><a href="x.ipynb#one">y</a><a href="gone.html#one">z</a><a href="good.html">good</a>'
+        '<div class="jp-InputArea-editor"><pre style="width: 9px; overflow: auto">long code</pre></div>'
+    )
     (tmp_path / "wrong.html").write_text(page.format(wrong))
     shutil.copy(PAGES[0], tmp_path)
     found = subprocess.run(
         [sys.executable, PAGES[0].parents[1] / "check.py", tmp_path], capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
+    lost = {line.rpartition(": ")[2] for line in found.stdout.split("\n") if "link to nowhere" in line}
+    assert lost == {"#gone", "x.ipynb#one", "gone.html"}
+    assert found.stdout.count("420 pixels: no alt text") == 2
     kinds = {line.partition(": ")[2].partition(":")[0] for line in found.stdout.strip().split("\n")}
     assert {line.split(",")[0] for line in found.stdout.strip().split("\n")} == {"wrong.html"}
     assert kinds == {
-        "wider than 420 pixels", "no alt text", "formula not rendered", "not a list, table or heading", "empty heading"
+        "wider than 420 pixels", "no alt text", "formula not rendered", "not a list, table or heading", "empty heading",
+        "link to nowhere", "code past the edge",
     }  # fmt: skip
     assert len(list(tmp_path.iterdir())) == 3

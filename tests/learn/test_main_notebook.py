@@ -141,6 +141,11 @@ def test_without_additions_all_tokens_become_the_same():
     assert min(neither, norm_alone) > 0.9 > 0.5 > both
 
 
+def test_a_smoothed_loss_cannot_fall_below_that_of_the_smoothed_probabilities():
+    # Of two tokens, smoothing by 0.5 asks for 3/4 and 1/4.
+    assert lesson._least_loss(0.5, 2) == pytest.approx(0.5623, abs=1e-4)
+
+
 def test_the_lesson_has_every_name_it_says():
     assert all(getattr(lesson, name) is not None for name in lesson.__all__)
     assert torch.equal(lesson.X[0, 1], torch.tensor([0.0, 2, 0, 1]))

@@ -75,6 +75,7 @@ class Claim:
         """The sentence with its numbers."""
         return self.sentence.format(
             measured=measured,
+            measured_in_percent=100 * measured,
             steps=self.steps,
             longer_steps=LONGER * self.steps,
             longer=math.nan if self.longer is None else self.longer,
@@ -160,15 +161,19 @@ class Settled:
     def __str__(self) -> str:
         sentence = self.claim.said(self.measured)
         verdict = "as expected" if self.holds else "NOT as expected"
-        return f"{self.claim.name}: {sentence} Expected {self.expected}, measured {self.measured:.4g}: {verdict}."
+        return (
+            f"{self.claim.name}: {sentence} Expected {self.expected}, measured {in_digits(self.measured)}: {verdict}."
+        )
 
     def _repr_markdown_(self) -> str:
         claim = self.claim
         notes = [
             f"paper, section {claim.paper}" if claim.paper else "",
             f"first expected {claim.first_expected} ({claim.first_commit[:7]})" if claim.first_expected else "",
-            f"{'guarded by' if claim.first_expected else 'expected'} {self.expected}",
-            f"measured {self.measured:.4g}",
+            f"guarded by {self.expected.removeprefix('from ')}"
+            if claim.first_expected
+            else f"expected {self.expected}",
+            f"measured {in_digits(self.measured)}",
             "" if self.fast else claim.otherwise,
             f"`python -m transduce.learn {claim.name}`",
         ]
@@ -240,10 +245,15 @@ class Ledger:
 def in_words(low: float | None, high: float | None) -> str:
     """The bounds of a number; nothing if there are none."""
     if low is not None and high is not None:
-        return f"from {low:g} to {high:g}"
+        return f"exactly {in_digits(low)}" if low == high else f"from {in_digits(low)} to {in_digits(high)}"
     if low is not None:
-        return f"at least {low:g}"
-    return "" if high is None else f"at most {high:g}"
+        return f"at least {in_digits(low)}"
+    return "" if high is None else f"at most {in_digits(high)}"
+
+
+def in_digits(value: float) -> str:
+    """Four digits; all of a large whole number, which is a count."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 and float(value).is_integer() else f"{value:.4g}"
 
 
 def rounded(value: float) -> float:

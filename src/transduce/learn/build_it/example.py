@@ -70,7 +70,7 @@ def _network(make: Any) -> str:
     logits = model(src, tgt_in)
     return (
         f"{sum(p.numel() for p in model.parameters()):,} parameters; source {tuple(src.shape)} and target "
-        f"{tuple(tgt_in.shape)} in, scores {tuple(logits.shape)} out: for each position one for each of 10 ids"
+        f"{tuple(tgt_in.shape)} in, logits {tuple(logits.shape)} out: at each position one for each of 10 ids"
     )
 
 

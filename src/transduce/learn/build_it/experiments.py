@@ -35,7 +35,7 @@ class _Logits(nn.Module):
 
 @dataclass(frozen=True)
 class BesideGRUs:
-    """Share of unseen words without a wrong phoneme, in per cent; of the recurrent ones at the best of three rates."""
+    """Share of unseen words without a wrong phoneme, in percent; of the recurrent ones at the best of three rates."""
 
     scores: dict[str, Score]
     by_rate: dict[str, dict[float, float]]

@@ -214,8 +214,8 @@ def _masks() -> Picture:
 def _transformer() -> Picture:
     return _flow(
         ("source ids", INK), ("embedding · √d\n+ positions", INK), ("encoder layers", ENCODER),
-        ("decoder layers", DECODER), ("embedding,\ntransposed", INK), ("a logit for\nevery token", INK),
-        notes=("", "", "all at once", "target so far\n+ positions", "the same matrix\nas going in", ""),
+        ("decoder layers", DECODER), ("target\nembedding,\ntransposed", INK), ("a logit for\nevery token", INK),
+        notes=("", "", "all at once", "target embedding\n· √d + positions", "the same matrix\nas going in", ""),
         inputs=(3,),
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ class MultiHead(nn.Module):
 
 # 4 · sinusoids
 def sinusoids(length, d_model):
-    slowness = 10_000 ** (torch.arange(0, d_model, 2) / d_model)  # of each clock, beside the first
+    slowness = 10_000 ** (torch.arange(0, d_model, 2) / d_model)  # how many times slower than the first clock
     angles = torch.arange(length)[:, None] / slowness  # (length, D / 2)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine, cosine, sine, ...
 

@@ -56,7 +56,7 @@ class SpokenWords:
         return [" ".join(self.words.phonemes[i - _FIRST] for i in ids if i >= _FIRST) for ids in outputs]
 
     def score(self, outputs: list[list[int]]) -> Score:
-        """Share of the test words without a wrong phoneme, in per cent, with its 95 % interval."""
+        """Share of the test words without a wrong phoneme, in percent, with its 95% interval."""
         return evaluate(("exact_match",), self.said(outputs), [[phonemes for _, phonemes in self.words.test]])[0]
 
     def show(self, outputs: list[list[int]], num_words: int = 8) -> str:

@@ -162,6 +162,7 @@ __all__ = [
     "words_batch",
 ]
 
+_FIRST_BYTE = 3  # the first id behind padding, begin and end
 _BATCH = (SENTENCE, "a dog hears the old horse", "the fox sees a bird")
 _QUICK = ["--training.steps", "60", "--training.validate_every", "30", "--model.d_model", "32", "--model.d_ff", "64"]
 
@@ -172,7 +173,7 @@ def live_figure_one(reverser: Reverser) -> Picture:
     src = pad_sources(reverser.tokenizer.encode_source(list(_BATCH)))
     targets = pad_sources(reverser.tokenizer.encode_target(turned))
     tgt_in = torch.cat((torch.full_like(targets[:, :1], reverser.tokenizer.bos_id), targets[:, :-1]), dim=1)
-    # Five tokens written so far: what has the length of the source, and what that of the target, then shows.
+    # The begin symbol and four tokens: so a length of the target differs from one of the source.
     return figure_one(live_shapes(reverser.model, src, tgt_in[:, :5]), num_encoder_layers=2, num_decoder_layers=2)
 
 
@@ -183,6 +184,8 @@ def traced_text(traced: Trace, reverser: Reverser) -> str:
         f"text       {traced.text}",
         f"tokens     {' '.join(traced.source)}",
         f"ids        {' '.join(map(str, traced.source_ids))}",
+        f"(ids 0 to {_FIRST_BYTE - 1} are special; {_FIRST_BYTE} to {_FIRST_BYTE + 255} are single bytes, so that any "
+        "text can be spelled; then come words and parts of words)",
         f"{traced.source[0]!r} as a vector, its first six of {traced.embedded.size(1)} channels:",
         f"   embedding, scaled          {_numbers(traced.embedded[0])}",
         f"   position 0                 {_numbers(traced.positions[0])}",
@@ -210,7 +213,7 @@ class Pronouncer:
     phonemes: list[str]
 
     def scores(self) -> list[Any]:
-        """Errors on the unseen words, in per cent: of words, and of phonemes."""
+        """Errors on the unseen words, in percent: of words, and of phonemes."""
         return score(self.predictor, self.words, [self.phonemes], ("word_error", "per"), group_sources=True)
 
 
@@ -220,28 +223,37 @@ def train_to_pronounce(settings: str) -> Pronouncer:
     most = {"train": 3_000, "valid": 100, "test": 100} if FAST else {name: len(of) for name, of in pairs.items()}
     some = {name: replace(of, src=of.src[: most[name]], tgt=of.tgt[: most[name]]) for name, of in pairs.items()}
 
+    in_training = math.nan  # the loss of the last row of training
+
     def tell(row: Any) -> None:
-        if "word_error" in row:
-            loss = f"{row['loss']:.2f} nats per phoneme"
-            print(f"step {row['step']:5,}: {loss}, {row['word_error']:.0f}% of validation words wrong")
+        nonlocal in_training
+        if "word_error" not in row:
+            in_training = row["loss"]
+            return
+        losses = f"loss {in_training:.2f} in training, {row['loss']:.2f} in validation"
+        print(f"step {row['step']:5,}: {losses}, {row['word_error']:.0f}% of validation words wrong")
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         config = load_config(settings, "the cell above", _QUICK if FAST else [])
-        train_as_shipped(config, run, corpus=Corpus(some["train"], some["valid"]), observers=[tell])
+        corpus = Corpus(some["train"], some["valid"])
+        train_as_shipped(config, run, corpus=corpus, observers=[tell], show_progress=False)
         print("the run folder:", ", ".join(sorted(path.name for path in run.iterdir())))
         print("model.safetensors: the parameters; checkpoints: states of the training, to go on from")
-        smoothed = _least_loss(config.training.label_smoothing, load(run).tokenizer.num_target_ids)
-        print(f"In training, the loss is that of smoothed targets: it cannot fall below {smoothed:.2f}.")
-        print("In validation nothing is smoothed, and the averaged parameters are used: hence the lower loss.")
-        return Pronouncer(load(run), list(some["test"].src), list(some["test"].tgt))
+        predictor = load(run)
+        if config.training.label_smoothing:
+            num_ids = predictor.tokenizer.num_target_ids
+            least = _least_loss(config.training.label_smoothing, num_ids)
+            print(f"In training, targets are smoothed over {num_ids} ids: the loss cannot fall below {least:.2f}.")
+            print("In validation nothing is smoothed, and the averaged parameters are used: hence the lower loss.")
+        return Pronouncer(predictor, list(some["test"].src), list(some["test"].tgt))
 
 
 def _least_loss(label_smoothing: float, num_ids: int) -> float:
-    """What a model pays that gives each token exactly the smoothed probability asked for: in nats."""
+    """Cross-entropy, in nats, of a model that gives exactly the smoothed probabilities."""
     others = label_smoothing / num_ids
     right = 1 - label_smoothing + others
-    return -right * math.log(right) - (num_ids - 1) * others * math.log(others) if label_smoothing else 0.0
+    return -right * math.log(right) - (num_ids - 1) * others * math.log(others)
 
 
 def looked_at(predictor: Predictor, word: str) -> Picture:

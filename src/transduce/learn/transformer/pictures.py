@@ -90,7 +90,7 @@ def position_schemes() -> Picture:
     axes[1].legend(fontsize=8)
     for channel, color in ((0, QUERY), (2, KEY), (4, VALUE)):
         axes[2].plot(places, pieces.sinusoids(40, 8)[:, channel], color=color, label=f"channel {channel}")
-    axes[2].set(title="clock hands: small, equal turns", xlabel="position", ylim=(-1.1, 1.9), yticks=(-1, 0, 1))
+    axes[2].set(title="sines, fast and slow: small numbers", xlabel="position", ylim=(-1.1, 1.9), yticks=(-1, 0, 1))
     axes[2].legend(fontsize=8, ncols=3, loc="upper center", columnspacing=0.8, handlelength=1.2)
     for axis in axes:
         axis.title.set_fontsize(10)
@@ -223,7 +223,7 @@ def quality_curves(found: QualityBySteps) -> Picture:
     for name, points in found.behind.items():
         right.plot(list(points), list(points.values()), _MARKERS[name], color=_COLORS[name], label=name)
     right.legend(fontsize=8.5)
-    right.set(title="Phonemes wrong, beside the Transformer", xlabel="steps", xscale="log")
+    right.set(title="Phonemes wrong, compared with the Transformer", xlabel="steps", xscale="log")
     right.set(ylabel="percentage points more wrong")
     for axis, values in ((left, found.losses[TRANSFORMER]), (right, found.behind[GRU])):
         axis.set_xticks(list(values), [f"{steps:,}" for steps in values])

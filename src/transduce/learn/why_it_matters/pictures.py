@@ -115,7 +115,7 @@ def recalled(found: Recall, alone: FarAlone) -> Picture:
 
 
 def error_rates(found: Quality) -> Picture:
-    """Phonemes wrong after few and many steps, with the 95 % intervals of the choice of words."""
+    """Phonemes wrong after few and many steps, with the 95% intervals of the choice of words."""
     figure, (axis,) = canvas(width=6.4, height=3.2)
     width = 0.8 / len(found.scores)
     for number, (name, scores) in enumerate(found.scores.items()):

@@ -16,7 +16,7 @@ _RATES = {TRANSFORMER: 6e-3, GRU: 4e-3, LOOKING: 4e-3}
 
 @dataclass(frozen=True)
 class Quality:
-    """Phonemes wrong, in per cent of those of unseen words, and what it took."""
+    """Phonemes wrong, in percent of those of unseen words, and what it took."""
 
     steps: tuple[int, ...]  # each number of steps is a training of its own, its rate falling to zero
     scores: dict[str, tuple[Score, ...]]  # phoneme error rates with their intervals

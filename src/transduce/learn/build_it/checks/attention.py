@@ -236,7 +236,7 @@ def _check_multi_head(answer: Any) -> None:
             "keys and values are made from x; they come from `memory`, what is looked at.": lambda: slip(
                 x, x, may_look[:, :4]
             ),
-            "the last linear map, `output`, is missing: it lets the heads' results work together.": lambda: _many(
+            "the last matrix, `output`, is missing: it lets the heads' results work together.": lambda: _many(
                 module, x, memory, may_look, 3
             ),
             "it has one head: the channels are not split.": lambda: slip(x, memory, may_look, 1),
@@ -296,11 +296,11 @@ def _check_sinusoids(answer: Callable[[int, int], Any]) -> None:
     if found.shape == (8, 50):
         raise Wrong("it has the shape (8, 50): one row for each of the 50 positions was expected.")
     slips: Slips = {
-        "all sines come first, then all cosines; they take turns: channel 2i is a sine, 2i + 1 its cosine.": lambda: (
+        "all sines come first, then all cosines; they take turns: channel 2c is a sine, 2c + 1 its cosine.": lambda: (
             _in_halves(expected)
         ),
         "cosines stand in the even channels; the paper has sines there.": lambda: _cosines_first(expected),
-        "every channel has a wavelength of its own; a sine and its cosine share one, that of 2i.": lambda: (
+        "every channel has a clock of its own; a sine and its cosine share the angle pos / 10000^(2c/d).": lambda: (
             _channel_by_channel(50, 8)
         ),
         "positions count from 1; they count from 0.": lambda: _naive_sinusoids(50, 8, first=1),

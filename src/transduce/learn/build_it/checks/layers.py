@@ -124,7 +124,7 @@ class _ReluFirst(pieces.FeedForward):
 @exercise(
     "build-feed-forward",
     hints=(
-        "Two linear maps: `up` from d_model to d_ff, `down` back.",
+        "Two nn.Linear: `up` from d_model to d_ff, `down` back.",
         "Between the two stands max(0, x), `relu()`; nothing stands behind the second one.",
         "`self.down(self.up(x).relu())`",
     ),
@@ -142,10 +142,10 @@ def _check_feed_forward(answer: Any) -> None:
         expected = F.conv1d(wide.relu(), down.weight[:, :, None], down.bias).mT
         slips: Slips = {
             "it uses GELU; the paper has max(0, x), ReLU.": lambda: down(F.gelu(up(x))),
-            "there is nothing between the two maps: two linear maps in a row are one linear map.": lambda: down(up(x)),
+            "there is nothing between the two: two matrices in a row are worth one.": lambda: down(up(x)),
             "the result goes through ReLU as well: it could never be negative.": lambda: expected.relu(),
             "x is added already: Add & Norm does that, in the layer.": lambda: x + expected,
-            "ReLU comes before the first map; it stands between the two.": lambda: down(up(x.relu())),
+            "ReLU comes before `up`; it stands between `up` and `down`.": lambda: down(up(x.relu())),
         }
         same(module(x), expected, slips, "two convolutions of width 1 with the same weights.")
 

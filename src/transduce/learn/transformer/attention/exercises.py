@@ -200,7 +200,7 @@ def _check_split(answer: Callable[[Tensor, int], Any]) -> None:
     expected = torch.stack([x[:, :, head * 4 : head * 4 + 4] for head in range(3)], dim=1)
     if not is_close(found, expected):
         raise Wrong(
-            "the shape is right and the contents are not: head 0 must hold channels 0 to 3 of every position. A "
+            "the shape is right and the contents are not: head 1 must hold channels 0 to 3 of every position. A "
             "reshape straight to that shape cuts positions, not channels."
         )
 

@@ -62,7 +62,7 @@ def look_up_bars(found: TwoLookUps) -> Picture:
     }
     _grouped_bars(left, names, groups)
     left.set(title="Symbols right", ylabel="share of positions", ylim=(0, 1.3), yticks=(0, 0.25, 0.5, 0.75, 1))
-    left.axhline(1 / found.num_symbols, color=INK, linestyle=":", linewidth=1, label="guessing one")
+    left.axhline(1 / found.num_symbols, color=INK, linestyle=":", linewidth=1, label="one known, one guessed")
     left.legend(ncols=4, fontsize=8, loc="upper center", columnspacing=0.8, handlelength=1.2)
     for number, (name, training) in enumerate(found.trainings.items()):  # dashed ones lie on others: those are wide
         style: Any = {"linestyle": "--"} if "FFN" in name else {"linewidth": 4.5, "alpha": 0.45}

@@ -103,7 +103,7 @@ def walks(length: int = 12) -> SymbolTask:
     """The source is steps to the right or to the left on a ring of RING places, the answer the places passed.
 
     Each place is the one before it and one step: who is told the right place before needs one sign alone, who has
-    taken a wrong turn is wrong for good.
+    taken a wrong turn stays wrong until another mistake undoes it.
     """
 
     def places(source: list[int]) -> list[int]:

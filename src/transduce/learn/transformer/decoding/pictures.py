@@ -98,15 +98,13 @@ def unshifted(found: Unshifted) -> Picture:
     return figure
 
 
-def own_writing(found: OwnWriting, guess: float | None = None) -> Picture:
-    """Share of right tokens by position, told and left alone; `guess` is the reader's, of whole answers."""
+def own_writing(found: OwnWriting) -> Picture:
+    """Share of right tokens by position, told and left alone."""
     figure, (axes,) = canvas(width=9.0, height=3.0)
     at = range(1, len(found.told_at) + 1)
     axes.plot(at, found.told_at, "o-", color=ENCODER, label=f"told the right tokens before: {found.told:.0%}")
     axes.plot(at, found.own_at, "s--", color=DECODER, label=f"after its own tokens: {found.own:.0%}")
     axes.axhline(found.whole, color=INK, linestyle=":", label=f"whole outputs right, either way: {found.whole:.0%}")
-    if guess is not None:
-        axes.axhline(guess, color=NEUTRAL, linewidth=0.8, label=f"your guess of whole answers: {guess:.0%}")
     axes.set_xlabel("position in the output")
     axes.set_ylabel("share of right tokens")
     axes.set_xticks(list(at))
