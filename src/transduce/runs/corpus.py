@@ -29,6 +29,7 @@ from transduce.training.distributed import Process
 
 _PAIRS_PER_LABEL = 5  # with so many pairs for each target and more, targets are labels, which all parts share
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.05, 1000  # of the pairs given to `fit`, twice: to validate and to test
+_FEWEST_TO_DECIDE, _MOST_TO_DECIDE_SHARE = 100, 0.125  # to validate by, where there are few pairs
 _NEARLY_ALL, _ROOM = 99.9, 1.1  # outputs have room for this per cent of the training targets, and a tenth more
 
 
@@ -215,21 +216,26 @@ def hold_out(
     `num_train` is how many pairs a run that exists is trained on.
     """
     test, num_targets = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(pairs))), len(set(pairs.tgt))
-    split = partial(split_pairs, pairs, valid=0 if has_valid else test, test=test)
+    valid = max(test, min(_FEWEST_TO_DECIDE, int(_MOST_TO_DECIDE_SHARE * len(pairs))))
+
+    def split(valid: int, *, may_share_targets: bool) -> tuple[Pairs, Pairs, Pairs]:
+        return split_pairs(pairs, valid=0 if has_valid else valid, test=test, may_share_targets=may_share_targets)
+
     are_labels = num_targets * _PAIRS_PER_LABEL <= len(pairs)
     try:
-        parts = split(may_share_targets=are_labels)
+        parts = split(valid, may_share_targets=are_labels)
     except DataError:
         raise DataError(
             f"{name}: none of the {len(pairs):,} pairs can be held out for a score: they are linked too closely by "
             f"their {len(set(pairs.src)):,} different sources and {num_targets:,} targets. Remove repeated ones, or "
             "use `transduce train` with a validation file of your own."
         ) from None
-    if are_labels and num_train not in (None, len(parts[0])):
-        with suppress(DataError):
-            parts = split()  # as runs of before were
-    elif are_labels:
+    if num_train is None and are_labels:
         report(f"only {num_targets:,} different targets: held out by sources alone, so all parts share the targets")
+    for may_share in (are_labels, False):  # as runs of before were
+        if num_train not in (None, len(parts[0])):
+            with suppress(DataError):
+                parts = split(test, may_share_targets=may_share)
     return parts
 
 

@@ -93,6 +93,7 @@ def fit(
     started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
+    _refuse_minutes(minutes)
     saved = find_run(run_dir, resume=resume)
     given_task = find_task(task) if task else None
     everything = _read(pairs, report)
@@ -133,6 +134,11 @@ def fit(
         report(f"a sample: {source} -> {prediction.text}")
     run.result, run.state = result, state
     return run
+
+
+def _refuse_minutes(minutes: object) -> None:
+    if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
+        raise TransduceError(f"minutes is {minutes!r}: a number above 0 is needed.")
 
 
 def _write_result(result: FitResult, test: Pairs) -> None:
@@ -201,7 +207,10 @@ def choose_settings(
         model=replace(model, max_len=max(model.max_len, max_len)),
         optim=OptimConfig(schedule="linear", learning_rate=3e-3, warmup_steps=200, max_grad_norm=1.0, ema_decay=0.995),
         training=TrainingConfig(minutes=minutes, batch_tokens=1024, part_tokens=512, seed=seed),
-        validation=ValidationConfig(metrics=task.metrics, best="loss", max_pairs=200, group_sources=task.group_sources),
+        # The score is what the model is for; the least loss comes long before it where there are few pairs.
+        validation=ValidationConfig(
+            metrics=task.metrics, best=task.metrics[0], ties_by_loss=True, group_sources=task.group_sources
+        ),
     )
 
 

@@ -88,6 +88,10 @@ def train(
     report = report or report_to_notebook
     show_progress = is_in_notebook() if show_progress is None else show_progress
     run_dir, chosen, why = Path(run_dir), find_device(device), "as asked for"
+    if processes is not None and not (isinstance(processes, int) and processes > 0):
+        raise TransduceError(
+            f"processes is {processes!r}: a whole number from 1 up is needed, or None to have it chosen."
+        )
     if is_alone := num_processes() == 1:  # not started by `torchrun`
         saved = find_run(run_dir, resume=resume)
         if processes is None and saved:

@@ -55,6 +55,6 @@ def build_validation(
                 metrics[result.name] = result.value
                 if result.name == settings.best:
                     goodness = result.value if result.is_higher_better else -result.value
-        return Validation(metrics, goodness, measure)
+        return Validation(metrics, goodness, measure, -metrics["loss"] if settings.ties_by_loss else 0.0)
 
     return validate

@@ -1,5 +1,6 @@
 """Settings of training and of the optimizer."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +33,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
-            if getattr(self, name) < 0:
-                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must not be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TransduceError(f"training.{name} is {getattr(self, name)}: a number from 0 up is needed.")
         if self.seed >= 2**63:
             raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
         for name in ("batch_tokens", "micro_batches", "part_tokens", "keep_checkpoints", "log_every"):

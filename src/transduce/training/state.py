@@ -21,6 +21,7 @@ class Validation(NamedTuple):
     metrics: dict[str, float]
     goodness: float
     measure: str = ""  # the name of `goodness`: only equal measures are compared
+    tie: float = 0.0  # which decides between equally good ones
 
 
 @dataclass
@@ -45,6 +46,7 @@ class TrainerState:
     best_step: int = 0
     best_goodness: float = -math.inf
     best_measure: str = ""
+    best_tie: float = 0.0
     num_bad_validations: int = 0
     minutes_over: float | None = None  # the setting `minutes` at which the clock ended the run
 
@@ -100,9 +102,10 @@ class TrainerState:
     def judge(self, validation: Validation) -> bool:
         """Record a validation; True if it is the best so far by its measure."""
         self.validated_step = self.step
-        is_best = validation.goodness > self.best_goodness or validation.measure != self.best_measure
+        found, best = (validation.goodness, validation.tie), (self.best_goodness, self.best_tie)
+        is_best = found > best or validation.measure != self.best_measure
         if is_best:
-            self.best_goodness, self.best_measure = validation.goodness, validation.measure
+            (self.best_goodness, self.best_tie), self.best_measure = found, validation.measure
             self.best_step, self.num_bad_validations = self.step, 0
         else:
             self.num_bad_validations += 1
