@@ -69,7 +69,7 @@ class Rows(io.TextIOBase):
 
 def train(threads: str, folder: str, config: str) -> None:
     sys.argv = ["transduce", "train", config, "--run-dir", f"{folder}/run-{os.getpid()}", "--device", "cpu"]
-    sys.argv += ["--threads", threads]
+    sys.argv += ["--threads", threads, "--processes", "1"]
     sys.stderr = Rows()
     runpy.run_module("transduce", run_name="__main__", alter_sys=True)
 
