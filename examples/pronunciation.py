@@ -56,7 +56,7 @@ def main() -> int:
     if is_new:  # the clocks of a sitting that only went on say nothing of the whole
         found |= {"training_seconds": spent["wall"], "cpu_seconds": spent["cpu"], "stolen_seconds": spent["stolen"]}
         folder.write_file("score.json", json.dumps(found, indent=2).encode() + b"\n")
-    print(f"\n{word_errors}: of {found['num_test_words']:,} words never seen, this share came out wrong (per cent)")
+    print(f"\n{word_errors}: of {found['num_test_words']:,} words never seen, this share came out wrong (percent)")
     print(f"{phoneme_errors}: the share of wrong phonemes")
     print(f"{spent['wall']:.0f} seconds from the command to the score\n")
 
