@@ -102,7 +102,7 @@ def train(
     # The commit is asked for first: during the long work that follows, another may be committed.
     environment = machine_facts(chosen, num) | {"commit": machine.commit()}
     arguments: dict[str, Any] = {"config": config, "run_dir": run_dir, "resume": resume, "init_from": init_from}
-    arguments |= {"accept_changes": accept_changes, "chosen": chosen, "environment": environment, "places": places}
+    arguments |= {"accept_changes": accept_changes, "chosen": chosen, "environment": environment}
     with ExitStack() as team:
         if is_alone and num > 1:
             report(f"{num} processes share each step ({why})")
@@ -111,7 +111,7 @@ def train(
             process = team.enter_context(others.at(_train_together, arguments | {"corpus": corpus}))
         else:
             process = team.enter_context(joined(local_device(chosen)))
-        arguments |= {"corpus": corpus, "in_memory": in_memory, "clock": clock, "started": started}
+        arguments |= {"corpus": corpus, "in_memory": in_memory, "places": places, "clock": clock, "started": started}
         if process.is_main:
             arguments |= {"report": report, "observers": observers, "show_progress": show_progress}
         return _train_together(**arguments, process=process)
@@ -128,7 +128,7 @@ def _train_together(
     init_from: str | Path | None,
     chosen: torch.device,
     environment: Mapping[str, Any],
-    places: Places,
+    places: Places = Places(),
     process: Process,
     report: Callable[[str], None] = ignore,
     observers: Sequence[Observer] = (),

@@ -12,10 +12,11 @@ from transduce.cli.benchmark.training import TrainingWork, measure_training
 from transduce.cli.console import open_output, print_json, refuse_missing_folder, report_of
 from transduce.cli.export import read_test_lines
 from transduce.devices.device import find_device, local_device
+from transduce.inference.predictor import ignore
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import load
-from transduce.training.distributed import joined
+from transduce.training.distributed import joined, num_processes
 from transduce.training.helpers import Helpers
 
 
@@ -33,12 +34,13 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
         device = local_device(find_device(arguments.device))
         given: dict[str, Any] = {"work": work, "device": device, "places": places_of_environment()}
         with ExitStack() as team:
-            if arguments.processes > 1:
+            if arguments.processes > 1 and num_processes() == 1:
                 others = team.enter_context(Helpers(arguments.processes, device))
                 process = team.enter_context(others.at(measure_training, given))
             else:
                 process = team.enter_context(joined(device))
-            result = measure_training(**given, process=process, report=report_of(arguments))
+            report = report_of(arguments) if process.is_main else ignore
+            result = measure_training(**given, process=process, report=report)
     if result is None:  # the first process prints it
         return 0
     if arguments.output:
