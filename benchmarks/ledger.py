@@ -151,7 +151,8 @@ def trained(folder: Path) -> dict[str, Any]:
 def train(name: str, run: Path) -> bool:
     """Trains with that one thing changed, going on with what is there; whether it came to its end, or diverged."""
     command = [sys.executable, "-m", "transduce", "train", str(find_recipe(RECIPE).config_path), "--run-dir", str(run)]
-    words = f"--resume --quiet --device cpu --threads 1 --processes 1 --training.steps {STEPS} --training.validate_every {STEPS}"
+    words = f"--resume --quiet --device cpu --threads 1 --processes 1 --training.steps {STEPS}"
+    words += f" --training.validate_every {STEPS}"
     status = subprocess.run([*command, *words.split(), *TRAININGS[name].split()]).returncode
     if status not in {0, DivergedError.exit_status}:
         sys.exit(f"{name}: training ended with status {status}; the same command goes on.")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from calling import forked
 from smallest_model import SMALLEST_MODEL
 from transduce.cli import main as cli
 from transduce.devices import machine
+from transduce.errors import LostProcessError
 from transduce.runs import train as experiment
 from transduce.runs.folder import RunFolder
 from transduce.training import helpers, trainer
@@ -278,6 +280,14 @@ def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path:
     assert (status, told.count("--resume")) == (143, 1), told
     saved = steps_saved(running)
     assert [session["machine"]["processes"] for session in run.facts["resumed"]] == [2, 2]
+
+
+def test_of_processes_that_have_ended_the_one_is_named_that_the_others_have_lost() -> None:
+    started = object.__new__(helpers.Helpers)
+    started._num = 4
+    started._children = [SimpleNamespace(wait=Mock(return_value=status)) for status in (75, -9, 75)]
+    with pytest.raises(LostProcessError, match=r"^process 2 of 4 has ended by signal 9\. If memory was short"):
+        started._refuse_ended(0)
 
 
 def test_a_script_without_a_guard_trains_pairs_in_memory_with_two_processes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transduce.data.batches import EncodedPairs, plan_epoch
-from transduce.errors import DivergedError, TransduceError
+from transduce.errors import DivergedError, LostProcessError, TransduceError
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
@@ -291,6 +291,21 @@ def test_of_equally_good_weights_the_first_are_kept_unless_a_tie_is_decided(new_
         found = iter([Validation({}, 7.0, "bleu", tie) for tie in ties])
         state = new_trainer(replace(TRAINING, steps=6), validate=lambda _model, found=found: next(found)).run()
         assert state.best_step == kept
+
+
+@pytest.mark.parametrize("validate", [None, lambda _model: Validation({}, 7.0)])
+def test_a_checkpoint_names_no_best_weights_that_were_not_written(new_trainer: NewTrainer, validate) -> None:
+    trainer = new_trainer(replace(TRAINING, steps=3), validate=validate)
+
+    def lose(*_: object) -> None:
+        raise LostProcessError("another process of this training has ended.")
+
+    trainer.store.write_model = lose  # the one that writes is lost in it
+    with pytest.raises(LostProcessError):
+        trainer.run()
+    trainer.save_alone()
+    step, _, saved = trainer.store.newest_checkpoint()
+    assert (step > 0, saved["best_step"], saved["validated_step"]) == (True, 0, 0)
 
 
 def test_a_deadline_ends_a_run_that_is_then_validated_and_saved(new_trainer: NewTrainer) -> None:

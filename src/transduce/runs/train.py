@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,7 @@ def train(
     show_progress = is_in_notebook() if show_progress is None else show_progress
     run_dir, chosen, why = Path(run_dir), find_device(device), "as asked for"
     if processes is not None and not (isinstance(processes, int) and processes > 0):
-        raise TransduceError(
-            f"processes is {processes!r}: a whole number from 1 up is needed, or None to have it chosen."
-        )
+        raise TransduceError(f"processes is {processes!r}: a whole number from 1 up, or None to have it chosen.")
     if is_alone := num_processes() == 1:  # not started by `torchrun`
         saved = find_run(run_dir, resume=resume)
         if processes is None and saved:
@@ -322,9 +320,7 @@ def _saved_without(run: _Run, trainer: Trainer, error: LostProcessError) -> Lost
     """
     if not (run.process.is_main or run.process.takes_over()):
         return error
-    with ExitStack() as locks:
-        if not run.process.is_main:
-            locks.enter_context(run.folder.lock())
+    with nullcontext() if run.process.is_main else run.folder.lock():
         trainer.save_alone()
     return LostProcessError(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to go on.")
 

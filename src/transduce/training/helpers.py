@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from transduce.training.signals import Stopped
 
 _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.02
-_SECONDS_TO_END = 4.0  # for a helper whose caller is gone: it saves what they had, or ends at once
+_SECONDS_TO_END = 4.0  # for a helper whose caller is gone, unless it saves what they had
 _SECONDS_TO_NOTICE = 1.0  # that a process is gone: the exchange with it may fail first
 
 
-class Helpers:
+class Helpers(AbstractContextManager["Helpers"]):
     """`num` - 1 processes beside this one, which begin while it prepares their work."""
 
     def __init__(self, num: int, device: torch.device) -> None:
@@ -46,13 +46,10 @@ class Helpers:
             for rank in range(1, num)
         ]
 
-    def __enter__(self) -> "Helpers":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for child in self._children if kind is not None else ():
+            child.kill()
         for child in self._children:
-            if kind is not None:
-                child.kill()
             child.communicate()
 
     @contextmanager
@@ -75,12 +72,16 @@ class Helpers:
 
     def _refuse_ended(self, seconds: float, message: str = "") -> None:
         """Raise LostProcessError, which says how, if a helper ends within so many seconds."""
+        statuses: dict[int, int] = {}  # by rank
         for rank, child in enumerate(self._children, start=1):
             with suppress(subprocess.TimeoutExpired):
-                status = child.wait(timeout=seconds)
-                how = f"by signal {-status}" if status < 0 else f"with status {status}"
-                memory = " If memory was short, give fewer processes." if status == -signal.SIGKILL else ""
-                raise LostProcessError(f"process {rank} of {self._num} has ended {how}.{memory} {message}".strip())
+                statuses[rank] = child.wait(timeout=seconds)
+        if statuses:
+            # Those with the status of this error have only lost another one.
+            rank = min(statuses, key=lambda rank: statuses[rank] == LostProcessError.exit_status)
+            how = f"by signal {-statuses[rank]}" if statuses[rank] < 0 else f"with status {statuses[rank]}"
+            memory = " If memory was short, give fewer processes." if statuses[rank] == -9 else ""
+            raise LostProcessError(f"process {rank} of {self._num} has ended {how}.{memory} {message}".strip())
 
 
 def threads_of_each(num: int) -> int:
@@ -89,23 +90,24 @@ def threads_of_each(num: int) -> int:
 
 
 class _Caller:
-    """The other end of the pipe of a helper."""
+    """The other end of the pipe of a helper, which ends with it unless it `may_follow`: save what they had."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_follow: bool) -> None:
         self._is_gone = threading.Event()
-        self.is_followed = False  # by this helper, which saves what they had
+        self._may_follow = may_follow
+        self.is_followed = False
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         os.read(sys.stdin.fileno(), 1)  # through a buffer, it would hold up the end of Python
         self._is_gone.set()
-        threading.Event().wait(_SECONDS_TO_END)
-        if not self.is_followed:
+        if not self._may_follow:
+            threading.Event().wait(_SECONDS_TO_END)
             os._exit(LostProcessError.exit_status)
 
     def follow(self) -> bool:
         """Whether the caller is gone, so that this helper saves in its place."""
-        self.is_followed = self._is_gone.wait(_SECONDS_TO_NOTICE)
+        self.is_followed = self._may_follow and self._is_gone.wait(_SECONDS_TO_NOTICE)
         return self.is_followed
 
 
@@ -113,12 +115,11 @@ def main() -> int:
     """A helper, given the device, its rank, the number of processes, and the port of the store where they meet."""
     device, (rank, num, port) = torch.device(sys.argv[1]), map(int, sys.argv[2:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    caller = _Caller()
+    caller = _Caller(may_follow=rank == 1)
     store = dist.TCPStore(_HOST, port, is_master=False)
     store.set(str(rank), "ready")
-    takes_over = caller.follow if rank == 1 else lambda: False
     try:
-        with joined(local_device(device), store, rank=rank, world_size=num, takes_over=takes_over) as process:
+        with joined(local_device(device), store, rank=rank, world_size=num, takes_over=caller.follow) as process:
             job: Any = process.from_main(None)
             work, arguments, num_threads = job
             torch.set_num_threads(num_threads)

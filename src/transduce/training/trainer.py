@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -183,12 +183,14 @@ class Trainer:
         if not due or state.validated_step == state.step:
             return False
         if self.validate is None:
-            state.best_step = state.validated_step = state.step
             self._keep_model({})
+            state.best_step = state.validated_step = state.step
             return True
         validation = self.process.decide(partial(self._validation, self.validate))
-        if state.judge(validation):
+        judged = replace(state)
+        if judged.judge(validation):
             self._keep_model(validation.metrics)
+        self.state = judged  # only now: whoever saves must not name weights that nobody has written
         row = {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | validation.metrics
         self._observe_row(row, may_be_logged=True)
         return True
