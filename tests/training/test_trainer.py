@@ -321,6 +321,26 @@ def test_a_deadline_ends_a_run_that_is_then_validated_and_saved(new_trainer: New
     assert [row["step"] for row in trainer.store.metrics() if row["kind"] == "validation"] == [state.step]
 
 
+def test_a_run_slower_than_planned_takes_fewer_steps_and_ends_its_schedule_in_time(new_trainer: NewTrainer) -> None:
+    ticks = count()
+    trainer = new_trainer(
+        replace(TRAINING, steps=100, validate_every=10, log_every=1, minutes=1.0),
+        replace(OPTIM, schedule="linear"),
+        validate=scripted([0.0] * 20, []),
+        deadline=60.0,
+        clock=lambda: float(next(ticks)),  # a second at each look, two looks at a step and one after it
+    )
+    state = trainer.run()
+    assert state.minutes_over is None and 40 < state.seconds + state.validation_seconds <= 60
+    assert state.step == trainer.num_steps < 60
+    last = [row for row in trainer.store.metrics() if row["kind"] == "training"][-1]
+    # Zero one step after the last, from a peak after three steps.
+    assert last["learning_rate"] == pytest.approx(OPTIM.learning_rate / (state.step + 1 - 3))
+
+    state.time_of_steps = 0.5  # of a run resumed with another time
+    assert trainer.num_steps == 100
+
+
 def test_every_row_is_logged_once_and_the_last_step_too(new_trainer: NewTrainer) -> None:
     observed: list[dict] = []
     trainer = new_trainer(validate=scripted([0.0] * 4, []), observers=[observed.append])

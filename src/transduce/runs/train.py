@@ -308,6 +308,10 @@ def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, sta
             state = trainer.run()
         except LostProcessError as error:
             raise _saved_without(run, trainer, error) from None
+    if state.minutes_over is not None and state.step < trainer.num_steps:
+        report(f"the {training.minutes:g} minutes were over before step {trainer.num_steps:,}, the end of the schedule")
+    elif trainer.num_steps < steps:
+        report(f"{trainer.num_steps:,} steps, not {steps:,}: they took longer than at the beginning of the run")
     if run.process.is_main:
         _draw_learning_curve(run)
     return state

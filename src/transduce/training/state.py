@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+_SHARE_PLANNED = 0.98  # of the time, when the steps are planned anew
+
 
 class StepResult(NamedTuple):
     """Numbers of one optimizer step. Loss in nats per target token; `grad_norm` before clipping."""
@@ -49,17 +51,34 @@ class TrainerState:
     best_tie: float = 0.0
     num_bad_validations: int = 0
     minutes_over: float | None = None  # the setting `minutes` at which the clock ended the run
+    steps_in_time: int = 0  # of the whole run, as many as turned out to fit into its time,
+    time_of_steps: float = 0.0  # which is this setting `minutes`
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
         values = {"window": values.get("shard", 0), **values}  # its name in older files
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
+    def num_steps(self, *, steps: int, minutes: float) -> int:
+        """The steps of the whole run: `steps`, or as many as turned out to fit into `minutes`."""
+        return self.steps_in_time if self.time_of_steps == minutes > 0 else steps
+
+    def steps_within(self, deadline: float, num_steps: int) -> int:
+        """`num_steps`, or fewer where they would take more than `deadline` seconds at the speed so far.
+
+        So the schedule comes to its end, and the learning rate to zero, before the clock ends the run.
+        """
+        seconds_per_step = (self.seconds + self.validation_seconds) / max(1, self.step)
+        if num_steps * seconds_per_step <= deadline:
+            return num_steps
+        return max(self.step, int(_SHARE_PLANNED * deadline / seconds_per_step))
+
     def is_finished(self, *, steps: int, patience: int, minutes: float) -> bool:
         """Whether training has reached one of these limits; resumed with higher ones, it goes on."""
         is_out_of_patience = 0 < patience <= self.num_bad_validations
         is_out_of_time = self.minutes_over is not None and 0 < minutes <= self.minutes_over
-        return self.step >= steps or is_out_of_patience or is_out_of_time
+        is_done = self.step >= self.num_steps(steps=steps, minutes=minutes)
+        return is_done or is_out_of_patience or is_out_of_time
 
     def advance(self, seconds: float) -> None:
         """Count one step, which took `seconds`."""

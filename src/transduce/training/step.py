@@ -78,8 +78,12 @@ class TrainStep:
         micro_batches: list[NDArray[np.intp]],
         step: int,
         check: Callable[[], None] = lambda: None,
+        *,
+        num_steps: int = 0,
     ) -> StepOutcome:
         """One update from the rows of `pairs` in `micro_batches`; this process computes its share of them.
+
+        The learning rate is that of `step` in a run of `num_steps`, by default those of the settings.
 
         Gradients of summed losses are added up over the parts of all micro-batches and processes, then divided by the
         number of target tokens once: the same as one large batch. Where they are not finite, no weight is changed.
@@ -98,7 +102,7 @@ class TrainStep:
                 loss_sum += loss
                 num_tokens += count
             with record_function("optimizer"):
-                return self._update(loss_sum, num_tokens, step)
+                return self._update(loss_sum, num_tokens, step, num_steps or self.config.steps)
         finally:
             # Also of half a step: it is repeated from its beginning. A graph adds to the tensors it was recorded with.
             self.model.zero_grad(set_to_none=not self._is_graphed)
@@ -143,7 +147,7 @@ class TrainStep:
             loss.backward()
         return loss.detach(), count
 
-    def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int) -> StepOutcome:
+    def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int, num_steps: int) -> StepOutcome:
         parameters = list(self.model.parameters())
         for parameter in parameters:
             if parameter.grad is None:  # a step with fewer parts than processes left this one without any
@@ -154,7 +158,7 @@ class TrainStep:
         torch._foreach_div_(gradients, num_tokens)
         norm = clip_gradients(parameters, self.optim.max_grad_norm)
         numbers = torch.stack([loss_sum / num_tokens, num_tokens, norm])
-        rate = learning_rate(self.optim, step, d_model=self.model.config.d_model, num_steps=self.config.steps)
+        rate = learning_rate(self.optim, step, d_model=self.model.config.d_model, num_steps=num_steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

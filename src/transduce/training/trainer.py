@@ -89,6 +89,11 @@ class Trainer:
         config = self.config
         return self.state.is_finished(steps=config.steps, patience=config.patience, minutes=config.minutes)
 
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole run: those planned, or as many as fit into its time."""
+        return self.state.num_steps(steps=self.config.steps, minutes=self.config.minutes)
+
     def run(self) -> TrainerState:
         """Train to the end, from wherever the state stands. Raises Stopped at a signal, after saving."""
         speed_up_cpu()
@@ -100,7 +105,7 @@ class Trainer:
                     raise
                 self._save()
                 raise Stopped(
-                    stopped.signum, f"Stopped at step {self.state.step:,} of {self.config.steps:,}; all is saved."
+                    stopped.signum, f"Stopped at step {self.state.step:,} of {self.num_steps:,}; all is saved."
                 ) from None
         return self.state
 
@@ -126,7 +131,7 @@ class Trainer:
         # Several processes must agree when to stop: see _agree.
         check = self.signals.check if self.process.world_size == 1 else lambda: None
         assert isinstance(self.pairs, EncodedPairs)
-        return self.update(self.pairs, micro_batches, step, check)
+        return self.update(self.pairs, micro_batches, step, check, num_steps=self.num_steps)
 
     def _next_step(self) -> None:
         if self._are_told_to_stop:
@@ -188,6 +193,9 @@ class Trainer:
             return True
         validation = self.process.decide(partial(self._validation, self.validate))
         judged = replace(state)
+        if self.config.minutes:
+            judged.time_of_steps = self.config.minutes
+            judged.steps_in_time = self.process.from_main(judged.steps_within(self.deadline, self.num_steps))
         if judged.judge(validation):
             self._keep_model(validation.metrics)
         self.state = judged  # only now: whoever saves must not name weights that nobody has written
