@@ -67,6 +67,10 @@ def _add_fit(subparsers: Subparsers) -> None:
         help="pairs to validate by during training (default: some of PAIRS are held out, as others are for the test)",
     )
     parser.add_argument(
+        "--test", nargs="+", metavar="FILE", help="pairs to score the model on (default: some of PAIRS are held out)"
+    )
+    parser.add_argument("--init-from", metavar="RUN", help="start from the weights, tokenizer and model shape of a run")
+    parser.add_argument(
         "--task",
         metavar="NAME",
         help="translation, pronunciation, inflection, normalization or arithmetic: how text is cut and what answers "
@@ -81,6 +85,9 @@ def _add_fit(subparsers: Subparsers) -> None:
     _add_processes(parser)
     parser.add_argument("--seed", type=_number_from_0, default=1, help="of all that is drawn (default: 1)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the settings it would train with, as a config file with reasons"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 

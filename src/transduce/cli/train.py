@@ -14,7 +14,7 @@ from transduce.config.settings import load_config
 from transduce.data.batches import PreparedPairs
 from transduce.data.large.prepare import LargePairs
 from transduce.runs.corpus import learn_and_encode, places_of_environment, read_corpus
-from transduce.runs.fit import fit
+from transduce.runs.fit import fit, plan_fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.train import train
 from transduce.training.distributed import Process
@@ -25,20 +25,13 @@ def fit_command(arguments: argparse.Namespace) -> int:
     paths = arguments.pairs
     run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.lstrip(".").split(".")[0])
     report = report_of(arguments)
+    names = ("valid", "test", "init_from", "task", "minutes", "seed", "resume", "device", "processes")
+    options = {name: getattr(arguments, name) for name in names} | {"report": report}
+    if arguments.dry_run:
+        print(plan_fit(paths, run_dir, **options).to_toml(), end="")
+        return 0
     with _with_resume_hint(arguments):
-        result = fit(
-            paths,
-            run_dir,
-            valid=arguments.valid,
-            task=arguments.task,
-            minutes=arguments.minutes,
-            seed=arguments.seed,
-            resume=arguments.resume,
-            device=arguments.device,
-            processes=arguments.processes,
-            report=report,
-            show_progress=not arguments.quiet,
-        )
+        result = fit(paths, run_dir, **options, show_progress=not arguments.quiet)
     if arguments.json:
         print_json(result.as_dict())
     else:

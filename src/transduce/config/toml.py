@@ -16,6 +16,8 @@ from transduce.errors import TransduceError, nearest
 T = TypeVar("T")
 Table = dict[str, Any]
 
+_COMMENT_COLUMN = 26
+
 
 def parse_toml(text: str, name: str) -> Table:
     """The tables of a TOML document; `name` identifies it in the error."""
@@ -25,9 +27,18 @@ def parse_toml(text: str, name: str) -> Table:
         raise TransduceError(f"{name} is not valid TOML: {error}.") from None
 
 
-def to_toml(settings: object) -> str:
-    """The TOML document that `parse_toml` and `build` turn into `settings` again."""
-    return tomli_w.dumps(to_table(settings))
+def to_toml(settings: object, comments: Mapping[str, str] = {}) -> str:
+    """The TOML document that `parse_toml` and `build` turn into `settings` again.
+
+    `comments` go beside the settings with these dotted names.
+    """
+    text, lines = tomli_w.dumps(to_table(settings)), []
+    section = ""
+    for line in text.splitlines():
+        section = line.strip("[]") if line.startswith("[") else section
+        comment = comments.get(f"{section}.{line.partition(' = ')[0]}")
+        lines.append(f"{line:<{_COMMENT_COLUMN}}  # {comment}" if comment else line)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def to_table(settings: Any) -> Table:

@@ -171,9 +171,9 @@ def report_read(name: str, num_pairs: int, pairs: Pairs | Manifest, report: Call
         report(note)
 
 
-def report_overlap(overlap: Mapping[str, int], report: Callable[[str], None]) -> None:
+def report_overlap(overlap: Mapping[str, int], report: Callable[[str], None], part: str = "validation") -> None:
     report(
-        f"in training too, of the validation: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
+        f"also in the training data, of the {part}: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
         f"{overlap['target']:,} targets"
     )
 
@@ -209,6 +209,7 @@ def hold_out(
     report: Callable[[str], None] = lambda _line: None,
     *,
     has_valid: bool = False,
+    has_test: bool = False,
     num_train: int | None = None,
 ) -> tuple[Pairs, Pairs, Pairs]:
     """Training, validation and test pairs of `fit`, without a source or, unless they are labels, a target in common.
@@ -219,7 +220,12 @@ def hold_out(
     valid = max(test, min(_FEWEST_TO_DECIDE, int(_MOST_TO_DECIDE_SHARE * len(pairs))))
 
     def split(valid: int, *, may_share_targets: bool) -> tuple[Pairs, Pairs, Pairs]:
-        return split_pairs(pairs, valid=0 if has_valid else valid, test=test, may_share_targets=may_share_targets)
+        return split_pairs(
+            pairs,
+            valid=0 if has_valid else valid,
+            test=0 if has_test else test,
+            may_share_targets=may_share_targets,
+        )
 
     are_labels = num_targets * _PAIRS_PER_LABEL <= len(pairs)
     try:

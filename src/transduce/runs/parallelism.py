@@ -7,6 +7,7 @@ import torch
 
 from transduce.config.settings import ExperimentConfig
 from transduce.devices import machine
+from transduce.model.config import TransformerConfig
 from transduce.text.config import NUM_FIXED_IDS
 
 _COUNTS = (4, 2, 1)  # powers of two, as a batch is cut into 1, 2, 4, ... equal parts
@@ -31,7 +32,9 @@ def choose_processes(
     free_bytes = machine.free_memory() if free_bytes is None else free_bytes
     training = config.training
     num_parts = training.batch_tokens * training.micro_batches // training.part_tokens
-    num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * _num_weights(config)
+    num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * num_weights(
+        config.model, max(NUM_FIXED_IDS, config.tokenizer.vocab_size)
+    )
     limits = {
         f"{cores} usable cores": cores,
         f"a batch of {training.batch_tokens * training.micro_batches:,} tokens (training.part_tokens = "
@@ -57,11 +60,14 @@ def _is_short(config: ExperimentConfig) -> bool:
     return 0 < num_tokens < _LEAST_TOKENS or 0 < training.minutes < _LEAST_MINUTES
 
 
-def _num_weights(config: ExperimentConfig) -> int:
-    """About, and at most, as a vocabulary may turn out smaller."""
-    model, tokenizer = config.model, config.tokenizer
-    size = max(NUM_FIXED_IDS, tokenizer.vocab_size)
+def fastest_processes(device: torch.device) -> int:
+    """How many processes are fastest on this machine, whatever they train."""
+    return next(count for count in _COUNTS if count <= machine.usable_cores()) if device.type == "cpu" else 1
+
+
+def num_weights(model: TransformerConfig, vocab_size: int = 0) -> int:
+    """About, and at most, as a vocabulary may turn out smaller; without one, of the layers alone."""
     feed_forward = model.d_model * model.d_ff * (3 if model.feed_forward == "swiglu" else 2)
     encoder = model.num_encoder_layers * (4 * model.d_model**2 + feed_forward)
     decoder = model.num_decoder_layers * (8 * model.d_model**2 + feed_forward)
-    return size * model.d_model * (1 if model.tie_embeddings else 3) + encoder + decoder
+    return vocab_size * model.d_model * (1 if model.tie_embeddings else 3) + encoder + decoder

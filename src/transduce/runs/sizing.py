@@ -1,0 +1,196 @@
+"""Settings of `fit`: the tokens, the model and its training, sized to the pairs, the time and the machine."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from unicodedata import is_normalized
+
+import numpy as np
+import torch
+
+from transduce.config.settings import ExperimentConfig
+from transduce.data.batches import EncodedPairs
+from transduce.data.config import DataConfig
+from transduce.data.pairs import Pairs
+from transduce.evaluation.config import ValidationConfig
+from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
+from transduce.model.transformer import Transformer
+from transduce.runs.parallelism import num_weights
+from transduce.runs.tasks import Task
+from transduce.text.config import NUM_FIXED_IDS, Kind, TokenizerConfig
+from transduce.text.normal_form import Form
+from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.helpers import threads_of_each
+from transduce.training.step import TrainStep
+
+Speed = Callable[[TransformerConfig], float]  # of a model, in target tokens of training per second
+
+_NEARLY_ALL = 99.9  # per cent of the pairs are to be trained on however long they are,
+_LONGEST = 4096  # up to so many tokens
+_LETTERS_PER_SUBWORD = 4
+_SHARE_TRAINING = 0.85  # of the time; the rest goes into reading, validating and saving
+# A larger model pays where it sees so many target tokens for each weight of its layers, and where the text has one for
+# so many of them. (The paper's base model saw 57 and had 3 weights for each; recipes here had up to 4.)
+_TOKENS_SEEN_PER_WEIGHT, _MOST_WEIGHTS_PER_TOKEN = 20, 8
+_NUM_STEPS = 2500  # about: with fewer the weights are not there yet, with more a larger batch has steadier gradients
+_TOKENS_PER_STEP = (1024, 4096, 16_384)  # at least; at most on a CPU, and on a GPU
+_DROPOUT_BY_PASSES = ((6, 0.05), (15, 0.1), (40, 0.2), (math.inf, 0.3))  # over the text, up to so many
+_PART_TOKENS = 512
+_TRIAL_STEPS, _TRIAL_ROWS, _TRIAL_LEN, _TRIAL_IDS = 2, 32, 32, 2000
+_LEARNING_RATES = {"tiny": 4e-3, "small": 2e-3, "base": 1e-3}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings, and why those that were chosen are as they are, by their dotted names."""
+
+    config: ExperimentConfig
+    reasons: Mapping[str, str]
+
+
+def choose_settings(
+    task: Task,
+    train_pairs: Pairs,
+    paths: Sequence[str | Path],
+    *,
+    minutes: float,
+    seed: int,
+    device: torch.device,
+    speed: Speed,
+) -> Choice:
+    """Settings that suit the task, the pairs, the time and the `speed` of the machine."""
+    source, target = task.token_kind_of(train_pairs.src), task.token_kind_of(train_pairs.tgt)
+    num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
+    # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
+    vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
+    # A text has about as many tokens as characters, and an end, at most.
+    longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
+    max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
+
+    num_tokens, seconds = _count_tokens(train_pairs.tgt, target), _SHARE_TRAINING * 60 * minutes
+    preset = _preset_for(num_tokens, seconds, speed)
+    num_seen = seconds * speed(PRESETS[preset])
+    passes = num_seen / num_tokens
+    tokens_per_step = _tokens_per_step(num_seen, device)
+    micro_batches = 1 if device.type == "cuda" else 2  # of different lengths: steadier gradients
+    model = replace(
+        PRESETS[preset],
+        norm_first=True,
+        positions="rotary",
+        dropout=next(dropout for most, dropout in _DROPOUT_BY_PASSES if passes < most),
+        max_len=max(TransformerConfig.max_len, max_len),
+    )
+    config = ExperimentConfig(
+        data=DataConfig(train=tuple(map(str, paths)), max_len=max_len),
+        tokenizer=TokenizerConfig(
+            source=source, target=target, joint=source == target, vocab_size=vocab_size, **_normal_forms(train_pairs)
+        ),
+        model=model,
+        optim=OptimConfig(
+            method="muon",
+            schedule="linear",
+            learning_rate=_LEARNING_RATES[preset],
+            warmup_steps=200,
+            max_grad_norm=1.0,
+            ema_decay=0.995,
+        ),
+        training=TrainingConfig(
+            minutes=minutes,
+            batch_tokens=tokens_per_step // micro_batches,
+            micro_batches=micro_batches,
+            part_tokens=_PART_TOKENS,
+            seed=seed,
+        ),
+        # The score is what the model is for; the least loss comes long before it where there are few pairs.
+        validation=ValidationConfig(
+            metrics=task.metrics, best=task.metrics[0], ties_by_loss=True, group_sources=task.group_sources
+        ),
+    )
+    return Choice(config, _reasons(config, task, preset, num_tokens, num_seen))
+
+
+def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = time.perf_counter) -> Speed:
+    """The speed of `num` processes, by timing a few steps of one of them on random ids."""
+
+    @cache
+    def speed(model: TransformerConfig) -> float:
+        random, before = np.random.default_rng(0), torch.get_num_threads()
+        rows = [random.integers(NUM_FIXED_IDS, _TRIAL_IDS, _TRIAL_LEN).tolist() for _ in range(_TRIAL_ROWS)]
+        pairs, batch = EncodedPairs(rows, rows), [np.arange(_TRIAL_ROWS)]
+        training = TrainingConfig(steps=_TRIAL_STEPS, part_tokens=_PART_TOKENS)
+        optim = OptimConfig(method="muon", learning_rate=1e-3)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_num_threads(threads_of_each(num))
+            step = TrainStep(
+                Transformer(model, VocabularySizes.joint(_TRIAL_IDS)).to(device), config=training, optim=optim
+            )
+            step(pairs, batch, 1).read()  # slower than any other
+            started = clock()
+            for number in range(_TRIAL_STEPS):
+                step(pairs, batch, number + 2).read()
+            torch.set_num_threads(before)
+        seconds = max(clock() - started, 1e-6)
+        return num * _TRIAL_STEPS * _TRIAL_ROWS * _TRIAL_LEN / seconds
+
+    return speed
+
+
+def _count_tokens(lines: Sequence[str], kind: Kind) -> int:
+    """About how many tokens they are, with the end of each line."""
+    if kind == "words":
+        return sum(len(line.split()) + 1 for line in lines)
+    num_characters = sum(map(len, lines))
+    return len(lines) + (num_characters if kind == "characters" else num_characters // _LETTERS_PER_SUBWORD)
+
+
+def _preset_for(num_tokens: int, seconds: float, speed: Speed) -> str:
+    """The largest model for which the text and the time suffice."""
+    for name in ("base", "small"):
+        weights = num_weights(PRESETS[name])
+        needed = _TOKENS_SEEN_PER_WEIGHT * weights / seconds
+        # That of the tiny model first, as a trial of a large one may take long.
+        if weights <= _MOST_WEIGHTS_PER_TOKEN * num_tokens and all(
+            speed(PRESETS[each]) >= needed for each in ("tiny", name)
+        ):
+            return name
+    return "tiny"
+
+
+def _reasons(config: ExperimentConfig, task: Task, preset: str, num_tokens: int, num_seen: float) -> dict[str, str]:
+    tokenizer, passes = config.tokenizer, f"{num_seen / num_tokens:,.1f}"
+    learnt = f"about {num_tokens:,} target tokens, seen {passes} times in this time on this machine"
+    return {
+        "data.max_len": "the longest side of nearly all pairs",
+        "tokenizer.source": f"{task.name}: {task.form}",
+        "tokenizer.normalize": "forms of letters that all sources have",
+        "tokenizer.vocab_size": "by the length of the text" if "bpe" in (tokenizer.source, tokenizer.target) else "",
+        "model.d_model": f"the {preset} model: {learnt}",
+        "model.dropout": f"for {passes} passes over the pairs",
+        "model.positions": "learns faster than sinusoids",
+        "model.norm_first": "learns at higher rates",
+        "optim.method": "learns faster than Adam",
+        "optim.ema_decay": "the average of the last steps is better than any of them",
+        "training.batch_tokens": f"for about {_NUM_STEPS:,} steps",
+        "training.part_tokens": "so that several processes have work in each batch",
+        "validation.best": "what the task is scored by",
+    }
+
+
+def _tokens_per_step(num_seen: float, device: torch.device) -> int:
+    """Batch size: a power of two, for about _NUM_STEPS steps."""
+    least, most_cpu, most_gpu = _TOKENS_PER_STEP
+    wanted = 2 ** round(math.log2(max(1.0, num_seen / _NUM_STEPS)))
+    return min(max(least, wanted), most_gpu if device.type == "cuda" else most_cpu)
+
+
+def _normal_forms(pairs: Pairs) -> dict[str, tuple[Form, ...]]:
+    """Forms of both sides: one for letters with marks, which on the target is the one that most targets have."""
+    is_lower = all(line == line.lower() for line in pairs.src) and any(line.islower() for line in pairs.src)
+    num_other = {form: sum(not is_normalized(form, line) for line in pairs.tgt) for form in ("NFC", "NFD")}
+    return {
+        "normalize": ("lower", "nfc", "strip") if is_lower else ("nfc", "strip"),
+        "normalize_target": ("nfd",) if num_other["NFD"] < num_other["NFC"] else (),
+    }
