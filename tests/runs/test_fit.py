@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from calling import Outcome, command
 from transduce.cli import train as train_module
@@ -20,9 +21,10 @@ from transduce.data.pairs import Pairs
 from transduce.errors import ConfigMismatchError, DataError, RunFolderError
 from transduce.evaluation.config import METRICS
 from transduce.model.config import PRESETS
-from transduce.runs.fit import MINIMUM_PAIRS, choose_settings, fit
+from transduce.runs.fit import MINIMUM_PAIRS, fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import Run, load
+from transduce.runs.sizing import Choice, Speed, choose_settings
 from transduce.runs.tasks import TASKS, find_task, recognize
 from transduce.training.signals import Stopped
 from transduce.training.step import TrainStep
@@ -71,7 +73,15 @@ def transliterations(num_pairs: int) -> list[tuple[str, str]]:
 
 def settings_for(src: list[str], tgt: list[str], minutes: float = 10.0) -> ExperimentConfig:
     pairs = Pairs(src, tgt, {}, [], {})
-    return choose_settings(recognize(pairs), pairs, ["pairs.tsv"], minutes=minutes, seed=1)
+    return choice_for(pairs, minutes=minutes).config
+
+
+def choice_for(
+    pairs: Pairs, *, minutes: float = 10.0, device: str = "cpu", speed: Speed = lambda _model: 10_000.0
+) -> Choice:
+    return choose_settings(
+        recognize(pairs), pairs, ["pairs.tsv"], minutes=minutes, seed=1, device=torch.device(device), speed=speed
+    )
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +252,30 @@ def test_pairs_to_validate_by_can_be_given_and_then_only_a_test_is_held_out(tmp_
     assert list(zip(valid.src, valid.tgt, strict=True)) == own
     assert len(train_pairs) == 700 - 35
     assert config.data.valid == ("pairs in memory",)
-    *_, lines = begun(rows, tmp_path / "run", valid=rows)
-    assert "in training too, of the validation: 665 pairs, 665 sources, 665 targets" in lines
+    *_, lines = begun(rows, tmp_path / "run", valid=rows + own)
+    assert "also in the training data, of the validation: 665 pairs, 665 sources, 665 targets" in lines
     assert "35 pairs of the test part are to validate, too: the score will flatter the model" in lines
+
+
+def test_pairs_to_test_by_can_be_given_and_then_only_the_validation_is_held_out(
+    tmp_path: Path, clock: StepClock
+) -> None:
+    rows, own = transliterations(700), [("x", "ξ"), ("xa", "ξα"), transliterations(700)[0]]
+    lines: list[str] = []
+    result = fit(
+        rows, tmp_path / "run", test=own, minutes=MINUTES, device="cpu", clock=clock, processes=1, report=lines.append
+    )
+    assert (result.num_test, result.num_train, result.num_valid) == (3, 700 - 87, 87)
+    assert (tmp_path / "run/test.source").read_text() == "".join(f"{source}\n" for source, _ in own)
+    assert any(line.startswith("also in the training data, of the test: ") for line in lines)
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_held_out_pairs_that_are_all_learned_from_are_refused_and_leave_no_folder(part: str, tmp_path: Path) -> None:
+    rows = transliterations(700)
+    with pytest.raises(DataError, match=r"all 9 (validation|test) pairs are among those to learn from.* take them out"):
+        fit(rows, tmp_path / "run", **{part: rows[:9]}, minutes=MINUTES, device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_pairs_are_held_out_and_the_same_settings_chosen_for_every_form(pairs: Path, tmp_path: Path) -> None:
@@ -618,7 +649,7 @@ def test_a_word_with_several_pronunciations_counts_once(tmp_path: Path, clock: S
     assert {score.num_segments for score in result.scores} == {result.num_test // 2}
 
 
-def test_settings_are_a_function_of_the_text_and_the_time_alone() -> None:
+def test_settings_are_a_function_of_the_text_the_time_and_the_speed() -> None:
     src, tgt = map(list, zip(*transliterations(600), strict=True))
     assert settings_for(src, tgt) == settings_for(list(src), list(tgt))
     assert settings_for(src, tgt, minutes=0.1).model.dropout < settings_for(src, tgt, minutes=60).model.dropout

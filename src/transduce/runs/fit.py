@@ -199,13 +199,14 @@ def _parts(
     for part, pairs in given.items():
         if pairs is None:
             continue
-        overlap = count_overlap(train, pairs)
-        if overlap["pairs"] == len(pairs):
+        if count_overlap(everything, pairs)["pairs"] == len(pairs):
             raise DataError(
-                f"all {len(pairs):,} {part} pairs are in the training data as well, so they would measure nothing: "
-                f"give others, or none to have some held out."
+                f"all {len(pairs):,} {part} pairs are among those to learn from, so they would measure nothing: take "
+                "them out there, or give none, and some are held out."
             )
-        report_overlap(overlap, report, part)
+        report_overlap(count_overlap(train, pairs), report, part)
+    if num_shared := count_overlap(valid_pairs, test_pairs)["pairs"]:
+        report(f"{num_shared:,} pairs of the test part are to validate, too: the score will flatter the model")
     return train, valid_pairs, test_pairs
 
 

@@ -43,6 +43,12 @@ class Ragged:
         # Output position minus new start plus old start is the input position; the difference is the same within a row.
         return Ragged(self.ids[np.repeat(self.starts[rows] - starts[:-1], lens) + np.arange(starts[-1])], starts)
 
+    def joined(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> "Ragged":
+        """Rows `first[k]`, without its last id, and `second[k]` as one row."""
+        both = self.select(np.stack([first, second], axis=1).ravel())
+        ids = np.delete(both.ids, both.starts[1::2] - 1)
+        return Ragged(ids, starts_of(both.lens[::2] - 1 + both.lens[1::2]))
+
 
 def starts_of(lens: NDArray[np.integer]) -> NDArray[np.int64]:
     """The starts of rows of these lengths, end to end, and the end of the last one."""
