@@ -14,14 +14,14 @@ import torch
 
 from calling import Outcome, command
 from transduce.cli import train as train_module
-from transduce.config.settings import ExperimentConfig
+from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.config import DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.pairs import Pairs
 from transduce.errors import ConfigMismatchError, DataError, RunFolderError
 from transduce.evaluation.config import METRICS
 from transduce.model.config import PRESETS
-from transduce.runs.fit import MINIMUM_PAIRS, fit
+from transduce.runs.fit import MINIMUM_PAIRS, fit, plan_fit
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import Run, load
 from transduce.runs.sizing import Choice, Speed, choose_settings
@@ -59,6 +59,7 @@ def clock() -> Iterator[StepClock]:
         patch.setitem(PRESETS, "tiny", small)
         patch.setattr(TrainStep, "__call__", clock.count(TrainStep.__call__))
         patch.setattr(train_module, "fit", partial(fit, clock=clock))
+        patch.setattr(train_module, "plan_fit", partial(plan_fit, clock=clock))
         yield clock
 
 
@@ -268,6 +269,30 @@ def test_pairs_to_test_by_can_be_given_and_then_only_the_validation_is_held_out(
     assert (result.num_test, result.num_train, result.num_valid) == (3, 700 - 87, 87)
     assert (tmp_path / "run/test.source").read_text() == "".join(f"{source}\n" for source, _ in own)
     assert any(line.startswith("also in the training data, of the test: ") for line in lines)
+
+
+def test_a_dry_run_prints_settings_that_train_takes_and_writes_nothing(
+    pairs: Path, tmp_path: Path, clock: StepClock
+) -> None:
+    outcome = command("fit", pairs, "--run-dir", tmp_path / "run", "--minutes", MINUTES, "--dry-run")
+    assert outcome.status == 0, outcome.err
+    assert not (tmp_path / "run").exists()
+    printed = load_config(outcome.out.decode(), "printed")
+    assert b"  # " in outcome.out and printed.data.train == (str(pairs),)
+    assert printed == begun([pairs], tmp_path / "run", minutes=MINUTES, clock=clock)[0]
+
+
+def test_fit_begins_with_the_weights_of_another_run_and_learns_more_gently(
+    fitted: tuple[Path, Outcome], tmp_path: Path, clock: StepClock
+) -> None:
+    rows = [("x" + source, "ξ" + target) for source, target in transliterations(700)]
+    plain = begun(rows, tmp_path / "run", minutes=MINUTES, clock=clock)[0]
+    run = fit(rows, tmp_path / "run", init_from=fitted[0], minutes=MINUTES, device="cpu", clock=clock, processes=1)
+    first = RunFolder.open(fitted[0])
+    assert run.folder.facts["initialised_from"] == str(fitted[0])
+    assert run.tokenizer.to_json() == first.tokenizer.to_json()
+    assert replace(run.settings.model, dropout=0.0) == replace(first.settings.model, dropout=0.0)
+    assert run.settings.optim.learning_rate == plain.optim.learning_rate / 4
 
 
 @pytest.mark.parametrize("part", ["valid", "test"])
