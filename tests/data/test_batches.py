@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transduce.data.batches import (
-    ConcatenatedPairs,
     EncodedPairs,
-    StepOrder,
     bucket_batches,
     collate,
     encode_pairs,
@@ -209,39 +207,3 @@ def test_budgets_and_step_sizes_below_one_are_refused():
         plan_epoch(pairs, batch_tokens=0, micro_batches=1, seed=0, epoch=0)
     with pytest.raises(TransduceError, match=r"micro_batches \(0\)"):
         plan_epoch(pairs, batch_tokens=1, micro_batches=0, seed=0, epoch=0)
-
-
-# Concatenated pairs
-
-
-def test_an_epoch_has_each_pair_alone_and_so_many_times_before_another_one() -> None:
-    pairs, num, max_len = random_pairs(23, 11, seed=7), 3, 17
-    corpus = ConcatenatedPairs(pairs, num, max_len=max_len)
-    window = corpus.window(0, np.random.default_rng([5, 0, 1]))
-    rows = [(window.src(row).tolist(), window.tgt(row).tolist()) for row in range(len(window))]
-    alone = [(pairs.src(row).tolist(), pairs.tgt(row).tolist()) for row in range(23)]
-    assert rows[:23] == alone
-    # Both sides of the same two pairs, with the eos of the second alone.
-    possible = [
-        (src[:-1] + next_src, tgt[:-1] + next_tgt) for src, tgt in alone for next_src, next_tgt in alone
-    ]  # fmt: skip
-    assert all(row in possible for row in rows[23:])
-    longest = max(max(map(len, pair)) for pair in rows[23:])
-    assert longest <= max_len < max(max(map(len, pair)) for pair in possible)
-    untouched = ConcatenatedPairs(pairs, num, max_len=99)
-    whole = untouched.window(0, np.random.default_rng([5, 0, 1]))
-    assert len(whole) == len(untouched) == 4 * 23
-    # Each is in front, and behind, as often as the others.
-    num_ids = sum(int(lens.sum()) - 23 for lens in (pairs.src_lens, pairs.tgt_lens))
-    assert sum(int(lens.sum()) - 4 * 23 for lens in (whole.src_lens, whole.tgt_lens)) == (1 + 2 * num) * num_ids
-
-
-def test_concatenations_are_others_in_every_epoch_and_the_same_after_a_resume() -> None:
-    corpus = ConcatenatedPairs(random_pairs(23, 11, seed=7), 2, max_len=99)
-
-    def sources_of(epoch: int) -> list[list[int]]:
-        order = StepOrder(corpus, batch_tokens=40, micro_batches=1, seed=5)
-        order.open(epoch, 0)
-        return [order.pairs.src(row).tolist() for row in range(len(order.pairs))]
-
-    assert sources_of(4) == sources_of(4) != sources_of(5)

@@ -45,8 +45,8 @@ ON_RESUME = {
         "data.more",
     ],  # the paths of the data are free, as their content is compared by hash
     "with --accept-changes": [
-        "optim.*", "validation.*", "data.max_len", "data.concatenations", "training.batch_tokens",
-        "training.micro_batches", "training.part_tokens", "training.label_smoothing", "training.validate_every",
+        "optim.*", "validation.*", "data.max_len", "data.*ations", "training.batch_tokens", "training.micro_batches",
+        "training.part_tokens", "training.label_smoothing", "training.validate_every",
         "training.precision", "training.compile", "training.seed", "training.batching", "training.cuda_graph",
         "model.dropout",
     ],

@@ -32,13 +32,13 @@ def to_toml(settings: object, comments: Mapping[str, str] = {}) -> str:
 
     `comments` go beside the settings with these dotted names.
     """
-    text, lines = tomli_w.dumps(to_table(settings)), []
-    section = ""
-    for line in text.splitlines():
+    text = tomli_w.dumps(to_table(settings))
+    lines, section = [], ""
+    for line in text.split("\n") if comments else ():
         section = line.strip("[]") if line.startswith("[") else section
         comment = comments.get(f"{section}.{line.partition(' = ')[0]}")
         lines.append(f"{line:<{_COMMENT_COLUMN}}  # {comment}" if comment else line)
-    return "".join(f"{line}\n" for line in lines)
+    return "\n".join(lines) if comments else text
 
 
 def to_table(settings: Any) -> Table:

@@ -85,6 +85,11 @@ class EncodedPairs:
         return self
 
     @property
+    def sides(self) -> tuple[Ragged, Ragged]:
+        """Sources and targets."""
+        return self._src, self._tgt
+
+    @property
     def src_lens(self) -> NDArray[np.integer]:
         """Number of ids of every source, eos included."""
         return self._src.lens
@@ -110,12 +115,6 @@ class EncodedPairs:
         index = np.asarray(rows, dtype=np.intp)
         return EncodedPairs.of_rows(self._src.select(index), self._tgt.select(index))
 
-    def with_concatenated(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> "EncodedPairs":
-        """The pairs, then pairs `first[k]` and `second[k]` end to end, with one eos."""
-        return EncodedPairs.of_rows(
-            *(Ragged.chained([side, side.joined(first, second)]) for side in (self._src, self._tgt))
-        )
-
     def padded(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sources and targets of these rows as two rectangles, filled up with the padding id."""
         return _padded(self._src.select(rows)), _padded(self._tgt.select(rows))
@@ -124,30 +123,6 @@ class EncodedPairs:
         """Sources and targets of these rows, each end to end."""
         src, tgt = self._src.select(rows), self._tgt.select(rows)
         return src.ids.astype(np.int64), tgt.ids.astype(np.int64)
-
-
-class ConcatenatedPairs:
-    """A corpus and, for each of its pairs, `num` more: the pair and a random other one end to end; new in every epoch.
-
-    Data augmentation for few pairs (Kondo et al. 2021). In a pair after another one a symbol stands anywhere: a
-    decoder that has learned few positions by heart is of no use there, one that looks for the next symbol is.
-    """
-
-    def __init__(self, corpus: TrainingPairs, num: int, *, max_len: int) -> None:
-        self.num_windows = corpus.num_windows
-        self._corpus, self._num, self._max_len = corpus, num, max_len
-
-    def __len__(self) -> int:
-        return len(self._corpus) * (1 + self._num)
-
-    def window(self, number: int, random: np.random.Generator, /) -> EncodedPairs:
-        """See `TrainingPairs`. Pairs longer than `max_len` are left out."""
-        pairs = self._corpus.window(number, random)
-        first = np.tile(np.arange(len(pairs)), self._num)
-        second = np.concatenate([random.permutation(len(pairs)) for _ in range(self._num)])
-        longer_lens = np.maximum(*(lens[first] - 1 + lens[second] for lens in (pairs.src_lens, pairs.tgt_lens)))
-        fits = longer_lens <= self._max_len
-        return pairs.with_concatenated(first[fits], second[fits])
 
 
 class PreparedPairs:

@@ -26,7 +26,8 @@ from transduce.config.settings import (
     with_steps,
 )
 from transduce.config.toml import differences, to_toml
-from transduce.data.batches import ConcatenatedPairs, StepOrder, TrainingPairs
+from transduce.data.augmentation import augmented
+from transduce.data.batches import StepOrder, TrainingPairs
 from transduce.data.download import Places
 from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
@@ -166,10 +167,9 @@ def _train_together(
         validate = None
         if corpus.valid is not None:
             validate = build_validation(config, learnt, corpus.valid, report)
-        pairs, num = learnt.pairs, config.data.concatenations
-        if num:
-            pairs = ConcatenatedPairs(pairs, num, max_len=config.data.max_len)
-        run = _Run(folder, config, model, pairs, validate, checkpoint, process, report, clock)
+        run = _Run(
+            folder, config, model, augmented(learnt.pairs, config.data), validate, checkpoint, process, report, clock
+        )
         return _train(run, observers, show_progress=show_progress, started=started)
 
 

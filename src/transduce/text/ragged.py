@@ -38,16 +38,24 @@ class Ragged:
 
     def select(self, rows: NDArray[np.integer]) -> "Ragged":
         """These rows, in this order."""
-        lens = self.starts[rows + 1] - self.starts[rows]
+        return self.slices(rows, 0, self.starts[rows + 1] - self.starts[rows])
+
+    def slices(
+        self, rows: NDArray[np.integer], begins: NDArray[np.integer] | int, ends: NDArray[np.integer]
+    ) -> "Ragged":
+        """Of each of these rows, the ids from one place in it up to another."""
+        lens = ends - begins
         starts = starts_of(lens)
         # Output position minus new start plus old start is the input position; the difference is the same within a row.
-        return Ragged(self.ids[np.repeat(self.starts[rows] - starts[:-1], lens) + np.arange(starts[-1])], starts)
+        first = self.starts[rows] + begins
+        return Ragged(self.ids[np.repeat(first - starts[:-1], lens) + np.arange(starts[-1])], starts)
 
-    def joined(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> "Ragged":
-        """Rows `first[k]`, without its last id, and `second[k]` as one row."""
-        both = self.select(np.stack([first, second], axis=1).ravel())
-        ids = np.delete(both.ids, both.starts[1::2] - 1)
-        return Ragged(ids, starts_of(both.lens[::2] - 1 + both.lens[1::2]))
+    def joined(self, other: "Ragged") -> "Ragged":
+        """Rows as long as row k of this and row k of the other together, end to end."""
+        num_rows = len(self.lens)
+        alternating = np.arange(2 * num_rows).reshape(2, num_rows).T.ravel()
+        ids = Ragged.chained([self, other]).select(alternating).ids
+        return Ragged(ids, starts_of(self.lens + other.lens))
 
 
 def starts_of(lens: NDArray[np.integer]) -> NDArray[np.int64]:

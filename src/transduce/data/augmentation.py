@@ -1,0 +1,109 @@
+"""Data augmentation for few pairs: pairs end to end, and pairs that go on as another one does; new in every epoch."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transduce.data.alignment import Alignment
+from transduce.data.batches import EncodedPairs, TrainingPairs
+from transduce.data.config import DataConfig
+from transduce.errors import TransduceError
+from transduce.text.ragged import Ragged
+
+_SURE = 0.6  # probability from which on two places count as aligned
+_NUM_LEARNED_FROM = 1000  # pairs, at most, and evenly of all: the alignment is learned in a second or two
+
+
+def augmented(pairs: TrainingPairs, config: DataConfig) -> TrainingPairs:
+    """The corpus with the pairs made of it that the settings ask for."""
+    if config.recombinations:
+        if not isinstance(pairs, EncodedPairs):
+            raise TransduceError("data.recombinations is for pairs that fit into memory: set it to 0.")
+        pairs = RecombinedPairs(pairs, config.recombinations)
+    return ConcatenatedPairs(pairs, config.concatenations, max_len=config.max_len) if config.concatenations else pairs
+
+
+class ConcatenatedPairs:
+    """A corpus and, for each of its pairs, `num` more: the pair and a random other one end to end (Kondo et al. 2021).
+
+    A decoder that has learned by heart where things stand is of no use there; one that looks for the next symbol is.
+    Both keep their eos, so that the end of a text looks like one within, too.
+    """
+
+    def __init__(self, corpus: TrainingPairs, num: int, *, max_len: int) -> None:
+        self.num_windows = corpus.num_windows
+        self._corpus, self._num, self._max_len = corpus, num, max_len
+
+    def __len__(self) -> int:
+        return len(self._corpus) * (1 + self._num)
+
+    def window(self, number: int, random: np.random.Generator, /) -> EncodedPairs:
+        """See `TrainingPairs`. What is longer than `max_len` is left out."""
+        pairs = self._corpus.window(number, random)
+        first = np.tile(np.arange(len(pairs)), self._num)
+        second = np.concatenate([random.permutation(len(pairs)) for _ in range(self._num)])
+        lens = [side.lens[first] + side.lens[second] for side in pairs.sides]
+        fits = np.maximum(*lens) <= self._max_len
+        return EncodedPairs.of_rows(
+            *(
+                Ragged.chained([side, side.select(first[fits]).joined(side.select(second[fits]))])
+                for side in pairs.sides
+            )
+        )
+
+
+class RecombinedPairs:
+    """A corpus and, for each of its pairs, `num` more: the beginning of one and the end of another.
+
+    Both sides are cut where they are aligned, after the same source symbol in both pairs, so that what is made up has
+    no neighbors that were never seen. For tasks whose sides run in parallel, such as words and their sounds.
+    """
+
+    num_windows = 1
+
+    def __init__(self, pairs: EncodedPairs, num: int) -> None:
+        self._pairs, self._num = pairs, num
+        cuts = _places_to_cut(pairs)
+        src = pairs.sides[0]
+        before = src.ids[src.starts[cuts[0]] + cuts[1] - 1]
+        self._cuts = cuts[:, np.argsort(before, kind="stable")]
+        # Of each cut: the first and the number of those after the same symbol.
+        _, sizes = np.unique(before, return_counts=True)
+        self._group_starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self._group_sizes = np.repeat(sizes, sizes)
+
+    def __len__(self) -> int:
+        return len(self._pairs) * (1 + self._num)
+
+    def window(self, _number: int, random: np.random.Generator, /) -> EncodedPairs:
+        """See `TrainingPairs`."""
+        num_cuts = self._cuts.shape[1]
+        first = random.integers(num_cuts, size=self._num * len(self._pairs) if num_cuts else 0)
+        second = self._group_starts[first] + random.integers(self._group_sizes[first])
+        rows, others = self._cuts[0, first], self._cuts[0, second]
+        return EncodedPairs.of_rows(
+            *(
+                Ragged.chained(
+                    [side, side.slices(rows, 0, cut[first]).joined(side.slices(others, cut[second], side.lens[others]))]
+                )
+                for side, cut in zip(self._pairs.sides, self._cuts[1:], strict=True)
+            )
+        )
+
+
+def _places_to_cut(pairs: EncodedPairs) -> NDArray[np.int64]:
+    """Columns (row, i, j): within the pair, its first i source ids are aligned to the first j target ids."""
+    by_length = np.argsort(pairs.src_lens + pairs.tgt_lens, kind="stable")  # little padding in a group
+
+    def rectangles(rows: NDArray[np.intp]) -> tuple[Any, ...]:
+        return *pairs.padded(rows), tuple(side.lens[rows].astype(np.int64) - 1 for side in pairs.sides)
+
+    alignment = Alignment(*rectangles(by_length[:: -(-len(pairs) // _NUM_LEARNED_FROM)]))
+    cuts = []
+    for rows in np.array_split(by_length, -(-len(pairs) // _NUM_LEARNED_FROM)):
+        src, tgt, lens = rectangles(rows)
+        number, i, j = np.nonzero(alignment.passing(src, tgt, lens) > _SURE)
+        is_inside = (i > 0) & (i < lens[0][number]) & (j > 0) & (j < lens[1][number])
+        cuts.append(np.stack([rows[number], i, j])[:, is_inside])
+    return np.concatenate(cuts, axis=1)

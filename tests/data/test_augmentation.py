@@ -1,0 +1,128 @@
+"""Pairs made of other pairs: end to end, and recombined where their sides are aligned."""
+
+import random
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+
+from transduce.data.alignment import _STEPS, Alignment
+from transduce.data.augmentation import ConcatenatedPairs, RecombinedPairs, augmented
+from transduce.data.batches import EncodedPairs, StepOrder
+from transduce.data.config import DataConfig
+
+EOS = 2
+
+
+def random_pairs(num_pairs: int, longest: int, seed: int) -> EncodedPairs:
+    draw = random.Random(seed)
+    rows = [[draw.randint(5, 40) for _ in range(draw.randint(1, longest))] + [EOS] for _ in range(2 * num_pairs)]
+    return EncodedPairs(rows[:num_pairs], rows[num_pairs:])
+
+
+def spelled(num_words: int, seed: int) -> EncodedPairs:
+    """Words of the letters 10 to 19, each with a sound 10 above, but 19, which is silent, and 18, which has two."""
+    draw = random.Random(seed)
+    words = [draw.choices(range(10, 20), k=draw.randint(3, 8)) for _ in range(num_words)]
+    return EncodedPairs([[*word, EOS] for word in words], [[*sounds(word), EOS] for word in words])
+
+
+def sounds(word: list[int]) -> list[int]:
+    return [sound for letter in word if letter != 19 for sound in ([28, 30] if letter == 18 else [letter + 10])]
+
+
+def rows_of(pairs: EncodedPairs) -> list[tuple[list[int], list[int]]]:
+    return [(pairs.src(row).tolist(), pairs.tgt(row).tolist()) for row in range(len(pairs))]
+
+
+def test_an_epoch_has_each_pair_alone_and_so_many_times_before_another_one() -> None:
+    pairs, num, max_len = random_pairs(23, 11, seed=7), 3, 17
+    rows, alone = rows_of(ConcatenatedPairs(pairs, num, max_len=max_len).window(0, np.random.default_rng(5))), None
+    alone = rows_of(pairs)
+    assert rows[:23] == alone
+    possible = [(src + next_src, tgt + next_tgt) for (src, tgt), (next_src, next_tgt) in product(alone, alone)]
+    assert all(row in possible for row in rows[23:])
+    assert max(max(map(len, pair)) for pair in rows[23:]) <= max_len < max(max(map(len, pair)) for pair in possible)
+    untouched = ConcatenatedPairs(pairs, num, max_len=99)
+    whole = untouched.window(0, np.random.default_rng(5))
+    assert len(whole) == len(untouched) == 4 * 23
+    # Each is in front, and behind, as often as the others.
+    for side, side_before in zip(whole.sides, pairs.sides, strict=True):
+        assert side.lens.sum() == (1 + 2 * num) * side_before.lens.sum()
+
+
+def test_made_up_pairs_are_others_in_every_epoch_and_the_same_after_a_resume() -> None:
+    corpus = augmented(spelled(50, seed=3), DataConfig(train=("x",), recombinations=2, concatenations=1))
+
+    def rows_of_epoch(epoch: int) -> list[tuple[list[int], list[int]]]:
+        order = StepOrder(corpus, batch_tokens=40, micro_batches=1, seed=5)
+        order.open(epoch, 0)
+        return rows_of(order.pairs)
+
+    assert rows_of_epoch(4) == rows_of_epoch(4) != rows_of_epoch(5)
+    assert len(rows_of_epoch(4)) == len(corpus) == 50 * 3 * 2
+
+
+def test_recombined_pairs_are_spelled_as_they_sound() -> None:
+    pairs = spelled(300, seed=11)
+    rows = rows_of(RecombinedPairs(pairs, 4).window(0, np.random.default_rng(5)))
+    assert rows[:300] == rows_of(pairs)
+    assert len(rows) == 5 * 300
+    wrong = [(src, tgt) for src, tgt in rows[300:] if [*sounds(src[:-1]), EOS] != tgt]
+    assert len(wrong) <= 12  # a silent letter may go to either side of a cut
+    known = {tuple(src) for src, _ in rows[:300]}
+    made_up = [src for src, _ in rows[300:] if tuple(src) not in known]
+    assert len(made_up) > 900
+    neighbors = {pair for src, _ in rows[:300] for pair in pairwise(src)}
+    assert {pair for src in made_up for pair in pairwise(src)} <= neighbors
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_passing_probabilities_are_those_of_all_alignments_counted_one_by_one(seed: int) -> None:
+    draw = random.Random(seed)
+    pairs = [
+        ([draw.randint(3, 5) for _ in range(draw.randint(1, 4))], [draw.randint(3, 5) for _ in range(3)])
+        for _ in range(5)
+    ]
+
+    def alignments(i: int, j: int, num_i: int, num_j: int) -> list[list[tuple[int, int, int, int]]]:
+        if (i, j) == (num_i, num_j):
+            return [[]]
+        return [
+            [(i, j, a, b), *rest]
+            for a, b in _STEPS
+            if i + a <= num_i and j + b <= num_j
+            for rest in alignments(i + a, j + b, num_i, num_j)
+        ]
+
+    chances: dict[tuple, float] = {}
+    for iteration in range(9):
+        counts: dict[tuple, float] = {}
+        passing = []
+        for src, tgt in pairs:
+            ways = alignments(0, 0, len(src), len(tgt))
+            keys = [[(*src[i : i + a], -1, *tgt[j : j + b]) for i, j, a, b in way] for way in ways]
+            weights = [
+                np.prod(
+                    [
+                        chances[key] if iteration else _STEPS[a, b]
+                        for key, (_, _, a, b) in zip(way_keys, way, strict=True)
+                    ]
+                )
+                for way_keys, way in zip(keys, ways, strict=True)
+            ]
+            shares = np.array(weights) / sum(weights)
+            at = {(0, 0): 1.0}
+            for way, way_keys, share in zip(ways, keys, shares, strict=True):
+                for (i, j, a, b), key in zip(way, way_keys, strict=True):
+                    at[i + a, j + b] = at.get((i + a, j + b), 0.0) + share
+                    counts[key] = counts.get(key, 0.0) + share
+            passing.append(at)
+        chances = {key: max(count / sum(counts.values()), 1e-9) for key, count in counts.items()}
+    encoded = EncodedPairs(*([[*side, EOS] for side in sides] for sides in zip(*pairs, strict=True)))
+    src, tgt = encoded.padded(np.arange(5))
+    lens = tuple(side.lens.astype(np.int64) - 1 for side in encoded.sides)
+    result = Alignment(src, tgt, lens).passing(src, tgt, lens)
+    for number, at in enumerate(passing):
+        for (i, j), chance in at.items():
+            assert result[number, i, j] == pytest.approx(chance, abs=1e-6)
