@@ -121,6 +121,8 @@ def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
     """How a run differs from this recipe with `seed`: settings changed at any step, and inherited weights."""
     settings = run.settings
     changed = set(differences(settings, carry_over(recipe.config(seed), settings)))
+    if settings.training.precision == "bfloat16" and run.facts["started"]["device"] == "cpu":
+        changed.add("training.precision")  # a recipe leaves it to the device, and no CPU chooses this
     for resumption in run.facts.get("resumed", []):
         changed |= set(resumption["changes"])
     ancestor = run.facts.get("initialised_from")
