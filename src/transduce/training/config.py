@@ -14,7 +14,7 @@ class TrainingConfig:
     steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
     epochs: float = 0.0  # passes over the training pairs
     minutes: float = 0.0  # turned into a number of steps, by timing a few before training
-    batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
+    batch_tokens: int = 4096  # at most: bucketed, n pairs * the longest side of any; packed, the tokens of each side
     micro_batches: int = 1  # per optimizer step, over all processes
     # Padded tokens that a CPU computes at a time: few, so that what one layer writes is in the caches for the next, and
     # that each of several processes has some.
