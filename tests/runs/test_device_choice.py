@@ -13,14 +13,17 @@ import torch
 from transduce.config.settings import ExperimentConfig, carry_over
 from transduce.data.batches import EncodedPairs
 from transduce.data.config import DataConfig
+from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs import parallelism
 from transduce.runs import train as experiment
+from transduce.runs.fit import choose_settings
 from transduce.runs.folder import RunFolder
 from transduce.runs.parallelism import settled, suit_device
+from transduce.runs.tasks import find_task
 from transduce.runs.train import train
 from transduce.text.config import TokenizerConfig
 from transduce.training.config import TrainingConfig
@@ -333,6 +336,12 @@ def test_a_run_on_a_cpu_records_its_choice_as_settings_alone(files, tmp_path, mo
     folder = RunFolder.open(tmp_path / "run")
     assert choice_of(folder.settings.training) == SLOW
     assert not {"chosen", "asked_batch"} & set(folder.facts)
+
+
+def test_fit_leaves_its_batches_to_the_device():
+    pairs = Pairs(["a b"] * 9, ["c d"] * 9, {}, [], {})
+    config = choose_settings(find_task("translation"), pairs, ["pairs.tsv"], minutes=1, seed=1)
+    assert choice_of(config.training) == ("auto", "auto", "auto")
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def suit_device(
 
 
 def _problem_of(config: ExperimentConfig, model: Transformer, pairs: TrainingPairs) -> str:
-    """The problem of a step with the batches of the longest pairs and of the most; "" if there is none."""
+    """The problem of steps with the batch of fewest pairs, which are long, and that of most; "" if there is none."""
     gc.collect()  # what the trial before left
     order = step_order(pairs, config.training)
     order.open(0, 0)
