@@ -45,6 +45,7 @@ warmup_steps = 100
 [training]
 steps = {steps}
 batch_tokens = 2048
+batching = "bucketed"
 validate_every = {steps}
 log_every = {log_every}
 [validation]

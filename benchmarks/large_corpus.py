@@ -39,6 +39,7 @@ preset = "tiny"
 [training]
 steps = {steps}
 batch_tokens = 1024
+batching = "bucketed"
 log_every = 1
 validate_every = {steps}
 [validation]

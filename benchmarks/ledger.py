@@ -28,7 +28,7 @@ from prepare_work import read_split
 from transduce import __version__
 from transduce.cli.console import refuse_missing_folder
 from transduce.cli.recipes import commits_of, differences_from, find_recipe
-from transduce.config.settings import ExperimentConfig, load_config
+from transduce.config.settings import ExperimentConfig, carry_over, load_config
 from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.errors import DivergedError
@@ -168,7 +168,11 @@ def refuse_other_run(run: Path, name: str) -> None:
     recipe, config, folder = find_recipe(name), config_of(run), RunFolder.open(run)
     seed = config.training.seed
     is_finished = folder.checkpoints()[-1:] == [config.training.steps]
-    if config != recipe.config(seed) or differences_from(recipe, folder, seed=seed) or not is_finished:
+    if (
+        config != carry_over(recipe.config(seed), config)
+        or differences_from(recipe, folder, seed=seed)
+        or not is_finished
+    ):
         sys.exit(
             f"{run} was not trained as the recipe {name} says, from its first step to its last: give the folder of "
             f"`transduce reproduce {name}`."

@@ -86,6 +86,8 @@ def test_every_recipe_is_a_config_of_a_named_data_set_with_these_test_sets(recip
     config = recipe.config(7)
     assert config.training.seed == 7
     assert config.training.steps > 0, "a run that ends by the clock is another one elsewhere"
+    assert config.training.batching == "bucketed", "a GPU would choose others than those that were measured"
+    assert len(recipe.results) == len(json.loads(recipe.results_path.read_text())), "they are of these settings"
     assert config.validation.beam_size == 1, "else what lengths are worth would decide which weights are kept"
     assert set(recipe.tests) <= set(find_dataset(config.data.dataset).splits)
     assert set(recipe.metrics) <= set(METRICS)
@@ -392,6 +394,14 @@ def test_settings_that_change_what_is_learnt_or_kept_are_refused_though_they_wer
     refused = command("reproduce", "letters", "--processes", 1, "--run-dir", letters / "run", "--resume")
     assert refused.status == 78
     assert f"was not trained as letters says for seed 1 ({setting})" in refused.err
+
+
+def test_a_precision_that_no_cpu_chooses_is_not_the_recipes(letters):
+    words = ["train", letters / "letters.toml", "--run-dir", letters / "run"]
+    assert command(*words, "--training.precision", "bfloat16").status == 0
+    refused = command("reproduce", "letters", "--processes", 1, "--run-dir", letters / "run", "--resume")
+    assert refused.status == 78
+    assert "was not trained as letters says for seed 1 (training.precision)" in refused.err
 
 
 def test_a_run_goes_on_with_the_processes_that_its_minutes_count_for(letters):

@@ -282,3 +282,15 @@ def test_normal_forms_are_given_as_names_with_commas_or_as_a_list() -> None:
     assert load_config(f'{text}[tokenizer]\nnormalize = "nfc"\n', "x").tokenizer.normalize == ("nfc",)
     with pytest.raises(TransduceError, match=r"normalize is 'lowr': it must be one of .* Did you mean 'lower'"):
         load_config(text, "x", ["--tokenizer.normalize", "nfc,lowr"])
+
+
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False), ("auto", "auto")])
+def test_a_graph_is_wanted_or_not_or_left_to_the_device(value: str, expected: object) -> None:
+    config = load_config(LEAST, "x", ["--training.batching", "packed", "--training.cuda_graph", value])
+    assert config.training.cuda_graph is expected or config.training.cuda_graph == expected == "auto"
+    assert load_config(to_toml(config), "x") == config
+
+
+def test_a_number_is_not_taken_for_true() -> None:
+    with pytest.raises(TransduceError, match=r"training\.cuda_graph is 1: it must be one of 'auto', True, False"):
+        load_config(LEAST, "x", ["--training.batching", "packed", "--training.cuda_graph", "1"])

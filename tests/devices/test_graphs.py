@@ -186,6 +186,31 @@ def test_all_recordings_share_one_pool_of_memory(work):
     assert [graph.given_pool for graph in others] == [first.own_pool] * 2
 
 
+def test_where_recording_fails_work_goes_on_where_it_was(work, monkeypatch):
+    stack = ["default"]  # of streams; torch leaves that of the recording only if it succeeds
+
+    @contextmanager
+    def on(stream: object) -> Iterator[None]:
+        before = [*stack]
+        stack.append(str(stream))
+        try:
+            yield
+        finally:
+            stack[:] = before
+
+    @contextmanager
+    def capture(*_: object, **_settings: object) -> Iterator[None]:
+        stack.append("of the recording")
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        work(batch_of([0, 2], [7.0, 11.0]))
+    assert stack == ["default"]
+
+
 def test_steps_that_are_replayed_equal_others_in_every_bit_dropout_too():
     config = TransformerConfig(d_model=8, d_ff=11, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, dropout=0.3)
     random = np.random.default_rng(1)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from transduce.config.settings import ExperimentConfig, load_config
+from transduce.config.settings import ExperimentConfig, carry_over, load_config
 from transduce.config.toml import differences
 from transduce.data.datasets import load_split
 from transduce.data.download import Places
@@ -74,9 +74,10 @@ class Recipe:
         Settings not in the file have their defaults, which are those of the commit that a result names.
         """
         table = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
-        # The digest of the first results must stay the same: this limit was the default when they were recorded,
-        if table.get("decoding", {}).get("max_len_extra") == 20:
-            del table["decoding"]["max_len_extra"]
+        # The digest of the first results must stay the same: these were the defaults when they were recorded,
+        for section, name, default in (("decoding", "max_len_extra", 20), ("training", "batching", "bucketed")):
+            if table.get(section, {}).get(name) == default:
+                del table[section][name]
         # and `word_error` was called `wer`.
         text = json.dumps(table, sort_keys=True).replace('"word_error"', '"wer"')
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -118,7 +119,10 @@ def find_recipe(name: str) -> Recipe:
 
 def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
     """How a run differs from this recipe with `seed`: settings changed at any step, and inherited weights."""
-    changed = set(differences(run.settings, recipe.config(seed)))
+    settings = run.settings
+    changed = set(differences(settings, carry_over(recipe.config(seed), settings)))
+    if settings.training.precision == "bfloat16" and run.facts["started"]["device"] == "cpu":
+        changed.add("training.precision")  # a recipe leaves it to the device, and no CPU chooses this
     for resumption in run.facts.get("resumed", []):
         changed |= set(resumption["changes"])
     ancestor = run.facts.get("initialised_from")

@@ -140,7 +140,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         return build(typing.cast(type, kind), value, f"{name}.")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        if value in arguments:
+        if (type(value), value) in [(type(choice), choice) for choice in arguments]:  # 1 == True, but is no choice
             return value
         hint = nearest(str(value), map(str, arguments)).partition(" There are")[0]
         raise TransduceError(f"{name} is {value!r}: it must be one of {', '.join(map(repr, arguments))}.{hint}")

@@ -37,7 +37,8 @@ class GraphedWork(Generic[B]):
 
     def __call__(self, batch: B) -> tuple[Tensor, ...]:
         """The result of `work`; the next call overwrites its tensors."""
-        shape = _shape_of(batch)
+        # Everything that a recording is fixed to: the shapes of the tensors, and the numbers beside them.
+        shape = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in _leaves(batch))
         if shape not in self._recordings:
             if len(self._recordings) == _MOST_GRAPHS:
                 return self._work(batch)
@@ -46,16 +47,14 @@ class GraphedWork(Generic[B]):
                 self._recordings[shape] = self._record(batch)
         recording = self._recordings[shape]
         # A graph reads from fixed addresses: a new batch is copied to where the recorded one lies.
-        for recorded, new in zip(_tensors_of(recording.batch), _tensors_of(batch), strict=True):
-            recorded.copy_(new)
+        for recorded, new in zip(_leaves(recording.batch), _leaves(batch), strict=True):
+            if isinstance(recorded, Tensor):
+                recorded.copy_(new)
         recording.graph.replay()
         return recording.results
 
     def _record(self, batch: B) -> _Recording:
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        gradients = gradients_of(self._parameters)
         before = [gradient.clone() for gradient in gradients]
         # Warmed up on a side stream, as it will be captured on one: the default stream cannot be captured.
         stream = torch.cuda.Stream()
@@ -66,24 +65,24 @@ class GraphedWork(Generic[B]):
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # "thread_local": other threads, such as NCCL's watchdog, may go on querying the device.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.stream(torch.cuda.current_stream()), recording:  # it leaves its stream only if it succeeds
             results = self._work(batch)
         self._pool = graph.pool()
         torch._foreach_copy_(gradients, before)  # the warm-up added to them
         return _Recording(graph, batch, results)
 
 
-def _tensors_of(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
+def gradients_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The gradient of each parameter, from now on zero where there was none."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _leaves(batch: Any) -> list[Any]:
+    """The tensors of a batch, and the numbers beside them."""
+    if not is_dataclass(batch):
         return [batch]
-    members = fields(batch) if is_dataclass(batch) else ()
-    return [tensor for field in members for tensor in _tensors_of(getattr(batch, field.name))]
-
-
-def _shape_of(batch: Any) -> tuple[Any, ...]:
-    """Everything that a recording is fixed to: the shapes of the tensors, and the numbers beside them."""
-    if isinstance(batch, Tensor):
-        return tuple(batch.shape)
-    if is_dataclass(batch):
-        return tuple(_shape_of(getattr(batch, field.name)) for field in fields(batch))
-    return (batch,)
+    return [leaf for field in fields(batch) for leaf in _leaves(getattr(batch, field.name))]

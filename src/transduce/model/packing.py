@@ -38,9 +38,8 @@ class Segments:
         is_causal: bool = False,
     ) -> Float[Tensor, "1 heads tgt_tokens head_dim"]:
         """Attention within each sentence: on a GPU in 16 bits by a kernel made for it, elsewhere by way of padding."""
-        if _has_kernel_for(q):
-            return self._attend_packed(q, k, v, is_causal)
-        return self._attend_padded(q, k, v, is_causal)
+        attend = self._attend_packed if _has_kernel_for(q) else self._attend_padded
+        return attend(q, k, v, is_causal)
 
     def _attend_packed(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn  # loads torch's compiler: over a second, for a GPU alone
@@ -48,11 +47,9 @@ class Segments:
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (1, H, N, K) -> (N, H, K)
         window = (-1, 0) if is_causal else (-1, -1)
         queries, keys = self.queries, self.keys
-        attended = varlen_attn(
-            q, k, v, queries.offsets, keys.offsets, queries.max_len, keys.max_len, window_size=window
-        )
-        assert isinstance(attended, Tensor)
-        return attended.transpose(0, 1)[None]
+        output = varlen_attn(q, k, v, queries.offsets, keys.offsets, queries.max_len, keys.max_len, window_size=window)
+        assert isinstance(output, Tensor)
+        return output.transpose(0, 1)[None]
 
     def _attend_padded(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
         keys, queries = self.keys, self.queries
@@ -69,14 +66,14 @@ class Segments:
 
 def _has_kernel_for(q: Tensor) -> bool:
     """Flash attention wants 16 bits, an Ampere GPU or newer, and heads of a multiple of 8 channels, 256 at most."""
-    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
-        return False
-    return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and _is_ampere_or_newer(q.device)
+    has_16_bits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+    # Unlike `get_device_capability`, which is traced, the properties are a constant to torch.compile.
+    return has_16_bits and is_kernel_size(q.size(-1)) and torch.cuda.get_device_properties(q.device).major >= 8
 
 
-def _is_ampere_or_newer(device: torch.device) -> bool:
-    # Unlike `get_device_capability`, which is traced, a constant to torch.compile.
-    return torch.cuda.get_device_properties(device).major >= 8
+def is_kernel_size(head_dim: int) -> bool:
+    """Whether flash attention takes heads of so many channels."""
+    return head_dim % 8 == 0 and head_dim <= 256
 
 
 def _padded(x: Float[Tensor, "1 heads tokens head_dim"], packing: Packing) -> Float[Tensor, "rows heads len head_dim"]:

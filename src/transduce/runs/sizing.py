@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from transduce.data.pairs import Pairs
 from transduce.evaluation.config import ValidationConfig
 from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.transformer import Transformer
+from transduce.runs.device_choice import settled
 from transduce.runs.parallelism import num_weights
 from transduce.runs.tasks import Task
 from transduce.text.config import NUM_FIXED_IDS, Kind, TokenizerConfig
@@ -39,7 +41,8 @@ _NUM_STEPS = 2500  # about: with fewer the weights are not there yet, with more 
 _TOKENS_PER_STEP = (1024, 4096, 16_384)  # at least; at most on a CPU, and on a GPU
 _DROPOUT_BY_PASSES = ((6, 0.05), (15, 0.1), (40, 0.2), (math.inf, 0.3))  # over the text, up to so many
 _PART_TOKENS = 512
-_TRIAL_STEPS, _TRIAL_ROWS, _TRIAL_LEN, _TRIAL_IDS = 2, 32, 32, 2000
+_TRIAL_STEPS, _TRIAL_LEN, _TRIAL_IDS = 2, 32, 2000
+_TRIAL_ROWS, _TRIAL_ROWS_GPU = 32, 512
 _LEARNING_RATES = {"tiny": 4e-3, "small": 2e-3, "base": 1e-3}
 
 
@@ -114,26 +117,41 @@ def choose_settings(
 
 def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = time.perf_counter) -> Speed:
     """The speed of `num` processes, by timing a few steps of one of them on random ids."""
+    num_rows = _TRIAL_ROWS_GPU if device.type == "cuda" else _TRIAL_ROWS
+    random = np.random.default_rng(0)
+    rows = [random.integers(NUM_FIXED_IDS, _TRIAL_IDS, _TRIAL_LEN).tolist() for _ in range(num_rows)]
+    pairs, batch = EncodedPairs(rows, rows), [np.arange(num_rows)]
+
+    def seconds_per_step(model: TransformerConfig, *, may_graph: bool) -> float:
+        config = ExperimentConfig(
+            data=DataConfig(dataset="trial"),
+            model=model,
+            optim=OptimConfig(method="muon", learning_rate=1e-3),
+            training=TrainingConfig(steps=_TRIAL_STEPS, batch_tokens=num_rows * _TRIAL_LEN, part_tokens=_PART_TOKENS),
+        )
+        training = settled(config, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+        training = replace(training, cuda_graph=training.cuda_graph and may_graph)
+        network = Transformer(model, VocabularySizes.joint(_TRIAL_IDS)).to(device)
+        step = TrainStep(network, config=training, optim=config.optim)
+        step(pairs, batch, 1).read()  # slower than any other
+        started = clock()
+        for number in range(_TRIAL_STEPS):
+            step(pairs, batch, number + 2).read()
+        return max(clock() - started, 1e-6) / _TRIAL_STEPS
 
     @cache
     def speed(model: TransformerConfig) -> float:
-        random, before = np.random.default_rng(0), torch.get_num_threads()
-        rows = [random.integers(NUM_FIXED_IDS, _TRIAL_IDS, _TRIAL_LEN).tolist() for _ in range(_TRIAL_ROWS)]
-        pairs, batch = EncodedPairs(rows, rows), [np.arange(_TRIAL_ROWS)]
-        training = TrainingConfig(steps=_TRIAL_STEPS, part_tokens=_PART_TOKENS)
-        optim = OptimConfig(method="muon", learning_rate=1e-3)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads_of_each(num) if num > 1 else before)
         with torch.random.fork_rng(devices=[]):
-            torch.set_num_threads(threads_of_each(num))
-            step = TrainStep(
-                Transformer(model, VocabularySizes.joint(_TRIAL_IDS)).to(device), config=training, optim=optim
-            )
-            step(pairs, batch, 1).read()  # slower than any other
-            started = clock()
-            for number in range(_TRIAL_STEPS):
-                step(pairs, batch, number + 2).read()
-            torch.set_num_threads(before)
-        seconds = max(clock() - started, 1e-6)
-        return num * _TRIAL_STEPS * _TRIAL_ROWS * _TRIAL_LEN / seconds
+            for may_graph in (True, False):
+                with suppress(RuntimeError):  # memory is short, or the graph cannot be recorded
+                    seconds = seconds_per_step(model, may_graph=may_graph)
+                    break
+            else:
+                seconds = math.inf
+        torch.set_num_threads(before)
+        return num * num_rows * _TRIAL_LEN / seconds
 
     return speed
 

@@ -38,6 +38,7 @@ from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
 from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
+from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes, processes_of
@@ -158,7 +159,8 @@ def _train_together(
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         folder = saved
         if folder is None:
-            facts = _first_facts(config, corpus, learnt, ancestor) | {"started": environment}
+            config, why = process.decide(lambda: suit_device(config, model, learnt.pairs, process.world_size, report))
+            facts = _first_facts(config, corpus, learnt, ancestor) | {"started": environment} | why
             if ancestor is not None:
                 ancestor.load_weights_into(model)
             texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
@@ -231,7 +233,8 @@ def _resume(
     def settle() -> tuple[ExperimentConfig, int | None]:
         nonlocal checkpoint
         facts, saved = folder.facts, folder.settings
-        resumed = carry_over(with_shape_of(saved, config) if "initialised_from" in facts else config, saved)
+        asked = with_shape_of(saved, config) if "initialised_from" in facts else config
+        resumed = carry_over(asked, saved, facts.get("asked_batch", ()))
         changes = differences(saved, resumed)
         refuse_changes(changes, accept_changes=accept_changes)
         refuse_other_data(facts["data"], corpus.sha256, folder.path)
@@ -278,8 +281,6 @@ def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Che
 
 def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, started: float) -> TrainerState:
     training, report = run.config.training, run.report
-    if training.cuda_graph and run.model.output_weight.device.type == "cpu":
-        report("training.cuda_graph does nothing on a CPU")
     budget = training.minutes * 60 - (run.clock() - started)
     steps = training.steps or _plan_steps(run, budget)
     if (config := with_steps(run.config, steps)) != run.config:

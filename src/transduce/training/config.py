@@ -14,21 +14,23 @@ class TrainingConfig:
     steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
     epochs: float = 0.0  # passes over the training pairs
     minutes: float = 0.0  # turned into a number of steps, by timing a few before training
-    batch_tokens: int = 4096  # n pairs fit a micro-batch if n * (longest side of any) is at most this
+    batch_tokens: int = 4096  # at most: bucketed, n pairs * the longest side of any; packed, the tokens of each side
     micro_batches: int = 1  # per optimizer step, over all processes
     # Padded tokens that a CPU computes at a time: few, so that what one layer writes is in the caches for the next, and
     # that each of several processes has some.
     part_tokens: int = 1024
-    batching: Literal["bucketed", "packed"] = "bucketed"  # pairs of similar length, padded; or end to end, for a GPU
+    # "auto", here and below, is chosen for the device (`runs.parallelism`): on a GPU of compute capability 8.0 or
+    # more, packed batches in bfloat16, recorded as a CUDA graph; elsewhere, bucketed batches in float32.
+    batching: Literal["auto", "bucketed", "packed"] = "auto"  # pairs of similar length, padded; or end to end
     label_smoothing: float = 0.1
     validate_every: int = 0  # steps; 0: ten validations in the run
     save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
     keep_checkpoints: int = 5  # number of the newest ones that stay
     log_every: int = 50  # steps between two rows of metrics.jsonl
     patience: int = 0  # stop after this many validations without an improvement; 0: never
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
-    cuda_graph: bool = False  # on a GPU, with packed batches: a step is recorded once and replayed
+    cuda_graph: Literal["auto", True, False] = "auto"  # on a GPU, with packed batches: a step recorded and replayed
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class TrainingConfig:
             raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
         if not (self.steps or self.epochs or self.minutes):
             raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
-        if self.cuda_graph and self.batching != "packed":
+        if self.cuda_graph is True and self.batching != "packed":
             raise TransduceError('training.cuda_graph needs constant shapes: set training.batching = "packed" as well.')
 
 

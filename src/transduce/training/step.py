@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from transduce.data.batches import Batch, EncodedPairs, collate
 from transduce.data.packed_batches import PackedBatch, collate_packed
-from transduce.devices.graphs import GraphedWork
+from transduce.devices.graphs import GraphedWork, gradients_of
 from transduce.errors import DivergedError
 from transduce.model.transformer import Transformer
 from transduce.training.config import OptimConfig, TrainingConfig
@@ -50,7 +50,10 @@ class StepOutcome:
 
 @dataclass(eq=False, repr=False)
 class TrainStep:
-    """The update of the weights of `model`, and of their moving average if there is one; no other code changes them."""
+    """The update of the weights of `model`, and of their moving average if there is one; no other code changes them.
+
+    Settings that are still "auto" here mean bucketed batches without a CUDA graph, in bfloat16 on a GPU.
+    """
 
     model: Transformer
     _: KW_ONLY
@@ -68,7 +71,7 @@ class TrainStep:
         self.average = copy.deepcopy(model).eval() if self.optim.ema_decay else None
         forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
-        self._is_graphed = config.cuda_graph and self.device.type == "cuda"
+        self._is_graphed = config.cuda_graph is True and self.device.type == "cuda"
         work = self._accumulate_gradients
         self._work = GraphedWork(work, model.parameters()) if self._is_graphed else work
 
@@ -149,10 +152,7 @@ class TrainStep:
 
     def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int, num_steps: int) -> StepOutcome:
         parameters = list(self.model.parameters())
-        for parameter in parameters:
-            if parameter.grad is None:  # a step with fewer parts than processes left this one without any
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = gradients_of(parameters)  # zeros, where a step with fewer parts than processes left this one none
         with record_function("exchange"):
             self.process.sum_([*gradients, loss_sum, num_tokens])
         torch._foreach_div_(gradients, num_tokens)
@@ -174,11 +174,10 @@ class TrainStep:
         return outcome
 
     def _precision(self) -> AbstractContextManager[Any]:
-        wants_bfloat16 = self.config.precision == "bfloat16" or (
-            # Never chosen for a CPU: most emulate bfloat16, slowly, even where torch reports support.
-            self.config.precision == "auto" and self.device.type == "cuda"
-        )
-        return torch.autocast(self.device.type, torch.bfloat16) if wants_bfloat16 else nullcontext()
+        # Never chosen for a CPU: most emulate bfloat16, slowly, even where torch reports support.
+        chosen = "bfloat16" if self.device.type == "cuda" else "float32"
+        precision = chosen if self.config.precision == "auto" else self.config.precision
+        return torch.autocast(self.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp], part_tokens: int) -> list[NDArray[np.intp]]:
