@@ -28,7 +28,7 @@ class ConcatenatedPairs:
     """A corpus and, for each of its pairs, `num` more: the pair and a random other one end to end (Kondo et al. 2021).
 
     A decoder that has learned by heart where things stand is of no use there; one that looks for the next symbol is.
-    Both keep their eos, so that the end of a text looks like one within, too.
+    Nothing marks where the second begins: with the eos of the first left in between, less was learned.
     """
 
     def __init__(self, corpus: TrainingPairs, num: int, *, max_len: int) -> None:
@@ -43,11 +43,12 @@ class ConcatenatedPairs:
         pairs = self._corpus.window(number, random)
         first = np.tile(np.arange(len(pairs)), self._num)
         second = np.concatenate([random.permutation(len(pairs)) for _ in range(self._num)])
-        lens = [side.lens[first] + side.lens[second] for side in pairs.sides]
+        lens = [side.lens[first] - 1 + side.lens[second] for side in pairs.sides]
         fits = np.maximum(*lens) <= self._max_len
+        first, second = first[fits], second[fits]
         return EncodedPairs.of_rows(
             *(
-                Ragged.chained([side, side.select(first[fits]).joined(side.select(second[fits]))])
+                Ragged.chained([side, side.slices(first, 0, side.lens[first] - 1).joined(side.select(second))])
                 for side in pairs.sides
             )
         )
