@@ -162,10 +162,9 @@ def text_line(outputs: Sequence[Prediction]) -> str:
 
 
 def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
-    """A JSON object: the source, and each output with its tokens, their log-probabilities and alignment."""
+    """A JSON object: the source, and each output with its confidence, its tokens, and what is known of these."""
     predictions = [
-        output.as_dict() | {"tokens": annotation.as_rows()}
-        for output, annotation in zip(outputs, annotations, strict=True)
+        output.as_dict() | annotation_row(annotation) for output, annotation in zip(outputs, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
     if outputs[0].is_source_truncated:
@@ -175,6 +174,12 @@ def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[
     if outputs[0].is_long:
         row["long"] = True
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def annotation_row(annotation: Annotation) -> dict[str, Any]:
+    """What `--json` tells of an output beside its text: its confidence, and its tokens."""
+    rough = {"rough": True} if annotation.is_rough else {}
+    return {"confidence": annotation.confidence, **rough, "tokens": annotation.as_rows()}
 
 
 def write_now(file: BinaryIO, content: bytes) -> None:

@@ -197,6 +197,12 @@ def _add_evaluate(subparsers: Subparsers) -> None:
         action="store_true",
         help="lines of the same source are its alternatives: word_error = share of wrong sources, per = phoneme errors",
     )
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="how true confidence is on these lines, before and after calibration: expected calibration error in 15 "
+        "bins of equal count, and Brier score",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_decoding(parser)
 
