@@ -22,7 +22,7 @@ from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
 from transduce.files.content import read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
-from transduce.inference.forced_decoding import Annotation
+from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
 from transduce.inference.predictor import Prediction
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
@@ -211,7 +211,7 @@ def print_table(table: Table) -> None:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """Prints what `describe` reports: parameters by part, settings; of a run also the step and scores of its model."""
+    """Prints what `describe` reports: parameters by part, settings; of a run its model's step, scores, calibration."""
     table = Table("part", "parameters", title=description["name"], title_justify="left")
     table.columns[1].justify = "right"
     for part, count in description["parameters"].items():
@@ -220,6 +220,7 @@ def print_description(description: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in description["config"].items()))
     if "model_is_of" in description:
         is_imported = "imported" in description["facts"]
+        print(_about_confidence(Calibration(**(description["facts"].get("calibration") or {}))))
         print("imported, not trained here" if is_imported else _provenance(description["model_is_of"]))
 
 
@@ -230,6 +231,16 @@ def _provenance(metadata: dict[str, Any] | None) -> str:
         return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
     scores = ", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items())
     return f"the model is of step {metadata['step']:,}{scores and f', validation: {scores}'}"
+
+
+def _about_confidence(calibration: Calibration) -> str:
+    if not calibration.num_pairs:
+        return "confidence is rough: it was never calibrated"
+    rough = f": confidence is rough with fewer than {ENOUGH_PAIRS}" if calibration.is_rough else ""
+    return (
+        f"calibration_temperature {calibration.temperature:.3f}, fitted on {calibration.num_pairs:,} validation pairs"
+        + rough
+    )
 
 
 def print_json(value: dict[str, Any]) -> None:
