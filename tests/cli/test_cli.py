@@ -455,6 +455,12 @@ def test_evaluate_measures_confidence_before_and_after_calibration(run: Path, fe
     assert f"confidence of {found['tokens']['count']:,} tokens, {share:.1%} right" in command(*words).out.decode()
 
 
+def test_no_confidence_is_measured_without_a_source_that_has_text(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n\n")
+    found = command("evaluate", run, "--source", tmp_path / "empty", "--target", tmp_path / "empty", "--calibration")
+    assert found.status == 65 and "all sources are empty" in found.err
+
+
 def test_evaluate_says_how_many_lines_were_trained_on(run: Path, data: Path, tmp_path: Path) -> None:
     for side in ("source", "target"):
         seen = (data / f"train.{side}").read_text().split("\n")[:3]

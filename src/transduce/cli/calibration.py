@@ -9,6 +9,7 @@ import torch
 
 from transduce.data.batches import encode_pairs
 from transduce.data.pairs import Pairs
+from transduce.errors import DataError
 from transduce.evaluation.calibration import brier_score, expected_calibration_error, predicted_tokens
 from transduce.inference.forced_decoding import Calibration
 from transduce.inference.predictor import Prediction
@@ -21,6 +22,8 @@ def measure_calibration(
     run: Run, sources: Sequence[str], references: Sequence[Sequence[str]], predictions: Sequence[Prediction]
 ) -> dict[str, Any]:
     """How true the confidences are of outputs, and of the most likely token after each prefix of a reference."""
+    if not any(source.strip() for source in sources):
+        raise DataError("all sources are empty, so no output has a confidence to measure: give sources with text.")
     return {
         "calibration_temperature": run.calibration.temperature,
         "outputs": _measures(_outputs(run, sources, references, predictions)),

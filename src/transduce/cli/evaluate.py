@@ -42,9 +42,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     scores = score(
         predictor, sources, references, metrics, group_sources=arguments.group_sources, predictions=predictions
     )
-    calibration = {}
-    if arguments.calibration:
-        calibration = measure_calibration(predictor, sources, references, predictions)
+    given = (predictor, sources, references, predictions)
+    calibration = measure_calibration(*given) if arguments.calibration else {}
     notes.report()
     for note in notes_on(metrics, references):
         report(note)

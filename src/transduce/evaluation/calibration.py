@@ -35,7 +35,7 @@ def fit_calibration(predictor: Predictor, pairs: EncodedPairs) -> Calibration:
 def predicted_tokens(model: Transformer, pairs: EncodedPairs) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch by batch, all target tokens end to end: the hidden vector (tokens, d_model) that predicts each, and its id.
 
-    A hidden vector is that after the target's own tokens before. Nothing is dropped out in the model of a predictor.
+    A hidden vector comes of the source and of the target's tokens before that one. The model must be in `eval` mode.
     """
     for rows in bucket_batches(pairs.src_lens, pairs.tgt_lens, batch_tokens=_TOKENS_AT_ONCE, order=range(len(pairs))):
         batch = collate(pairs, rows).to(model.output_weight.device)
