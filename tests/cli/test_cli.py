@@ -1,6 +1,7 @@
 import argparse
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -269,11 +270,13 @@ def test_predict_gives_one_json_object_per_line(run: Path) -> None:
     rows = [json.loads(line) for line in found.lines]
     assert [row["source"] for row in rows] == ["abc", "", "de"]
     assert all(len(row["predictions"]) == 2 for row in rows)
-    assert rows[0]["predictions"][0].keys() == {"text", "score", "log_prob", "tokens"}
+    assert rows[0]["predictions"][0].keys() == {"text", "score", "log_prob", "confidence", "rough", "tokens"}
     for row in rows:
         for answer in row["predictions"]:
             assert sum(token["log_prob"] for token in answer["tokens"]) == pytest.approx(answer["log_prob"], abs=1e-4)
             assert all(0 <= token["source"] < len(row["source_tokens"]) for token in answer["tokens"])
+            confidences = [token["confidence"] for token in answer["tokens"]]
+            assert answer["confidence"] == (pytest.approx(math.prod(confidences)) if confidences else None)
     assert [token["token"] for token in rows[0]["predictions"][0]["tokens"]][-1] == "</s>"
     assert rows[1]["source_tokens"] == rows[1]["predictions"][0]["tokens"] == []  # nobody was asked
 
@@ -432,6 +435,32 @@ def test_evaluate_shows_each_score_with_its_interval_and_its_signature(run: Path
     assert len(found.lines) == 2
 
 
+def test_evaluate_measures_confidence_before_and_after_calibration(run: Path, few: dict[str, Path]) -> None:
+    """By the confidences of `predict --json`; a source that comes twice counts once, right by either reference."""
+    words = ["evaluate", run, "--source", few["source"], "--target", few["target"], "--calibration"]
+    found = json.loads(command(*words, "--json").out)["calibration"]
+    sources, targets = (few[side].read_text().split("\n")[:-1] for side in ("source", "target"))
+    rows = [json.loads(line)["predictions"][0] for line in command("predict", run, few["source"], "--json").lines]
+    is_right = dict.fromkeys(sources, False)
+    for source, target, row in zip(sources, targets, rows, strict=True):
+        is_right[source] |= row["text"] == target
+    last = dict(zip(sources, rows, strict=True))
+    for name, of_row in (("before", lambda row: math.exp(row["log_prob"])), ("after", lambda row: row["confidence"])):
+        expected = sum((of_row(last[source]) - right) ** 2 for source, right in is_right.items()) / len(is_right)
+        assert found["outputs"][name]["brier"] == pytest.approx(expected, abs=1e-5)
+    assert found["outputs"]["count"] == len(is_right)
+    assert found["tokens"]["count"] == sum(len(target) + 1 for target in targets)
+    share = found["tokens"]["share_right"]
+    assert found["tokens"]["brier_of_share"] == pytest.approx(share * (1 - share))
+    assert f"confidence of {found['tokens']['count']:,} tokens, {share:.1%} right" in command(*words).out.decode()
+
+
+def test_no_confidence_is_measured_without_a_source_that_has_text(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n\n")
+    found = command("evaluate", run, "--source", tmp_path / "empty", "--target", tmp_path / "empty", "--calibration")
+    assert found.status == 65 and "all sources are empty" in found.err
+
+
 def test_evaluate_says_how_many_lines_were_trained_on(run: Path, data: Path, tmp_path: Path) -> None:
     for side in ("source", "target"):
         seen = (data / f"train.{side}").read_text().split("\n")[:3]
@@ -564,6 +593,16 @@ def test_describe_shows_a_run(run: Path) -> None:
     assert found["parameters"]["total"] == sum(tensor.numel() for tensor in weights.values())
     assert found["config"]["d_model"] == 32
     assert "total" in command("describe", run).out.decode()
+
+
+def test_describe_says_at_which_temperature_confidence_is_and_whether_it_is_rough(run: Path, tmp_path: Path) -> None:
+    found = json.loads(command("describe", run, "--json").out)["facts"]["calibration"]
+    assert 0.25 <= found["temperature"] <= 4 and found["num_pairs"] == 40
+    line = f"calibration_temperature {found['temperature']:.3f}, fitted on 40 validation pairs"
+    assert f"{line}: confidence is rough with fewer than 500\n" in command("describe", run).out.decode()
+    older = RunFolder(shutil.copytree(run, tmp_path / "older"))
+    older.update_facts({"calibration": None})
+    assert "confidence is rough: it was never calibrated\n" in command("describe", older.path).out.decode()
 
 
 def test_describe_says_which_step_the_model_is_of_and_how_good(run: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 
 import transduce.inference.forced_decoding
 from transduce.inference.attention_maps import record_attention
-from transduce.inference.forced_decoding import annotate, token_log_probs
+from transduce.inference.forced_decoding import Calibration, annotate, token_log_probs
 from transduce.inference.predictor import Predictor
 from transduce.runs.run import load
 
@@ -52,8 +53,24 @@ def test_an_annotation_names_every_token_and_its_end(predictor, sources, answers
         assert found.as_rows()[0] == {
             "token": found.tokens[0],
             "log_prob": found.log_probs[0],
+            "confidence": found.confidences[0],
             "source": found.alignment[0],
         }
+
+
+def test_confidences_are_the_softmax_of_the_logits_at_the_temperature_of_the_calibration(predictor, sources, answers):
+    calibration = Calibration(temperature=0.7, num_pairs=500)
+    own = annotate(predictor.model, predictor.tokenizer, sources, answers)
+    calibrated = annotate(predictor.model, predictor.tokenizer, sources, answers, calibration)
+    for source, answer, before, found in zip(sources, answers, own, calibrated, strict=True):
+        with torch.no_grad():
+            logits = predictor.model.logits(predictor.model(torch.tensor([source]), torch.tensor([[1, *answer]])))[0]
+        exponentials = (logits.double() / 0.7).exp()
+        expected = (exponentials / exponentials.sum(dim=1, keepdim=True))[range(len(answer) + 1), [*answer, 2]].tolist()
+        assert found.confidences == pytest.approx(expected, abs=1e-6)
+        assert found.confidence == pytest.approx(math.prod(expected), rel=1e-4)
+        assert (found.log_probs, found.is_rough, before.is_rough) == (before.log_probs, False, True)
+        assert before.confidence == pytest.approx(math.exp(sum(before.log_probs)), rel=1e-6)
 
 
 def test_a_token_is_aligned_to_the_source_token_it_looked_at_most(predictor, sources, answers):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from transduce.runs import train as experiment
 from transduce.runs import validation as scoring
 from transduce.runs.corpus import read_corpus
 from transduce.runs.folder import RunFolder
+from transduce.runs.run import load
 from transduce.runs.train import train
 from transduce.text.config import TokenizerConfig
 from transduce.training.config import OptimConfig, TrainingConfig
@@ -327,6 +329,32 @@ def test_a_finished_run_resumed_does_nothing(
         assert train(config, path, resume=True).step == NUM_STEPS
     assert {file: file.stat().st_mtime_ns for file in times} == times
     assert_same_outcome(path, finished)
+
+
+def test_a_calibration_that_was_interrupted_is_made_up_for_when_the_run_is_resumed(
+    config: ExperimentConfig, finished: Path, tmp_path: Path
+) -> None:
+    expected = RunFolder(finished).facts["calibration"]
+    assert expected["num_pairs"] == 12 and 0.25 <= expected["temperature"] <= 4
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("transduce.runs.validation.fit_calibration", Mock(side_effect=KeyboardInterrupt))
+        train(config, tmp_path / "run")
+    assert "calibration" not in RunFolder(tmp_path / "run").facts
+    train(config, tmp_path / "run", resume=True)
+    assert RunFolder(tmp_path / "run").facts["calibration"] == expected
+    assert_same_outcome(tmp_path / "run", finished)
+
+
+def test_the_calibration_of_other_weights_is_forgotten_when_the_run_goes_on(
+    config: ExperimentConfig, copy_of: Callable[[int], Path]
+) -> None:
+    path = copy_of(NUM_STEPS)
+    more = replace(config, training=replace(config.training, steps=NUM_STEPS + 1))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", Mock(side_effect=KeyboardInterrupt))
+        train(more, path, resume=True)
+    assert RunFolder(path).facts["calibration"] is None
+    assert load(path, device="cpu").calibration.is_rough
 
 
 def test_a_run_that_lost_patience_stays_finished_until_it_is_given_more(

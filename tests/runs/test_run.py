@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import shutil
 import subprocess
@@ -198,7 +199,9 @@ def test_n_best_outputs_are_annotated_and_the_best_is_the_output(loaded: transdu
     assert first.tokens == (*first.text, "</s>") and first.source_tokens == (*"hello", "</s>")
     assert len(first.alignment) == len(first.tokens) and max(first.alignment) < 6
     assert sum(first.log_probs) == pytest.approx(first.log_prob, abs=1e-5 * len(first.tokens))
-    assert [output.text for output in empty] == ["", ""]
+    assert first.confidence == pytest.approx(math.prod(first.confidences)) and 0 < first.confidence < 1
+    assert [(output.text, output.confidence) for output in empty] == [("", None)] * 2
+    assert loaded.predict_n_best(["hello"], 1)[0][0].confidence is None  # it was not asked for
     assert loaded.n_best([], 2) == []
 
 

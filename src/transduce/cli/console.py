@@ -22,7 +22,7 @@ from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
 from transduce.files.content import read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
-from transduce.inference.forced_decoding import Annotation
+from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
 from transduce.inference.predictor import Prediction
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
@@ -162,10 +162,9 @@ def text_line(outputs: Sequence[Prediction]) -> str:
 
 
 def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
-    """A JSON object: the source, and each output with its tokens, their log-probabilities and alignment."""
+    """A JSON object: the source, and each output with its confidence, its tokens, and what is known of these."""
     predictions = [
-        output.as_dict() | {"tokens": annotation.as_rows()}
-        for output, annotation in zip(outputs, annotations, strict=True)
+        output.as_dict() | annotation_row(annotation) for output, annotation in zip(outputs, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
     if outputs[0].is_source_truncated:
@@ -175,6 +174,12 @@ def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[
     if outputs[0].is_long:
         row["long"] = True
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def annotation_row(annotation: Annotation) -> dict[str, Any]:
+    """What `--json` tells of an output beside its text: its confidence, and its tokens."""
+    rough = {"rough": True} if annotation.is_rough else {}
+    return {"confidence": annotation.confidence, **rough, "tokens": annotation.as_rows()}
 
 
 def write_now(file: BinaryIO, content: bytes) -> None:
@@ -206,7 +211,7 @@ def print_table(table: Table) -> None:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """Prints what `describe` reports: parameters by part, settings; of a run also the step and scores of its model."""
+    """Prints what `describe` reports: parameters by part, settings; of a run its model's step, scores, calibration."""
     table = Table("part", "parameters", title=description["name"], title_justify="left")
     table.columns[1].justify = "right"
     for part, count in description["parameters"].items():
@@ -215,6 +220,7 @@ def print_description(description: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in description["config"].items()))
     if "model_is_of" in description:
         is_imported = "imported" in description["facts"]
+        print(_about_confidence(Calibration(**(description["facts"].get("calibration") or {}))))
         print("imported, not trained here" if is_imported else _provenance(description["model_is_of"]))
 
 
@@ -225,6 +231,16 @@ def _provenance(metadata: dict[str, Any] | None) -> str:
         return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
     scores = ", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items())
     return f"the model is of step {metadata['step']:,}{scores and f', validation: {scores}'}"
+
+
+def _about_confidence(calibration: Calibration) -> str:
+    if not calibration.num_pairs:
+        return "confidence is rough: it was never calibrated"
+    rough = f": confidence is rough with fewer than {ENOUGH_PAIRS}" if calibration.is_rough else ""
+    return (
+        f"calibration_temperature {calibration.temperature:.3f}, fitted on {calibration.num_pairs:,} validation pairs"
+        + rough
+    )
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from transduce.cli.calibration import calibration_lines, measure_calibration
 from transduce.cli.console import print_json, print_scores, read_references, report_of
 from transduce.cli.line_notes import LineNotes
 from transduce.cli.predictor import load_predictor
@@ -41,6 +42,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     scores = score(
         predictor, sources, references, metrics, group_sources=arguments.group_sources, predictions=predictions
     )
+    given = (predictor, sources, references, predictions)
+    calibration = measure_calibration(*given) if arguments.calibration else {}
     notes.report()
     for note in notes_on(metrics, references):
         report(note)
@@ -61,9 +64,12 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
                 "int8": predictor.int8,
                 "seconds": round(time.perf_counter() - started, 2),
             }
+            | ({"calibration": calibration} if calibration else {})
         )
         return 0
     print_scores(scores, f"on {len(sources):,} lines of {arguments.source}, beam {predictor.decoding.beam_size}")
+    for line in calibration_lines(calibration):
+        print(line)
     report(_about_overlap(overlap, config))
     return 0
 

@@ -154,7 +154,8 @@ def _add_predict(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object per line: scores, tokens, alignment",
+        help="one JSON object per line: scores, tokens, alignment; and confidence, the estimated probability that an "
+        "answer equals a reference, or that a token is the reference's next",
     )
     _add_decoding(parser)
     group = parser.add_argument_group("what answers must hold")
@@ -179,7 +180,7 @@ def _add_explain(subparsers: Subparsers) -> None:
     parser = _add_subcommand(
         subparsers,
         "explain",
-        "write a page of HTML that shows how a run answers a text: attention, probabilities, search",
+        "write a page of HTML that shows how a run answers a text: attention, confidence, probabilities, search",
         epilog="The page needs nothing from outside; it says what was left out for want of room.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -203,6 +204,12 @@ def _add_evaluate(subparsers: Subparsers) -> None:
         "--group-sources",
         action="store_true",
         help="lines of the same source are its alternatives: word_error = share of wrong sources, per = phoneme errors",
+    )
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="how true confidence is on these lines, before and after calibration: expected calibration error in 15 "
+        "bins of equal count, and Brier score",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_decoding(parser)
@@ -243,7 +250,11 @@ def _add_score(subparsers: Subparsers) -> None:
     parser.add_argument("--source", metavar="FILE", help="sources, one a line, instead of FILE")
     parser.add_argument("--target", metavar="FILE", help="the outputs to score, line k for line k of --source")
     parser.add_argument("-o", "--output", metavar="FILE", help="written whole or not at all")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line: log-probabilities of all tokens")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object per line: with confidence, and log-probabilities of all tokens",
+    )
 
 
 def _add_average(subparsers: Subparsers) -> None:

@@ -40,7 +40,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
 def _format_lines(
     predictor: Predictor, sources: Sequence[str], outputs: Sequence[Sequence[Prediction]], as_json: bool
 ) -> Iterator[str]:
-    """One output line for each source; in JSON with the model's probability of every token."""
+    """One output line for each source; in JSON with the log-probability and confidence of every token."""
     if not as_json:
         yield from map(text_line, outputs)
         return
@@ -54,9 +54,13 @@ def explain_command(arguments: argparse.Namespace) -> int:
     refuse_output(arguments.output, arguments.run)
     predictor = load_predictor(arguments, arguments.run)
     with open_output(arguments.output) as file:
-        page = explanation_page(explain(predictor, arguments.text), Path(arguments.run).name or arguments.run)
+        explanation = explain(predictor, arguments.text)
+        page = explanation_page(explanation, Path(arguments.run).name or arguments.run)
         write_now(file, page.html.encode())
     for line in page.left_out:
         predictor.report(line)
-    predictor.report(f"wrote {arguments.output}: open it in a browser")
+    answer = explanation.prediction
+    rough = ", roughly, as there were too few validation pairs" if answer.is_rough else ""
+    confidence = f"confidence {answer.confidence:.2f}: the estimated probability that the answer equals a reference"
+    predictor.report(f"wrote {arguments.output}: open it in a browser ({confidence}{rough})")
     return 0

@@ -33,7 +33,7 @@ def average_command(arguments: argparse.Namespace) -> int:
         {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         for tensors, _ in map(folder.read_checkpoint, steps)
     )
-    facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}}
+    facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}, "calibration": None}
     result = RunFolder.create(output, config=folder.config_text, tokenizer=folder.tokenizer_text, facts=facts)
     result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
     report_of(arguments)(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from transduce.cli.console import (
+    annotation_row,
     groups_of_lines,
     open_output,
     read_references,
@@ -63,4 +64,4 @@ def _lines(run: Run, sources: list[str], outputs: list[Prediction], *, as_json: 
     annotations = run.annotate(sources, outputs)
     for source, output, log_prob, annotation in zip(sources, outputs, log_probs, annotations, strict=True):
         row = {"source": source, "target": output.text, "log_prob": log_prob if math.isfinite(log_prob) else None}
-        yield json.dumps(row | {"tokens": annotation.as_rows()}, ensure_ascii=False) + "\n"
+        yield json.dumps(row | annotation_row(annotation), ensure_ascii=False) + "\n"

@@ -6,7 +6,7 @@ probabilities are those of one full pass over the text and its output.
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -87,10 +87,12 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     attention, log_probs = _full_pass(predictor, source, best.ids)
     names = partial(_tokens, tokenizer.target_tokens, tokenizer.config.target)
     written = [*best.ids, tokenizer.eos_id]
+    prediction = predictor.prediction(best, predictor.max_len(source), is_source_truncated)
+    [annotation] = predictor.annotate([text], [prediction])
     return Explanation(
         text=text,
         source=_tokens(tokenizer.source_tokens, tokenizer.config.source, source),
-        prediction=predictor.prediction(best, predictor.max_len(source), is_source_truncated),
+        prediction=replace(prediction, **vars(annotation)),
         written=names(written),
         candidates=[_candidates(*pair, num_candidates, names) for pair in zip(log_probs, written, strict=True)],
         branches=_branches(trace, ended, best, tokenizer.eos_id, names),

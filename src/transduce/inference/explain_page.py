@@ -82,6 +82,8 @@ def _content(explanation: Explanation, run_name: str) -> dict[str, Any]:
         "answer": explanation.prediction.text,
         "logProb": round(explanation.prediction.log_prob, 4),
         "score": round(explanation.prediction.score, 4),
+        "confidences": explanation.prediction.confidences,  # whose product is that of the output
+        "isRough": explanation.prediction.is_rough,
         "facts": explanation.facts,
         "source": [table[token] for token in explanation.source],
         "read": [table[token] for token in (explanation.begin, *explanation.written[:-1])],

@@ -21,7 +21,7 @@ from transduce.inference.beam_search import beam_search
 from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints, Rules
 from transduce.inference.engine import InferenceModel
-from transduce.inference.forced_decoding import Annotation, annotate
+from transduce.inference.forced_decoding import Annotation, Calibration, annotate
 from transduce.inference.rules import rules_of, with_characters
 from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_search, sample
 from transduce.model.transformer import Transformer
@@ -82,6 +82,7 @@ class Predictor:
     decoding: DecodingConfig = DecodingConfig()  # read-only; a call can be given another
     _: KW_ONLY
     seen: Seen | None = None  # in training, where that was recorded
+    calibration: Calibration = Calibration()  # of confidences
     constraints: Constraints = Constraints()  # on every output; a call can be given others for each text
     int8: bool = False
     report: Callable[[str], None] = ignore
@@ -224,15 +225,13 @@ class Predictor:
         return Prediction(text, score, log_prob, tuple(ids), is_source_truncated, is_truncated, *unfamiliar)
 
     def annotate(self, texts: Iterable[str], predictions: Sequence[Prediction]) -> list[Annotation]:
-        """The log-probability and alignment of each token of one prediction for each text; see `forced_decoding`."""
+        """Log-probability, confidence and alignment of the tokens of one prediction per text; see `forced_decoding`."""
         texts = list_texts(texts)
         rows = [row for row, text in enumerate(texts) if text.strip()]
         sources, _ = self.encode([texts[row] for row in rows])
-        annotations = [Annotation()] * len(texts)
         outputs = [list(predictions[row].ids) for row in rows]
-        for row, annotation in zip(rows, annotate(self.model, self.tokenizer, sources, outputs), strict=True):
-            annotations[row] = annotation
-        return annotations
+        annotated = iter(annotate(self.model, self.tokenizer, sources, outputs, self.calibration))
+        return [next(annotated) if text.strip() else Annotation() for text in texts]
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model to a device: cpu, cuda, cuda:N or auto. Returns the predictor."""

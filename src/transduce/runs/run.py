@@ -20,7 +20,7 @@ from transduce.inference.config import DecodingConfig
 from transduce.inference.constraints import Constraints
 from transduce.inference.explain import explain
 from transduce.inference.explain_page import Page, explanation_page
-from transduce.inference.forced_decoding import token_log_probs
+from transduce.inference.forced_decoding import Calibration, token_log_probs
 from transduce.inference.predictor import ConstraintsOf, Prediction, Predictor, ignore
 from transduce.runs.folder import RunFolder
 from transduce.training.state import TrainerState
@@ -69,7 +69,7 @@ class Run(Predictor):
         return outputs[0] if isinstance(texts, str) else outputs
 
     def n_best(self, texts: str | Iterable[str], n: int, *, constraints: ConstraintsOf = None, **decoding: Any) -> Any:
-        """The `n` best outputs for a text, or a list of these for several: best first, with tokens and alignments."""
+        """The `n` best outputs for a text, or a list of these for several: best first, with all of an `Annotation`."""
         given = list_texts(_several(texts))
         outputs = self.predict_n_best(given, n, constraints, decoding=self._decoding(decoding))
         sources = [text for text, n_best in zip(given, outputs, strict=True) for _ in n_best]
@@ -180,7 +180,8 @@ def load_from(
     """
     tokenizer = folder.tokenizer
     model = folder.load_model(settings.model, tokenizer).to(find_device(device))
-    run = Run(model, tokenizer, seen=folder.seen, **options)
+    calibration = Calibration(**(folder.facts.get("calibration") or {}))  # of older and imported runs there is none
+    run = Run(model, tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
     run.folder, run.settings = folder, settings
     return run

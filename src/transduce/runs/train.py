@@ -42,7 +42,7 @@ from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes, processes_of
-from transduce.runs.validation import build_validation
+from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined, num_processes
 from transduce.training.helpers import Helpers, threads_of_each
@@ -169,10 +169,12 @@ def _train_together(
         validate = None
         if corpus.valid is not None:
             validate = build_validation(config, learnt, corpus.valid, report)
-        run = _Run(
-            folder, config, model, augmented(learnt.pairs, config.data), validate, checkpoint, process, report, clock
-        )
-        return _train(run, observers, show_progress=show_progress, started=started)
+        pairs = augmented(learnt.pairs, config.data)
+        run = _Run(folder, config, model, pairs, validate, checkpoint, process, report, clock)
+        state = _train(run, observers, show_progress=show_progress, started=started)
+        if (valid := corpus.valid) is not None:
+            process.decide(lambda: calibrate(folder, valid, str(local_device(chosen))))
+        return state
 
 
 def _first_facts(
@@ -252,7 +254,8 @@ def _resume(
         folder.truncate_metrics(step or 0)
         session = {"step": step or 0, "changes": changes, "machine": environment}
         resumptions = [*facts.get("resumed", []), session]
-        folder.update_facts({"resumed": resumptions, "paths": absolute_paths(resumed.data)})
+        # Until it is fitted again, the calibration is none: that of before does not belong to other weights.
+        folder.update_facts({"resumed": resumptions, "paths": absolute_paths(resumed.data), "calibration": None})
         folder.rewrite_config(to_toml(resumed))
         for name, (old, new) in changes.items():
             report(f"{name}: {old!r} -> {new!r}")

@@ -1,7 +1,7 @@
 """Validation during training: the loss on held-out pairs, and scores of decoded outputs."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 from torch import nn
@@ -9,11 +9,14 @@ from torch import nn
 from transduce.config.settings import ExperimentConfig
 from transduce.data.pairs import Pairs
 from transduce.evaluation.bleu import notes_on
+from transduce.evaluation.calibration import fit_calibration
 from transduce.evaluation.evaluate import score
 from transduce.evaluation.loss import corpus_loss
-from transduce.inference.predictor import Predictor
+from transduce.inference.predictor import Predictor, ignore
 from transduce.model.transformer import Transformer
 from transduce.runs.corpus import LearntFrom, encode_reporting
+from transduce.runs.folder import RunFolder
+from transduce.runs.run import load
 from transduce.training.state import Validation
 
 
@@ -58,3 +61,10 @@ def build_validation(
         return Validation(metrics, goodness, measure, -metrics["loss"] if settings.ties_by_loss else 0.0)
 
     return validate
+
+
+def calibrate(folder: RunFolder, valid: Pairs, device: str) -> None:
+    """Fit the calibration of a trained run on its validation pairs, and record it in the folder."""
+    run = load(folder.path, device=device)
+    pairs = encode_reporting(run.tokenizer, valid, run.settings.data, ignore)
+    folder.update_facts({"calibration": asdict(fit_calibration(run, pairs))})
