@@ -31,8 +31,7 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
     run_dir = parser.parse_args().run_dir
     began, is_new = _clocks(), not (run_dir / "run.json").exists()
-    # Two processes of one thread each: for so small a model faster than two threads.
-    status = main_of_command(["train", str(CONFIG), "--run-dir", str(run_dir), "--processes", "2", "--resume"])
+    status = main_of_command(["train", str(CONFIG), "--run-dir", str(run_dir), "--resume"])
     if status:
         return status
     folder = RunFolder.open(run_dir)

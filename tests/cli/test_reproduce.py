@@ -22,7 +22,7 @@ from transduce.cli.recipes import Published, Recipe, find_recipe, list_recipes, 
 from transduce.data import synthetic as small_tasks
 from transduce.data.datasets import find_dataset, load_split
 from transduce.devices import machine
-from transduce.errors import TransduceError
+from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.evaluation.config import METRICS
 from transduce.runs.folder import RunFolder
 from transduce.training.signals import Stopped
@@ -410,7 +410,7 @@ def test_a_run_goes_on_with_the_processes_that_its_minutes_count_for(letters):
     refused = command(*words, "--processes", 2, "--resume")
     assert refused.status == 78
     assert "began with --processes 1 --threads 1 and its minutes count as of these" in refused.err
-    assert "with --processes 2 --threads 1: give the same" in refused.err
+    assert "with --processes 2 --threads 2: give the same" in refused.err  # one each
 
     folder = RunFolder.open(letters / "run")
     sitting = {"step": 3, "changes": {}, "machine": folder.facts["started"] | {"threads": 4}}
@@ -428,6 +428,27 @@ def test_a_run_goes_on_with_as_many_threads_as_it_began_with_where_none_are_name
     reproduction._train(find_recipe("letters"), letters / "run", Namespace(**how))
     (words,) = given
     assert words[words.index("--threads") + 1] == "1"
+
+
+def test_a_run_goes_on_by_the_words_it_began_with_though_its_processes_have_a_thread_each(monkeypatch, letters):
+    run_dir = letters / "run"
+    assert command("reproduce", "letters", "--processes", 1, "--run-dir", run_dir).status == 0
+    folder = RunFolder.open(run_dir)
+    folder.update_facts({"started": folder.facts["started"] | {"processes": 2, "threads": 1}})
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    num_threads = torch.get_num_threads()
+    given: list[list[str]] = []
+    monkeypatch.setattr(reproduction, "main", lambda words: given.append(words) or 0)
+    how = {"resume": True, "seed": 1, "device": "cpu", "quiet": True, "debug": False}
+    try:
+        for processes, threads in ((2, 2), (2, 1), (None, None)):
+            words = Namespace(**how, processes=processes, threads=threads)
+            reproduction._train(find_recipe("letters"), run_dir, words)
+        with pytest.raises(ConfigMismatchError):
+            reproduction._train(find_recipe("letters"), run_dir, Namespace(**how, processes=1, threads=2))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert [words[words.index("--processes") + 1] for words in given] == ["2", "2", "2"]
 
 
 def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
@@ -498,7 +519,7 @@ def test_a_stopped_row_tells_how_to_go_on_and_be_scored(monkeypatch, letters):
 
 def test_two_processes_share_a_step_on_a_cpu_alone(monkeypatch):
     monkeypatch.setattr(reproduction, "find_device", lambda name: torch.device(name))
-    monkeypatch.setattr(reproduction.machine, "usable_cores", lambda: 8)
+    monkeypatch.setattr(reproduction, "usable_threads", lambda: 8)
     asked = [(None, "cpu"), (None, "cuda"), (3, "cuda")]
     given = [Namespace(processes=processes, device=device) for processes, device in asked]
     assert list(map(reproduction._num_processes, given)) == [2, 1, 3]

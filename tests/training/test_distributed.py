@@ -24,8 +24,8 @@ from transduce.devices import machine
 from transduce.errors import LostProcessError
 from transduce.runs import train as experiment
 from transduce.runs.folder import RunFolder
-from transduce.training import helpers, trainer
 from transduce.training import step as train_step
+from transduce.training import trainer, workers
 
 NUM_STEPS, MICRO_BATCHES = 12, 3  # one process has the first and the third micro-batch of a step, the other the second
 
@@ -210,7 +210,7 @@ def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> 
     assert sorted(steps) == list(range(1, NUM_STEPS + 1))
 
 
-# --- helpers ---------------------------------------------------------------------------------------------------------
+# --- workers ---------------------------------------------------------------------------------------------------------
 
 COPY = f"""
 [data]
@@ -227,7 +227,7 @@ metrics = []
 
 
 class Running:
-    """A command that trains, and the helper beside it."""
+    """A command that trains, and the worker beside it."""
 
     def __init__(self, *words: object) -> None:
         line = [sys.executable, "-m", "transduce", "train", *map(str, words)]
@@ -237,7 +237,7 @@ class Running:
             if match := re.match(r"step (\d+)/", line):
                 self.first_step = int(match[1])
                 break
-        (self.helper,) = map(
+        (self.worker,) = map(
             int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         )
 
@@ -245,14 +245,14 @@ class Running:
         """The exit status and what was said; neither process is there after five seconds."""
         end = time.monotonic() + 5
         assert self.process.stderr is not None
-        while self.process.poll() is None or Path(f"/proc/{self.helper}").exists():
+        while self.process.poll() is None or Path(f"/proc/{self.worker}").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
         with self.process.stderr:
             return self.process.returncode, self.process.stderr.read()
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the helper among the processes of Linux")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker among the processes of Linux")
 def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(COPY)
     words = [tmp_path / "run.toml", "--run-dir", tmp_path / "run"]
@@ -263,7 +263,7 @@ def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path:
         return run.checkpoints()[-1]
 
     running = Running(*words, "--processes", "2")
-    os.kill(running.helper, signal.SIGKILL)
+    os.kill(running.worker, signal.SIGKILL)
     status, told = running.end()
     assert (status, "process 1 of 2 has ended by signal 9" in told) == (75, True), told
     saved = steps_saved(running)
@@ -283,11 +283,9 @@ def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path:
 
 
 def test_of_processes_that_have_ended_the_one_is_named_that_the_others_have_lost() -> None:
-    started = object.__new__(helpers.Helpers)
-    started._num = 4
-    started._children = [SimpleNamespace(wait=Mock(return_value=status)) for status in (75, -9, 75)]
+    started = [SimpleNamespace(wait=Mock(return_value=status)) for status in (75, -9, 75)]
     with pytest.raises(LostProcessError, match=r"^process 2 of 4 has ended by signal 9\. If memory was short"):
-        started._refuse_ended(0)
+        workers._refuse_ended(started, 0)
 
 
 def test_a_script_without_a_guard_trains_pairs_in_memory_with_two_processes(tmp_path: Path) -> None:
@@ -307,7 +305,7 @@ print(transduce.train(pairs, "run", processes=2, **sections).step)
     assert (done.returncode, done.stdout) == (0, b"once\n3\n"), done.stderr
 
 
-def test_helpers_that_get_no_work_end_and_what_is_refused_is_told_once(
+def test_workers_whose_training_is_refused_end_and_it_is_told_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
@@ -316,10 +314,9 @@ def test_helpers_that_get_no_work_end_and_what_is_refused_is_told_once(
         started.append(subprocess.Popen(*words, **options))
         return started[-1]
 
-    monkeypatch.setattr(
-        helpers, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
-    )
-    (tmp_path / "run.toml").write_text(COPY.replace('dataset = "copy"', 'train = "none.tsv"'))
-    assert cli.main(["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "3"]) == 66
-    assert capfd.readouterr().err.count("none.tsv") == 1
+    others = {name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "run", "CalledProcessError")}
+    monkeypatch.setattr(machine, "subprocess", SimpleNamespace(Popen=start, **others))
+    (tmp_path / "run.toml").write_text(COPY.replace("steps = 100000", "minutes = 1e-9"))
+    assert cli.main(["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "3"]) == 2
+    assert capfd.readouterr().err.count("minutes are too short to train") == 1
     assert [child.returncode is not None for child in started] == [True, True]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
 from transduce.training.config import OptimConfig, TrainingConfig
+from transduce.training.distributed import Process
 from transduce.training.trainer import Trainer, Validation
 
 VOCAB, PAD, BOS, EOS = 29, 0, 1, 2
@@ -306,6 +308,23 @@ def test_a_checkpoint_names_no_best_weights_that_were_not_written(new_trainer: N
     trainer.save_alone()
     step, _, saved = trainer.store.newest_checkpoint()
     assert (step > 0, saved["best_step"], saved["validated_step"]) == (True, 0, 0)
+
+
+def test_every_process_counts_the_seconds_of_a_validation_as_any_may_be_the_one_that_saves(
+    new_trainer: NewTrainer,
+) -> None:
+    ticks = iter([3.0, 8.0])
+
+    class Other(Process):
+        """A process that hears what rank 0 found."""
+
+        def decide(self, work: Callable[[], Any]) -> Any:  # noqa: ARG002
+            return Validation({}, 7.0)
+
+    trainer = new_trainer(process=Other(rank=1, world_size=2), clock=lambda: next(ticks))
+    trainer.state.step = TRAINING.validate_every
+    assert trainer._validate_if_due()
+    assert trainer.state.validation_seconds == 5.0
 
 
 def test_a_deadline_ends_a_run_that_is_then_validated_and_saved(new_trainer: NewTrainer) -> None:

@@ -50,7 +50,9 @@ def _add_subcommand(subparsers: Subparsers, name: str, text: str, **more: object
     parser = subparsers.add_parser(name, help=text, description=description, allow_abbrev=False, **more)  # type: ignore[arg-type]
     common = parser.add_argument_group("on every verb")
     common.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
-    common.add_argument("--threads", type=_positive, help="CPU threads (default: one per core)")
+    common.add_argument(
+        "--threads", type=_positive, help="CPU threads, which --processes share (default: one per core)"
+    )
     common.add_argument("--quiet", action="store_true", help="no progress on standard error")
     common.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
@@ -113,7 +115,7 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=lambda word: None if word == "auto" else _positive(word),
         metavar="N",
-        help="that share each step; auto (the default): one for each core, at most 4, where that is faster",
+        help="that share each step on a CPU; auto (the default): one for each core, at most 4, where that is faster",
     )
 
 

@@ -145,12 +145,12 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
         scores[split] = {result.name: result.as_dict() for result in results}
     seed, started = config.training.seed, run.facts["started"]
     parallelism = {"processes": started["processes"], "threads": started["threads"]}
-    options = "".join(f" --{name} {number}" for name, number in parallelism.items())
+    options = f"--processes {started['processes']} --threads {threads_in(started)}"
     return {
         "recipe": recipe.name,
         "settings": recipe.settings,
         "seed": seed,
-        "command": f"transduce reproduce {recipe.name} --seed {seed}{options}",
+        "command": f"transduce reproduce {recipe.name} --seed {seed} {options}",
         **parallelism,
         "scores": scores,
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
@@ -177,6 +177,11 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
 def sessions_of(run: RunFolder) -> list[dict[str, Any]]:
     """The machine, processes and threads of each session of a run."""
     return [run.facts["started"], *(resumption["machine"] for resumption in run.facts.get("resumed", []))]
+
+
+def threads_in(session: Mapping[str, Any]) -> int:
+    """Threads of all processes of a session together."""
+    return int(session["processes"] * session["threads"])
 
 
 def commits_of(run: RunFolder) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from transduce.cli.console import open_output, print_json, print_table, refuse_missing_folder, report_of
@@ -22,14 +23,15 @@ from transduce.cli.recipes import (
     measure,
     rows_of,
     sessions_of,
+    threads_in,
     verdicts,
 )
-from transduce.devices import machine
 from transduce.devices.device import find_device
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.training.signals import Stopped
+from transduce.training.workers import threads_of_each, usable_threads
 
 _STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
 
@@ -72,8 +74,10 @@ def _train(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> int:
     processes, threads = _num_processes(arguments), arguments.threads
     if arguments.resume and (run_dir / "run.json").exists():
         run = RunFolder.open(run_dir)
-        threads = threads or run.facts["started"]["threads"]
-        _refuse_other_run(recipe, run, seed=arguments.seed, cores=(processes, threads))
+        started = run.facts["started"]
+        processes, threads = arguments.processes or started["processes"], threads or threads_in(started)
+        torch.set_num_threads(threads)
+        _refuse_other_run(recipe, run, seed=arguments.seed, cores=(processes, threads_of_each(processes)))
     words = ["train", str(recipe.config_path), "--run-dir", str(run_dir), "--seed", str(arguments.seed)]
     words += ["--device", arguments.device]
     words += ["--threads", str(threads)] if threads else []
@@ -90,7 +94,10 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
         )
     counts = [(session["processes"], session["threads"]) for session in sessions_of(run)]
     if others := {*counts, cores} - {counts[0]}:
-        ways = [f"--processes {processes} --threads {threads}" for processes, threads in (counts[0], *sorted(others))]
+        ways = [
+            f"--processes {processes} --threads {processes * threads}"
+            for processes, threads in (counts[0], *sorted(others))
+        ]
         raise ConfigMismatchError(
             f"{run.path} began with {ways[0]} and its minutes count as of these, so that it cannot go on, or have gone "
             f"on, with {' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
@@ -110,9 +117,9 @@ def _measure(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> di
 
 
 def _num_processes(arguments: argparse.Namespace) -> int:
-    """Number of processes: --processes, or the fastest: two on a CPU, one on a GPU."""
+    """Number of processes: --processes, or the fastest: two on a CPU, if so many threads may run, one on a GPU."""
     on_cpu = find_device(arguments.device).type == "cpu"
-    return int(arguments.processes or (min(2, machine.usable_cores()) if on_cpu else 1))
+    return int(arguments.processes or (min(2, usable_threads()) if on_cpu else 1))
 
 
 def _list(recipes: list[Recipe], *, as_json: bool) -> None:

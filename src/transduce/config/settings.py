@@ -45,10 +45,10 @@ ON_RESUME = {
         "data.more",
     ],  # the paths of the data are free, as their content is compared by hash
     "with --accept-changes": [
-        "optim.*", "validation.*", "data.max_len", "data.*ations", "training.batch_tokens", "training.micro_batches",
-        "training.part_tokens", "training.label_smoothing", "training.validate_every",
-        "training.precision", "training.compile", "training.seed", "training.batching", "training.cuda_graph",
-        "model.dropout",
+        "optim.*", "validation.*", "data.max_len", "data.recombinations", "data.concatenations",
+        "training.batch_tokens", "training.micro_batches", "training.part_tokens", "training.label_smoothing",
+        "training.validate_every", "training.precision", "training.compile", "training.seed", "training.batching",
+        "training.cuda_graph", "model.dropout",
     ],
     "never": [
         "tokenizer.*", "model.d_*", "model.num_*", "model.norm*", "model.positions", "model.feed_forward",

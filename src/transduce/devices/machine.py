@@ -5,11 +5,14 @@ Nothing here imports torch when it is loaded: `transduce --help` shows the versi
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +22,7 @@ _QUOTAS = [
     [Path("/sys/fs/cgroup/cpu.max")],
     [Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")],
 ]
-# Its limit of memory and what is taken of it, in bytes.
+# Its limit of memory and what is taken of it, in bytes; beside them, what of that is files that were read or written.
 _MEMORY_LIMITS = [
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -66,10 +69,17 @@ def free_memory() -> int:
         free = 4 * 2**30
     for limit, used in _MEMORY_LIMITS:
         try:
-            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+            num_used = int(used.read_text()) - _num_inactive(used.with_name("memory.stat"))
+            free = min(free, max(0, int(limit.read_text()) - num_used))
         except (OSError, ValueError):  # no such files, or no limit: "max"
             continue
     return free
+
+
+def _num_inactive(stat: Path) -> int:
+    """Bytes of files in memory that the system drops as soon as it is short, by a `memory.stat` of either version."""
+    lines = stat.read_text() if stat.exists() else ""
+    return max(map(int, re.findall(r"^(?:total_)?inactive_file (\d+)$", lines, re.MULTILINE)), default=0)
 
 
 def python_module(module: str) -> tuple[list[str], dict[str, str]]:
@@ -79,6 +89,27 @@ def python_module(module: str) -> tuple[list[str], dict[str, str]]:
     """
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return [sys.executable, "-P", "-m", module], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def child_processes(module: str, arguments: Sequence[Sequence[object]], **options: Any) -> Iterator[list[Any]]:
+    """A block with a process for each list of arguments, which runs a module of this package until the block ends.
+
+    Its standard input is a pipe, which ends with this process; `options` are those of `subprocess.Popen`. It has a
+    session of its own: a Ctrl-C in the terminal is for this process, which ends the others.
+    """
+    command, environment = python_module(module)
+    options |= {"stdin": subprocess.PIPE, "env": environment | options.get("env", {}), "start_new_session": True}
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for words in arguments:
+            children.append(subprocess.Popen([*command, *map(str, words)], **options))
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.communicate()
 
 
 def device_name(device: "torch.device") -> str:

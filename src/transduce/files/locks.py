@@ -5,6 +5,7 @@ back to a file that outlives its process: it is used only where `fcntl` is missi
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,18 +13,24 @@ from pathlib import Path
 from transduce.errors import RunFolderError
 from transduce.files.system_errors import explained_write_errors
 
+_POLL_SECONDS = 0.05
+
 
 @contextmanager
-def lock(path: Path, report: Callable[[str], None] | None = None) -> Iterator[None]:
+def lock(path: Path, report: Callable[[str], None] | None = None, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock on the file `path`, which names the process that holds it.
 
-    While another process holds it: calls `report` with a message and waits; without `report`, raises RunFolderError.
+    While another process holds it: calls `report` with a message and waits; without `report`, raises RunFolderError
+    after `patience` seconds.
     """
     with explained_write_errors(path):
         file = path.open("ab+", buffering=0)  # unbuffered: nothing is left to be written when it is closed
     with file, ExitStack() as held:
         with explained_write_errors(path):
-            if not _take(file.fileno(), path, held):
+            end = time.monotonic() + patience
+            while not (is_taken := _take(file.fileno(), path, held)) and time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+            if not is_taken:
                 file.seek(0)
                 owner = file.read().decode(errors="replace").strip() or "unknown"
                 if report is None:

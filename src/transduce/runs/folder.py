@@ -32,14 +32,8 @@ FORMAT_VERSION = 1
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
 _RESERVED_NAMES = (
-    "config.toml",
-    "tokenizer.json",
-    "run.json",
-    "model.safetensors",
-    "checkpoints",
-    "metrics.jsonl",
-    "run.lock",
-)
+    "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints", "metrics.jsonl", "run.lock",
+)  # fmt: skip
 _MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
 
 
@@ -83,12 +77,13 @@ class RunFolder:
         return run
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Exclusive right to write, until the block or the process ends, however it ends.
+    def lock(self, *, patience: float = 0.0) -> Iterator[None]:
+        """Exclusive right to write, until the block or the process ends, however it ends. It is tried for `patience`
+        seconds.
 
         Temporary files of killed processes are removed first: here alone, as those of a living one would be lost.
         """
-        with lock(self.path / "run.lock"):
+        with lock(self.path / "run.lock", patience=patience):
             for folder in (self.path, self._checkpoint_folder):
                 remove_temporaries(folder)
             yield

@@ -6,41 +6,62 @@ from typing import Any
 import torch
 
 from transduce.config.settings import ExperimentConfig
+from transduce.data.large.prepare import LargePairs
+from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.model.config import TransformerConfig
+from transduce.runs.folder import RunFolder
 from transduce.text.config import NUM_FIXED_IDS
+from transduce.training.config import TrainingConfig
+from transduce.training.distributed import num_processes
+from transduce.training.workers import usable_threads
 
 _COUNTS = (4, 2, 1)  # powers of two, as a batch is cut into 1, 2, 4, ... equal parts
 _LEAST_TOKENS = 400_000  # of a run: with fewer, it is over when the other processes have begun
 _LEAST_MINUTES = 0.5
 _BYTES_PER_WEIGHT = 24  # of a process: itself, gradient, two moments, average, and what is exchanged
+_BYTES_PER_CHARACTER = 4  # of the pairs, whose ids every process has: an id, of a token of at least one character
+_CHARACTERS_PER_TOKEN = 4  # of the longer side, by which batches count: about, both sides together
 _BYTES_OF_A_PROCESS = 600_000_000  # beside: libraries, and what the layers compute
 _MOST_OF_MEMORY = 0.5  # of what is free, for all of them
 
 
 def choose_processes(
-    config: ExperimentConfig, device: torch.device, *, cores: int | None = None, free_bytes: int | None = None
+    config: ExperimentConfig,
+    device: torch.device,
+    *,
+    given: int | None = None,
+    saved: RunFolder | None = None,
+    text: Pairs | LargePairs | None = None,
+    cores: int | None = None,
+    free_bytes: int | None = None,
 ) -> tuple[int, str]:
-    """How many processes share each step, and why; a function of the settings and the machine alone.
+    """How many processes of this machine share each step, and why.
 
-    On a CPU one for each core up to four: they are faster than threads, which wait for one another in every layer, and
-    lose less where another program has a core. Fewer, where they had too little work, or would take too much memory.
+    As many as are `given`, or as the `saved` run was trained with. Else, on a CPU, one for each core, if so
+    many threads may run, up to four: they are faster than threads, which wait for one another in every layer, and lose
+    less where another program has a core. Fewer, where they had too little work, or would take too much memory, which
+    has the `text` of the training unless it is on disk.
     """
+    if given or num_processes() > 1:
+        return given or 1, "as asked for"
     if device.type != "cpu":
         return 1, "one process on a GPU"
-    cores = machine.usable_cores() if cores is None else cores
+    if saved:
+        return processes_of(saved.facts, device), "as before"
+    num_characters = sum(map(len, (*text.src, *text.tgt))) if isinstance(text, Pairs) else 0
+    cores = usable_threads() if cores is None else cores
     free_bytes = machine.free_memory() if free_bytes is None else free_bytes
     training = config.training
     num_parts = training.batch_tokens * training.micro_batches // training.part_tokens
-    num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * num_weights(
-        config.model, max(NUM_FIXED_IDS, config.tokenizer.vocab_size)
-    )
+    weights = num_weights(config.model, max(NUM_FIXED_IDS, config.tokenizer.vocab_size))
+    num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * weights + _BYTES_PER_CHARACTER * num_characters
     limits = {
         f"{cores} usable cores": cores,
         f"a batch of {training.batch_tokens * training.micro_batches:,} tokens (training.part_tokens = "
         f"{training.part_tokens:,})": num_parts,
         f"{free_bytes / 2**30:.1f} GiB of free memory": int(_MOST_OF_MEMORY * free_bytes / num_bytes),
-        "so short a run": 1 if _is_short(config) else _COUNTS[0],
+        "so short a run": 1 if _is_short(config.training, num_characters) else _COUNTS[0],
     }
     reason = min(limits, key=lambda name: limits[name])
     num = next(count for count in _COUNTS if count <= max(1, limits[reason]))
@@ -50,19 +71,19 @@ def choose_processes(
 def processes_of(facts: Mapping[str, Any], device: torch.device) -> int:
     """The number of processes that a run was last trained with, by the facts it has recorded; here it may be less."""
     sessions = [facts.get("started", {}), *(session["machine"] for session in facts.get("resumed", []))]
-    most = machine.usable_cores() if device.type == "cpu" else torch.cuda.device_count()
-    return min(int(sessions[-1].get("processes", 1)), max(1, most))
+    return min(int(sessions[-1].get("processes", 1)), machine.usable_cores()) if device.type == "cpu" else 1
 
 
-def _is_short(config: ExperimentConfig) -> bool:
-    training = config.training
+def _is_short(training: TrainingConfig, num_characters: int) -> bool:
     num_tokens = training.steps * training.batch_tokens * training.micro_batches
+    if not training.steps:
+        num_tokens = int(training.epochs * num_characters / _CHARACTERS_PER_TOKEN)
     return 0 < num_tokens < _LEAST_TOKENS or 0 < training.minutes < _LEAST_MINUTES
 
 
 def fastest_processes(device: torch.device) -> int:
     """How many processes are fastest on this machine, whatever they train."""
-    return next(count for count in _COUNTS if count <= machine.usable_cores()) if device.type == "cpu" else 1
+    return next(count for count in _COUNTS if count <= usable_threads()) if device.type == "cpu" else 1
 
 
 def num_weights(model: TransformerConfig, vocab_size: int = 0) -> int:

@@ -25,8 +25,8 @@ from transduce.runs.tasks import Task
 from transduce.text.config import NUM_FIXED_IDS, Kind, TokenizerConfig
 from transduce.text.normal_form import Form
 from transduce.training.config import OptimConfig, TrainingConfig
-from transduce.training.helpers import threads_of_each
 from transduce.training.step import TrainStep
+from transduce.training.workers import threads_of_each
 
 Speed = Callable[[TransformerConfig], float]  # of a model, in target tokens of training per second
 

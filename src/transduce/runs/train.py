@@ -10,7 +10,8 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,21 @@ from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
-from transduce.runs.parallelism import choose_processes, processes_of
+from transduce.runs.parallelism import choose_processes
 from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
-from transduce.training.distributed import Process, joined, num_processes
-from transduce.training.helpers import Helpers, threads_of_each
+from transduce.training.distributed import Process, joined
 from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
 from transduce.training.trainer import Observer, Trainer, step_order
+from transduce.training.workers import group_lock, refuse_processes, shared, take_process_group, threads_of_each
 
 # A time limit becomes a number of steps by timing this many steps, for at most this share of the time.
 _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
 _VALIDATION_SHARE = 0.06  # of the time, reserved for validations and for steps slower than those timed
+
+_SECONDS_TO_UNLOCK = 2.0  # a run, once its process is lost
 
 Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, state of the trainer
 
@@ -87,67 +90,24 @@ def train(
     nothing lost, for settings or data that cannot be used.
     """
     started = clock() if started is None else started
-    report = report or report_to_notebook
-    show_progress = is_in_notebook() if show_progress is None else show_progress
-    run_dir, chosen, why = Path(run_dir), find_device(device), "as asked for"
-    if processes is not None and not (isinstance(processes, int) and processes > 0):
-        raise TransduceError(f"processes is {processes!r}: a whole number from 1 up, or None to have it chosen.")
-    if is_alone := num_processes() == 1:  # not started by `torchrun`
-        saved = find_run(run_dir, resume=resume)
-        if processes is None and saved:
-            processes, why = processes_of(saved.facts, chosen), "as before"
-        elif processes is None:
-            processes, why = choose_processes(config, chosen)
-    num = (processes or 1) if is_alone else num_processes()
+    run_dir, chosen = Path(run_dir), find_device(device)
+    refuse_processes(processes, chosen)
     # The commit is asked for first: during the long work that follows, another may be committed.
-    environment = machine_facts(chosen, num) | {"commit": machine.commit()}
-    arguments: dict[str, Any] = {"config": config, "run_dir": run_dir, "resume": resume, "init_from": init_from}
-    arguments |= {"accept_changes": accept_changes, "chosen": chosen, "environment": environment}
-    with ExitStack() as team:
-        if is_alone and num > 1:
-            report(f"{num} processes share each step ({why})")
-            others = team.enter_context(Helpers(num, local_device(chosen)))
-            corpus = corpus or read_corpus(config.data, places, report, in_memory=in_memory)
-            process = team.enter_context(others.at(_train_together, arguments | {"corpus": corpus}))
-        else:
-            process = team.enter_context(joined(local_device(chosen)))
-        arguments |= {"corpus": corpus, "in_memory": in_memory, "places": places, "clock": clock, "started": started}
-        if process.is_main:
-            arguments |= {"report": report, "observers": observers, "show_progress": show_progress}
-        return _train_together(**arguments, process=process)
-
-
-def _train_together(
-    config: ExperimentConfig,
-    run_dir: Path,
-    *,
-    corpus: Corpus | None,
-    in_memory: Mapping[str, Pairs] = {},
-    resume: bool,
-    accept_changes: bool,
-    init_from: str | Path | None,
-    chosen: torch.device,
-    environment: Mapping[str, Any],
-    places: Places = Places(),
-    process: Process,
-    report: Callable[[str], None] = ignore,
-    observers: Sequence[Observer] = (),
-    show_progress: bool = False,
-    clock: Callable[[], float] = time.perf_counter,
-    started: float | None = None,
-) -> TrainerState:
-    """Train as one of several processes, or alone: see `train`."""
-    started = clock() if started is None else started
-    with ExitStack() as locks:
+    environment = machine_facts(chosen) | {"commit": machine.commit()}
+    with ExitStack() as held:
+        process = held.enter_context(joined(local_device(chosen)))  # with those of `torchrun`
+        report = (report or report_to_notebook) if process.is_main else ignore
+        show_progress = process.is_main and (is_in_notebook() if show_progress is None else show_progress)
         saved = process.decide(lambda: find_run(run_dir, resume=resume))
         if saved is not None:
-            process.decide(lambda: locks.enter_context(saved.lock()))
+            process.decide(partial(held.enter_context, saved.lock()))
         corpus = corpus or read_corpus(config.data, places, report, in_memory=in_memory)
+        num, why = choose_processes(config, chosen, given=processes, saved=saved, text=corpus.train)
+        num = _take_group(num, why, report, held)
+        environment |= {"processes": num * process.world_size, "threads": threads_of_each(num)}
         checkpoint = ancestor = None
         if saved is not None:
-            config, checkpoint = _resume(
-                config, saved, corpus, process, environment, report, accept_changes=accept_changes
-            )
+            config, checkpoint = _resume(config, saved, corpus, process, environment, report, accept_changes)
         elif init_from:
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
@@ -157,40 +117,47 @@ def _train_together(
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
         config = with_room(config, learnt.pairs, report)
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
-        folder = saved
-        if folder is None:
-            config, why = process.decide(lambda: suit_device(config, model, learnt.pairs, process.world_size, report))
-            facts = _first_facts(config, corpus, learnt, ancestor) | {"started": environment} | why
-            if ancestor is not None:
-                ancestor.load_weights_into(model)
-            texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
-            folder = process.decide(lambda: RunFolder.create(run_dir, **texts, facts=facts))
-            process.decide(lambda: locks.enter_context(folder.lock()))
-        validate = None
-        if corpus.valid is not None:
-            validate = build_validation(config, learnt, corpus.valid, report)
+        if ancestor is not None:
+            ancestor.load_weights_into(model)
+        if saved is None:
+            suit = partial(suit_device, config, model, learnt.pairs, process.world_size, report)
+            config, choice = process.decide(suit)
+            facts = {"data": corpus.sha256, "started": environment} | choice
+            saved = process.decide(partial(_create, run_dir, config, learnt, ancestor, facts))
+            process.decide(partial(held.enter_context, saved.lock()))
+        validate = build_validation(config, learnt, corpus.valid, report) if corpus.valid is not None else None
+        valid = corpus.valid
+        del corpus  # of its text, the training needs no more
         pairs = augmented(learnt.pairs, config.data)
-        run = _Run(folder, config, model, pairs, validate, checkpoint, process, report, clock)
-        state = _train(run, observers, show_progress=show_progress, started=started)
-        if (valid := corpus.valid) is not None:
-            process.decide(lambda: calibrate(folder, valid, str(local_device(chosen))))
-        return state
+        given: dict[str, Any] = {"folder": saved, "config": config, "model": model, "pairs": pairs}
+        process = held.enter_context(shared(num, process, _share_steps, **given, state=checkpoint and checkpoint[1]))
+        given |= {"report": report, "observers": observers, "show_progress": show_progress, "clock": clock}
+        given |= {"checkpoint": checkpoint, "process": process, "validate": validate, "valid": valid}
+        return _train(_Run(**given, started=started))
 
 
-def _first_facts(
-    config: ExperimentConfig, corpus: Corpus, learnt: LearntFrom, ancestor: RunFolder | None
-) -> dict[str, Any]:
-    """What a new run records of its data and of the run whose weights it begins with."""
-    facts: dict[str, Any] = {
-        "data": corpus.sha256,
-        "num_train_pairs": learnt.num_text_pairs,
-        "paths": absolute_paths(config.data),
-    }
+def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitStack) -> int:
+    """`num` if so many processes can share each step, else 1."""
+    if num > 1 and not take_process_group():
+        report("one process trains: torch has one process group in a program, and that is in use, or none")
+        return 1
+    if num > 1:
+        held.callback(group_lock.release)
+        report(f"{num} processes share each step ({why})")
+    return num
+
+
+def _create(
+    run_dir: Path, config: ExperimentConfig, learnt: LearntFrom, ancestor: RunFolder | None, facts: dict[str, Any]
+) -> RunFolder:
+    """A new run, which records its data and the run whose weights it begins with."""
+    facts |= {"num_train_pairs": learnt.num_text_pairs, "paths": absolute_paths(config.data)}
     seen: Seen | None = learnt.seen
     if ancestor is not None:
         facts["initialised_from"] = str(ancestor.path)
         seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
-    return facts | ({"seen": seen.as_dict()} if seen else {})
+    facts |= {"seen": seen.as_dict()} if seen else {}
+    return RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt.tokenizer.to_json(), facts=facts)
 
 
 def find_run(run_dir: Path, *, resume: bool) -> RunFolder | None:
@@ -212,11 +179,22 @@ class _Run:
     config: ExperimentConfig
     model: Transformer
     pairs: TrainingPairs
-    validate: Callable[[nn.Module], Validation] | None
     checkpoint: Checkpoint | None  # to resume from
     process: Process
-    report: Callable[[str], None]
-    clock: Callable[[], float]
+    validate: Callable[[nn.Module], Validation] | None = None
+    valid: Pairs | None = None
+    report: Callable[[str], None] = ignore
+    observers: Sequence[Observer] = ()
+    show_progress: bool = False
+    clock: Callable[[], float] = time.perf_counter
+    started: float = field(default_factory=time.perf_counter)  # by the clock
+
+
+def _share_steps(*, state: dict[str, Any] | None, **given: Any) -> None:
+    """Train as a worker process, which validates and reports nothing, from a checkpoint of this `state` if any."""
+    # Its tensors are too large to be sent.
+    checkpoint = (given["folder"].read_checkpoint(state["step"])[0], state) if state else None
+    _train(_Run(**given, checkpoint=checkpoint))
 
 
 def _resume(
@@ -226,7 +204,6 @@ def _resume(
     process: Process,
     environment: Mapping[str, Any],
     report: Callable[[str], None],
-    *,
     accept_changes: bool,
 ) -> tuple[ExperimentConfig, Checkpoint | None]:
     """The settings to resume with and the newest checkpoint, after all changes were refused or recorded."""
@@ -282,9 +259,9 @@ def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Che
     return tensors, {**state, "best_measure": f"{name}{of}{pairs}"}
 
 
-def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, started: float) -> TrainerState:
-    training, report = run.config.training, run.report
-    budget = training.minutes * 60 - (run.clock() - started)
+def _train(run: _Run) -> TrainerState:
+    training, report, observers = run.config.training, run.report, run.observers
+    budget = training.minutes * 60 - (run.clock() - run.started)
     steps = training.steps or _plan_steps(run, budget)
     if (config := with_steps(run.config, steps)) != run.config:
         run.process.decide(lambda: run.folder.rewrite_config(to_toml(config)))
@@ -292,7 +269,7 @@ def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, sta
             limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
             report(f"{limit} {steps:,} steps")
     with ExitStack() as stack:
-        if show_progress:
+        if run.show_progress:
             first_step = run.checkpoint[1]["step"] if run.checkpoint else 0
             observers = [*observers, stack.enter_context(training_display(steps, first_step=first_step))]
         trainer = Trainer(
@@ -320,6 +297,8 @@ def _train(run: _Run, observers: Sequence[Observer], *, show_progress: bool, sta
     elif trainer.num_steps < steps:
         report(f"{trainer.num_steps:,} steps, not {steps:,}: they took longer than at the beginning of the run")
     if run.process.is_main:
+        if run.valid is not None:
+            calibrate(run.folder, run.valid, str(trainer.device))
         _draw_learning_curve(run)
     return state
 
@@ -331,7 +310,7 @@ def _saved_without(run: _Run, trainer: Trainer, error: LostProcessError) -> Lost
     """
     if not (run.process.is_main or run.process.takes_over()):
         return error
-    with nullcontext() if run.process.is_main else run.folder.lock():
+    with nullcontext() if run.process.is_main else run.folder.lock(patience=_SECONDS_TO_UNLOCK):
         trainer.save_alone()
     return LostProcessError(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to go on.")
 
@@ -343,7 +322,7 @@ def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
         return Transformer(config.model, tokenizer.vocabulary_sizes)
 
 
-def machine_facts(device: torch.device, num: int) -> dict[str, Any]:
+def machine_facts(device: torch.device) -> dict[str, Any]:
     """Versions and settings of the machine on which the bits of the weights depend."""
     return {
         "transduce": machine.version(),
@@ -351,8 +330,6 @@ def machine_facts(device: torch.device, num: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": str(device),
-        "threads": threads_of_each(num) if num > 1 else torch.get_num_threads(),
-        "processes": num,
     }
 
 

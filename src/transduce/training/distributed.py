@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from transduce.errors import LostProcessError
+from transduce.errors import LostProcessError, TransduceError
+from transduce.training.signals import Stopped
 
 T = TypeVar("T")
+
+# The others wait while rank 0 learns subwords or validates, however long that takes: a timeout would kill the run.
+LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Process:
     rank: int = 0
     world_size: int = 1
     num_threads_alone: int = 0  # of the main one while the others wait; 0: as many as ever
-    takes_over: Callable[[], bool] = lambda: False  # whether another one saves in the place of the main one, lost
+    takes_over: Callable[[], bool] = bool  # whether this one saves in the place of the main one, lost: by default not
 
     @property
     def is_main(self) -> bool:
@@ -50,26 +54,29 @@ class Process:
         return box[0]
 
     def decide(self, work: Callable[[], T]) -> T:
-        """The result of `work`, called on rank 0 alone, on every process; if it raises there, all raise the same error.
+        """The result of `work`, called on rank 0 alone, on every process; if it raises there, all raise.
 
-        Otherwise the others would wait for rank 0 forever.
+        Otherwise the others would wait for rank 0 forever. What the caller's own code raises stays on rank 0, as it may
+        be something that cannot be sent: the others raise a TransduceError that names it.
         """
         if self.world_size == 1:
             return work()
-        outcome: tuple[Any, Exception | None] = (None, None)
+        result, error = None, None
         if self.is_main:
             num_threads = torch.get_num_threads()
             torch.set_num_threads(self.num_threads_alone or num_threads)
             try:
-                outcome = (work(), None)
-            except Exception as error:
-                outcome = (None, error)
+                result = work()
+            except Exception as raised:
+                error = raised
             finally:
                 torch.set_num_threads(num_threads)
-        result, error = self.from_main(outcome)
-        if error is not None:
-            raise error
-        return result
+        is_ours = isinstance(error, TransduceError | Stopped) and type(error).__module__.startswith("transduce.")
+        named = error if error is None or is_ours else TransduceError(f"process 0 has ended by {type(error).__name__}.")
+        result, named = self.from_main((result, named))
+        if named is not None:
+            raise error or named
+        return cast(T, result)
 
 
 def num_processes() -> int:
@@ -78,21 +85,16 @@ def num_processes() -> int:
 
 
 @contextmanager
-def joined(device: torch.device, store: dist.Store | None = None, **process: Any) -> Iterator[Process]:
-    """Join a process group for a block: the one that meets at `store`, as `process`, with its fields.
-
-    Without them, the group that `torchrun` describes in the environment; alone without that.
-    """
+def joined(device: torch.device) -> Iterator[Process]:
+    """Join the process group that `torchrun` describes in the environment, for a block; alone without it."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the device on which NCCL exchanges objects and graphs are recorded
-    if store is None and num_processes() == 1:
+    if num_processes() == 1:
         yield Process()
         return
-    place = {} if store is None else {"store": store, "rank": process["rank"], "world_size": process["world_size"]}
-    # The others wait while rank 0 learns subwords or validates, however long that takes: a timeout would kill the run.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7), **place)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield Process(**process or {"rank": dist.get_rank(), "world_size": dist.get_world_size()})
+        yield Process(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,7 +62,7 @@ class Trainer:
     config: TrainingConfig
     optim: OptimConfig
     store: Store
-    validate: Callable[[nn.Module], Validation] | None = None
+    validate: Callable[[nn.Module], Validation] | None = None  # on rank 0, for all
     observers: Sequence[Observer] = ()
     process: Process = Process()
     deadline: float = math.inf
@@ -187,11 +186,13 @@ class Trainer:
         due = (self._is_due(self.config.validate_every) and state.step > 0) or self.is_finished
         if not due or state.validated_step == state.step:
             return False
-        if self.validate is None:
+        started = self.clock()
+        validation = self.process.decide(lambda: self.validate and self._validation(self.validate))
+        state.validation_seconds += self.clock() - started  # on every process, as any may be the one that saves
+        if validation is None:
             self._keep_model({})
             state.best_step = state.validated_step = state.step
             return True
-        validation = self.process.decide(partial(self._validation, self.validate))
         judged = replace(state)
         if self.config.minutes:
             judged.time_of_steps = self.config.minutes
@@ -204,10 +205,8 @@ class Trainer:
         return True
 
     def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
-        started = self.clock()
         with self.signals.at_once():
             validation = validate(self.best_model)
-        self.state.validation_seconds += self.clock() - started
         if not math.isfinite(validation.goodness):
             raise DivergedError(
                 f"step {self.state.step}: the validation gives {validation.goodness}, which is no number to go by. "

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from transduce.inference.predictor import ignore
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import load
-from transduce.training.distributed import joined, num_processes
-from transduce.training.helpers import Helpers
+from transduce.training.distributed import joined
+from transduce.training.workers import refuse_processes, shared
 
 
 def benchmark_command(arguments: argparse.Namespace) -> int:
@@ -33,12 +32,8 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
         )
         device = local_device(find_device(arguments.device))
         given: dict[str, Any] = {"work": work, "device": device, "places": places_of_environment()}
-        with ExitStack() as team:
-            if arguments.processes > 1 and num_processes() == 1:
-                others = team.enter_context(Helpers(arguments.processes, device))
-                process = team.enter_context(others.at(measure_training, given))
-            else:
-                process = team.enter_context(joined(device))
+        refuse_processes(arguments.processes, device)
+        with joined(device) as alone, shared(arguments.processes, alone, measure_training, **given) as process:
             report = report_of(arguments) if process.is_main else ignore
             result = measure_training(**given, process=process, report=report)
     if result is None:  # the first process prints it

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from transduce import errors
 from transduce.data.large.jobs import Message, block_encoder
-from transduce.devices.machine import python_module
+from transduce.devices.machine import child_processes
 
 
 @contextmanager
@@ -29,25 +29,9 @@ def answers_in_order(
     The first question, in order, at which one raises a TransduceError raises it here. All processes end with the block,
     and by themselves when this process is killed.
     """
-    command, environment = python_module(module)
-    environment |= {"TOKENIZERS_PARALLELISM": "false"}  # every core has a process of ours
-    workers = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which ends the others
-        )
-        for _ in range(num)
-    ]
-    try:
+    alone = {"TOKENIZERS_PARALLELISM": "false"}  # every core has a process of ours
+    with child_processes(module, [()] * num, stdout=subprocess.PIPE, env=alone) as workers:
         yield _answers(workers, settings, iter(questions))
-    finally:
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.communicate()
 
 
 def _serve() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from transduce.errors import RunFolderError
-from transduce.files.folders import new_folder, remove_leftovers
+from transduce.export.new_folder import new_folder, remove_leftovers
 from transduce.files.locks import lock_folder
 
 
