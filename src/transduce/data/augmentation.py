@@ -57,20 +57,20 @@ class ConcatenatedPairs:
 class RecombinedPairs:
     """A corpus and, for each of its pairs, `num` more: the beginning of one and the end of another.
 
-    Both sides are cut where they are aligned, after the same source symbol in both pairs, so that what is made up has
-    no neighbors that were never seen. For tasks whose sides run in parallel, such as words and their sounds.
+    Both sides are cut where they are aligned, between the same two source symbols in both pairs, so that each symbol
+    keeps its neighbors. For tasks whose sides run in parallel, such as words and their sounds.
     """
 
     num_windows = 1
 
     def __init__(self, pairs: EncodedPairs, num: int) -> None:
         self._pairs, self._num = pairs, num
-        cuts = _places_to_cut(pairs)
-        src = pairs.sides[0]
-        before = src.ids[src.starts[cuts[0]] + cuts[1] - 1]
-        self._cuts = cuts[:, np.argsort(before, kind="stable")]
-        # Of each cut: the first and the number of those after the same symbol.
-        _, sizes = np.unique(before, return_counts=True)
+        cuts, (src, _) = _places_to_cut(pairs), pairs.sides
+        places = src.starts[cuts[0]] + cuts[1]
+        neighbors = src.ids[places - 1].astype(np.int64) * (int(src.ids.max()) + 1) + src.ids[places]
+        self._cuts = cuts[:, np.argsort(neighbors, kind="stable")]
+        # Of each cut: the first and the number of those between the same symbols.
+        _, sizes = np.unique(neighbors, return_counts=True)
         self._group_starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
         self._group_sizes = np.repeat(sizes, sizes)
 
