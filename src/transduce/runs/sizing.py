@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from unicodedata import is_normalized
+from unicodedata import is_normalized, normalize
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ Speed = Callable[[TransformerConfig], float]  # of a model, in target tokens of 
 _NEARLY_ALL = 99.9  # per cent of the pairs are to be trained on however long they are,
 _LONGEST = 4096  # up to so many tokens
 _LETTERS_PER_SUBWORD = 4
+_FAR_FEWER = 0.5
 _SHARE_TRAINING = 0.85  # of the time; the rest goes into reading, validating and saving
 # A larger model pays where it sees so many target tokens for each weight of its layers, and where the text has one for
 # so many of them. (The paper's base model saw 57 and had 3 weights for each; recipes here had up to 4.)
@@ -89,7 +90,11 @@ def choose_settings(
     config = ExperimentConfig(
         data=DataConfig(train=tuple(map(str, paths)), max_len=max_len),
         tokenizer=TokenizerConfig(
-            source=source, target=target, joint=source == target, vocab_size=vocab_size, **_normal_forms(train_pairs)
+            source=source,
+            target=target,
+            joint=source == target,
+            vocab_size=vocab_size,
+            **_normal_forms(train_pairs, source),
         ),
         model=model,
         optim=OptimConfig(
@@ -204,11 +209,18 @@ def _tokens_per_step(num_seen: float, device: torch.device) -> int:
     return min(max(least, wanted), most_gpu if device.type == "cuda" else most_cpu)
 
 
-def _normal_forms(pairs: Pairs) -> dict[str, tuple[Form, ...]]:
-    """Forms of both sides: one for letters with marks, which on the target is the one that most targets have."""
+def _normal_forms(pairs: Pairs, source: Kind) -> dict[str, tuple[Form, ...]]:
+    """Forms of both sides: letters and marks, or the parts of a Hangul syllable, as one symbol or apart.
+
+    On the target as most targets have them; on a source of characters apart where that leaves far fewer symbols, as
+    each of them is then seen more often.
+    """
     is_lower = all(line == line.lower() for line in pairs.src) and any(line.islower() for line in pairs.src)
     num_other = {form: sum(not is_normalized(form, line) for line in pairs.tgt) for form in ("NFC", "NFD")}
+    num_symbols = {form: len(set(normalize(form, "".join(pairs.src)))) for form in ("NFC", "NFD")}
+    is_apart = source == "characters" and num_symbols["NFD"] <= _FAR_FEWER * num_symbols["NFC"]
+    forms: tuple[Form, ...] = ("nfd" if is_apart else "nfc", "strip")
     return {
-        "normalize": ("lower", "nfc", "strip") if is_lower else ("nfc", "strip"),
+        "normalize": ("lower", *forms) if is_lower else forms,
         "normalize_target": ("nfd",) if num_other["NFD"] < num_other["NFC"] else (),
     }
