@@ -64,6 +64,45 @@ def test_dropout_grows_with_the_passes_over_the_text_and_the_batch_with_the_toke
     assert (on_gpu.batch_tokens, on_gpu.micro_batches) == (16_384, 1)
 
 
+def words(num_pairs: int, letters: str) -> Pairs:
+    """Words of four of these letters and their sounds: five target tokens with the end."""
+    src = [
+        "".join(letters[number // len(letters) ** k % len(letters)] for k in range(4)) for number in range(num_pairs)
+    ]
+    return Pairs(src, [" ".join(f"s{ord(letter)}" for letter in word) for word in src], {}, [], {})
+
+
+@pytest.mark.parametrize(
+    ("task", "num_pairs", "made_of_others"),
+    [("pronunciation", 800, (5, 1)), ("pronunciation", 18_000, (1, 0)), ("pronunciation", 99_000, (0, 0)),
+     ("translation", 800, (0, 0))],
+)  # fmt: skip
+def test_few_words_are_recombined_and_fewer_are_concatenated_too(
+    task: str, num_pairs: int, made_of_others: tuple[int, int]
+) -> None:
+    # 10,000 tokens a second for 85 % of 4 minutes: 23 passes over 18,000 words of five tokens.
+    chosen = choose_settings(
+        find_task(task), words(num_pairs, "abcdefghijklmnopqrst"), ["pairs.tsv"], minutes=4, seed=1,
+        device=torch.device("cpu"), speed=lambda _model: 10_000.0,
+    )  # fmt: skip
+    assert (chosen.config.data.recombinations, chosen.config.data.concatenations) == made_of_others
+
+
+@pytest.mark.parametrize(
+    ("letters", "form"),
+    [
+        ("abcdéèà", "nfc"),
+        ("".join(chr(0xAC00 + 588 * first + 28 * vowel) for first in range(5) for vowel in range(6)), "nfd"),
+    ],
+)
+def test_sources_are_taken_apart_where_that_leaves_far_fewer_symbols(letters: str, form: str) -> None:
+    chosen = choose_settings(
+        find_task("pronunciation"), words(900, letters), ["pairs.tsv"], minutes=4, seed=1,
+        device=torch.device("cpu"), speed=lambda _model: 10_000.0,
+    )  # fmt: skip
+    assert form in chosen.config.tokenizer.normalize
+
+
 def test_settings_are_printed_with_reasons_and_read_back_as_they_were() -> None:
     chosen = choice(29_000, minutes=10, tokens_per_second=10_000)
     text = to_toml(chosen.config, chosen.reasons)

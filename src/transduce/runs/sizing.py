@@ -41,6 +41,9 @@ _TOKENS_SEEN_PER_WEIGHT, _MOST_WEIGHTS_PER_TOKEN = 20, 8
 _NUM_STEPS = 2500  # about: with fewer the weights are not there yet, with more a larger batch has steadier gradients
 _TOKENS_PER_STEP = (1024, 4096, 16_384)  # at least; at most on a CPU, and on a GPU
 _DROPOUT_BY_PASSES = ((6, 0.05), (15, 0.1), (40, 0.2), (math.inf, 0.3))  # over the text, up to so many
+# Pairs made of others, for sides that run in parallel: one more for each pair with every so many passes, and with the
+# most of them pairs end to end as well.
+_PASSES_PER_RECOMBINATION, _MOST_RECOMBINATIONS = 15, 5
 _PART_TOKENS = 512
 _TRIAL_STEPS, _TRIAL_LEN, _TRIAL_IDS = 2, 32, 2000
 _TRIAL_ROWS, _TRIAL_ROWS_GPU = 32, 512
@@ -88,7 +91,7 @@ def choose_settings(
         max_len=max(TransformerConfig.max_len, max_len),
     )
     config = ExperimentConfig(
-        data=DataConfig(train=tuple(map(str, paths)), max_len=max_len),
+        data=_data_settings(task, paths, max_len, passes),
         tokenizer=TokenizerConfig(
             source=source,
             target=target,
@@ -187,6 +190,7 @@ def _reasons(config: ExperimentConfig, task: Task, preset: str, num_tokens: int,
     learnt = f"about {num_tokens:,} target tokens, seen {passes} times in this time on this machine"
     return {
         "data.max_len": "the longest side of nearly all pairs",
+        "data.recombinations": "where pairs are few, others are made of them" if config.data.recombinations else "",
         "tokenizer.source": f"{task.name}: {task.form}",
         "tokenizer.normalize": "forms of letters that all sources have",
         "tokenizer.vocab_size": "by the length of the text" if "bpe" in (tokenizer.source, tokenizer.target) else "",
@@ -207,6 +211,12 @@ def _tokens_per_step(num_seen: float, device: torch.device) -> int:
     least, most_cpu, most_gpu = _TOKENS_PER_STEP
     wanted = 2 ** round(math.log2(max(1.0, num_seen / _NUM_STEPS)))
     return min(max(least, wanted), most_gpu if device.type == "cuda" else most_cpu)
+
+
+def _data_settings(task: Task, paths: Sequence[str | Path], max_len: int, passes: float) -> DataConfig:
+    num = min(_MOST_RECOMBINATIONS, int(passes / _PASSES_PER_RECOMBINATION)) if task.is_parallel else 0
+    end_to_end = int(num == _MOST_RECOMBINATIONS)
+    return DataConfig(train=tuple(map(str, paths)), max_len=max_len, recombinations=num, concatenations=end_to_end)
 
 
 def _normal_forms(pairs: Pairs, source: Kind) -> dict[str, tuple[Form, ...]]:

@@ -38,6 +38,7 @@ class Task:
     has_symbols: bool = True  # a side that consists of few different words has these as its tokens
     metrics: tuple[str, ...]
     group_sources: bool = False  # pairs of the same source are alternative references
+    is_parallel: bool = False  # each source symbol has its part of the target, in the same order
 
     def token_kind_of(self, lines: Sequence[str]) -> Kind:
         """Kind of token for a side with these lines."""
@@ -59,6 +60,7 @@ _PRONUNCIATION = Task(
     token_kind="characters",
     metrics=("word_error", "per"),
     group_sources=True,
+    is_parallel=True,
 )
 _TRANSLATION = Task(name="translation", form="sentences and sentences", token_kind="bpe", metrics=("bleu", "chrf"))
 # By the names that a user may give.

@@ -126,14 +126,13 @@ def train(
             saved = process.decide(partial(_create, run_dir, config, learnt, ancestor, facts))
             process.decide(partial(held.enter_context, saved.lock()))
         validate = build_validation(config, learnt, corpus.valid, report) if corpus.valid is not None else None
-        valid = corpus.valid
+        given: dict[str, Any] = {"folder": saved, "config": config, "model": model}
+        given["pairs"], valid = augmented(learnt.pairs, config.data), corpus.valid
         del corpus  # of its text, the training needs no more
-        pairs = augmented(learnt.pairs, config.data)
-        given: dict[str, Any] = {"folder": saved, "config": config, "model": model, "pairs": pairs}
         process = held.enter_context(shared(num, process, _share_steps, **given, state=checkpoint and checkpoint[1]))
         given |= {"report": report, "observers": observers, "show_progress": show_progress, "clock": clock}
-        given |= {"checkpoint": checkpoint, "process": process, "validate": validate, "valid": valid}
-        return _train(_Run(**given, started=started))
+        given |= {"checkpoint": checkpoint, "process": process, "validate": validate}
+        return _train(_Run(**given, valid=valid, started=started))
 
 
 def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitStack) -> int:
@@ -296,11 +295,14 @@ def _train(run: _Run) -> TrainerState:
         report(f"the {training.minutes:g} minutes were over before step {trainer.num_steps:,}, the end of the schedule")
     elif trainer.num_steps < steps:
         report(f"{trainer.num_steps:,} steps, not {steps:,}: they took longer than at the beginning of the run")
-    if run.process.is_main:
-        if run.valid is not None:
-            calibrate(run.folder, run.valid, str(trainer.device))
-        _draw_learning_curve(run)
+    run.process.decide(partial(_finish, run))  # together, as a process that leaves early may end badly
     return state
+
+
+def _finish(run: _Run) -> None:
+    if run.valid is not None:
+        calibrate(run.folder, run.valid, str(run.model.output_weight.device))
+    _draw_learning_curve(run)
 
 
 def _saved_without(run: _Run, trainer: Trainer, error: LostProcessError) -> LostProcessError:
