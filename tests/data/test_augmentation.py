@@ -124,7 +124,26 @@ def test_passing_probabilities_are_those_of_all_alignments_counted_one_by_one(se
     encoded = EncodedPairs(*([[*side, EOS] for side in sides] for sides in zip(*pairs, strict=True)))
     src, tgt = encoded.padded(np.arange(5))
     lens = tuple(side.lens.astype(np.int64) - 1 for side in encoded.sides)
-    result = Alignment(src, tgt, lens).passing(src, tgt, lens)
+    result = Alignment(src, tgt, lens, base=50).passing(src, tgt, lens)
     for number, at in enumerate(passing):
         for (i, j), chance in at.items():
             assert result[number, i, j] == pytest.approx(chance, abs=1e-6)
+
+
+def test_long_pairs_are_left_whole_and_words_without_a_place_to_cut_as_they_are() -> None:
+    long = [[draw % 10 + 10 for draw in range(180)] + [EOS]]
+    pairs = spelled(60, seed=3)
+    src, tgt = (list(side) for side in zip(*rows_of(pairs), strict=True))
+    corpus = RecombinedPairs(EncodedPairs(src + long, tgt + long), 2)
+    assert all(len(row) < 60 for row, _ in rows_of(corpus.window(0, np.random.default_rng(5)))[61:])
+    single = RecombinedPairs(EncodedPairs([[5, EOS]] * 9, [[6, EOS]] * 9), 2)
+    assert len(single) == len(single.window(0, np.random.default_rng(5))) == 9
+
+
+def test_other_made_up_pairs_are_another_plan() -> None:
+    def plan_of(**made: int) -> list[int | str]:
+        corpus = augmented(spelled(50, seed=3), DataConfig(train=("x",), **made))
+        return StepOrder(corpus, batch_tokens=40, micro_batches=1, seed=5).depends_on
+
+    plans = [plan_of(), plan_of(recombinations=3), plan_of(concatenations=3), plan_of(concatenations=3, max_len=40)]
+    assert len({str(plan) for plan in plans}) == 4

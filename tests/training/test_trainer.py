@@ -20,6 +20,7 @@ from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs.folder import RunFolder
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
+from transduce.training.state import TrainerState
 from transduce.training.trainer import Trainer, Validation
 
 VOCAB, PAD, BOS, EOS = 29, 0, 1, 2
@@ -358,6 +359,15 @@ def test_a_run_slower_than_planned_takes_fewer_steps_and_ends_its_schedule_in_ti
 
     state.time_of_steps = 0.5  # of a run resumed with another time
     assert trainer.num_steps == 100
+
+
+def test_a_slow_beginning_is_made_up_for() -> None:
+    slow, fast = TrainerState(step=25, seconds=24.0), TrainerState(step=100, seconds=24.0 + 75 * 0.1)
+    plan = {"deadline": 60.0, "steps": 250, "validation": 0.5, "every": 25}
+    # 35.5 seconds are left, at 0.96 + 0.02 a step; then 28 seconds at 0.315 + 0.02.
+    assert slow.steps_within(**plan) == 25 + int(0.98 * 35.5 / 0.98)
+    assert fast.steps_within(**plan) == 100 + int(0.98 * 28.0 / 0.335)
+    assert TrainerState(step=100, seconds=10.0).steps_within(**plan) == 250
 
 
 def test_every_row_is_logged_once_and_the_last_step_too(new_trainer: NewTrainer) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from transduce.errors import TransduceError
+
 # Ids of the source and of the target that a step of the alignment takes together, and its weight before all learning.
 _STEPS = {(1, 1): 1.0, (1, 0): 0.05, (0, 1): 0.05, (2, 1): 0.1, (1, 2): 0.1}
 _NUM_ITERATIONS = 8
@@ -15,12 +17,15 @@ Chances = NDArray[np.float64]
 class Alignment:
     """A model of how `src` and `tgt` are aligned: rectangles of ids, of which `lens` count on each side.
 
-    Differs from the source in that no step takes two ids of both sides, and that an id of either side may be aligned
-    to none.
+    All ids + 1, of these pairs and of others, are below `base`. Differs from the paper in that no step takes two ids of
+    both sides, and that an id of either side may be aligned to none. Raises TransduceError for more ids than can be
+    told apart.
     """
 
-    def __init__(self, src: Ids, tgt: Ids, lens: tuple[Ids, Ids]) -> None:
-        self._base = int(max(src.max(), tgt.max())) + 2
+    def __init__(self, src: Ids, tgt: Ids, lens: tuple[Ids, Ids], *, base: int) -> None:
+        if base**4 >= 2**63:
+            raise TransduceError(f"data.recombinations is for few symbols, not for {base:,} ids: set it to 0.")
+        self._base = base
         keys = self._keys(src, tgt)
         self._chunks, flat_index = np.unique(keys, return_inverse=True)
         index = flat_index.reshape(keys.shape)
@@ -30,7 +35,7 @@ class Alignment:
             counts = np.zeros(len(self._chunks))
             for step, (a, b) in enumerate(_STEPS):
                 arrived = np.pad(after, ((0, 0), (0, a), (0, b)))[:, a:, b:]
-                posterior = before * weights[step] * arrived / after[:, :1, :1]
+                posterior = _shares(before * weights[step] * arrived, after)
                 counts += np.bincount(index[step].ravel(), posterior.ravel(), len(counts))
             self._chances = np.maximum(counts / counts.sum(), _LEAST)
             weights = self._chances[index]
@@ -41,7 +46,7 @@ class Alignment:
         index = np.searchsorted(self._chunks, keys).clip(max=len(self._chunks) - 1)
         weights = np.where(self._chunks[index] == keys, self._chances[index], _LEAST)
         before, after = _sums_of_paths(weights, lens)
-        return before * after / after[:, :1, :1]
+        return _shares(before * after, after)
 
     def _keys(self, src: Ids, tgt: Ids) -> Ids:
         """(step, pair, i, j) -> a number for the ids that the step takes from there."""
@@ -54,6 +59,11 @@ class Alignment:
         padded = np.pad(ids + 1, ((0, 0), (0, 2)))
         first, second = padded[:, :-1], padded[:, 1:]
         return (first * 0, first, first * self._base + second)[length]
+
+
+def _shares(weights: Chances, after: Chances) -> Chances:
+    """Of the weights of all ways; of pairs whose ways are all too unlikely for a number, none."""
+    return np.divide(weights, after[:, :1, :1], out=np.zeros_like(weights), where=after[:, :1, :1] > 0)
 
 
 def _sums_of_paths(weights: Chances, lens: tuple[Ids, Ids]) -> tuple[Chances, Chances]:

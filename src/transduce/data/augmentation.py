@@ -12,7 +12,8 @@ from transduce.errors import TransduceError
 from transduce.text.ragged import Ragged
 
 _SURE = 0.6  # probability from which on two places count as aligned
-_NUM_LEARNED_FROM = 1000  # pairs, at most, and evenly of all: the alignment is learned in a second or two
+_NUM_LEARNED_FROM = 1000  # pairs, about: the alignment is learned in a second or two
+_LONGEST_ALIGNED = 40  # ids on either side
 
 
 def augmented(pairs: TrainingPairs, config: DataConfig) -> TrainingPairs:
@@ -25,7 +26,7 @@ def augmented(pairs: TrainingPairs, config: DataConfig) -> TrainingPairs:
 
 
 class ConcatenatedPairs:
-    """A corpus and, for each of its pairs, `num` more: the pair and a random other one end to end (Kondo et al. 2021).
+    """A corpus and, for each of its pairs, `num` more: it and a random other one end to end (Kondo et al. 2021).
 
     A decoder that has learned by heart where things stand is of no use there; one that looks for the next symbol is.
     Nothing marks where the second begins: with the eos of the first left in between, less was learned.
@@ -34,6 +35,7 @@ class ConcatenatedPairs:
     def __init__(self, corpus: TrainingPairs, num: int, *, max_len: int) -> None:
         self.num_windows = corpus.num_windows
         self._corpus, self._num, self._max_len = corpus, num, max_len
+        self.made_by = (*corpus.made_by, f"{num} concatenations of at most {max_len}")
 
     def __len__(self) -> int:
         return len(self._corpus) * (1 + self._num)
@@ -65,6 +67,7 @@ class RecombinedPairs:
 
     def __init__(self, pairs: EncodedPairs, num: int) -> None:
         self._pairs, self._num = pairs, num
+        self.made_by: tuple[str, ...] = (f"{num} recombinations",)
         cuts, (src, _) = _places_to_cut(pairs), pairs.sides
         places = src.starts[cuts[0]] + cuts[1]
         neighbors = src.ids[places - 1].astype(np.int64) * (int(src.ids.max()) + 1) + src.ids[places]
@@ -75,7 +78,7 @@ class RecombinedPairs:
         self._group_sizes = np.repeat(sizes, sizes)
 
     def __len__(self) -> int:
-        return len(self._pairs) * (1 + self._num)
+        return len(self._pairs) * (1 + self._num * bool(self._cuts.size))
 
     def window(self, _number: int, random: np.random.Generator, /) -> EncodedPairs:
         """See `TrainingPairs`."""
@@ -94,17 +97,26 @@ class RecombinedPairs:
 
 
 def _places_to_cut(pairs: EncodedPairs) -> NDArray[np.int64]:
-    """Columns (row, i, j): within the pair, its first i source ids are aligned to the first j target ids."""
-    by_length = np.argsort(pairs.src_lens + pairs.tgt_lens, kind="stable")  # little padding in a group
+    """Columns (row, i, j): within the pair, its first i source ids are aligned to the first j target ids.
+
+    Long pairs are left whole: memory and time grow as the product of both lengths.
+    """
+    lens = np.maximum(pairs.src_lens, pairs.tgt_lens)
+    by_length = np.argsort(lens, kind="stable")[: np.count_nonzero(lens <= _LONGEST_ALIGNED)]  # little padding
+    num_groups = -(-len(by_length) // _NUM_LEARNED_FROM)
 
     def rectangles(rows: NDArray[np.intp]) -> tuple[Any, ...]:
         return *pairs.padded(rows), tuple(side.lens[rows].astype(np.int64) - 1 for side in pairs.sides)
 
-    alignment = Alignment(*rectangles(by_length[:: -(-len(pairs) // _NUM_LEARNED_FROM)]))
+    if not num_groups:
+        return np.empty((3, 0), dtype=np.int64)
+    alignment = Alignment(
+        *rectangles(by_length[::num_groups]), base=2 + max(int(side.ids.max()) for side in pairs.sides)
+    )
     cuts = []
-    for rows in np.array_split(by_length, -(-len(pairs) // _NUM_LEARNED_FROM)):
-        src, tgt, lens = rectangles(rows)
-        number, i, j = np.nonzero(alignment.passing(src, tgt, lens) > _SURE)
-        is_inside = (i > 0) & (i < lens[0][number]) & (j > 0) & (j < lens[1][number])
+    for rows in np.array_split(by_length, num_groups):
+        src, tgt, (src_lens, tgt_lens) = rectangles(rows)
+        number, i, j = np.nonzero(alignment.passing(src, tgt, (src_lens, tgt_lens)) > _SURE)
+        is_inside = (i > 0) & (i < src_lens[number]) & (j > 0) & (j < tgt_lens[number])
         cuts.append(np.stack([rows[number], i, j])[:, is_inside])
     return np.concatenate(cuts, axis=1)

@@ -52,6 +52,7 @@ class TrainingPairs(Protocol):
     """A corpus as ids. An epoch goes through it in windows: even samples, of which one is in memory at a time."""
 
     num_windows: int
+    made_by: tuple[str, ...]  # the augmentations of which what is in a window depends
 
     def __len__(self) -> int:
         """Number of pairs in all windows."""
@@ -64,6 +65,7 @@ class EncodedPairs:
     """Pairs as ids, each side and row ending with eos; at most 4 bytes an id. As a corpus, it is its only window."""
 
     num_windows = 1
+    made_by: tuple[str, ...] = ()
 
     def __init__(self, src: Sequence[Sequence[int]], tgt: Sequence[Sequence[int]]) -> None:
         if len(src) != len(tgt):
@@ -127,6 +129,8 @@ class EncodedPairs:
 
 class PreparedPairs:
     """A prepared corpus on disk, of which only windows are read."""
+
+    made_by: tuple[str, ...] = ()
 
     def __init__(self, file: PreparedFile) -> None:
         self.file = file
@@ -251,6 +255,7 @@ class StepOrder:
         self.depends_on: list[int | str] = [seed, batch_tokens, micro_batches, len(corpus)]
         if corpus.num_windows > 1:
             self.depends_on.append(f"{corpus.num_windows} windows")
+        self.depends_on += corpus.made_by
         if cut is not bucket_batches:
             self.depends_on.append(cut.__name__)
         self._seed = seed

@@ -116,23 +116,23 @@ def train(
         tokenizer = origin.tokenizer if origin else None
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
         config = with_room(config, learnt.pairs, report)
+        pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
+        validate = build_validation(config, learnt, valid, report) if valid is not None else None
         model = build_model(config, learnt.tokenizer).to(local_device(chosen))
-        if ancestor is not None:
-            ancestor.load_weights_into(model)
+        first = saved.facts.get("initialised_from") if saved else init_from
+        if first and checkpoint is None:
+            RunFolder.open(Path(first)).load_weights_into(model)
         if saved is None:
             suit = partial(suit_device, config, model, learnt.pairs, process.world_size, report)
             config, choice = process.decide(suit)
             facts = {"data": corpus.sha256, "started": environment} | choice
             saved = process.decide(partial(_create, run_dir, config, learnt, ancestor, facts))
             process.decide(partial(held.enter_context, saved.lock()))
-        validate = build_validation(config, learnt, corpus.valid, report) if corpus.valid is not None else None
-        given: dict[str, Any] = {"folder": saved, "config": config, "model": model}
-        given["pairs"], valid = augmented(learnt.pairs, config.data), corpus.valid
         del corpus  # of its text, the training needs no more
-        process = held.enter_context(shared(num, process, _share_steps, **given, state=checkpoint and checkpoint[1]))
-        given |= {"report": report, "observers": observers, "show_progress": show_progress, "clock": clock}
-        given |= {"checkpoint": checkpoint, "process": process, "validate": validate}
-        return _train(_Run(**given, valid=valid, started=started))
+        run = _Run(saved, config, model, pairs, checkpoint, process)
+        process = held.enter_context(shared(num, process, _share_steps, run=_without_tensors(run)))
+        run = replace(run, process=process, validate=validate, valid=valid, report=report, observers=observers)
+        return _train(replace(run, show_progress=show_progress, clock=clock, started=started))
 
 
 def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitStack) -> int:
@@ -189,11 +189,17 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)  # by the clock
 
 
-def _share_steps(*, state: dict[str, Any] | None, **given: Any) -> None:
-    """Train as a worker process, which validates and reports nothing, from a checkpoint of this `state` if any."""
-    # Its tensors are too large to be sent.
-    checkpoint = (given["folder"].read_checkpoint(state["step"])[0], state) if state else None
-    _train(_Run(**given, checkpoint=checkpoint))
+def _without_tensors(run: _Run) -> _Run:
+    """`run` for a worker process, which reads the tensors of the checkpoint: they are too large to be sent."""
+    return replace(run, checkpoint=run.checkpoint and ({}, run.checkpoint[1]))
+
+
+def _share_steps(run: _Run, process: Process) -> None:
+    """Train as a worker process, which validates and reports nothing."""
+    if run.checkpoint:
+        state = run.checkpoint[1]
+        run = replace(run, checkpoint=(run.folder.read_checkpoint(state["step"])[0], state))
+    _train(replace(run, process=process, started=time.perf_counter()))
 
 
 def _resume(
@@ -349,8 +355,8 @@ def _plan_steps(run: _Run, budget: float) -> int:
     steps = process.from_main(int(left / measured))
     if steps < 1:
         raise TransduceError(
-            f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Allow more; a "
-            "large corpus is prepared only once, so the same command may do now."
+            f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Give more minutes, "
+            "and resume the run: what was prepared is kept."
         )
     return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
 

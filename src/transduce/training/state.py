@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-_SHARE_PLANNED = 0.98  # of the time, when the steps are planned anew
+_SHARE_PLANNED = 0.98  # of the time left, when the steps are planned anew
 
 
 class StepResult(NamedTuple):
@@ -63,15 +63,15 @@ class TrainerState:
         """The steps of the whole run: `steps`, or as many as turned out to fit into `minutes`."""
         return self.steps_in_time if self.time_of_steps == minutes > 0 else steps
 
-    def steps_within(self, deadline: float, num_steps: int) -> int:
-        """`num_steps`, or fewer where they would take more than `deadline` seconds at the speed so far.
+    def steps_within(self, deadline: float, steps: int, *, validation: float, every: int) -> int:
+        """`steps`, or fewer where they would take more than `deadline` seconds, at the mean speed of steps so far.
 
-        So the schedule comes to its end, and the learning rate to zero, before the clock ends the run.
+        So the schedule comes to its end, and the learning rate to zero, before the clock ends the run. A `validation`
+        takes so many seconds, after `every` so many steps and at the end.
         """
-        seconds_per_step = (self.seconds + self.validation_seconds) / max(1, self.step)
-        if num_steps * seconds_per_step <= deadline:
-            return num_steps
-        return max(self.step, int(_SHARE_PLANNED * deadline / seconds_per_step))
+        left = deadline - self.seconds - self.validation_seconds - validation
+        steps_left = _SHARE_PLANNED * left / (self.seconds / max(1, self.step) + validation / every)
+        return min(steps, self.step + max(0, int(steps_left)))
 
     def is_finished(self, *, steps: int, patience: int, minutes: float) -> bool:
         """Whether training has reached one of these limits; resumed with higher ones, it goes on."""

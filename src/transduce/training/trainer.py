@@ -182,21 +182,23 @@ class Trainer:
 
     def _validate_if_due(self) -> bool:
         """Validate at every `validate_every`-th step and at the end; keep the weights if none were better so far."""
-        state = self.state
-        due = (self._is_due(self.config.validate_every) and state.step > 0) or self.is_finished
+        state, config = self.state, self.config
+        due = (self._is_due(config.validate_every) and state.step > 0) or self.is_finished
         if not due or state.validated_step == state.step:
             return False
         started = self.clock()
         validation = self.process.decide(lambda: self.validate and self._validation(self.validate))
-        state.validation_seconds += self.clock() - started  # on every process, as any may be the one that saves
+        seconds = self.clock() - started
+        state.validation_seconds += seconds  # on every process, as any may be the one that saves
+        if config.minutes:
+            every = config.validate_every or config.steps
+            steps = state.steps_within(self.deadline, config.steps, validation=seconds, every=every)
+            state.steps_in_time, state.time_of_steps = self.process.from_main(steps), config.minutes
         if validation is None:
             self._keep_model({})
             state.best_step = state.validated_step = state.step
             return True
         judged = replace(state)
-        if self.config.minutes:
-            judged.time_of_steps = self.config.minutes
-            judged.steps_in_time = self.process.from_main(judged.steps_within(self.deadline, self.num_steps))
         if judged.judge(validation):
             self._keep_model(validation.metrics)
         self.state = judged  # only now: whoever saves must not name weights that nobody has written
