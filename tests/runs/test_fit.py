@@ -255,7 +255,7 @@ def test_pairs_to_validate_by_can_be_given_and_then_only_a_test_is_held_out(tmp_
     assert config.data.valid == ("pairs in memory",)
     *_, lines = begun(rows, tmp_path / "run", valid=rows + own)
     assert "also in the training data, of the validation: 665 pairs, 665 sources, 665 targets" in lines
-    assert "35 pairs of the test part are to validate, too: the score will flatter the model" in lines
+    assert "35 test pairs are also validation pairs: the score will flatter the model" in lines
 
 
 def test_pairs_to_test_by_can_be_given_and_then_only_the_validation_is_held_out(
@@ -298,7 +298,9 @@ def test_fit_begins_with_the_weights_of_another_run_and_learns_more_gently(
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_held_out_pairs_that_are_all_learned_from_are_refused_and_leave_no_folder(part: str, tmp_path: Path) -> None:
     rows = transliterations(700)
-    with pytest.raises(DataError, match=r"all 9 (validation|test) pairs are among those to learn from.* take them out"):
+    with pytest.raises(
+        DataError, match=r"all 9 (validation|test) pairs are also among those to learn from.* remove them"
+    ):
         fit(rows, tmp_path / "run", **{part: rows[:9]}, minutes=MINUTES, device="cpu")
     assert not (tmp_path / "run").exists()
 

@@ -138,7 +138,7 @@ def test_a_program_whose_process_group_is_in_use_trains_in_one_process_and_is_to
     def lines_of(name: str) -> list[str]:
         lines: list[str] = []
         transduce.train(PAIRS, tmp_path / name, processes=2, report=lines.append, **SECTIONS)
-        return [line for line in lines if line.startswith("one process trains")]
+        return [line for line in lines if line.startswith("training with one process")]
 
     with workers.group_lock:  # as if another thread trained
         assert len(lines_of("thread")) == 1

@@ -11,6 +11,7 @@ from transduce.cli.console import print_json, print_scores, read_utf8, report_of
 from transduce.cli.line_notes import MOST_NAMED, named_lines
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
+from transduce.config.toml import to_table
 from transduce.data.batches import PreparedPairs
 from transduce.data.large.prepare import LargePairs
 from transduce.runs.corpus import learn_and_encode, places_of_environment, read_corpus
@@ -28,7 +29,8 @@ def fit_command(arguments: argparse.Namespace) -> int:
     names = ("valid", "test", "init_from", "task", "minutes", "seed", "resume", "device", "processes")
     options = {name: getattr(arguments, name) for name in names} | {"report": report}
     if arguments.dry_run:
-        print(plan_fit(paths, run_dir, **options).to_toml(), end="")
+        plan = plan_fit(paths, run_dir, **options)
+        print_json(to_table(plan.config)) if arguments.json else print(plan.to_toml(), end="")
         return 0
     with _with_resume_hint(arguments):
         result = fit(paths, run_dir, **options, show_progress=not arguments.quiet)

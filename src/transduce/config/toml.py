@@ -33,12 +33,14 @@ def to_toml(settings: object, comments: Mapping[str, str] = {}) -> str:
     `comments` go beside the settings with these dotted names.
     """
     text = tomli_w.dumps(to_table(settings))
+    if not comments:
+        return text
     lines, section = [], ""
-    for line in text.split("\n") if comments else ():
+    for line in text.split("\n"):
         section = line.strip("[]") if line.startswith("[") else section
         comment = comments.get(f"{section}.{line.partition(' = ')[0]}")
         lines.append(f"{line:<{_COMMENT_COLUMN}}  # {comment}" if comment else line)
-    return "\n".join(lines) if comments else text
+    return "\n".join(lines)
 
 
 def to_table(settings: Any) -> Table:

@@ -34,6 +34,17 @@ def keep_freed_memory() -> None:
             mallopt(_M_TRIM_THRESHOLD, _BYTES_KEPT)
 
 
+@contextlib.contextmanager
+def num_threads(num: int) -> Iterator[None]:
+    """A block in which torch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @cache
 def survive_forks(lock: Lock) -> None:
     """Let every child that this process forks from now on compute: on one thread, and with `lock` free.

@@ -220,12 +220,8 @@ def hold_out(
     valid = max(test, min(_FEWEST_TO_DECIDE, int(_MOST_TO_DECIDE_SHARE * len(pairs))))
 
     def split(valid: int, *, may_share_targets: bool) -> tuple[Pairs, Pairs, Pairs]:
-        return split_pairs(
-            pairs,
-            valid=0 if has_valid else valid,
-            test=0 if has_test else test,
-            may_share_targets=may_share_targets,
-        )
+        sizes = {"valid": 0 if has_valid else valid, "test": 0 if has_test else test}
+        return split_pairs(pairs, **sizes, may_share_targets=may_share_targets)
 
     are_labels = num_targets * _PAIRS_PER_LABEL <= len(pairs)
     try:

@@ -48,6 +48,8 @@ def suit_device(
     asked, device = config.training, model.output_weight.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     new = settled(config, capability, num_gpus)
+    if capability is None and new.cuda_graph:
+        report("training.cuda_graph does nothing on a CPU")
     if capability is None or new == asked:
         return replace(config, training=new), {}
     reasons = [f"the {machine.device_name(device)} has compute capability {capability[0]}.{capability[1]}"]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transduce.config.settings import ExperimentConfig, with_shape_of
+from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import to_toml
 from transduce.data.large.prepare import LARGE_BYTES
 from transduce.data.memory import names_of, pairs_of, paths_of
@@ -30,10 +30,10 @@ from transduce.runs.tasks import Task, find_task, recognize
 from transduce.runs.train import find_run, train
 from transduce.training.distributed import num_processes
 from transduce.training.trainer import Observer
+from transduce.training.workers import refuse_processes
 
 MINIMUM_PAIRS = 500  # with fewer, a model learns little and its score means nothing
 _NUM_SAMPLES = 3  # outputs reported at the end
-_GENTLE = 0.25  # of the learning rate, for weights that are trained already
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class Plan:
 
     def to_toml(self) -> str:
         """The settings as a config file, with the reasons beside them."""
-        return to_toml(self.config, self.reasons)
+        held_out = (
+            f"# `fit` holds out {len(self.valid):,} pairs to validate and {len(self.test):,} to test; `train` none.\n"
+        )
+        return held_out + to_toml(self.config, self.reasons)
 
 
 def fit(
@@ -155,26 +158,31 @@ def plan_fit(
     """What `fit` would train with these arguments. Writes nothing."""
     if num_processes() > 1:
         raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
-    _refuse_minutes(minutes)
+    if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
+        raise TransduceError(f"minutes is {minutes!r}: a number above 0 is needed.")
+    chosen = find_device(device)
+    refuse_processes(processes, chosen)
     saved = find_run(Path(run_dir), resume=resume)
-    ancestor = RunFolder.open(Path(init_from)) if init_from else None
+    ancestor = RunFolder.open(Path(init_from)).settings if init_from and saved is None else None
     given_task = find_task(task) if task else None
     everything = _read(pairs, report)
     parts = _parts(everything, names_of(pairs)[0], valid, test, saved, report)
     if saved is not None:
         return Plan(_resumed_settings(saved, parts[0], parts[2], minutes, given_task), {}, *parts)
-    chosen, task_of_pairs = find_device(device), _task_of(everything, parts[2], given_task, report)
-    speed = measured_speed(chosen, processes or fastest_processes(chosen), clock)
-    choice = choose_settings(
-        task_of_pairs, parts[0], names_of(pairs), minutes=minutes, seed=seed, device=chosen, speed=speed
+    config, reasons = choose_settings(
+        _task_of(everything, parts[2], given_task, report),
+        parts[0],
+        names_of(pairs),
+        minutes=minutes,
+        seed=seed,
+        device=chosen,
+        speed=measured_speed(chosen, processes or fastest_processes(chosen), clock),
+        ancestor=ancestor,
     )
-    config = replace(choice.config, data=replace(choice.config.data, valid=() if valid is None else names_of(valid)))
     if "lower" in config.tokenizer.normalize:
         report("all sources are lower case: the model will read capitals as small letters")
-    if ancestor is not None:
-        gentle = replace(config.optim, learning_rate=_GENTLE * config.optim.learning_rate)
-        config = replace(with_shape_of(ancestor.settings, config), optim=gentle)
-    return Plan(config, choice.reasons, *parts)
+    config = replace(config, data=replace(config.data, valid=() if valid is None else names_of(valid)))
+    return Plan(config, reasons, *parts)
 
 
 def _parts(
@@ -201,18 +209,13 @@ def _parts(
             continue
         if count_overlap(everything, pairs)["pairs"] == len(pairs):
             raise DataError(
-                f"all {len(pairs):,} {part} pairs are among those to learn from, so they would measure nothing: take "
-                "them out there, or give none, and some are held out."
+                f"all {len(pairs):,} {part} pairs are also among those to learn from, so a score would mean nothing: "
+                "remove them there, or give none, and some are held out."
             )
         report_overlap(count_overlap(train, pairs), report, part)
     if num_shared := count_overlap(valid_pairs, test_pairs)["pairs"]:
-        report(f"{num_shared:,} pairs of the test part are to validate, too: the score will flatter the model")
+        report(f"{num_shared:,} test pairs are also validation pairs: the score will flatter the model")
     return train, valid_pairs, test_pairs
-
-
-def _refuse_minutes(minutes: object) -> None:
-    if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
-        raise TransduceError(f"minutes is {minutes!r}: a number above 0 is needed.")
 
 
 def _write_result(result: FitResult, test: Pairs) -> None:
@@ -260,7 +263,7 @@ def _resumed_settings(
     if saved_num_train != len(train):
         raise ConfigMismatchError(
             f"{folder.path} learns from {saved_num_train:,} pairs and these would be {len(train):,}: give the same "
-            "files, or begin another run in another --run-dir."
+            "files, --valid and --test as well, or begin another run in another --run-dir."
         )
     config = folder.settings
     if task and config.validation.metrics not in (task.metrics, default_metrics(task.metrics, [test.tgt])):

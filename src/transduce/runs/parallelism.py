@@ -64,7 +64,7 @@ def choose_processes(
         "so short a run": 1 if _is_short(config.training, num_characters) else _COUNTS[0],
     }
     reason = min(limits, key=lambda name: limits[name])
-    num = next(count for count in _COUNTS if count <= max(1, limits[reason]))
+    num = _count_within(limits[reason])
     return num, f"for {reason}" if num < _COUNTS[0] else "the most"
 
 
@@ -83,7 +83,11 @@ def _is_short(training: TrainingConfig, num_characters: int) -> bool:
 
 def fastest_processes(device: torch.device) -> int:
     """How many processes are fastest on this machine, whatever they train."""
-    return next(count for count in _COUNTS if count <= usable_threads()) if device.type == "cpu" else 1
+    return _count_within(usable_threads()) if device.type == "cpu" else 1
+
+
+def _count_within(limit: int) -> int:
+    return next(count for count in _COUNTS if count <= max(1, limit))
 
 
 def num_weights(model: TransformerConfig, vocab_size: int = 0) -> int:

@@ -4,9 +4,10 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import is_normalized, normalize
 
 import numpy as np
@@ -16,6 +17,8 @@ from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import EncodedPairs
 from transduce.data.config import DataConfig
 from transduce.data.pairs import Pairs
+from transduce.devices import machine
+from transduce.devices.cpu import num_threads
 from transduce.evaluation.config import ValidationConfig
 from transduce.model.config import PRESETS, TransformerConfig, VocabularySizes
 from transduce.model.transformer import Transformer
@@ -47,11 +50,11 @@ _PASSES_PER_RECOMBINATION, _MOST_RECOMBINATIONS = 15, 5
 _PART_TOKENS = 512
 _TRIAL_STEPS, _TRIAL_LEN, _TRIAL_IDS = 2, 32, 2000
 _TRIAL_ROWS, _TRIAL_ROWS_GPU = 32, 512
-_LEARNING_RATES = {"tiny": 4e-3, "small": 2e-3, "base": 1e-3}
+_RATE_TIMES_WIDTH = 0.512  # a learning rate of 0.004 for the tiny model
+_FINE_TUNING = 0.25  # of the rate, for weights that are trained already
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Settings, and why those that were chosen are as they are, by their dotted names."""
 
     config: ExperimentConfig
@@ -67,43 +70,47 @@ def choose_settings(
     seed: int,
     device: torch.device,
     speed: Speed,
+    ancestor: ExperimentConfig | None = None,
 ) -> Choice:
-    """Settings that suit the task, the pairs, the time and the `speed` of the machine."""
+    """Settings that suit the task, the pairs, the time and the `speed` of the machine.
+
+    Tokens and shape of the model are those of the `ancestor`, if the run begins with the weights of one.
+    """
     source, target = task.token_kind_of(train_pairs.src), task.token_kind_of(train_pairs.tgt)
     num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
     # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
     vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
-    # A text has about as many tokens as characters, and an end, at most.
+    tokenizer = TokenizerConfig(
+        source=source,
+        target=target,
+        joint=source == target,
+        vocab_size=vocab_size,
+        **_normal_forms(train_pairs, source),
+    )
+    # A text has about as many tokens as characters, and an end.
     longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
     max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
 
     num_tokens, seconds = _count_tokens(train_pairs.tgt, target), _SHARE_TRAINING * 60 * minutes
     preset = _preset_for(num_tokens, seconds, speed)
-    num_seen = seconds * speed(PRESETS[preset])
+    shape = ancestor.model if ancestor else replace(PRESETS[preset], norm_first=True, positions="rotary")
+    num_seen = seconds * speed(shape)
     passes = num_seen / num_tokens
     tokens_per_step = _tokens_per_step(num_seen, device)
     micro_batches = 1 if device.type == "cuda" else 2  # of different lengths: steadier gradients
     model = replace(
-        PRESETS[preset],
-        norm_first=True,
-        positions="rotary",
+        shape,
         dropout=next(dropout for most, dropout in _DROPOUT_BY_PASSES if passes < most),
-        max_len=max(TransformerConfig.max_len, max_len),
+        max_len=ancestor.model.max_len if ancestor else max(TransformerConfig.max_len, max_len),
     )
     config = ExperimentConfig(
-        data=_data_settings(task, paths, max_len, passes),
-        tokenizer=TokenizerConfig(
-            source=source,
-            target=target,
-            joint=source == target,
-            vocab_size=vocab_size,
-            **_normal_forms(train_pairs, source),
-        ),
+        data=_data_settings(task, paths, min(max_len, model.max_len), passes),
+        tokenizer=ancestor.tokenizer if ancestor else tokenizer,
         model=model,
         optim=OptimConfig(
             method="muon",
             schedule="linear",
-            learning_rate=_LEARNING_RATES[preset],
+            learning_rate=_RATE_TIMES_WIDTH / model.d_model * (_FINE_TUNING if ancestor else 1),
             warmup_steps=200,
             max_grad_norm=1.0,
             ema_decay=0.995,
@@ -120,11 +127,16 @@ def choose_settings(
             metrics=task.metrics, best=task.metrics[0], ties_by_loss=True, group_sources=task.group_sources
         ),
     )
-    return Choice(config, _reasons(config, task, preset, num_tokens, num_seen))
+    reasons = _reasons(config, task, preset, num_tokens, num_seen)
+    if ancestor:
+        inherited = [name for name in reasons if name.startswith(("tokenizer.", "model.")) and name != "model.dropout"]
+        reasons |= dict.fromkeys(inherited, "as in the run that it begins with")
+        reasons["optim.learning_rate"] = "low, as the weights are trained already"
+    return Choice(config, reasons)
 
 
 def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """The speed of `num` processes, by timing a few steps of one of them on random ids."""
+    """The speed of `num` processes at once, by timing a few steps of one on random ids."""
     num_rows = _TRIAL_ROWS_GPU if device.type == "cuda" else _TRIAL_ROWS
     random = np.random.default_rng(0)
     rows = [random.integers(NUM_FIXED_IDS, _TRIAL_IDS, _TRIAL_LEN).tolist() for _ in range(num_rows)]
@@ -149,17 +161,14 @@ def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = 
 
     @cache
     def speed(model: TransformerConfig) -> float:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads_of_each(num) if num > 1 else before)
-        with torch.random.fork_rng(devices=[]):
-            for may_graph in (True, False):
+        seconds = math.inf
+        with torch.random.fork_rng(devices=[]), num_threads(threads_of_each(num)):
+            for may_graph in (False, True):
                 with suppress(RuntimeError):  # memory is short, or the graph cannot be recorded
-                    seconds = seconds_per_step(model, may_graph=may_graph)
+                    seconds = min(seconds, seconds_per_step(model, may_graph=may_graph))
+                if device.type == "cpu":
                     break
-            else:
-                seconds = math.inf
-        torch.set_num_threads(before)
-        return num * num_rows * _TRIAL_LEN / seconds
+        return min(num, machine.usable_cores()) * num_rows * _TRIAL_LEN / seconds
 
     return speed
 
@@ -189,13 +198,13 @@ def _reasons(config: ExperimentConfig, task: Task, preset: str, num_tokens: int,
     tokenizer, passes = config.tokenizer, f"{num_seen / num_tokens:,.1f}"
     learnt = f"about {num_tokens:,} target tokens, seen {passes} times in this time on this machine"
     return {
-        "data.max_len": "the longest side of nearly all pairs",
+        "data.max_len": "as long as nearly all pairs",
         "data.recombinations": "where pairs are few, others are made of them" if config.data.recombinations else "",
         "tokenizer.source": f"{task.name}: {task.form}",
-        "tokenizer.normalize": "forms of letters that all sources have",
+        "tokenizer.normalize": "what makes no difference in a source",
         "tokenizer.vocab_size": "by the length of the text" if "bpe" in (tokenizer.source, tokenizer.target) else "",
         "model.d_model": f"the {preset} model: {learnt}",
-        "model.dropout": f"for {passes} passes over the pairs",
+        "model.dropout": f"for about {passes} passes over the pairs",
         "model.positions": "learns faster than sinusoids",
         "model.norm_first": "learns at higher rates",
         "optim.method": "learns faster than Adam",

@@ -138,7 +138,7 @@ def train(
 def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitStack) -> int:
     """`num` if so many processes can share each step, else 1."""
     if num > 1 and not take_process_group():
-        report("one process trains: torch has one process group in a program, and that is in use, or none")
+        report("training with one process: another training in this program uses several already, or torch has no gloo")
         return 1
     if num > 1:
         held.callback(group_lock.release)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from transduce.devices import machine
+from transduce.devices.cpu import num_threads
 from transduce.errors import LostProcessError, TransduceError
 from transduce.training.distributed import LONGEST_WAIT, Process, num_processes
 from transduce.training.signals import Stopped
@@ -70,7 +71,7 @@ def shared(num: int, alone: Process, work: Callable[..., object], /, **arguments
     port = listener.getsockname()[1]
     # On a socket of ours: its own would listen to other machines, too.
     store = dist.TCPStore(_HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    num_threads, of_each = torch.get_num_threads(), threads_of_each(num)
+    alone_threads, of_each = torch.get_num_threads(), threads_of_each(num)
     words = [(work.__module__, work.__name__, port, num, of_each, rank) for rank in range(1, num)]
     with machine.child_processes(__name__, words, stdout=subprocess.DEVNULL) as workers:
         # In a thread: it would wait for a worker that has ended, forever.
@@ -79,17 +80,14 @@ def shared(num: int, alone: Process, work: Callable[..., object], /, **arguments
         while connecting.is_alive():
             _refuse_ended(workers, 0)
             connecting.join(_POLL_SECONDS)
-        torch.set_num_threads(of_each)
         try:
-            with _group(store, 0, num):
-                process = Process(0, num, num_threads_alone=num_threads)
+            with num_threads(of_each), _group(store, 0, num):
+                process = Process(0, num, num_threads_alone=alone_threads)
                 process.from_main(arguments)
                 yield process
         except LostProcessError as error:
             _refuse_ended(workers, _SECONDS_TO_NOTICE, str(error))
             raise
-        finally:
-            torch.set_num_threads(num_threads)
 
 
 def _refuse_ended(workers: Sequence[subprocess.Popen[bytes]], seconds: float, message: str = "") -> None:
@@ -151,8 +149,8 @@ def main() -> int:
     """A worker: the module and the name of its work, the port where they meet, how many they are, threads, its rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     caller = _Caller()
-    port, num, num_threads, rank = map(int, sys.argv[3:])
-    torch.set_num_threads(num_threads)
+    port, num, threads, rank = map(int, sys.argv[3:])
+    torch.set_num_threads(threads)
     work = getattr(import_module(sys.argv[1]), sys.argv[2])
     try:
         _connect(store := dist.TCPStore(_HOST, port, is_master=False), rank, num)
