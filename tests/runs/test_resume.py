@@ -169,6 +169,19 @@ def strike_at(monkeypatch: pytest.MonkeyPatch, where: str, call: int, strike: Ca
     return monkeypatch
 
 
+def test_a_run_from_another_that_ended_before_its_first_checkpoint_begins_with_those_weights(
+    config: ExperimentConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(TransduceError):
+        patch.setattr(Trainer, "run", Mock(side_effect=TransduceError("at once")))
+        train(config, tmp_path / "run", init_from=finished)
+    assert RunFolder.open(tmp_path / "run").checkpoints() == []
+    train(config, tmp_path / "run", resume=True)
+    tensors, _ = RunFolder.open(tmp_path / "run").read_checkpoint(0)
+    for name, weights in load(finished, device="cpu").model.named_parameters():
+        assert torch.equal(tensors[f"model.{name}"], weights)
+
+
 def test_train_takes_the_name_of_a_folder_for_the_folder(config: ExperimentConfig, tmp_path: Path) -> None:
     short = replace(config, training=replace(config.training, steps=3))
     train(short, str(tmp_path / "ancestor"))
