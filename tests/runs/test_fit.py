@@ -427,6 +427,17 @@ VOCABULARY = random_words(900, seed=6)
 # What the pairs are -> their task, and what their sides are cut into.
 FORMS: dict[str, tuple[list[str], list[str], str, tuple[str, str]]] = {
     "words to phonemes": (LEMMAS, phrases(PHONEMES, 6), "pronunciation", ("characters", "words")),
+    "words of several syllables to phonemes": (
+        phrases([word[:4] for word in random_words(300, seed=8)], 2), phrases(PHONEMES, 6), "pronunciation",
+        ("characters", "words"),
+    ),
+    "words without spaces to phonemes": (
+        ["".join(chr(0x1780 + ord(letter) % 33) for letter in word) for word in LEMMAS], phrases(PHONEMES, 6),
+        "pronunciation", ("characters", "words"),
+    ),
+    "short sentences to a tag for each word": (
+        phrases(VOCABULARY, 4), phrases(["DT", "NN", "VBZ", "JJ"], 4), "translation", ("bpe", "words"),
+    ),
     "phonemes to words": (phrases(PHONEMES, 6), LEMMAS, "translation", ("words", "characters")),
     "letters with blanks to phonemes": (
         [" ".join(word) for word in LEMMAS], phrases(PHONEMES, 6), "pronunciation", ("words", "words"),

@@ -91,12 +91,10 @@ def test_a_run_that_begins_with_another_has_its_tokens_and_shape_and_a_lower_rat
 
 @pytest.mark.parametrize(
     ("task", "num_pairs", "made_of_others"),
-    [("pronunciation", 800, (5, 1)), ("pronunciation", 18_000, (1, 0)), ("pronunciation", 99_000, (0, 0)),
+    [("pronunciation", 800, (5, 1)), ("pronunciation", 18_000, (0, 0)),
      ("translation", 800, (0, 0))],
 )  # fmt: skip
-def test_few_words_are_recombined_and_fewer_are_concatenated_too(
-    task: str, num_pairs: int, made_of_others: tuple[int, int]
-) -> None:
+def test_few_words_are_recombined_and_concatenated(task: str, num_pairs: int, made_of_others: tuple[int, int]) -> None:
     # 10,000 tokens a second for 85 % of 4 minutes: 23 passes over 18,000 words of five tokens.
     chosen = choose_settings(
         find_task(task), words(num_pairs, "abcdefghijklmnopqrst"), ["pairs.tsv"], minutes=4, seed=1,

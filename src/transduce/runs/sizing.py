@@ -39,14 +39,13 @@ _LETTERS_PER_SUBWORD = 4
 _FAR_FEWER = 0.5
 _SHARE_TRAINING = 0.85  # of the time; the rest goes into reading, validating and saving
 # A larger model pays where it sees so many target tokens for each weight of its layers, and where the text has one for
-# so many of them. (The paper's base model saw 57 and had 3 weights for each; recipes here had up to 4.)
+# so many of them. (The paper's base model saw 57 and had less than one; the recipes here have up to four.)
 _TOKENS_SEEN_PER_WEIGHT, _MOST_WEIGHTS_PER_TOKEN = 20, 8
 _NUM_STEPS = 2500  # about: with fewer the weights are not there yet, with more a larger batch has steadier gradients
 _TOKENS_PER_STEP = (1024, 4096, 16_384)  # at least; at most on a CPU, and on a GPU
 _DROPOUT_BY_PASSES = ((6, 0.05), (15, 0.1), (40, 0.2), (math.inf, 0.3))  # over the text, up to so many
-# Pairs made of others, for sides that run in parallel: one more for each pair with every so many passes, and with the
-# most of them pairs end to end as well.
-_PASSES_PER_RECOMBINATION, _MOST_RECOMBINATIONS = 15, 5
+# Pairs made of others, for sides that run in parallel, and of these end to end, where there are so many passes.
+_PASSES_OF_FEW, _RECOMBINATIONS, _CONCATENATIONS = 60, 5, 1
 _PART_TOKENS = 512
 _TRIAL_STEPS, _TRIAL_LEN, _TRIAL_IDS = 2, 32, 2000
 _TRIAL_ROWS, _TRIAL_ROWS_GPU = 32, 512
@@ -76,36 +75,31 @@ def choose_settings(
 
     Tokens and shape of the model are those of the `ancestor`, if the run begins with the weights of one.
     """
-    source, target = task.token_kind_of(train_pairs.src), task.token_kind_of(train_pairs.tgt)
-    num_characters = sum(map(len, train_pairs.src)) + sum(map(len, train_pairs.tgt))
-    # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
-    vocab_size = min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100)))
-    tokenizer = TokenizerConfig(
-        source=source,
-        target=target,
-        joint=source == target,
-        vocab_size=vocab_size,
-        **_normal_forms(train_pairs, source),
-    )
-    # A text has about as many tokens as characters, and an end.
-    longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
-    max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
-
-    num_tokens, seconds = _count_tokens(train_pairs.tgt, target), _SHARE_TRAINING * 60 * minutes
+    tokenizer = ancestor.tokenizer if ancestor else _tokenizer_settings(task, train_pairs)
+    num_tokens, seconds = _count_tokens(train_pairs.tgt, tokenizer.target), _SHARE_TRAINING * 60 * minutes
     preset = _preset_for(num_tokens, seconds, speed)
     shape = ancestor.model if ancestor else replace(PRESETS[preset], norm_first=True, positions="rotary")
     num_seen = seconds * speed(shape)
     passes = num_seen / num_tokens
+    are_few = task.is_parallel and passes >= _PASSES_OF_FEW
     tokens_per_step = _tokens_per_step(num_seen, device)
     micro_batches = 1 if device.type == "cuda" else 2  # of different lengths: steadier gradients
+    # A text has about as many tokens as characters, and an end.
+    longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
+    max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
     model = replace(
         shape,
         dropout=next(dropout for most, dropout in _DROPOUT_BY_PASSES if passes < most),
         max_len=ancestor.model.max_len if ancestor else max(TransformerConfig.max_len, max_len),
     )
     config = ExperimentConfig(
-        data=_data_settings(task, paths, min(max_len, model.max_len), passes),
-        tokenizer=ancestor.tokenizer if ancestor else tokenizer,
+        data=DataConfig(
+            train=tuple(map(str, paths)),
+            max_len=min(max_len, model.max_len),
+            recombinations=_RECOMBINATIONS if are_few else 0,
+            concatenations=_CONCATENATIONS if are_few else 0,
+        ),
+        tokenizer=tokenizer,
         model=model,
         optim=OptimConfig(
             method="muon",
@@ -173,6 +167,19 @@ def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = 
     return speed
 
 
+def _tokenizer_settings(task: Task, pairs: Pairs) -> TokenizerConfig:
+    source, target = task.token_kind_of(pairs.src), task.token_kind_of(pairs.tgt)
+    num_characters = sum(map(len, pairs.src)) + sum(map(len, pairs.tgt))
+    return TokenizerConfig(
+        source=source,
+        target=target,
+        joint=source == target,
+        # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
+        vocab_size=min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100))),
+        **_normal_forms(pairs, source),
+    )
+
+
 def _count_tokens(lines: Sequence[str], kind: Kind) -> int:
     """About how many tokens they are, with the end of each line."""
     if kind == "words":
@@ -220,12 +227,6 @@ def _tokens_per_step(num_seen: float, device: torch.device) -> int:
     least, most_cpu, most_gpu = _TOKENS_PER_STEP
     wanted = 2 ** round(math.log2(max(1.0, num_seen / _NUM_STEPS)))
     return min(max(least, wanted), most_gpu if device.type == "cuda" else most_cpu)
-
-
-def _data_settings(task: Task, paths: Sequence[str | Path], max_len: int, passes: float) -> DataConfig:
-    num = min(_MOST_RECOMBINATIONS, int(passes / _PASSES_PER_RECOMBINATION)) if task.is_parallel else 0
-    end_to_end = int(num == _MOST_RECOMBINATIONS)
-    return DataConfig(train=tuple(map(str, paths)), max_len=max_len, recombinations=num, concatenations=end_to_end)
 
 
 def _normal_forms(pairs: Pairs, source: Kind) -> dict[str, tuple[Form, ...]]:

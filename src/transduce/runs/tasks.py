@@ -26,6 +26,7 @@ _SENTENCE = 3  # words without a digit: with fewer, a line with a number is abou
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]+|[^\s{UNSPACED}]+")
 _UNSPACED_WORD_LEN = 4  # letters, generously
+_SYMBOLS_PER_LETTER = 0.5  # at least, of a pronunciation; tags of the words of a sentence are fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def recognize(pairs: Pairs) -> Task:
     if (
         _are_symbols(tgt)
         and not _are_numbers(src)
-        and (_are_words(src) or _are_letters(_types(src), beside=_types(tgt)))
+        and (_are_words(src) or _are_letters(_types(src), beside=_types(tgt)) or _are_spelled_out(src, tgt))
     ):
         return _PRONUNCIATION
     # Within a single word, a number or a bundle of features every letter counts, and subwords would hide the letters.
@@ -125,6 +126,14 @@ def _are_symbols(lines: Sequence[str]) -> bool:
 def _are_letters(symbols: set[str], *, beside: set[str]) -> bool:
     """True if most symbols are single letters, and some are not among the other side's, `beside`."""
     return 2 * sum(len(symbol) == 1 and symbol.isalpha() for symbol in symbols) > len(symbols) and not beside <= symbols
+
+
+def _are_spelled_out(src: Sequence[str], tgt: Sequence[str]) -> bool:
+    """True if short lines of many different words have about a symbol beside them for each letter."""
+    num_letters = sum(len(line) - line.count(" ") for line in src)
+    num_symbols = sum(line.count(" ") + 1 for line in tgt)
+    has_many_words = len(_types(src)) > _FEW_TYPES
+    return _are_short(src) and has_many_words and num_symbols > _SYMBOLS_PER_LETTER * num_letters
 
 
 def _are_words(lines: Sequence[str]) -> bool:
