@@ -84,9 +84,7 @@ def choose_settings(
     are_few = task.is_parallel and passes >= _PASSES_OF_FEW
     tokens_per_step = _tokens_per_step(num_seen, device)
     micro_batches = 1 if device.type == "cuda" else 2  # of different lengths: steadier gradients
-    # A text has about as many tokens as characters, and an end.
-    longest = [max(map(len, pair)) + 1 for pair in zip(train_pairs.src, train_pairs.tgt, strict=True)]
-    max_len = min(_LONGEST, max(DataConfig.max_len, int(np.percentile(longest, _NEARLY_ALL, method="lower"))))
+    max_len = _longest(train_pairs)
     model = replace(
         shape,
         dropout=next(dropout for most, dropout in _DROPOUT_BY_PASSES if passes < most),
@@ -180,7 +178,13 @@ def _tokenizer_settings(task: Task, pairs: Pairs) -> TokenizerConfig:
     )
 
 
-def _count_tokens(lines: Sequence[str], kind: Kind) -> int:
+def _longest(pairs: Pairs) -> int:
+    """At most so many tokens have nearly all pairs: as many as characters, and an end."""
+    lens = [max(map(len, pair)) + 1 for pair in zip(pairs.src, pairs.tgt, strict=True)]
+    return min(_LONGEST, max(DataConfig.max_len, int(np.percentile(lens, _NEARLY_ALL, method="lower"))))
+
+
+def _count_tokens(lines: Sequence[str], kind: str) -> int:
     """About how many tokens they are, with the end of each line."""
     if kind == "words":
         return sum(len(line.split()) + 1 for line in lines)
