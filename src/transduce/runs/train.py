@@ -112,8 +112,7 @@ def train(
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
             report(f"tokenizer, model settings and weights are those of {ancestor.path}")
-        origin = saved or ancestor
-        tokenizer = origin.tokenizer if origin else None
+        tokenizer = origin.tokenizer if (origin := saved or ancestor) else None
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
         config = with_room(config, learnt.pairs, report)
         pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
