@@ -155,7 +155,7 @@ def transduce(checkout: Path, words: list[object]) -> None:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """How a run was trained."""
-    facts = json.loads((run / "run.json").read_text())
+    facts = json.loads((run / "run.json").read_text())["facts"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     started = facts["started"]
     return {
