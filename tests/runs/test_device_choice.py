@@ -119,7 +119,7 @@ def test_the_choice_and_its_reason_are_one_line_that_is_recorded(on_gpu):
     choice, _, reason = line.partition(": ")
     assert choice == "packed batches of 100 tokens, recorded as a CUDA graph, in bfloat16"
     assert reason == "the NVIDIA H100 has compute capability 9.0"
-    assert facts == {"chosen": line, "asked_batch": [100, 3]}
+    assert facts == {"chosen": line, "configured_batch": [100, 3]}
     assert tried == [config.training]
     assert choice_of(config.training) == FAST
 
@@ -136,7 +136,7 @@ def test_where_memory_is_short_batches_are_halved_with_twice_as_many_in_a_step(o
     _, (line,), (config, facts) = on_gpu(SHORT, SHORT)
     assert (config.training.batch_tokens, config.training.micro_batches) == (25, 12)
     assert choice_of(config.training) == FAST
-    assert facts["asked_batch"] == [100, 3]
+    assert facts["configured_batch"] == [100, 3]
     assert line.startswith("packed batches of 25 tokens, ")
     assert line.count("its memory is short") == 1
 
@@ -335,7 +335,7 @@ def test_a_run_on_a_cpu_records_its_choice_as_settings_alone(files, tmp_path, mo
     train(files, tmp_path / "run", device="cpu")
     folder = RunFolder.open(tmp_path / "run")
     assert choice_of(folder.settings.training) == SLOW
-    assert not {"chosen", "asked_batch"} & set(folder.facts)
+    assert not {"chosen", "configured_batch"} & set(folder.facts)
 
 
 def test_fit_leaves_its_batches_to_the_device():

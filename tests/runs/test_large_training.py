@@ -203,7 +203,7 @@ def test_train_starts_at_once_on_what_prepare_made_and_says_the_same_of_it(large
     assert "prepared 90 pairs in" not in trained.err
     for told in (outcome.err, trained.err):
         assert (
-            "training: 90 pairs\nalso in the training data, of the validation: 0 pairs, 0 sources, 0 targets\n" in told
+            "training: 90 pairs\nof the validation, also in the training data: 0 pairs, 0 sources, 0 targets\n" in told
         )
     facts = RunFolder.open(large / "run").facts
     assert facts["num_train_pairs"] == NUM_PAIRS

@@ -134,14 +134,16 @@ def resume_class(name: str) -> str:
     return classes[0]
 
 
-def carry_over(config: ExperimentConfig, saved: ExperimentConfig, asked_batch: Sequence[int] = ()) -> ExperimentConfig:
+def carry_over(
+    config: ExperimentConfig, saved: ExperimentConfig, configured_batch: Sequence[int] = ()
+) -> ExperimentConfig:
     """`config` with what the saved run derived at its start, as its steps or `max_len_extra`, where it sets none.
 
-    `asked_batch` is the [batch_tokens, micro_batches] it was begun with, of which a GPU may have got smaller batches.
+    `configured_batch` is the [batch_tokens, micro_batches] it was begun with, of which a GPU may have got smaller batches.
     """
     new, old = config.training, saved.training
     names = [name for name in ("batching", "precision", "cuda_graph") if getattr(new, name) == "auto"]
-    names += ["batch_tokens", "micro_batches"] * ([new.batch_tokens, new.micro_batches] == asked_batch)
+    names += ["batch_tokens", "micro_batches"] * ([new.batch_tokens, new.micro_batches] == configured_batch)
     derived: dict[str, Any] = {name: getattr(old, name) for name in names}
     derived |= {"cuda_graph": False} if new.batching == "bucketed" else {}  # not that of packed batches
     derived["validate_every"] = new.validate_every or old.validate_every

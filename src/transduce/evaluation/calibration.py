@@ -27,8 +27,8 @@ def fit_calibration(predictor: Predictor, pairs: EncodedPairs) -> Calibration:
     """The calibration of a model, given pairs that it was not trained on."""
     pairs = pairs.select(np.linspace(0, len(pairs) - 1, min(_MOST_PAIRS, len(pairs))).astype(int))
     hidden, targets = map(torch.cat, zip(*predicted_tokens(predictor.model, pairs), strict=True))
-    some = np.linspace(0, len(targets) - 1, min(_MOST_TOKENS, len(targets))).astype(int)
-    return Calibration(fit_temperature(hidden[some], targets[some], predictor.model.logits), len(pairs))
+    tokens = np.linspace(0, len(targets) - 1, min(_MOST_TOKENS, len(targets))).astype(int)
+    return Calibration(fit_temperature(hidden[tokens], targets[tokens], predictor.model.logits), len(pairs))
 
 
 @torch.inference_mode()

@@ -173,7 +173,7 @@ def report_read(name: str, num_pairs: int, pairs: Pairs | Manifest, report: Call
 
 def report_overlap(overlap: Mapping[str, int], report: Callable[[str], None], part: str = "validation") -> None:
     report(
-        f"also in the training data, of the {part}: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
+        f"of the {part}, also in the training data: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
         f"{overlap['target']:,} targets"
     )
 

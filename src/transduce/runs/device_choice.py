@@ -69,7 +69,10 @@ def suit_device(
     graph = "recorded as" if new.cuda_graph else "without"
     choice = f"{new.batching} batches of {new.batch_tokens:,} tokens, {graph} a CUDA graph, in {new.precision}: "
     report(choice := choice + "; ".join(reasons))
-    return replace(config, training=new), {"chosen": choice, "asked_batch": [asked.batch_tokens, asked.micro_batches]}
+    return replace(config, training=new), {
+        "chosen": choice,
+        "configured_batch": [asked.batch_tokens, asked.micro_batches],
+    }
 
 
 def _problem_of(config: ExperimentConfig, model: Transformer, pairs: TrainingPairs) -> str:

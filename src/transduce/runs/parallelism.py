@@ -38,10 +38,10 @@ def choose_processes(
 ) -> tuple[int, str]:
     """How many processes of this machine share each step, and why.
 
-    As many as are `given`, or as the `saved` run was trained with. Else, on a CPU, one for each core, if so
-    many threads may run, up to four: they are faster than threads, which wait for one another in every layer, and lose
-    less where another program has a core. Fewer, where they had too little work, or would take too much memory, which
-    has the `text` of the training unless it is on disk.
+    As many as are `given`, or as the `saved` run was trained with. By default, on a CPU, one per usable core, at most
+    four: processes are faster than threads, which wait for one another in every layer, and lose less where another
+    program has a core. Fewer where a batch has too few parts, the run is short, or memory is: each process holds the
+    model and the `text` of the training, unless that is on disk.
     """
     if given or num_processes() > 1:
         return given or 1, "as asked for"

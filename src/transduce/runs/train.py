@@ -217,7 +217,7 @@ def _resume(
         nonlocal checkpoint
         facts, saved = folder.facts, folder.settings
         asked = with_shape_of(saved, config) if "initialised_from" in facts else config
-        resumed = carry_over(asked, saved, facts.get("asked_batch", ()))
+        resumed = carry_over(asked, saved, facts.get("configured_batch", ()))
         changes = differences(saved, resumed)
         refuse_changes(changes, accept_changes=accept_changes)
         refuse_other_data(facts["data"], corpus.sha256, folder.path)

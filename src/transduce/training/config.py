@@ -19,7 +19,7 @@ class TrainingConfig:
     # Padded tokens that a CPU computes at a time: few, so that what one layer writes is in the caches for the next, and
     # that each of several processes has some.
     part_tokens: int = 1024
-    # "auto", here and below, is chosen for the device (`runs.parallelism`): on a GPU of compute capability 8.0 or
+    # "auto", here and below, is chosen for the device (`runs.device_choice`): on a GPU of compute capability 8.0 or
     # more, packed batches in bfloat16, recorded as a CUDA graph; elsewhere, bucketed batches in float32.
     batching: Literal["auto", "bucketed", "packed"] = "auto"  # pairs of similar length, padded; or end to end
     label_smoothing: float = 0.1

@@ -121,10 +121,10 @@ class TrainerState:
     def judge(self, validation: Validation) -> bool:
         """Record a validation; True if it is the best so far by its measure."""
         self.validated_step = self.step
-        found, best = (validation.goodness, validation.tie), (self.best_goodness, self.best_tie)
-        is_best = found > best or validation.measure != self.best_measure
+        new, best = (validation.goodness, validation.tie), (self.best_goodness, self.best_tie)
+        is_best = new > best or validation.measure != self.best_measure
         if is_best:
-            (self.best_goodness, self.best_tie), self.best_measure = found, validation.measure
+            (self.best_goodness, self.best_tie), self.best_measure = new, validation.measure
             self.best_step, self.num_bad_validations = self.step, 0
         else:
             self.num_bad_validations += 1
