@@ -139,7 +139,7 @@ def carry_over(
 ) -> ExperimentConfig:
     """`config` with what the saved run derived at its start, as its steps or `max_len_extra`, where it sets none.
 
-    `configured_batch` is the [batch_tokens, micro_batches] it was begun with, of which a GPU may have got smaller batches.
+    `configured_batch` is the [batch_tokens, micro_batches] that it was begun with; a GPU may have got smaller batches.
     """
     new, old = config.training, saved.training
     names = [name for name in ("batching", "precision", "cuda_graph") if getattr(new, name) == "auto"]

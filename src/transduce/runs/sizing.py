@@ -128,13 +128,14 @@ def choose_settings(
 
 
 def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """The speed of `num` processes at once, by timing a few steps of one on random ids."""
+    """The speed of `num` processes at once, by timing a few steps of one on random ids; 0 if a GPU cannot do them."""
     num_rows = _TRIAL_ROWS_GPU if device.type == "cuda" else _TRIAL_ROWS
     random = np.random.default_rng(0)
     rows = [random.integers(NUM_FIXED_IDS, _TRIAL_IDS, _TRIAL_LEN).tolist() for _ in range(num_rows)]
     pairs, batch = EncodedPairs(rows, rows), [np.arange(num_rows)]
 
-    def seconds_per_step(model: TransformerConfig, *, may_graph: bool) -> float:
+    @cache
+    def speed(model: TransformerConfig) -> float:
         config = ExperimentConfig(
             data=DataConfig(dataset="trial"),
             model=model,
@@ -142,25 +143,16 @@ def measured_speed(device: torch.device, num: int, clock: Callable[[], float] = 
             training=TrainingConfig(steps=_TRIAL_STEPS, batch_tokens=num_rows * _TRIAL_LEN, part_tokens=_PART_TOKENS),
         )
         training = settled(config, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
-        training = replace(training, cuda_graph=training.cuda_graph and may_graph)
-        network = Transformer(model, VocabularySizes.joint(_TRIAL_IDS)).to(device)
-        step = TrainStep(network, config=training, optim=config.optim)
-        step(pairs, batch, 1).read()  # slower than any other
-        started = clock()
-        for number in range(_TRIAL_STEPS):
-            step(pairs, batch, number + 2).read()
-        return max(clock() - started, 1e-6) / _TRIAL_STEPS
-
-    @cache
-    def speed(model: TransformerConfig) -> float:
         seconds = math.inf
-        with torch.random.fork_rng(devices=[]), num_threads(threads_of_each(num)):
-            for may_graph in (False, True):
-                with suppress(RuntimeError):  # memory is short, or the graph cannot be recorded
-                    seconds = min(seconds, seconds_per_step(model, may_graph=may_graph))
-                if device.type == "cpu":
-                    break
-        return min(num, machine.usable_cores()) * num_rows * _TRIAL_LEN / seconds
+        with suppress(RuntimeError), torch.random.fork_rng(devices=[]), num_threads(threads_of_each(num)):
+            network = Transformer(model, VocabularySizes.joint(_TRIAL_IDS)).to(device)
+            step = TrainStep(network, config=training, optim=config.optim)
+            step(pairs, batch, 1).read()  # slower than any other
+            started = clock()
+            for number in range(_TRIAL_STEPS):
+                step(pairs, batch, number + 2).read()
+            seconds = max(clock() - started, 1e-6)
+        return min(num, machine.usable_cores()) * _TRIAL_STEPS * num_rows * _TRIAL_LEN / seconds
 
     return speed
 

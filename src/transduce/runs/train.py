@@ -122,7 +122,7 @@ def train(
         if first and checkpoint is None:
             RunFolder.open(Path(first)).load_weights_into(model)
         if saved is None:
-            suit = partial(suit_device, config, model, learnt.pairs, process.world_size, report)
+            suit = partial(suit_device, config, model, pairs, process.world_size, report)
             config, choice = process.decide(suit)
             facts = {"data": corpus.sha256, "started": environment} | choice
             saved = process.decide(partial(_create, run_dir, config, learnt, ancestor, facts))
