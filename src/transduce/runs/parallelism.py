@@ -53,7 +53,7 @@ def choose_processes(
     cores = usable_threads() if cores is None else cores
     free_bytes = machine.free_memory() if free_bytes is None else free_bytes
     training = config.training
-    num_parts = training.batch_tokens * training.micro_batches // training.part_tokens
+    num_parts = training.micro_batches * max(1, training.batch_tokens // training.part_tokens)
     weights = num_weights(config.model, max(NUM_FIXED_IDS, config.tokenizer.vocab_size))
     num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * weights + _BYTES_PER_CHARACTER * num_characters
     limits = {
