@@ -22,9 +22,11 @@ _COMMENT_COLUMN = 26
 def parse_toml(text: str, name: str) -> Table:
     """The tables of a TOML document; `name` identifies it in the error."""
     try:
-        return tomllib.loads(text)
+        return _loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TransduceError(f"{name} is not valid TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
+        raise TransduceError(f"{name} is not TOML that can be read ({type(error).__name__}).") from None
 
 
 def to_toml(settings: object, comments: Mapping[str, str] = {}) -> str:
@@ -127,12 +129,20 @@ def _holds_text(kind: Any) -> bool:
     return kind is str or (origin is tuple and arguments[0] is str)
 
 
+def _loads(text: str) -> Table:
+    """The tables of a TOML document. Raises ValueError or RecursionError for one that Python cannot hold or show."""
+    table = tomllib.loads(text)
+    repr(table)  # of a number in hexadecimals that is too long for decimals
+    return table
+
+
 def _read_value(text: str, *, holds_text: bool) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = _loads(f"table = {{value = {text}}}")  # where neither a comment nor another line may follow
+        values = [*table.pop("table").values(), *table]
+    except (ValueError, RecursionError):
         return text
-    return text if holds_text and not isinstance(value, str | list) else value
+    return text if len(values) > 1 or (holds_text and not isinstance(values[0], str | list)) else values[0]
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
@@ -152,6 +162,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             value = [value]
         return tuple(_convert(arguments[0], item, name) for item in value)
+    if isinstance(value, int) and abs(value) >= 1 << 63:  # as in TOML
+        raise TransduceError(f"{name} is {value}: it must be less than 2^63.")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

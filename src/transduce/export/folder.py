@@ -18,7 +18,7 @@ from transduce.devices import machine
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError, nearest
 from transduce.evaluation.evaluate import as_lists
 from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
-from transduce.export.new_folder import new_folder
+from transduce.files.new_folder import new_folder
 from transduce.files.atomic import write_atomically
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
@@ -72,8 +72,9 @@ def export(
         if references is not None:
             given, sets, _ = as_lists(given, references, ())
         lines = Lines(sources=given, references=cast(list[list[str]], sets), origin="the texts given")
-    sha256 = run.folder.model_sha256
-    return export_run(run, Path(folder), format=format, int8=int8, lines=lines, model_sha256=sha256, report=run.report)
+    return export_run(
+        run, Path(folder), format=format, int8=int8, lines=lines, model_sha256=run.model_sha256, report=run.report
+    )
 
 
 def copy_run(run: RunFolder, folder: Path) -> None:

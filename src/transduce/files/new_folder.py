@@ -1,16 +1,13 @@
 """Atomic folders: each appears whole or not at all."""
 
-import glob
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from transduce.errors import RunFolderError
-from transduce.files.atomic import sync_folder
-from transduce.files.locks import lock_folder
+from transduce.files.atomic import sync_folder, temporary_of
 from transduce.files.system_errors import explained_write_errors
 
 
@@ -18,28 +15,18 @@ from transduce.files.system_errors import explained_write_errors
 def new_folder(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to `path` when the block ends without an error and else removed.
 
-    It is locked while it is written. What killed processes left of folders of this name is removed first. Raises
-    RunFolderError, which says that `num_bytes` are needed, if the disk refuses.
+    `path` may be an empty folder, which is replaced. Raises RunFolderError if anything else is there, or, saying that
+    `num_bytes` are needed, if the disk refuses.
     """
-    remove_leftovers(path.parent, glob.escape(path.name))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with explained_write_errors(path, num_bytes):
-            temporary.mkdir()
-            with lock_folder(temporary):
-                yield temporary
-                _sync(temporary)
-                temporary.rename(path)
-                sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove temporary folders left by killed processes, of names that match the pattern; not those being written."""
-    for leftover in folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
-        with suppress(OSError, RunFolderError), lock_folder(leftover):  # it is locked if it is being written
-            shutil.rmtree(leftover, ignore_errors=True)
+    target = Path(os.path.realpath(path))
+    with explained_write_errors(path, num_bytes):
+        if target.exists() and (not target.is_dir() or any(target.iterdir()) or target.samefile(os.curdir)):
+            raise RunFolderError(f"{path} is in use: name a new folder, or an empty one that you are not in.")
+        with temporary_of(target, partial(Path.mkdir, parents=True)) as temporary:
+            yield temporary
+            _sync(temporary)
+            temporary.rename(target)
+            sync_folder(target.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -17,7 +17,7 @@ from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.seen import Seen
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
-from transduce.files.certified import NO_DIGEST, check_digest, damaged
+from transduce.files.certified import NO_DIGEST, damaged
 from transduce.files.certified_json import json_object, read_with_digest, with_digest
 from transduce.files.content import read_bytes, sha256_of
 from transduce.files.locks import lock
@@ -140,11 +140,6 @@ class RunFolder:
     # The weights
 
     @property
-    def model_sha256(self) -> str:
-        """SHA-256 of the model's file, verified. Raises MissingInputError if there is none yet."""
-        return check_digest(self.path / "model.safetensors", TENSOR_ADVICE)
-
-    @property
     def has_model(self) -> bool:
         """Whether the run has a model yet."""
         return (self.path / "model.safetensors").exists()
@@ -154,29 +149,30 @@ class RunFolder:
         header = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
         write_tensors(self.path / "model.safetensors", tensors, header)
 
-    def load_model(self, config: TransformerConfig, tokenizer: Tokenizer) -> Transformer:
-        """The model with its weights, given the run's `settings.model` and tokenizer, which the caller has read.
+    def load_model(self, config: TransformerConfig, tokenizer: Tokenizer) -> tuple[Transformer, str]:
+        """The model and the SHA-256 of the file that its weights were read from.
 
-        Raises MissingInputError if there are no weights yet.
+        Given are the run's `settings.model` and tokenizer. Raises MissingInputError if there are no weights yet.
         """
         with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's seed must not notice
             model = Transformer(config, tokenizer.vocabulary_sizes)
-        self.load_weights_into(model)
-        return model
+        return model, self.load_weights_into(model)
 
-    def load_weights_into(self, model: Transformer) -> None:
-        """Copy the weights of this run's model into `model`. Raises TransduceError if its shape is another."""
-        tensors, _ = self.read_model()
+    def load_weights_into(self, model: Transformer) -> str:
+        """Copy the weights of this run's model into `model`; returns the SHA-256 of their file.
+
+        Raises TransduceError if the shape of `model` is another.
+        """
+        tensors, _, sha256 = self._read_model()
         try:
             load_weights(model, tensors)
         except ValueError as error:
             raise TransduceError(str(error)) from None
+        return sha256
 
     def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights of the model, by name, and their metadata."""
-        path = self.path / "model.safetensors"
-        tensors, header = read_tensors(path)
-        return tensors, self._checked_metadata(path, header, "metadata")
+        return self._read_model()[:2]
 
     def read_model_metadata(self) -> dict[str, Any]:
         """Metadata of the model; every byte of the weights is verified all the same."""
@@ -280,6 +276,11 @@ class RunFolder:
         return [(name, _problem(check)) for name, check in [*checks, ("metrics.jsonl", self.metrics)]]
 
     # Internals
+
+    def _read_model(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        path = self.path / "model.safetensors"
+        tensors, header = read_tensors(path)
+        return tensors, self._checked_metadata(path, header, "metadata"), header["sha256"]
 
     def _checkpoint_path(self, step: int) -> Path:
         return self._checkpoint_folder / f"step-{step:08d}.safetensors"

@@ -42,6 +42,7 @@ class Run(Predictor):
 
     folder: RunFolder
     settings: ExperimentConfig
+    model_sha256: str  # of the file of its weights, as they were read
     result: Any = None  # a FitResult, if `fit` gave this run
     state: TrainerState | None = None  # if `fit` or `train` gave it
 
@@ -179,11 +180,11 @@ def load_from(
     `note` gets what is to be known of the run, `report` among the options what predictions have to say.
     """
     tokenizer = folder.tokenizer
-    model = folder.load_model(settings.model, tokenizer).to(find_device(device))
+    model, sha256 = folder.load_model(settings.model, tokenizer)
     calibration = Calibration(**(folder.facts.get("calibration") or {}))  # of older and imported runs there is none
-    run = Run(model, tokenizer, seen=folder.seen, calibration=calibration, **options)
+    run = Run(model.to(find_device(device)), tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
-    run.folder, run.settings = folder, settings
+    run.folder, run.settings, run.model_sha256 = folder, settings, sha256
     return run
 
 
