@@ -166,7 +166,7 @@ def test_broken_toml_is_refused_with_the_name_of_the_file_and_the_line() -> None
     ids=["arrays", "tables", "digits", "hexadecimal digits", "sections"],
 )
 def test_toml_that_python_cannot_hold_is_refused_with_the_name_of_the_file(text: str) -> None:
-    with pytest.raises(TransduceError, match=r"^my\.toml is not (valid TOML|TOML that can be read)"):
+    with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML"):
         load_config(text, "my.toml")
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from transduce.errors import RunFolderError
-from transduce.files.new_folder import new_folder
-from transduce.files.atomic import remove_temporaries
+from transduce.files.atomic import new_folder, remove_temporaries
 from transduce.files.locks import try_lock
 
 

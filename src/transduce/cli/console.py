@@ -161,11 +161,13 @@ def open_output(name: str | None) -> Iterator[BinaryIO]:
         return
     path = Path(name)
     with explained_write_errors(path), ExitStack() as opened:
+        if path.exists() and not path.is_file():
+            yield opened.enter_context(path.open("wb"))
+            return
         target = Path(os.path.realpath(path))
         if target.is_symlink():  # one that leads to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        is_stream = target.exists() and not target.is_file()
-        yield opened.enter_context(target.open("wb") if is_stream else replacing(target))
+        yield opened.enter_context(replacing(target))
 
 
 def text_line(outputs: Sequence[Prediction]) -> str:

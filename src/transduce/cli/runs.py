@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transduce.cli.console import print_description, print_json, report_of
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
-from transduce.files.new_folder import new_folder
+from transduce.files.atomic import new_folder
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.transformer import Transformer
 from transduce.runs.folder import RunFolder

@@ -30,7 +30,8 @@ def decompressed(chunks: Iterable[bytes], name: str, *, most: int) -> bytes:
     for chunk in decompressed_chunks(iter(chunks), name):
         content.append(chunk)
         if (num_bytes := num_bytes + len(chunk)) > most:
-            raise DataError(f"{name}: more than {most:,} bytes when decompressed. Decompress it, and look what it is.")
+            advice = "Write them, decompressed, to a file of their own, and look what they are."
+            raise DataError(f"{name}: more than {most:,} bytes, which are too many to read at once. {advice}")
     return b"".join(content)
 
 

@@ -5,14 +5,14 @@ Wherever they come from, their bytes have that hash, or an error says what to do
 
 import http.client
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import BinaryIO
 
-from transduce.data.compression import CHUNK_BYTES, decompressed
+from transduce.data.compression import decompressed
 from transduce.errors import DamagedFileError, DataError, MissingInputError
 from transduce.files.atomic import write_atomically
 from transduce.files.content import sha256_of, sha256_of_file
@@ -20,7 +20,7 @@ from transduce.files.system_errors import explained_write_errors
 
 DEFAULT_CACHE = Path("~/.cache/transduce")
 _TIMEOUT_SECONDS = 30.0  # without a byte
-_FEWEST_BYTES_PER_SECOND = 10_000  # over all of a file that is as large as it may be, beside that time
+_FEWEST_BYTES_PER_SECOND = 100_000  # of a file that is as large as it may be, beside that time
 
 
 def open_url(url: str) -> BinaryIO:
@@ -88,20 +88,16 @@ def _download(file: DataFile, places: Places) -> bytes:
             f"Put the files into ROOT/{sub_folder} and set TRANSDUCE_DATA to ROOT."
         )
     seconds = _TIMEOUT_SECONDS + file.most_bytes / _FEWEST_BYTES_PER_SECOND
-    outcome: SimpleQueue[bytes | Exception] = SimpleQueue()
+    outcome: Future[bytes] = Future()
     # In a thread, since a server that sends a byte now and then can make each call last for days, that of opening, too.
-    Thread(target=lambda: outcome.put(_fetch(file, file.url, places)), daemon=True).start()
+    Thread(target=_fetch, args=(file.url, file.most_bytes, places, outcome), daemon=True).start()
     try:
-        content = outcome.get(timeout=seconds)
-    except Empty:
-        content = TimeoutError(f"not done after {seconds:.0f} seconds")
-    if isinstance(content, OSError | http.client.HTTPException):  # URLError, HTTPError and TimeoutError are OSErrors
-        reason = " ".join(str(content).split()) or type(content).__name__
-        raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}")
-    if isinstance(content, DataError):
-        raise DamagedFileError(f"{content} {by_hand}")
-    if isinstance(content, Exception):
-        raise content
+        content = outcome.result(timeout=seconds)
+    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and TimeoutError are OSErrors
+        reason = " ".join(str(error).split()) or f"not done in {seconds:.0f} seconds"
+        raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}") from None
+    except DataError as error:
+        raise DamagedFileError(f"{error} {by_hand}") from None
     if (digest := sha256_of(content)) != file.sha256:
         raise DamagedFileError(
             f"{file.url}: the SHA-256 of what was fetched is {digest}, and {file.sha256} was expected: "
@@ -110,19 +106,11 @@ def _download(file: DataFile, places: Places) -> bytes:
     return content
 
 
-def _fetch(file: DataFile, url: str, places: Places) -> bytes | Exception:
-    """The content at `url`, decompressed, or what went wrong."""
+def _fetch(url: str, most_bytes: int, places: Places, outcome: "Future[bytes]") -> None:
+    """Give `outcome` the content at `url`, decompressed, or what went wrong."""
     try:
         with places.open_url(url) as stream:
-            return decompressed(_chunks(stream, url, 2 * file.most_bytes), url, most=file.most_bytes)
+            # Hardly any file grows by compression, but empty compressed streams may follow without an end.
+            outcome.set_result(decompressed([stream.read(2 * most_bytes)], url, most=most_bytes))
     except Exception as error:
-        return error
-
-
-def _chunks(stream: BinaryIO, url: str, most: int) -> Iterator[bytes]:
-    """What comes from a server, which may be as much as that of empty compressed streams without an end."""
-    while chunk := stream.read(CHUNK_BYTES):
-        yield chunk
-        most -= len(chunk)
-        if most < 0:
-            raise DataError(f"{url}: more comes than is in the file.")
+        outcome.set_exception(error)

@@ -22,10 +22,10 @@ from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import build, to_toml
 from transduce.data.config import DataConfig
 from transduce.errors import DamagedFileError, TransduceError
+from transduce.files.atomic import new_folder
 from transduce.files.certified import damaged
 from transduce.files.certified_json import json_object
 from transduce.files.content import read_bytes, sha256_of_file
-from transduce.files.new_folder import new_folder
 from transduce.files.system_errors import explained_read_errors
 from transduce.inference.config import DecodingConfig
 from transduce.model.config import TransformerConfig

@@ -1,4 +1,4 @@
-"""Atomic writes: the one place where the package writes to disk; a file appears whole or not at all."""
+"""Atomic writes: the one place where the package writes to disk; a file or folder appears whole or not at all."""
 
 import errno
 import glob
@@ -16,7 +16,7 @@ from transduce.errors import RunFolderError
 from transduce.files.locks import try_lock
 from transduce.files.system_errors import explained_write_errors
 
-_NAME_CHARACTERS = 60  # of a name, in that of its temporary: those of four bytes each, too, leave room for the rest
+_NAME_CHARACTERS = 60  # of a name, in that of its temporary: a disk takes 255 bytes, and a character may have four
 
 
 @contextmanager
@@ -25,19 +25,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     A reader sees the old content or the new, never a part, whenever the process or the machine stops: the data reach
     the disk before the rename does, and the rename before the return. If the block raises, nothing is left behind.
-    A file that replaces another has its permissions.
+    The permissions of a file that is replaced are kept, and never widened.
     """
     old = path.stat() if path.exists() else None
-    make = partial(Path.touch, mode=0o600 if old else 0o666, exist_ok=False)
-    with temporary_of(path, make) as temporary:
+    with _temporary(path, partial(Path.touch, mode=0o600 if old else 0o666, exist_ok=False)) as temporary:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             if old is not None:
-                _take_permissions(temporary, old)
+                with suppress(OSError, AttributeError):  # not a member of that group; Windows
+                    os.chown(temporary, -1, old.st_gid)
+                is_of_group = temporary.stat().st_gid == old.st_gid
+                temporary.chmod(stat.S_IMODE(old.st_mode) & (0o777 if is_of_group else 0o707))
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -47,16 +49,35 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def temporary_of(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A temporary file or folder beside `path`, as `make` makes it: locked, and gone when the block ends.
+def new_folder(path: Path, num_bytes: int = 0) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to `path` when the block ends without an error and else removed.
 
-    Unless it was renamed by then. What killed processes have left of `path` is removed first.
+    `path` may be an empty folder, which is replaced. Raises RunFolderError if anything else is there, or, saying that
+    `num_bytes` are needed, if the disk refuses.
+    """
+    target = Path(os.path.realpath(path))
+    with explained_write_errors(path, num_bytes):
+        if target.exists() and (not target.is_dir() or any(target.iterdir()) or target.samefile(os.curdir)):
+            raise RunFolderError(f"{path} is in use: name a new folder, or an empty one that you are not in.")
+        with _temporary(target, partial(Path.mkdir, parents=True)) as temporary:
+            yield temporary
+            for written in [*temporary.rglob("*"), temporary]:  # by other programs, some of it
+                sync(written)
+            temporary.rename(target)
+            sync(target.parent)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary file or folder beside `path`, as `make` makes it: locked, and gone after the block unless renamed.
+
+    What killed processes have left of `path` is removed first.
     """
     start = path.name[:_NAME_CHARACTERS]
     remove_temporaries(path.parent, glob.escape(start))
     with ExitStack() as held:
         is_locked = False
-        while not is_locked:  # unless another process took it for a leftover before it was
+        while not is_locked:  # as it is unless another process took it for a leftover first
             temporary = path.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
             held.callback(_remove, temporary)
             make(temporary)
@@ -75,22 +96,8 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
                 _remove(leftover)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the folder's entries to disk, so that a rename or a removal survives a power cut."""
-    if os.name == "nt":  # Windows opens no folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def _remove(path: Path) -> None:
-    """Remove a temporary if it is there. That this may fail hides no other error; the next process tries again."""
+    """Remove a temporary, if it is there and can be: the next process tries again."""
     with suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -98,12 +105,15 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _take_permissions(path: Path, old: os.stat_result) -> None:
-    """Give a file the permissions of the one that it replaces, and never more."""
-    mode = stat.S_IMODE(old.st_mode)
-    if path.stat().st_gid != old.st_gid:
-        try:
-            os.chown(path, -1, old.st_gid)
-        except OSError:
-            mode &= ~stat.S_IRWXG  # those of another group
-    path.chmod(mode)
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk, so that a rename or a removal survives a power cut."""
+    if os.name == "nt":  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)

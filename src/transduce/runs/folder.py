@@ -16,7 +16,7 @@ from torch import Tensor
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.seen import Seen
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
-from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
+from transduce.files.atomic import remove_temporaries, sync, write_atomically
 from transduce.files.certified import NO_DIGEST, damaged
 from transduce.files.certified_json import json_object, read_with_digest, with_digest
 from transduce.files.content import read_bytes, sha256_of
@@ -56,7 +56,7 @@ class RunFolder:
         run.refuse_other_use()
         with explained_write_errors(run.path):
             run._checkpoint_folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(run.path.absolute().parent)
+            sync(run.path.absolute().parent)
         with run.lock():
             run.refuse_other_use()  # another process may have been faster
             # In this order, a `config.toml` without a tokenizer is never ours, so it is never overwritten.

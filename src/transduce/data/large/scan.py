@@ -7,10 +7,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
-from transduce.data.compression import CHUNK_BYTES, decompressed_chunks, is_compressed
+from transduce.data.compression import CHUNK_BYTES, decompressed_chunks
 from transduce.data.pairs import LARGE_BYTES, digested, next_lines, whole_lines
 from transduce.data.parsing import BYTE_ORDER_MARK, refuse_nul, repairs
 from transduce.files.system_errors import explained_read_errors
@@ -28,18 +27,13 @@ class ScannedFile:
 
 
 def text_bytes(paths: Sequence[Path], most: int = LARGE_BYTES) -> int:
-    """How much text the files hold; compressed ones are read until it is more than `most`."""
+    """How much text the files hold, decompressed; they are read until it is more than `most`."""
     total = 0
     for path in paths:
         if path.exists() and not path.is_file():
             continue  # a pipe: what is looked at is gone for whoever reads it
         with explained_read_errors(path), path.open("rb") as file:
-            start = file.read(8)
-            if not is_compressed(start):
-                total += path.stat().st_size
-                continue
-            chunks = chain([start], iter(partial(file.read, CHUNK_BYTES), b""))
-            for chunk in decompressed_chunks(chunks, str(path)):
+            for chunk in decompressed_chunks(iter(partial(file.read, CHUNK_BYTES), b""), str(path)):
                 if (total := total + len(chunk)) > most:
                     return total
     return total
