@@ -19,7 +19,7 @@ class Killed(BaseException):
 def inode_of(file: int | str | Path) -> int:
     if isinstance(file, int):
         return os.fstat(file).st_ino
-    return os.stat(file).st_ino if os.path.exists(file) else 0
+    return Path(file).stat().st_ino if Path(file).exists() else 0
 
 
 class Disk:

@@ -40,8 +40,7 @@ def printable(text: str) -> str:
     """A text as one line that is not long, in which nothing controls a terminal: parts of it come from anywhere."""
     if len(text) > 2 * _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]} ... {text[-_MOST_CHARACTERS:]}"
-    escaped = (each if each.isprintable() else ascii(each)[1:-1] for each in text)
-    return text if text.isprintable() else "".join(escaped)
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class TransduceError(ValueError):

@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ NUM_FILES, SAMPLE = 2_000, 240
 FILES_PER_COMMAND = 40  # one of so many is given to the commands as well, which take longer
 PIECES = [
     *"\t\n\0{}[]\"'\\=.,#:|",
-    *("\r\n", "\r", "\ufeff", "\u2028", "\x1b[2J", "ä", "字", "😀", "abc", "source", "target", "src", "tgt", "null", "NaN"),
+    *("\r\n", "\r", "\ufeff", "\u2028", "\x1b[2J", "ä", "字", "😀", "abc", "src", "tgt", "null", "NaN"),
     *("data", "train", "valid", "training", "steps", "minutes", "model", "preset", "d_model", "max_len", "optim"),
     *("tokenizer", "source", "target", "normalize", "vocab_size", "decoding", "beam_size", "validation", "metrics"),
     *("true", "inf", "nan", "-1", "0", "1.5", "0x7f", "1e999", "9" * 30, "9" * 5_000, "[" * 2_000, "1979-05-27", '"""'),
@@ -40,11 +41,14 @@ SUFFIXES = [".tsv", ".jsonl", ".tsv.gz", ".jsonl.zst", ".tsv.xz", ".txt", ".toml
 
 def random_file(draw: random.Random) -> tuple[str, bytes]:
     """A suffix and bytes: noise, a soup of what formats are made of, or a good file with some changes; maybe packed."""
-    kind = draw.randrange(4)
+    kind = draw.randrange(5)
     if kind == 0:
         content = draw.randbytes(draw.choice([0, 1, 2, 7, 50, 300]))
     elif kind == 1:
         content = "".join(draw.choices(PIECES, k=draw.randint(1, 40))).encode()
+    elif kind == 2:  # settings, of which one has another value or name
+        place, new = draw.choice([*re.finditer(r"(?<= = ).*|\w+(?= = )", VALID[2])]).span(), draw.choice(PIECES)
+        content = f"{VALID[2][: place[0]]}{new}{VALID[2][place[1] :]}".encode()
     else:
         content = draw.choice(VALID).encode()
         for _ in range(draw.randint(1, 4)):
@@ -65,7 +69,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "references": lambda path: read_references(str(path), [str(path)]),
     "a large corpus": lambda path: (is_large([path]), scan(str(path), lines_per_block=3, most_sampled=10)),
     "settings": lambda path: load_config(read_utf8(path), str(path)),
-    "an override": lambda path: load_config(VALID[2], "x", [f"--training.steps={path.read_bytes()[:99].decode('latin-1')}"]),
+    "an override": lambda path: load_config(VALID[2], "x", [f"--training.steps={path.read_bytes().decode('latin-1')}"]),
 }
 COMMANDS = [
     "predict {run} {file} --beam-size 1",

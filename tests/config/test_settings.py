@@ -194,8 +194,8 @@ def test_an_override_may_be_any_value_of_toml() -> None:
 
 
 def test_a_setting_of_millions_of_characters_is_refused_at_once_in_a_short_line() -> None:
-    started = time.perf_counter()
-    for table in ({"x" * 5_000_000: 1}, {"name": "a", "oven": {"racks": "x" * 5_000_000}}, {"oven": {"x" * 5_000_000: 1}}):
+    started, long = time.perf_counter(), "x" * 5_000_000
+    for table in ({long: 1}, {"name": "a", "oven": {"racks": long}}, {"oven": {long: 1}}):
         with pytest.raises(TransduceError) as caught:
             build(Kitchen, table)
         assert len(str(caught.value)) < 2_100

@@ -8,7 +8,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -135,8 +135,9 @@ def refuse_output(name: str | None, source: str | None, run: str) -> None:
 
 
 def _refuse_folder(name: str | None) -> None:
-    if name is not None and os.path.isdir(name):  # which of a name that cannot be one says no
-        raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
+    with suppress(OSError):  # a name that cannot be one is refused when it is opened
+        if name is not None and Path(name).is_dir():
+            raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
 
 
 def _regular_file(name: str, standard: TextIO) -> os.stat_result | None:

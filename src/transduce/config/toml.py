@@ -22,7 +22,9 @@ _COMMENT_COLUMN = 26
 def parse_toml(text: str, name: str) -> Table:
     """The tables of a TOML document; `name` identifies it in the error."""
     try:
-        return _loads(text)
+        table = tomllib.loads(text)
+        repr(table)  # which fails for hexadecimals that are too long for decimals
+        return table
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
         raise TransduceError(f"{name} is not valid TOML: {error}.") from None
 
@@ -127,18 +129,12 @@ def _holds_text(kind: Any) -> bool:
     return kind is str or (origin is tuple and arguments[0] is str)
 
 
-def _loads(text: str) -> Table:
-    """The tables of a TOML document. Raises ValueError or RecursionError for one that Python cannot hold or show."""
-    table = tomllib.loads(text)
-    repr(table)  # of a number in hexadecimals that is too long for decimals
-    return table
-
-
 def _read_value(text: str, *, holds_text: bool) -> Any:
     try:
-        table = _loads(f"table = {{value = {text}}}")  # where neither a comment nor another line may follow
+        # Within an inline table, where neither a comment nor another line may follow.
+        table = parse_toml(f"table = {{value = {text}}}", "")
         values = [*table.pop("table").values(), *table]
-    except (ValueError, RecursionError):
+    except TransduceError:
         return text
     return text if len(values) > 1 or (holds_text and not isinstance(values[0], str | list)) else values[0]
 

@@ -26,13 +26,12 @@ def is_compressed(start: bytes) -> bool:
 
 def decompressed(chunks: Iterable[bytes], name: str, *, most: int) -> bytes:
     """The content of a file in chunks, see `decompressed_chunks`. Raises DataError if it has over `most` bytes."""
-    content, num_bytes = [], 0
+    content = bytearray()
     for chunk in decompressed_chunks(iter(chunks), name):
-        content.append(chunk)
-        if (num_bytes := num_bytes + len(chunk)) > most:
-            advice = "Write them, decompressed, to a file of their own, and look what they are."
-            raise DataError(f"{name}: more than {most:,} bytes, which are too many to read at once. {advice}")
-    return b"".join(content)
+        content += chunk
+        if len(content) > most:
+            raise DataError(f"{name}: more than {most:,} bytes to read at once. Decompress them into a file, and look.")
+    return bytes(content)
 
 
 def split_chunks(chunks: Iterable[bytes], size: int = CHUNK_BYTES) -> Iterator[bytes]:

@@ -82,8 +82,8 @@ def _described(name: str, entry: dict[str, Any], sha256: dict[str, str]) -> Iter
 
     def file(row: dict[str, Any], suffix: str) -> DataFile:
         path, url = row["file"].format(suffix), row.get("url")
-        most_bytes = _MOST_BYTES_OF_LINE * row["pairs"]
-        return DataFile(path, sha256[path], url and url.format(suffix), entry.get("advice", ""), most_bytes)
+        address, most_bytes = url and url.format(suffix), _MOST_BYTES_OF_LINE * row["pairs"]
+        return DataFile(path, sha256[path], address, entry.get("advice", ""), most_bytes)
 
     directions = {name: entry["suffixes"]}
     if "reverse" in entry:

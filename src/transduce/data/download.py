@@ -19,8 +19,7 @@ from transduce.files.content import sha256_of, sha256_of_file
 from transduce.files.system_errors import explained_write_errors
 
 DEFAULT_CACHE = Path("~/.cache/transduce")
-_TIMEOUT_SECONDS = 30.0  # without a byte
-_FEWEST_BYTES_PER_SECOND = 100_000  # of a file that is as large as it may be, beside that time
+_TIMEOUT_SECONDS, _MOST_SECONDS = 30.0, 600.0  # without a byte; for a file
 
 
 def open_url(url: str) -> BinaryIO:
@@ -87,14 +86,13 @@ def _download(file: DataFile, places: Places) -> bytes:
             f"{file.path}: {where}, and it cannot be fetched: {file.advice} "
             f"Put the files into ROOT/{sub_folder} and set TRANSDUCE_DATA to ROOT."
         )
-    seconds = _TIMEOUT_SECONDS + file.most_bytes / _FEWEST_BYTES_PER_SECOND
     outcome: Future[bytes] = Future()
     # In a thread, since a server that sends a byte now and then can make each call last for days, that of opening, too.
     Thread(target=_fetch, args=(file.url, file.most_bytes, places, outcome), daemon=True).start()
     try:
-        content = outcome.result(timeout=seconds)
+        content = outcome.result(_MOST_SECONDS)
     except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and TimeoutError are OSErrors
-        reason = " ".join(str(error).split()) or f"not done in {seconds:.0f} seconds"
+        reason = " ".join(str(error).split()) or f"not done in {_MOST_SECONDS:.0f} seconds"
         raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}") from None
     except DataError as error:
         raise DamagedFileError(f"{error} {by_hand}") from None

@@ -32,11 +32,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            if old is not None:
-                with suppress(OSError, AttributeError):  # not a member of that group; Windows
-                    os.chown(temporary, -1, old.st_gid)
-                is_of_group = temporary.stat().st_gid == old.st_gid
-                temporary.chmod(stat.S_IMODE(old.st_mode) & (0o777 if is_of_group else 0o707))
+            if old is not None:  # a group keeps its permissions, another one gets none
+                kept = 0o777 if temporary.stat().st_gid == old.st_gid else 0o707
+                temporary.chmod(stat.S_IMODE(old.st_mode) & kept)
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
@@ -76,15 +74,14 @@ def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     start = path.name[:_NAME_CHARACTERS]
     remove_temporaries(path.parent, glob.escape(start))
     with ExitStack() as held:
-        is_locked = False
-        while not is_locked:  # as it is unless another process took it for a leftover first
+        while True:
             temporary = path.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
             held.callback(_remove, temporary)
             make(temporary)
-            try:
-                is_locked = try_lock(temporary, held)
-            except RunFolderError:  # nothing is locked on this disk, so nobody takes it for one either
-                break
+            with suppress(RunFolderError):  # where nothing can be locked, nobody takes it for a leftover either
+                if not try_lock(temporary, held):  # another process was faster, and did
+                    continue
+            break
         yield temporary
 
 
@@ -97,10 +94,9 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a temporary, if it is there and can be: the next process tries again."""
-    with suppress(OSError):
+    with suppress(OSError):  # it was renamed, or the next process tries again
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
         elif path.exists():
             path.unlink()
 

@@ -163,16 +163,18 @@ class RunFolder:
 
         Raises TransduceError if the shape of `model` is another.
         """
-        tensors, _, sha256 = self._read_model()
+        tensors, _, sha256 = self.read_model()
         try:
             load_weights(model, tensors)
         except ValueError as error:
             raise TransduceError(str(error)) from None
         return sha256
 
-    def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights of the model, by name, and their metadata."""
-        return self._read_model()[:2]
+    def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        """The weights of the model, by name, their metadata, and the SHA-256 of their file."""
+        path = self.path / "model.safetensors"
+        tensors, header = read_tensors(path)
+        return tensors, self._checked_metadata(path, header, "metadata"), header["sha256"]
 
     def read_model_metadata(self) -> dict[str, Any]:
         """Metadata of the model; every byte of the weights is verified all the same."""
@@ -277,20 +279,15 @@ class RunFolder:
 
     # Internals
 
-    def _read_model(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-        path = self.path / "model.safetensors"
-        tensors, header = read_tensors(path)
-        return tensors, self._checked_metadata(path, header, "metadata"), header["sha256"]
-
     def _checkpoint_path(self, step: int) -> Path:
         return self._checkpoint_folder / f"step-{step:08d}.safetensors"
 
     def refuse_other_use(self) -> None:
         """Raise RunFolderError if the folder holds a run, or anything but a run whose creation was interrupted."""
-        if (self.path / "run.json").exists():
-            raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
         names: set[str] = set()
         with explained_write_errors(self.path), suppress(FileNotFoundError):
+            if (self.path / "run.json").exists():
+                raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
             names = {path.name for path in self.path.iterdir()}
         unfinished = {"run.lock", "tokenizer.json"} | ({"config.toml"} if "tokenizer.json" in names else set())
         if not self.checkpoints():
