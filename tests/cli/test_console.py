@@ -299,7 +299,7 @@ def hostile_lines(num_lines: int) -> list[str]:
 
 
 def test_hostile_lines_are_answered_line_by_line(tiny: Path) -> None:
-    lines = hostile_lines(500)
+    lines = hostile_lines(5_000)
     found = command("predict", tiny, stdin=text_of(lines))
     assert found.status == 0, found.err
     assert found.out.count(b"\n") == len(lines)

@@ -1,15 +1,22 @@
 """Maps in bytes, held to sums of whole numbers by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from calling import command
 from small_model import SOURCES, small_model
 from transduce.errors import TransduceError
 from transduce.inference import linear as linear_maps
 from transduce.inference.engine import InferenceModel
 from transduce.inference.linear import float_map, int8_map
 from transduce.inference.predictor import Predictor
+from transduce.runs.run import load
+
+pytest_plugins = ["small_run"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +86,19 @@ def test_a_network_in_int8_predicts_nearly_the_same():
 def test_int8_is_for_cpus():
     with pytest.raises(TransduceError, match="int8 is for answers on a CPU"):
         Predictor(small_model().to("meta"), tokenizer=None, int8=True)  # type: ignore[arg-type]
+
+
+def test_where_no_matrix_gains_by_int8_that_is_said_and_no_int8_is_claimed(
+    run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", run, "--source", data / "valid.source", "--target", data / "valid.target", "--json", "--int8"]
+    told = "int8 changes nothing here: no matrix of this model is large enough to gain by it"
+    for smallest in (0, 2**18):
+        monkeypatch.setattr(linear_maps, "_SMALLEST_INT8", smallest)
+        found = command(*words)
+        assert found.status == 0, found.err
+        assert json.loads(found.out)["int8"] is (smallest == 0)
+        assert found.err.count(told) == (smallest > 0)
+        reports: list[str] = []
+        loaded = load(run, device="cpu", int8=True, report=reports.append)
+        assert (loaded.is_int8, told in reports) == (smallest == 0, smallest > 0)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -88,27 +87,6 @@ def test_batching_order_and_neighbors_change_no_output(
         monkeypatch.setattr("transduce.inference.predictor._TOKENS_AT_ONCE", tokens_at_once)
         num_lines = 30 if tokens_at_once == beam_size else len(lines)
         assert predictor.predict(lines[:num_lines]) == expected[:num_lines]
-
-
-@pytest.mark.proof
-@pytest.mark.parametrize("beam_size", [1, 5])
-def test_500_lines_have_the_same_outputs_in_six_batchings(
-    beam_size: int, predictor: Predictor, lines: list[str]
-) -> None:
-    predictor.decoding = replace(predictor.decoding, beam_size=beam_size)
-    together = predictor.predict(lines)
-    assert len(lines) == 500
-    order = np.random.default_rng(1).permutation(len(lines))
-    shuffled = dict(zip(order.tolist(), predictor.predict([lines[row] for row in order]), strict=True))
-    batchings = {
-        "one at a time": [predictor.predict([line])[0] for line in lines],
-        "by 8": [answer for first in range(0, 500, 8) for answer in predictor.predict(lines[first : first + 8])],
-        "by 64": [answer for first in range(0, 500, 64) for answer in predictor.predict(lines[first : first + 64])],
-        "backwards": predictor.predict(lines[::-1])[::-1],
-        "shuffled": [shuffled[row] for row in range(500)],
-        "beside a long one": [predictor.predict([line, "x" * 200])[0] for line in lines],
-    }
-    assert {name: answers == together for name, answers in batchings.items()} == dict.fromkeys(batchings, True)
 
 
 def test_n_best_is_sorted_begins_with_the_best_and_repeats_no_ids(predictor: Predictor) -> None:

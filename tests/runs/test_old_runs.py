@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote is read by this one: tests/museum/run-0.1.0/README.md says how it came to be.
+"""What version 0.1.0 wrote is read by this one: the README.md files in tests/museum say how it came to be.
 
 Its answers are the oracle: recorded by the code that wrote the run, and compared as far as machines agree.
 """
@@ -8,16 +8,21 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 import transduce
 from calling import command, content_of
 from transduce.config.settings import load_config
+from transduce.inference.config import DecodingConfig
+from transduce.runs.folder import RunFolder
 
 OLD = Path(__file__).parents[1] / "museum/run-0.1.0"
+EXPORTS = OLD.with_name("exports-0.1.0")
 RUN = OLD / "run"
 ANSWERS: list[dict[str, Any]] = json.loads((OLD / "answers.json").read_text())
 LAST_STEP, STEPS_MORE = 400, 20
@@ -26,9 +31,9 @@ LAST_STEP, STEPS_MORE = 400, 20
 @pytest.fixture(scope="module", autouse=True)
 def untouched() -> Iterator[None]:
     """Reading changes not a byte, and makes no file."""
-    before = content_of(OLD)
+    before = [content_of(folder) for folder in (OLD, EXPORTS)]
     yield
-    assert content_of(OLD) == before
+    assert [content_of(folder) for folder in (OLD, EXPORTS)] == before
 
 
 @pytest.fixture
@@ -37,9 +42,10 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD, tmp_path / "old"))
 
 
-def test_the_files_are_those_that_were_recorded() -> None:
-    sums = dict(reversed(line.split("  ")) for line in (OLD / "SHA256SUMS").read_text().split("\n")[:-1])
-    found = {name: sha256(content).hexdigest() for name, content in content_of(OLD).items()}
+@pytest.mark.parametrize("folder", [OLD, EXPORTS], ids=["run", "exports"])
+def test_the_files_are_those_that_were_recorded(folder: Path) -> None:
+    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().split("\n")[:-1])
+    found = {name: sha256(content).hexdigest() for name, content in content_of(folder).items()}
     assert {name: digest for name, digest in found.items() if name not in ("SHA256SUMS", "README.md")} == sums
 
 
@@ -109,3 +115,31 @@ def test_the_settings_of_an_old_fit_are_understood() -> None:
     assert (config.validation.metrics, tuple(scores)) == (("word_error", "per"), ("wer", "per"))
     assert config.validation.group_sources  # two pronunciations of each word: the scores are of half the rows
     assert {score["num_segments"] for score in scores.values()} == {35}
+
+
+@pytest.mark.parametrize("format", ["ctranslate2", "onnx", "huggingface"])
+def test_an_old_export_gives_the_answers_that_its_run_gave(format: str) -> None:
+    rows = [row for row in ANSWERS if row["source"].strip()]
+    predictor = transduce.load(RUN, device="cpu", decoding=DecodingConfig(beam_size=1))
+    engine = import_module(f"transduce.export.{format}").open_engine(EXPORTS / format, predictor)
+    sources = predictor.tokenizer.encode_source([row["source"] for row in rows])
+    outputs = engine.search(sources, [predictor.max_len(ids) for ids in sources], predictor.decoding)
+    assert [predictor.tokenizer.decode_target(ids) for ids in outputs] == [row["greedy"] for row in rows]
+    log_probs = {row["greedy"]: sum(found) for row, found in zip(rows, engine.log_probs(sources, outputs), strict=True)}
+    recorded = {text: log_prob for row in rows for text, _, log_prob in row["beam"] if text == row["greedy"]}
+    assert len(recorded) > 5
+    assert {text: log_probs[text] for text in recorded} == pytest.approx(recorded, abs=1e-4)
+
+
+@pytest.mark.parametrize("format", ["ctranslate2", "onnx", "huggingface"])
+def test_an_old_certificate_names_the_weights_of_its_run(format: str) -> None:
+    certificate = json.loads((EXPORTS / format / "certificate.json").read_text())
+    assert certificate["is_equal"]
+    assert certificate["model_sha256"] == RunFolder.open(RUN).model_sha256
+
+
+def test_the_tokenizers_of_an_old_export_give_the_ids_of_its_run() -> None:
+    tokenizer = RunFolder.open(RUN).tokenizer
+    lines = (OLD / "test.en").read_text().split("\n")[:-1]
+    saved = tokenizers.Tokenizer.from_file(str(EXPORTS / "ctranslate2/source_tokenizer.json"))
+    assert [encoded.ids for encoded in saved.encode_batch(lines)] == tokenizer.encode_source(lines)

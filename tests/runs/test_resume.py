@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calling import forked
 from covering import rest_as_proofs
@@ -45,6 +46,7 @@ from transduce.training.signals import Stopped
 from transduce.training.state import TrainerState
 from transduce.training.trainer import Trainer
 
+SOURCE = Path(experiment.__file__).parents[2]
 DRAW = experiment._draw_learning_curve  # which most tests here go without
 NUM_STEPS, STEPS_PER_EPOCH = 15, 6  # two and a half epochs
 MICRO_BATCHES = [2, 2, 2, 2, 2, 1] * 2 + [2, 2, 2]  # of each step: the last of an epoch has what is left
@@ -230,6 +232,31 @@ def test_the_run_of_these_tests_is_hard_enough_to_resume(config: ExperimentConfi
 def test_a_second_run_is_the_same_to_the_last_bit(config: ExperimentConfig, finished: Path, tmp_path: Path) -> None:
     train(config, tmp_path / "again")
     assert_same_outcome(tmp_path / "again", finished)
+
+
+def test_a_run_in_another_process_language_hash_seed_and_folder_has_the_same_bits(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    for side, num_pairs, seed in (("train", 80, 3), ("valid", 12, 4)):
+        text = write_pairs(tmp_path / f"{side}.tsv", num_pairs, seed).read_text()
+        # Letters whose lower case, order or code depends on the language where a program asks for its rules.
+        (tmp_path / f"{side}.tsv").write_text(text.translate({ord("b"): "I", ord("c"): "İ", ord("d"): "ß e"}))
+    config = replace(
+        changed(config, "training", steps=6),
+        data=DataConfig(train=(str(tmp_path / "train.tsv"),), valid=(str(tmp_path / "valid.tsv"),)),
+        tokenizer=TokenizerConfig(vocab_size=300, normalize=("lower", "nfc")),
+        validation=ValidationConfig(metrics=("chrf", "cer"), best="chrf"),
+    )
+    train(config, tmp_path / "here")
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    elsewhere = {"LC_ALL": "C", "LANG": "tr_TR", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Kathmandu"}
+    environment = os.environ | elsewhere | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(SOURCE)}
+    words = [sys.executable, "-P", "-m", "transduce", *command(config, tmp_path)]
+    found = subprocess.run(words, cwd=tmp_path.root, env=environment, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert_same_outcome(tmp_path / "run", tmp_path / "here")
+    for name in ("tokenizer.json", "config.toml"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
 # The first ones; the last of a step with a validation; around the ends of both epochs; the very last.
@@ -587,6 +614,54 @@ def test_two_hundred_kills_lose_nothing(config: ExperimentConfig, finished: Path
         timed, aimed, num_runs = timed + found[0], aimed + found[1], num_runs + 1
         assert_same_outcome(folder / "run", finished)
         shutil.rmtree(folder)
+
+
+def run_killed_at(words: list[str], call: int) -> int:
+    """The status of the command, killed when it writes to disk for the `call`th time; 0: not at all."""
+
+    def aim() -> None:
+        files.os = type("os", (), vars(os) | {"fsync": Striking(os.fsync, call, signalling(signal.SIGKILL))})
+
+    return os.waitstatus_to_exitcode(os.waitpid(run_forked(words, aim), 0)[1])
+
+
+# What a resumed run writes before its first step, then the checkpoints of some steps.
+@pytest.mark.parametrize("call", rest_as_proofs(range(1, 21), [4]))
+def test_a_kill_of_the_resume_of_a_killed_run_leaves_no_trace(
+    config: ExperimentConfig, finished: Path, tmp_path: Path, call: int
+) -> None:
+    words = command(config, tmp_path)
+    assert [run_killed_at(words, each) for each in (25, call, call, 0)] == [-signal.SIGKILL] * 3 + [0]
+    assert_same_outcome(tmp_path / "run", finished)
+
+
+# Short of memory
+
+
+class ShortOfMemory(TorchDispatchMode):
+    """A block in which operation number `at` of torch, counted from 1, finds no memory."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.num_operations = at, 0
+
+    def __torch_dispatch__(self, operation: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.num_operations += 1
+        if self.num_operations == self.at:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+        return operation(*arguments, **(options or {}))
+
+
+# In the first pass, in an update, in a validation, in what follows; the last is never reached.
+@pytest.mark.parametrize("at", rest_as_proofs([1, *range(7, 12_000, 149)], [1, 2_242]))
+def test_an_allocation_that_fails_loses_nothing_of_the_steps_before(
+    config: ExperimentConfig, finished: Path, tmp_path: Path, at: int
+) -> None:
+    with ShortOfMemory(at) as short, pytest.raises((RuntimeError, TransduceError), match="memory"):
+        train(config, tmp_path / "run")
+    assert short.num_operations >= at
+    train(config, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", finished)
 
 
 # Changed settings

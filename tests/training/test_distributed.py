@@ -128,8 +128,8 @@ def train_together(
     return [outcome_of(folder, pid, rank) for rank, pid in pids.items()]
 
 
-def train_alone(folder: Path, run: str, *words: str) -> tuple[int, str]:
-    return outcome_of(folder, start(folder, ["--run-dir", run, *words]))
+def train_alone(folder: Path, run: str, *words: str, strike_at: int | None = None) -> tuple[int, str]:
+    return outcome_of(folder, start(folder, ["--run-dir", run, *words], strike_at))
 
 
 def take_steps(folder: Path) -> dict[int, tuple[list[list[int]], float]]:
@@ -152,7 +152,7 @@ def test_two_processes_share_muon_and_end_with_the_weights_of_one(folder: Path) 
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) -> None:
+def test_two_processes_train_like_one_and_one_or_two_go_on_where_the_others_stopped(folder: Path) -> None:
     status, told = train_alone(folder, "alone")
     assert status == 0, told
     alone = take_steps(folder)
@@ -175,12 +175,13 @@ def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) 
     assert "pairs" not in silence
     assert [name for name, problem in first.verify() if problem] == []
 
-    # A signal to one process stops both, at the same step, with one checkpoint.
-    (status, told), (other_status, other_told) = train_together(folder, "stopped", strike_at={"1": 6})
+    # One process is stopped, and two go on. A signal to one of them stops both, at the same step, with one checkpoint.
+    assert train_alone(folder, "stopped", strike_at=2)[0] == 143
+    (status, told), (other_status, other_told) = train_together(folder, "stopped", "--resume", strike_at={"1": 6})
     assert (status, other_status) == (143, 143), told + other_told
     assert "Stopped at step 6 of 12; all is saved. Go on with: transduce train" in told
     assert "Traceback" not in told + other_told
-    assert RunFolder.open(folder / "stopped").checkpoints() == [0, 4, 6]
+    assert RunFolder.open(folder / "stopped").checkpoints() == [0, 1, 4, 6]
     before = take_steps(folder)
 
     # One process goes on in the same order.
@@ -192,6 +193,10 @@ def test_two_processes_train_like_one_and_stop_and_go_on_like_one(folder: Path) 
     assert [(row["kind"], row["step"]) for row in RunFolder.open(folder / "stopped").metrics()] == [
         (row["kind"], row["step"]) for row in second.metrics()
     ]
+    (_, tensors, _), (_, expected, _) = (
+        RunFolder.open(folder / run).newest_checkpoint() for run in ("stopped", "alone")
+    )
+    torch.testing.assert_close(tensors, expected, rtol=1e-4, atol=1e-4)  # with the average and the moments of Adam
 
 
 def test_signals_to_all_processes_and_refusals_end_all_of_them(folder: Path) -> None:

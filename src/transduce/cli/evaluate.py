@@ -61,7 +61,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
                 "in_training_too": overlap,
                 "beam_size": predictor.decoding.beam_size,
                 "length_penalty": predictor.decoding.length_penalty,
-                "int8": predictor.int8,
+                "int8": predictor.is_int8,
                 "seconds": round(time.perf_counter() - started, 2),
             }
             | ({"calibration": calibration} if calibration else {})

@@ -361,7 +361,9 @@ def _add_decoding(parser: _Parser) -> None:
     search.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at each step; 1: greedy")
     search.add_argument("--length-penalty", type=float, metavar="ALPHA", help="0: none; more favours long answers")
     search.add_argument(
-        "--int8", action="store_true", help="multiply in bytes: faster on a CPU, nearly the same answers"
+        "--int8",
+        action="store_true",
+        help="multiply in bytes: faster on a CPU, nearly the same answers, of which few depend on their batch",
     )
 
 

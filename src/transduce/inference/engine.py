@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transduce.inference.linear import MakeMap, Map, float_map, int8_map
+from transduce.inference.linear import MakeMap, Map, float_map, gains_by_int8, int8_map
 from transduce.model.decoder import DecoderLayer
 from transduce.model.encoder import EncoderLayer
 from transduce.model.feed_forward import FeedForward, GatedFeedForward
@@ -143,12 +143,17 @@ class InferenceModel:
     """A trained Transformer prepared for decoding: `start` and `step` with the results of the model's own.
 
     Matrices are copied, vectors are shared: when the model's weights change, make a new one. With `int8`, for a model
-    on a CPU, large matrices are held and multiplied in int8.
+    on a CPU, large matrices are held and multiplied in int8; `is_int8` says whether it has any.
     """
 
     @torch.inference_mode()
     def __init__(self, model: Transformer, *, int8: bool = False) -> None:
-        make_map = int8_map if int8 else float_map
+        self.is_int8 = False
+
+        def make_map(weight: Tensor, bias: Tensor | None) -> Map:
+            self.is_int8 = self.is_int8 or (int8 and gains_by_int8(weight))
+            return (int8_map if int8 else float_map)(weight, bias)
+
         self._pad_id, self._num_heads = model.vocabulary.pad_id, model.config.num_heads
         self._embed_source = _Embedding(model.src_embedding, model.src_positions)
         self._embed_target = _Embedding(model.tgt_embedding, model.tgt_positions)

@@ -220,5 +220,5 @@ def _facts(predictor: Predictor, source: Sequence[int]) -> dict[str, Any]:
         "longest": predictor.max_len(source),  # most tokens of the output, including its end
         "is_constrained": predictor.constraints != Constraints()
         or decoding.min_len + decoding.no_repeat_ngram_size > 0,
-        "int8": predictor.int8,
+        "int8": predictor.is_int8,
     }

@@ -1,8 +1,12 @@
 """Linear maps laid out once for how they are multiplied: in float32, or in int8 with one scale per row.
 
 A CPU with VNNI instructions multiplies int8 four times as fast. A code counts 127ths of the largest number of its row:
-rows of W are scaled once, rows of x as they come, each by itself, and the sums are exact. So a row still does not
-depend on what else is in its batch.
+rows of W are scaled once, rows of x as they come, each by itself, and the sums are exact, so a product depends on its
+own row alone. An output of the network does not quite: what is rounded here comes from float32 sums, of attention and
+of small matrices, and libraries add up in an order that depends on the batch. Where the last bit of such a sum decides
+between two codes, the output moves by a code. So in int8 some six of a thousand outputs are others in another batch,
+and log-probabilities move by up to a few hundredths; in float32 it is no output, and some 1e-5.
+`tests/inference/test_batchings.py` has the bounds.
 """
 
 from collections.abc import Callable
@@ -25,9 +29,14 @@ def float_map(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " out
     return (lambda x: x @ weight) if bias is None else (lambda x: torch.addmm(bias, x, weight))
 
 
+def gains_by_int8(weight: Float[Tensor, "outputs inputs"]) -> bool:
+    """Whether a matrix is large enough for its products to be faster in int8."""
+    return weight.numel() >= _SMALLEST_INT8
+
+
 def int8_map(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Map:
     """x W^T + b in int8, if the matrix is large enough to gain by it."""
-    if weight.numel() < _SMALLEST_INT8:
+    if not gains_by_int8(weight):
         return float_map(weight, bias)
     units = _units_of(weight)
     codes = _codes_of(weight, units).t()

@@ -74,7 +74,7 @@ class Predictor:
     characters and lengths outside of that are reported, and outputs have only characters of training targets, of their
     constraints, and those of their source that no training source had. The model's weights are prepared for decoding at
     the first prediction: to change them later, make a new predictor. With `int8` its large matrices are multiplied in
-    int8, which is faster on CPUs with VNNI and gives nearly the same outputs.
+    int8, which is faster on CPUs with VNNI and gives nearly the same outputs, of which few depend on their batch.
     """
 
     model: Transformer
@@ -248,6 +248,11 @@ class Predictor:
     def max_len(self, source: Sequence[int], decoding: DecodingConfig | None = None) -> int:
         """Most tokens of an output for `source`, including the end symbol."""
         return min((decoding or self.decoding).max_len(len(source)), self.model.config.max_len)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether any matrix is multiplied in int8: `int8` asks for it, and a small model has none that gains by it."""
+        return self.int8 and self._prepared_engine().is_int8
 
     def _refuse_int8_on(self, device: torch.device) -> None:
         if self.int8 and device.type != "cpu":

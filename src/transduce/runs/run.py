@@ -184,6 +184,8 @@ def load_from(
     calibration = Calibration(**(folder.facts.get("calibration") or {}))  # of older and imported runs there is none
     run = Run(model.to(find_device(device)), tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
+    if run.int8 and not run.is_int8:
+        note("int8 changes nothing here: no matrix of this model is large enough to gain by it")
     run.folder, run.settings, run.model_sha256 = folder, settings, sha256
     return run
 

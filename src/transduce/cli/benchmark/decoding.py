@@ -50,7 +50,7 @@ def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callabl
         "benchmark": "decode",
         "settings": {
             "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-            "int8": predictor.int8,
+            "int8": predictor.is_int8,
             "target_ids": predictor.tokenizer.num_target_ids,
             "lines": len(lines),
             "single_lines": len(lines[:MAX_SINGLE_LINES]),
