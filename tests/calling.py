@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -38,7 +37,6 @@ def command(*words: object, stdin: bytes = b"") -> Outcome:
         stack.enter_context(redirect_stdout(streams[0]))
         stack.enter_context(redirect_stderr(streams[1]))
         stack.enter_context(mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")))
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         try:
             status = cli.main([*map(str, words), "--threads", "1"] if words else [])
         except SystemExit as stop:  # from argparse

@@ -5,8 +5,8 @@ Nothing in a step synchronizes with a GPU: it works on one step while Python pre
 
 import copy
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from transduce.data.batches import Batch, EncodedPairs, collate
 from transduce.data.packed_batches import PackedBatch, collate_packed
 from transduce.devices.graphs import GraphedWork, gradients_of
-from transduce.errors import DivergedError
+from transduce.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from transduce.model.transformer import Transformer
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
@@ -90,7 +90,8 @@ class TrainStep:
 
         Gradients of summed losses are added up over the parts of all micro-batches and processes, then divided by the
         number of target tokens once: the same as one large batch. Where they are not finite, no weight is changed.
-        `check` is called between parts; whatever it raises leaves the weights as they were.
+        `check` is called between parts; whatever it raises leaves the weights as they were, and so does the
+        OutOfMemoryError of a part that is too large.
         """
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
@@ -99,9 +100,10 @@ class TrainStep:
             for number, rows in self._local_parts(pairs, micro_batches):
                 check()
                 torch.manual_seed(_seed_of(self.config.seed, step, number))
-                with record_function("data"):
-                    batch = self._collate(pairs, rows).to(self.device)
-                loss, count = self._work(batch)
+                with _explained_lack_of_memory(pairs, rows, step):
+                    with record_function("data"):
+                        batch = self._collate(pairs, rows).to(self.device)
+                    loss, count = self._work(batch)
                 loss_sum += loss
                 num_tokens += count
             with record_function("optimizer"):
@@ -178,6 +180,21 @@ class TrainStep:
         chosen = "bfloat16" if self.device.type == "cuda" else "float32"
         precision = chosen if self.config.precision == "auto" else self.config.precision
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def _explained_lack_of_memory(pairs: EncodedPairs, rows: NDArray[np.intp], step: int) -> Iterator[None]:
+    """A block in which too little memory for `rows` is an OutOfMemoryError that describes them."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        longest = int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
+        raise OutOfMemoryError(
+            f"step {step}: too little memory for {len(rows):,} pairs, the longest of {longest:,} tokens, with padding "
+            f"{len(rows) * longest:,}. Set training.batch_tokens (on a CPU training.part_tokens) or data.max_len lower."
+        ) from error
 
 
 def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp], part_tokens: int) -> list[NDArray[np.intp]]:

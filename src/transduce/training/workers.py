@@ -5,7 +5,6 @@ caller's program; its standard input is a pipe that ends when the caller does, h
 """
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import torch.distributed as dist
 
 from transduce.devices import machine
 from transduce.devices.cpu import num_threads
-from transduce.errors import LostProcessError, TransduceError
+from transduce.errors import LostProcessError, OutOfMemoryError, TransduceError
 from transduce.training.distributed import LONGEST_WAIT, Process, num_processes
 from transduce.training.signals import Stopped
 
@@ -100,7 +99,8 @@ def _refuse_ended(workers: Sequence[subprocess.Popen[bytes]], seconds: float, me
         # Those with the status of this error have only lost another one.
         rank = min(statuses, key=lambda rank: statuses[rank] == LostProcessError.exit_status)
         how = f"by signal {-statuses[rank]}" if statuses[rank] < 0 else f"with status {statuses[rank]}"
-        memory = " If memory was short, give fewer processes." if statuses[rank] == -9 else ""
+        is_memory_short = statuses[rank] in (-9, OutOfMemoryError.exit_status)
+        memory = " If memory was short, give fewer processes." if is_memory_short else ""
         raise LostProcessError(f"process {rank} of {len(workers) + 1} has ended {how}.{memory} {message}".strip())
 
 
@@ -147,7 +147,6 @@ class _Caller:
 
 def main() -> int:
     """A worker: the module and the name of its work, the port where they meet, how many they are, threads, its rank."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     caller = _Caller()
     port, num, threads, rank = map(int, sys.argv[3:])
     torch.set_num_threads(threads)
@@ -159,7 +158,8 @@ def main() -> int:
             process = Process(rank, num, takes_over=caller.follow)
             work(**process.from_main({}), process=process)
     except (Stopped, TransduceError) as error:
-        if caller.may_follow and caller.is_gone.is_set():  # else the caller meets it as well, and tells it
+        # Else the caller meets it as well, and tells it.
+        if isinstance(error, OutOfMemoryError) or (caller.may_follow and caller.is_gone.is_set()):
             print(f"transduce: error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
