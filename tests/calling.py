@@ -33,7 +33,8 @@ def command(*words: object, stdin: bytes = b"") -> Outcome:
     """Calls `transduce WORDS...` on one thread, with standard streams of its own."""
     out, err = io.BytesIO(), io.BytesIO()
     with ExitStack() as stack:
-        streams = [stack.enter_context(io.TextIOWrapper(raw, "utf-8", newline="")) for raw in (out, err)]
+        raws = (out, "strict"), (err, "backslashreplace")  # as Python makes them
+        streams = [stack.enter_context(io.TextIOWrapper(raw, "utf-8", errors, newline="")) for raw, errors in raws]
         stack.enter_context(redirect_stdout(streams[0]))
         stack.enter_context(redirect_stderr(streams[1]))
         stack.enter_context(mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")))

@@ -123,7 +123,7 @@ def test_a_signal_in_any_phase_ends_a_command_with_its_status_and_one_line(
     assert re.fullmatch(r"transduce: (stopped\.|Stopped at step .*all is saved\.)( Go on with: .*)?\n", stopped.err)
     is_training = phase.startswith("train")
     if not is_training:
-        assert not places.out.exists()
+        assert not places.out.exists() or not any(places.out.iterdir())
     if phase.startswith("fit"):  # which takes its time
         return
     again = places.call(words, "--quiet", *["--resume"] * is_training)
@@ -237,13 +237,15 @@ def test_a_standard_error_that_fails_changes_neither_status_nor_output(
     prepare_on_disk(phase, monkeypatch)
     monkeypatch.setattr("transduce.runs.train.learning_curve", lambda *_: b"")
     words = [*PHASES[phase][0].format(**places.names).split(), "--threads", "1"]
-    stream = io.TextIOWrapper(io.BufferedWriter(BrokenStream(*failure)), line_buffering=True)
+    raw = BrokenStream(*failure)
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=True)
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
     with redirect_stderr(stream), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
         assert cli.main(words) == 0
         sys.stderr.flush()  # as Python does at its end: an error would change its status
-    stream.detach()
+    raw.left = 10**6  # to be closed
+    stream.close()
     if "{out}" in PHASES[phase][0]:
         assert content_of(places.out) if places.out.is_dir() else places.out.read_bytes()
     if phase.startswith("train"):
@@ -264,10 +266,10 @@ def test_a_real_process_trains_though_nobody_can_read_what_it_says(
             sys.stderr = None  # as Python has it
         return cli.main(arguments)
 
-    target = Path(where).open("w") if where == "/dev/full" else subprocess.PIPE  # noqa: SIM115
-    process = forked(words, main=main, stderr=target, stdout=subprocess.DEVNULL)
-    if process.stderr is not None:
-        process.stderr.close()  # as `head` does, once it has what it wants
+    target = os.open(where, os.O_WRONLY) if where == "/dev/full" else subprocess.PIPE
+    # Without `restore_signals`, which has SIGPIPE end the child, as Python never has.
+    process = forked(words, main=main, stderr=target, stdout=subprocess.DEVNULL, restore_signals=False)
+    process.stderr.close() if process.stderr else os.close(target)  # as `head` does, once it has what it wants
     assert process.wait(timeout=60) == 0
     assert RunFolder(tmp_path / "run").metrics()[-1]["step"] == STEPS
 
@@ -292,14 +294,14 @@ def test_the_name_of_a_run_is_no_markup(name: str, run: Path, data: Path, tmp_pa
     words = ["train", data / "config.toml", "--run-dir", folder, "--resume"]
     assert command(*words).status == 0  # it is finished: all that is left is to draw
     assert (folder / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
-    assert command("describe", folder).lines[0].strip() == str(folder)
+    assert "".join(command("describe", folder).out.decode().split()).startswith("".join(str(folder).split()))
 
 
 def test_the_name_of_a_file_in_a_table_is_no_markup(places: Places, tmp_path: Path) -> None:
     shutil.copy(places.names["data"] / "valid.source", source := tmp_path / "[x].txt")
     outcome = places.call("export {run} --format onnx -o {out}", "--source", str(source))
     assert outcome.status == 0, outcome.err
-    assert str(source) in outcome.out.decode()
+    assert str(source) in "".join(outcome.out.decode().split())
 
 
 def test_a_name_that_is_not_utf_8_is_refused_before_training(data: Path, tmp_path: Path) -> None:
