@@ -36,8 +36,8 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory, as Python, the system or torch says: the latter in a RuntimeError."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in ("out of memory", "allocate memory"))
+    """Whether there was too little memory, as Python, the system, torch or another process of ours says."""
+    return any(words in repr(error) for words in ("MemoryError", "out of memory", "allocate memory"))
 
 
 class TransduceError(ValueError):

@@ -380,7 +380,7 @@ def test_the_tensorboard_file_is_closed_when_training_fails(
         raise TransduceError("no")
 
     writer = Writer()
-    monkeypatch.setattr(train_module, "TensorBoardWriter", lambda _folder: writer)
+    monkeypatch.setattr(train_module, "TensorBoardWriter", lambda *_: writer)
     monkeypatch.setattr(train_module, "train", fail)
     assert command("train", data / "config.toml", "--run-dir", tmp_path / "run", "--tensorboard").status == 2
     assert writer.is_closed

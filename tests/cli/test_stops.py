@@ -417,10 +417,10 @@ def test_a_batch_that_memory_is_too_small_for_is_described_and_the_steps_before_
         outcome = places.call(words, "--quiet")
     assert outcome.status == 71
     pattern = (
-        rf"transduce: error: step {number}: too little memory for \d+ pairs, the longest of \d+ tokens, with padding"
+        rf"transduce: error: step {number}: too little memory for \d+ pairs, the longest of \d+ tokens, or padded \d+\."
     )
     assert re.match(pattern, outcome.err)
-    assert "Set training.batch_tokens (on a CPU training.part_tokens) or data.max_len lower." in outcome.err
+    assert "Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len." in outcome.err
     assert f"All is saved up to step {number - 1}: resume the run to go on." in outcome.err
     assert RunFolder(places.out).checkpoints()[-1] == number - 1
     assert places.call(words, "--quiet", "--resume").status == 0

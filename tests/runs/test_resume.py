@@ -526,17 +526,17 @@ def test_memory_that_ends_within_an_update_saves_no_half_updated_weights(
 
 def test_a_second_ctrl_c_ends_at_once_and_saves_nothing(config: ExperimentConfig, tmp_path: Path) -> None:
     lazy = replace(config, training=replace(config.training, save_every=0))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
         strike_at(patch, "micro_batch", 9, signalling(signal.SIGINT, times=2))
         train(lazy, tmp_path / "run")
-    assert (stopped.value.message, stopped.value.exit_status) == ("", 130)
+    assert not isinstance(stopped.value, Stopped)
     assert RunFolder.open(tmp_path / "run").checkpoints() == [0, 3]
 
 
 def test_a_second_ctrl_c_within_an_update_saves_no_half_updated_weights(
     config: ExperimentConfig, finished: Path, tmp_path: Path
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         update = sys.modules["transduce.training.step"].update_average
         patch.setattr("transduce.training.step.update_average", Striking(update, 5, signalling(signal.SIGINT, times=2)))
         train(config, tmp_path / "run")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -128,11 +129,12 @@ def _with_resume_hint(arguments: argparse.Namespace, run_dir: Path) -> Iterator[
     """Adds to the message of a stop, once there is a run, the command that resumes it: the same one, with --resume."""
     try:
         yield
-    except Stopped as stopped:
+    except KeyboardInterrupt as stop:  # a second Ctrl-C is no more than that
+        stopped = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
         if stopped.message or (run_dir / "run.json").exists():
             program = ["transduce"]
             if world_size := os.environ.get("LOCAL_WORLD_SIZE"):  # set by torchrun alone
                 program = ["torchrun", f"--nproc-per-node={world_size}", "-m", "transduce"]
             command = program + arguments.words + ["--resume"] * (not arguments.resume)
             stopped.message = f"{stopped.message or 'stopped.'} Go on with: {shlex.join(command)}"
-        raise
+        raise stopped from None

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1")  # Windows has the first two alone
-SIGNALS = [getattr(signal, name) for name in _SIGNAL_NAMES if hasattr(signal, name)]  # to stop, and one to save
+# To stop, and one to save; Windows has the first two alone.
+SIGNALS = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1")]
 
 # A container's quota of CPU time and the period it holds for, in microseconds: control groups of version 2, version 1.
 _QUOTAS = [

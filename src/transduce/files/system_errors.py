@@ -49,15 +49,13 @@ class Unfailing:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> None:
-        """Write `text` if possible."""
+    def write(self, text: str = "") -> None:
+        """Write `text` at once if possible."""
         with suppress(OSError, ValueError, AttributeError):  # of None, where Python found it closed
             self._stream.write(text)
-
-    def flush(self) -> None:
-        """Hand on what was written if possible."""
-        with suppress(OSError, ValueError, AttributeError):
             self._stream.flush()
+
+    flush = write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

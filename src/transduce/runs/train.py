@@ -386,7 +386,6 @@ def _draw_learning_curve(run: _Run) -> None:
     rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
         folder.write_file("learning_curve.png", learning_curve(rows, folder.path.name))
-    except ImportError:
-        run.report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
     except Exception as error:  # a picture of the outcome never changes it
-        run.report(f"the learning curve is not drawn: {' '.join(str(error).split())}")
+        why = "that needs matplotlib (pip install 'transduce[plots]')" if isinstance(error, ImportError) else str(error)
+        run.report(f"the learning curve is not drawn: {' '.join(why.split())}")

@@ -94,8 +94,7 @@ def joined(device: torch.device) -> Iterator[Process]:
         yield Process()
         return
     with ThreadPool(1) as pool:  # in a thread, as this one is to hear signals while it waits for the others
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        pool.apply(dist.init_process_group, [backend], {"timeout": LONGEST_WAIT})
+        pool.apply(dist.init_process_group, ["nccl" if device.type == "cuda" else "gloo"], {"timeout": LONGEST_WAIT})
     try:
         yield Process(dist.get_rank(), dist.get_world_size())
     finally:

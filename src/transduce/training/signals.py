@@ -35,20 +35,20 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """Context manager that defers SIGINT, SIGTERM, SIGHUP and SIGXCPU until `check`; SIGUSR1 sets `wants_save`.
 
-    A second Ctrl-C raises where it strikes. After it (`is_urgent`) nothing may be saved: it may have struck in the
-    middle of an update. Any other second signal is the same stop, told once more: a scheduler signals every process of
-    a job and `torchrun` passes it on, a closed terminal sends several, a limit of CPU time repeats itself every second.
-    What was ignored before (under `nohup`) stays ignored.
+    A second Ctrl-C is a KeyboardInterrupt where it strikes, after which nothing may be saved: that may be in the middle
+    of an update. Any other second signal is the same stop, told once more: a scheduler signals every process of a job
+    and `torchrun` passes it on, a closed terminal sends several, a limit of CPU time repeats itself every second. What
+    was ignored before (under `nohup`) stays ignored.
     """
 
     received: int | None = None
-    is_urgent = wants_save = _raises_at_once = False
+    wants_save = _raises_at_once = False
 
     def __enter__(self) -> "StopSignals":
-        self.received, self.is_urgent, self.wants_save = None, False, False
-        is_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses handlers
-        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS if is_main_thread}
-        self._previous = {signum: old for signum, old in handlers.items() if old not in (signal.SIG_IGN, None)}
+        self.received, self.wants_save = None, False
+        # In another thread Python refuses handlers.
+        signums = SIGNALS if threading.current_thread() is threading.main_thread() else []
+        self._previous = {s: old for s in signums if (old := signal.getsignal(s)) not in (signal.SIG_IGN, None)}
         for signum in self._previous:
             signal.signal(signum, self._handle)
         return self
@@ -75,9 +75,9 @@ class StopSignals:
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if signal.Signals(signum).name == "SIGUSR1":
             self.wants_save = True
-            return
-        is_first, self.received = self.received is None, self.received or signum
-        is_urgent = not is_first and signum == signal.SIGINT
-        self.is_urgent |= is_urgent
-        if is_urgent or (is_first and self._raises_at_once):
-            raise Stopped(signum)
+        elif self.received is None:
+            self.received = signum
+            if self._raises_at_once:
+                raise Stopped(signum)
+        elif signum == signal.SIGINT:
+            raise KeyboardInterrupt

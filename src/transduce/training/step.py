@@ -5,8 +5,8 @@ Nothing in a step synchronizes with a GPU: it works on one step while Python pre
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -100,10 +100,7 @@ class TrainStep:
             for number, rows in self._local_parts(pairs, micro_batches):
                 check()
                 torch.manual_seed(_seed_of(self.config.seed, step, number))
-                with _explained_lack_of_memory(pairs, rows, step):
-                    with record_function("data"):
-                        batch = self._collate(pairs, rows).to(self.device)
-                    loss, count = self._work(batch)
+                loss, count = self._compute(pairs, rows, step)
                 loss_sum += loss
                 num_tokens += count
             with record_function("optimizer"):
@@ -127,6 +124,21 @@ class TrainStep:
         """
         parts = self.parts(pairs, micro_batches)
         return [(number, parts[number]) for number in range(self.process.rank, len(parts), self.process.world_size)]
+
+    def _compute(self, pairs: EncodedPairs, rows: NDArray[np.intp], step: int) -> tuple[Tensor, ...]:
+        """What one part adds to the step. Raises OutOfMemoryError, which describes it, if memory is short."""
+        try:
+            with record_function("data"):
+                batch = self._collate(pairs, rows).to(self.device)
+            return self._work(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            longest = int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
+            raise OutOfMemoryError(
+                f"step {step}: too little memory for {len(rows):,} pairs, the longest of {longest:,} tokens, or padded "
+                f"{len(rows) * longest:,}. Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len."
+            ) from error
 
     def _collate(self, pairs: EncodedPairs, rows: NDArray[np.intp]) -> Batch | PackedBatch:
         if self.config.batching == "packed":
@@ -180,21 +192,6 @@ class TrainStep:
         chosen = "bfloat16" if self.device.type == "cuda" else "float32"
         precision = chosen if self.config.precision == "auto" else self.config.precision
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-@contextmanager
-def _explained_lack_of_memory(pairs: EncodedPairs, rows: NDArray[np.intp], step: int) -> Iterator[None]:
-    """A block in which too little memory for `rows` is an OutOfMemoryError that describes them."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        longest = int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
-        raise OutOfMemoryError(
-            f"step {step}: too little memory for {len(rows):,} pairs, the longest of {longest:,} tokens, with padding "
-            f"{len(rows) * longest:,}. Set training.batch_tokens (on a CPU training.part_tokens) or data.max_len lower."
-        ) from error
 
 
 def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp], part_tokens: int) -> list[NDArray[np.intp]]:

@@ -100,8 +100,6 @@ class Trainer:
             try:
                 self._run()
             except Stopped as stopped:
-                if self.signals.is_urgent:
-                    raise
                 self._save()
                 raise Stopped(
                     stopped.signum, f"Stopped at step {self.state.step:,} of {self.num_steps:,}; all is saved."

@@ -99,8 +99,7 @@ def _refuse_ended(workers: Sequence[subprocess.Popen[bytes]], seconds: float, me
         # Those with the status of this error have only lost another one.
         rank = min(statuses, key=lambda rank: statuses[rank] == LostProcessError.exit_status)
         how = f"by signal {-statuses[rank]}" if statuses[rank] < 0 else f"with status {statuses[rank]}"
-        is_memory_short = statuses[rank] in (-9, OutOfMemoryError.exit_status)
-        memory = " If memory was short, give fewer processes." if is_memory_short else ""
+        memory = " If memory was short, give fewer processes." if statuses[rank] == -9 else ""
         raise LostProcessError(f"process {rank} of {len(workers) + 1} has ended {how}.{memory} {message}".strip())
 
 

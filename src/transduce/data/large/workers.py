@@ -45,8 +45,6 @@ def _serve() -> None:
             try:
                 answer = encode_block(*question)
             except Exception as error:
-                if errors.is_out_of_memory(error):
-                    error = errors.OutOfMemoryError("there is too little memory to prepare the corpus.")
                 message = str(error) if isinstance(error, errors.TransduceError) else traceback.format_exc()
                 answer = {"error": type(error).__name__, "message": message}, ()
             _send(output, answer)
