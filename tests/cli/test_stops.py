@@ -287,7 +287,10 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_changes_nothing_else(
 # Names
 
 
-@pytest.mark.parametrize("name", ["a_$1_b_$2", "[/x]", "[bold]", ":smile:", "語 🎉", "100%"])
+NAMES = ["a_$1_b_$2", "[/x]", "[bold]", ":smile:", "語 🎉", "100%", "{0}"]
+
+
+@pytest.mark.parametrize("name", rest_as_proofs([*NAMES, whole := " ".join(NAMES).replace("/", "")], ["[/x]", whole]))
 def test_the_name_of_a_run_is_no_markup(name: str, run: Path, data: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / name))
     (folder / "learning_curve.png").unlink()
@@ -349,6 +352,25 @@ def test_an_environment_that_torchrun_would_never_set_is_refused_by_name(
     assert (outcome.status, outcome.err.count("\n")) == (2, 1)
     assert told in outcome.err
     assert "unset WORLD_SIZE" in outcome.err
+
+
+def test_a_user_without_a_home_is_told_what_to_set(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRANSDUCE_CACHE")
+    monkeypatch.setattr("transduce.runs.corpus.LARGE_BYTES", 0)
+    monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    outcome = places.call("prepare {data}/config.toml")
+    assert outcome.status == 2
+    assert "Set HOME, or TRANSDUCE_CACHE to a folder" in outcome.err
+
+
+@pytest.mark.proof
+def test_names_that_a_locale_cannot_spell_are_trained_and_described(data: Path, tmp_path: Path) -> None:
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+    for words in (TRAIN.format(data=data, out=tmp_path / "ü"), f"describe {tmp_path}/ü", "data"):
+        line = [sys.executable, "-m", "transduce", *words.split()]
+        done = subprocess.run(line, env=os.environ | locale, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ü/learning_curve.png").exists()
 
 
 def test_a_process_that_waits_for_others_says_so_and_hears_signals(data: Path, tmp_path: Path) -> None:
@@ -416,9 +438,8 @@ def test_a_batch_that_memory_is_too_small_for_is_described_and_the_steps_before_
         patch.setattr(step, "collate", short)
         outcome = places.call(words, "--quiet")
     assert outcome.status == 71
-    pattern = (
-        rf"transduce: error: step {number}: too little memory for \d+ pairs, the longest of \d+ tokens, or padded \d+\."
-    )
+    batch = r"\d+ pairs, the longest of \d+ tokens, or padded [\d,]+\."
+    pattern = rf"transduce: error: step {number}: too little memory for {batch}"
     assert re.match(pattern, outcome.err)
     assert "Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len." in outcome.err
     assert f"All is saved up to step {number - 1}: resume the run to go on." in outcome.err

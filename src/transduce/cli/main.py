@@ -121,6 +121,9 @@ def _print_error(error: Exception) -> int:
     if is_out_of_memory(error):
         mend = "Stop other programs, take smaller files or a smaller model, or give fewer --threads or --processes."
         return _print_message(f"error: there is too little memory. {mend}", OutOfMemoryError.exit_status)
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of a user whom only a container knows
+        mend = "Set HOME, or TRANSDUCE_CACHE to a folder for the data."
+        return _print_message(f"error: there is no home folder. {mend}", TransduceError.exit_status)
     if isinstance(error, OSError):
         prefix = f"{error.filename}: " if error.filename else ""
         _abandon_output()  # it may be what cannot be written

@@ -115,7 +115,7 @@ def learning_curve(rows: Sequence[Row], title: str) -> bytes:
     )
     if validation:
         axes[0].plot(*_series(validation, "loss"), color="#1b4f8a", marker="o", markersize=3, label="validation")
-    axes[0].set_title(title, parse_math=False)
+    axes[0].set_title(title.encode(errors="surrogateescape").decode(errors="replace"), parse_math=False)
     axes[0].set_ylabel("loss (nats / token)")
     axes[0].legend(frameon=False)
     for axis, name in zip(axes[1:], scores, strict=True):
