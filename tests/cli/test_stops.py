@@ -67,7 +67,12 @@ PHASES = {
     "export: certifying": ("export {run} --format onnx -o {out}", "transduce.export.folder.certify"),
     "data": ("data copy -o {out}", "transduce.cli.data.as_text"),
 }
-BY_TURNS = [(phase, [*SIGNALS][number % len(SIGNALS)]) for number, phase in enumerate(PHASES)]
+# Each signal, each kind of phase; `test_resume` has the others of training.
+SAMPLE = [
+    ("train: reading", "SIGTERM"), ("train: planning", "SIGXCPU"), ("train: a validation", "SIGHUP"),
+    ("train: drawing", "SIGTERM"), ("fit: choosing", "SIGHUP"), ("prepare: encoding", "SIGTERM"),
+    ("predict: searching", "SIGHUP"), ("evaluate: scoring", "SIGXCPU"), ("export: certifying", "SIGINT"),
+]  # fmt: skip
 
 
 class Places:
@@ -109,7 +114,7 @@ def prepare_on_disk(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("transduce.runs.corpus.LARGE_BYTES", 0)
 
 
-@pytest.mark.parametrize(("phase", "signum"), rest_as_proofs(product(PHASES, SIGNALS), BY_TURNS))
+@pytest.mark.parametrize(("phase", "signum"), rest_as_proofs(product(PHASES, SIGNALS), SAMPLE))
 def test_a_signal_in_any_phase_ends_a_command_with_its_status_and_one_line(
     phase: str, signum: str, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +137,7 @@ def test_a_signal_in_any_phase_ends_a_command_with_its_status_and_one_line(
         assert RunFolder(places.out).metrics()[-1]["step"] == RunFolder(places.out).read_model_metadata()["step"]
 
 
-@pytest.mark.parametrize("phase", rest_as_proofs(PHASES, ["train: a step", "predict: searching", "export: writing"]))
+@pytest.mark.parametrize("phase", rest_as_proofs(PHASES, ["predict: searching"]))
 def test_a_signal_to_save_ends_no_command(phase: str, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_on_disk(phase, monkeypatch)
     strike_in(monkeypatch, PHASES[phase][1], send("SIGUSR1"))
@@ -158,14 +163,18 @@ def test_a_stop_of_fit_while_it_scores_says_how_to_go_on(places: Places, monkeyp
 def test_a_second_signal_while_the_first_is_heard_changes_nothing(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cleaned_up: list[bool] = []
+
     def twice() -> None:
         try:
             send("SIGTERM")()
         finally:
             send("SIGTERM")()  # as `torchrun` and a scheduler both send it
+            cleaned_up.append(True)
 
     strike_in(monkeypatch, "transduce.cli.evaluate.score", twice)
     assert places.call(PHASES["evaluate: scoring"][0]).status == 143
+    assert cleaned_up
 
 
 def test_a_packed_file_that_a_signal_interrupts_is_not_called_damaged(
@@ -229,7 +238,7 @@ LOUD = ["train: reading", "evaluate: scoring", "export: writing", "explain", "av
 
 @pytest.mark.parametrize(
     ("phase", "failure"),
-    rest_as_proofs(product(LOUD, FAILURES), [(phase, FAILURES[7 * n % 12]) for n, phase in enumerate(LOUD)]),
+    rest_as_proofs(product(LOUD, FAILURES), [(phase, FAILURES[5 * n]) for n, phase in enumerate(LOUD[:3])]),
 )
 def test_a_standard_error_that_fails_changes_neither_status_nor_output(
     phase: str, failure: tuple[int, int, bool], places: Places, monkeypatch: pytest.MonkeyPatch
@@ -252,7 +261,7 @@ def test_a_standard_error_that_fails_changes_neither_status_nor_output(
         assert RunFolder(places.out).metrics()[-1]["step"] == STEPS
 
 
-@pytest.mark.parametrize("where", ["/dev/full", "reader", "closed"])
+@pytest.mark.parametrize("where", rest_as_proofs(["/dev/full", "reader", "closed"], ["reader"]))
 def test_a_real_process_trains_though_nobody_can_read_what_it_says(
     where: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,7 +428,7 @@ def test_too_little_memory_is_no_internal_error(
     assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize("number", rest_as_proofs([1, 5], [5]))
 def test_a_batch_that_memory_is_too_small_for_is_described_and_the_steps_before_it_are_saved(
     number: int, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
