@@ -20,7 +20,7 @@ from transduce.data.texts import MOST_TEXTS
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
-from transduce.files.content import read_bytes
+from transduce.files.content import printable, read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
 from transduce.inference.predictor import Prediction
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand t
 def report_of(arguments: argparse.Namespace) -> Callable[[str], None]:
     """The function that reports progress: a line on standard error, from the first process only, unless --quiet."""
     is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"
-    return (lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    return (lambda _line: None) if is_quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 def refuse_missing_folder(output: str | None) -> None:
@@ -229,7 +229,7 @@ def _provenance(metadata: dict[str, Any] | None) -> str:
         return "no model yet: the first validation is still to come"
     if "steps" in metadata:
         return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items())
+    scores = printable(", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items()))
     return f"the model is of step {metadata['step']:,}{scores and f', validation: {scores}'}"
 
 

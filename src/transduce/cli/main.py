@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from transduce.cli.parser import build_parser
 from transduce.errors import TransduceError
+from transduce.files.content import printable
 from transduce.training.signals import Stopped
 
 _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
@@ -132,7 +133,7 @@ def _abandon_output() -> None:
 def _print_message(message: str, status: int) -> int:
     # Every process meets the same error, and the first one prints it; an internal error may be that of one alone.
     if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":
-        print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
+        print(f"transduce: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

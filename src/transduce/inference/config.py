@@ -7,6 +7,7 @@ from typing import Literal
 from transduce.errors import TransduceError
 
 _WIDEST_BEAM = 1_000  # a wider one is a mistake
+_MOST_FACTOR = 100  # of a length, and its power: what comes of a larger one is no number
 _LEAST_EXTRA = 20  # tokens beyond max_len_ratio where no training pairs say how many
 
 
@@ -32,7 +33,10 @@ class DecodingConfig:
                 f"the beam size is {self.beam_size:,}: it must be from 1 (greedy search) to {_WIDEST_BEAM:,}; time and "
                 "memory grow with it, and answers seldom get better beyond 10."
             )
-        if not math.isfinite(self.length_penalty) or self.length_penalty < 0:
+        for name, value in (("the length penalty", self.length_penalty), ("max_len_ratio", self.max_len_ratio)):
+            if not value <= _MOST_FACTOR:
+                raise TransduceError(f"{name} is {value}: it must be at most {_MOST_FACTOR}.")
+        if self.length_penalty < 0:
             raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) or more.")
         if self.max_len_ratio < 0 or self.max_len_extra < 0:
             raise TransduceError("max_len_ratio must be at least 0, and max_len_extra: 0 is as training pairs need.")

@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +34,16 @@ from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
-from transduce.errors import LostProcessError, RunFolderError, TransduceError
+from transduce.errors import DamagedFileError, LostProcessError, MissingInputError, RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
+from transduce.files.content import well_formed
 from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
+from transduce.model.weights import parameter_shapes, shapes_of
 from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
+from transduce.runs.monitoring import is_in_notebook, learning_curve, metrics_of, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes
 from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
@@ -49,7 +51,7 @@ from transduce.training.distributed import Process, joined
 from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
-from transduce.training.trainer import Observer, Trainer, step_order
+from transduce.training.trainer import Observer, Trainer, step_order, with_prefix
 from transduce.training.workers import group_lock, refuse_processes, shared, take_process_group, threads_of_each
 
 # A time limit becomes a number of steps by timing this many steps, for at most this share of the time.
@@ -117,10 +119,12 @@ def train(
         config = with_room(config, learnt.pairs, report)
         pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
         validate = build_validation(config, learnt, valid, report) if valid is not None else None
-        model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         first = saved.facts.get("initialised_from") if saved else init_from
         if first and checkpoint is None:
-            RunFolder.open(Path(first)).load_weights_into(model)
+            model = RunFolder.open(Path(first)).load_model(config.model, learnt.tokenizer)
+        else:
+            model = build_model(config, learnt.tokenizer)
+        model = model.to(local_device(chosen))
         if saved is None:
             suit = partial(suit_device, config, model, pairs, process.world_size, report)
             config, choice = process.decide(suit)
@@ -213,26 +217,30 @@ def _resume(
     """The settings to resume with and the newest checkpoint, after all changes were refused or recorded."""
     checkpoint: Checkpoint | None = None
 
-    def settle() -> tuple[ExperimentConfig, int | None]:
+    def settle() -> tuple[ExperimentConfig, int | None, dict[str, Any]]:
         nonlocal checkpoint
         facts, saved = folder.facts, folder.settings
         asked = with_shape_of(saved, config) if "initialised_from" in facts else config
         resumed = carry_over(asked, saved, facts.get("configured_batch", ()))
         changes = differences(saved, resumed)
         refuse_changes(changes, accept_changes=accept_changes)
-        refuse_other_data(facts["data"], corpus.sha256, folder.path)
+        refuse_other_data(facts.get("data", {}), corpus.sha256, folder.path)
         newest = folder.newest_checkpoint(report=report)
-        if newest is None and folder.has_model:
+        if newest is not None:
+            shapes = parameter_shapes(saved.model, folder.tokenizer.vocabulary_sizes)
+            folder.refuse_other_shapes(shapes_of(newest[1]), shapes, newest[0])
+            newest = _with_model(folder, newest, report)
+        elif folder.has_model:
             raise RunFolderError(
                 f"{folder.path} has a model but no checkpoints, so there is nothing to go on from. Start another run "
                 f"from its weights: --init-from {folder.path} --run-dir ANOTHER."
             )
         step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
         for name, value in sorted(environment.items()):
-            if name != "commit" and value != (before := facts["started"].get(name)):
+            if name != "commit" and value != (before := facts.get("started", {}).get(name)):
                 report(f"{name} was {before} and is {value}: the weights may differ in their last bits")
         # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
-        folder.truncate_metrics(step or 0)
+        folder.truncate_metrics(step or 0, report)
         session = {"step": step or 0, "changes": changes, "machine": environment}
         resumptions = [*facts.get("resumed", []), session]
         # Until it is fitted again, the calibration is none: that of before does not belong to other weights.
@@ -243,12 +251,43 @@ def _resume(
         if step and resumed.training.steps and any(name.startswith(("optim.", "training.steps")) for name in changes):
             report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
         report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
-        return resumed, step
+        return resumed, step, checkpoint[1] if checkpoint else {}
 
-    resumed, step = process.decide(settle)
-    if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
-        checkpoint = folder.read_checkpoint(step)
+    resumed, step, state = process.decide(settle)
+    if step is not None and checkpoint is None:  # rank 0 has it; the tensors are too large to be sent to the others
+        checkpoint = (folder.read_checkpoint(step)[0], state)
     return resumed, checkpoint and _with_current_names(checkpoint, resumed)
+
+
+def _with_model(
+    folder: RunFolder, newest: tuple[int, dict[str, Tensor], dict[str, Any]], report: Callable[[str], None]
+) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """The newest checkpoint, after the best model was found whole, or made anew from the checkpoint of its step.
+
+    Where there is none, and no model either, the best of the validations from now on takes its place. Raises
+    DamagedFileError for a damaged model, of which the user may have a copy.
+    """
+    step, tensors, state = newest
+    best, path, saved = state.get("best_step", 0), folder.path / "model.safetensors", dict[str, Tensor]()
+    try:
+        if best:  # before the first validation there is none, or one that will be replaced
+            folder.read_model_metadata()
+        return newest
+    except (DamagedFileError, MissingInputError) as error:
+        with suppress(DamagedFileError, MissingInputError):
+            saved = tensors if best == step else folder.read_checkpoint(best)[0]
+        if folder.has_model and not saved:
+            mend = f"Without a copy of it, delete {path} and resume: the best from then on takes its place."
+            raise DamagedFileError(f"{error} It is of step {best:,}, of which there is no checkpoint. {mend}") from None
+    if not saved:
+        report(f"{path} is missing, and there is no checkpoint of its step {best:,}: the best from now on is kept")
+        return step, tensors, {**state, "best_step": 0, "best_goodness": -math.inf, "validated_step": 0}
+    average, rows = with_prefix(saved, "ema."), [row for row in folder.metrics() if row["kind"] == "validation"]
+    scores = next((metrics_of(row) for row in rows if row["step"] == best), {})
+    facts = {"step": best, "averaged": bool(average), "validation": scores}
+    folder.write_model(average or with_prefix(saved, "model."), facts)
+    report(f"{path} was damaged or missing: made anew from the checkpoint of its step {best:,}")
+    return newest
 
 
 def _rate(config: ExperimentConfig, step: int) -> float:
@@ -289,7 +328,8 @@ def _train(run: _Run) -> TrainerState:
             clock=run.clock,
         )
         if run.checkpoint is not None:
-            trainer.restore(*run.checkpoint)
+            with well_formed(run.folder.path / "checkpoints", "Delete the newest, and resume from the one before it."):
+                trainer.restore(*run.checkpoint)
             if trainer.state.epoch != run.checkpoint[1]["epoch"]:
                 report("the batches are others now: going on with the next epoch")
         try:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.files.certified_json import read_with_digest, with_digest
+from transduce.files.certified_json import matches, read_with_digest, with_digest
+from transduce.files.content import well_formed
 from transduce.model.config import VocabularySizes
 from transduce.text.config import AnyKind, Kind, TokenizerConfig
 from transduce.text.normal_form import Form, in_normal_form
@@ -29,6 +30,7 @@ _NOT_A_LINE_OF_TEXT = re.compile("[\ud800-\udfff\n]")
 _LINES_PER_CHECK = 10_000
 _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
+_CONTENT = {"num_target_ids": int, "config": {"source": str, "target": str, "joint": bool, "vocab_size": int}}
 
 AnyVocabulary = Vocabulary | SentencePieces
 # Lines -> the ids of all, end to end, and the number of ids of each.
@@ -157,11 +159,16 @@ class Tokenizer:
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer that `to_json` wrote. Raises DamagedFileError for any other text."""
         content = _verified_content(text)
-        target = _vocabulary(content["target"])
-        source = target if content["source"] is None else _vocabulary(content["source"])
-        settings = content["config"]
-        settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
-        return cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
+        with well_formed("the tokenizer", "Restore it from a copy."):
+            target = _vocabulary(content["target"])
+            source = target if content["source"] is None else _vocabulary(content["source"])
+            settings = content["config"]
+            settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
+            tokenizer = cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
+            is_ours = matches(content, _CONTENT) and tokenizer.vocabulary_sizes  # which looks at the values
+            if not is_ours or (settings["source"], settings["target"]) != (source.kind, target.kind):
+                raise ValueError("its settings are of other kinds than its tokens")
+        return tokenizer
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # sent to another process as the content of its file
@@ -230,7 +237,7 @@ def _verified_content(text: str) -> dict[str, Any]:
         raise DamagedFileError("not a tokenizer of transduce, or one that has changed: restore it from a copy.")
     if document.get("version") != _FORMAT_VERSION:
         raise DamagedFileError(
-            f"a tokenizer of format version {document.get('version')!r}, where this program reads {_FORMAT_VERSION}: "
+            f"a tokenizer of format version {document.get('version')!r:.20}, where {_FORMAT_VERSION} is read here: "
             "use the program that wrote it, or a newer one."
         )
     return document["content"]
