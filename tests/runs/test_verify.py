@@ -27,12 +27,16 @@ def own(run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def other(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the same settings with another seed."""
-    folder = tmp_path_factory.mktemp("other") / "run"
-    words = ["--training.seed", 2, "--training.validate_every", 60]
-    assert command("train", data / "config.toml", "--run-dir", folder, *words).status == 0
-    return folder
+def other(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the same settings, tokenizer and data with another seed, even with equal weights."""
+    folder = RunFolder.open(run)
+    text = folder.config_text.replace("\nseed = 1", "\nseed = 2", 1)
+    assert text != folder.config_text
+    path = tmp_path_factory.mktemp("other") / "run"
+    created = RunFolder.create(path, config=text, tokenizer=folder.tokenizer_text, facts=folder.facts)
+    created.write_model(*folder.read_model())
+    created.write_checkpoint(60, *folder.read_checkpoint(60), keep=1)
+    return path
 
 
 def resumed(run: Path, data: Path, *words: object) -> Outcome:

@@ -67,6 +67,7 @@ def describe_command(arguments: argparse.Namespace) -> int:
     run_facts: dict[str, Any] = {}
     if arguments.what in PRESETS:
         config, vocabulary = PRESETS[arguments.what], VocabularySizes.joint(arguments.vocab_size)
+        shapes = parameter_shapes(config, vocabulary)
     else:
         if not os.path.lexists(Path(arguments.what) / "run.json"):
             hint = nearest(arguments.what, PRESETS)
@@ -75,12 +76,12 @@ def describe_command(arguments: argparse.Namespace) -> int:
         settings = folder.settings
         config, group_sources = settings.model, settings.validation.group_sources
         vocabulary = folder.tokenizer.vocabulary_sizes
-        metadata = folder.read_model_metadata(parameter_shapes(config, vocabulary)) if folder.has_model else None
+        shapes = parameter_shapes(config, vocabulary)
+        metadata = folder.read_model_metadata(shapes) if folder.has_model else None
         if metadata is not None:
             metadata["validation"] = scores_by_name(metadata["validation"], group_sources=group_sources)
         run_facts = {"model_is_of": metadata, "facts": folder.facts}
-    parameters = _count_parameters(parameter_shapes(config, vocabulary))
-    description = {"name": arguments.what, "parameters": parameters, "config": vars(config)} | run_facts
+    description = {"name": arguments.what, "parameters": _count_parameters(shapes), "config": vars(config)} | run_facts
     (print_json if arguments.json else print_description)(description)
     return 0
 
