@@ -267,13 +267,13 @@ def test_verify_names_each_damaged_file(run):
     names = [name for name, problem in run.verify() if problem == ""]
     steps = [f"checkpoints/step-000000{step}.safetensors" for step in (10, 20, 30)]
     texts = ["run.json", "config.toml", "tokenizer.json"]
-    assert names == [*texts, "model.safetensors", *steps, "score.json", "metrics.jsonl"]
+    assert names == [*texts, *steps, "model.safetensors", "score.json", "metrics.jsonl"]
     (run.path / "config.toml").write_text("[model]\n")
     (run.path / "model.safetensors").unlink()
     (run.path / steps[1]).write_bytes(b"")
     (run.path / "metrics.jsonl").write_bytes(b'{"kind": "training", "step": 1}\n{"kind"\n{"step": 3}\n')
     problems = {name: problem for name, problem in run.verify() if problem}
-    assert list(problems) == ["config.toml", "model.safetensors", steps[1], "metrics.jsonl"]
+    assert list(problems) == ["config.toml", steps[1], "model.safetensors", "metrics.jsonl"]
     assert "no such file" in problems["model.safetensors"] and "metrics.jsonl:2" in problems["metrics.jsonl"]
 
 

@@ -14,13 +14,14 @@ from typing import Any, BinaryIO, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from transduce.cli.main import printable
 from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.data.parsing import refuse_unequal
 from transduce.data.texts import MOST_TEXTS
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
-from transduce.files.content import printable, read_bytes
+from transduce.files.content import read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
 from transduce.inference.predictor import Prediction

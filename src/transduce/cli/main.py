@@ -19,7 +19,6 @@ from typing import NoReturn
 
 from transduce.cli.parser import build_parser
 from transduce.errors import TransduceError
-from transduce.files.content import printable
 from transduce.training.signals import Stopped
 
 _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
@@ -30,6 +29,7 @@ _MODULES = {
     "data": "data", "learn": "learn", "export": "export", "import": "export", "reproduce": "reproduce",
     "benchmark": "benchmark.command", "score": "score",
 }  # fmt: skip
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]+")
 _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 
 
@@ -135,6 +135,11 @@ def _print_message(message: str, status: int) -> int:
     if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":
         print(f"transduce: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
+
+
+def printable(text: str) -> str:
+    """Text without its control characters: a terminal would obey those of a file from somebody else."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class _CallableModule(ModuleType):

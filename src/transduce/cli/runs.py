@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from transduce.cli.console import print_description, print_json, report_of
+from transduce.cli.main import printable
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
-from transduce.files.content import printable
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.weights import Shapes, parameter_shapes
 from transduce.runs.folder import RunFolder

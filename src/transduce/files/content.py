@@ -1,9 +1,7 @@
 """File contents and their SHA-256, and how a file of a folder is opened that may come from anyone."""
 
 import hashlib
-import math
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from transduce.files.system_errors import explained_read_errors
 MOST_TEXT_BYTES = 64_000_000  # of a document: JSON in memory takes several times as many
 _MOST_REASON = 300  # characters
 _NO_WAIT, _NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
-_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]+")
 # What a document raises that is not what the code that reads it expects.
 _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -24,11 +21,6 @@ _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError
 def damaged(path: Path | str, reason: str, advice: str) -> DamagedFileError:
     """The error for a file that is not as it was written: how that shows, and what to do."""
     return DamagedFileError(f"{path} is damaged: {reason[:_MOST_REASON]}. {advice}")
-
-
-def printable(text: str) -> str:
-    """Text without its control characters: a terminal would obey those of a file from somebody else."""
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager
@@ -46,11 +38,9 @@ def well_formed(path: Path | str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_regular(
-    path: Path, mode: str = "rb", *, buffering: int = -1, most_bytes: float = math.inf, follows_links: bool = False
-) -> Iterator[Any]:
+def open_regular(path: Path, mode: str = "rb", *, buffering: int = -1, follows_links: bool = False) -> Iterator[Any]:
     """A file of a folder that may come from anyone, open: no link, which could lead to any other file, and no pipe or
-    device, which could be without an end. Raises DamagedFileError, also for one of more than `most_bytes`.
+    device, which could be without an end. Raises DamagedFileError.
     """
     flags = _NO_WAIT | (0 if follows_links else _NO_LINK)
     wrong = damaged(path, "it is a link, a folder, a pipe or a device, not a file of its own", "Put a copy there.")
@@ -64,15 +54,16 @@ def open_regular(
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or (status.st_nlink > 1 and "+" in mode):  # what is written changes both
             raise wrong
-        if status.st_size > most_bytes:
-            raise damaged(path, f"it has more than the {most_bytes:,} bytes that are read", "Restore it from a copy.")
         yield file
 
 
-def read_regular(path: Path, *, most_bytes: int = MOST_TEXT_BYTES, follows_links: bool = False) -> bytes:
+def read_regular(path: Path, *, follows_links: bool = False) -> bytes:
     """The content of such a file: see `open_regular`. Raises MissingInputError if there is none."""
-    with explained_read_errors(path), open_regular(path, most_bytes=most_bytes, follows_links=follows_links) as file:
-        return bytes(file.read())
+    with explained_read_errors(path), open_regular(path, follows_links=follows_links) as file:
+        content: bytes = file.read(MOST_TEXT_BYTES + 1)
+    if len(content) > MOST_TEXT_BYTES:
+        raise damaged(path, f"it has more than the {MOST_TEXT_BYTES:,} bytes that are read", "Restore it from a copy.")
+    return content
 
 
 def read_bytes(path: Path) -> bytes:

@@ -33,10 +33,6 @@ class Calibration:
     temperature: float = 1.0  # that logits are divided by, for confidences alone; sampling has a temperature of its own
     num_pairs: int = 0  # validation pairs that it was fitted on
 
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"the calibration temperature is {self.temperature}: it must be above 0.")
-
     @property
     def is_rough(self) -> bool:
         return self.num_pairs < ENOUGH_PAIRS

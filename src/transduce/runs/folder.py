@@ -1,10 +1,11 @@
 """Run folder: config, tokenizer, weights, checkpoints and metrics of a run; the only bridge from training to use."""
 
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from hashlib import file_digest
@@ -19,12 +20,12 @@ from transduce.data.seen import Seen
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
 from transduce.files.certified import NO_DIGEST, check_digest
-from transduce.files.certified_json import json_object, matches, read_with_digest, with_digest
+from transduce.files.certified_json import json_object, matches, parse_json, read_with_digest, with_digest
 from transduce.files.content import MOST_TEXT_BYTES, damaged, open_regular, read_regular, sha256_of, well_formed
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.files.tensors import TENSOR_ADVICE, read_tensors, verified, write_tensors
-from transduce.inference.forced_decoding import Calibration
+from transduce.inference.predictor import ignore
 from transduce.model.config import TransformerConfig
 from transduce.model.transformer import Transformer
 from transduce.model.weights import Shapes, load_weights, parameter_shapes, refuse_other_shapes, shapes_of
@@ -40,9 +41,8 @@ _RESERVED_NAMES = (
 )  # fmt: skip
 _MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
 _MEND_CONTENT = "Restore it from a copy, or use the version of transduce that wrote it."
-# Larger ones are not ours; JSON and TOML take many times as much memory as bytes.
-_MOST_BYTES = {"run.json": 8_000_000, "config.toml": 64_000}
-_MOST_ROW_BYTES, _MOST_DOTS = 1_000_000, 200  # of a row of the log; in a line of TOML, where time grows as their square
+_MOST_ROW_BYTES = 1_000_000  # of the log
+_MOST_SETTINGS, _MOST_DOTS = 64_000, 200  # in a line: the time to read TOML grows as their square
 # The facts that make it the same run: not where, when and on what machine.
 _IDENTITY = ("data", "initialised_from", "averaged", "imported")
 
@@ -118,35 +118,25 @@ class RunFolder:
         """Settings of the run."""
         text = self.config_text
         with well_formed(self.path / "config.toml", _MEND_CONTENT):
-            if max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
-                raise ValueError("a line has more dots than any of ours")
+            if len(text) > _MOST_SETTINGS or max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
+                raise ValueError("it is longer, or has more dots in a line, than any of ours")
             return load_config(text, "its text")
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the model."""
-        text = self.tokenizer_text
-        try:
-            return Tokenizer.from_json(text)
-        except DamagedFileError as error:
-            raise DamagedFileError(f"{self.path / 'tokenizer.json'}: {error}") from None
+        return Tokenizer.from_json(self.tokenizer_text, self.path / "tokenizer.json")
 
     @property
     def facts(self) -> dict[str, Any]:
         """Facts about the data and the machine, from `run.json`."""
-        facts: dict[str, Any] = self._record()["facts"]
-        return facts
+        return self._record()["facts"]
 
     @property
     def seen(self) -> Seen | None:
         """What the model has seen in training; None where that was not recorded."""
         saved = self.facts.get("seen")
         return Seen.from_dict(saved) if saved else None
-
-    @property
-    def calibration(self) -> Calibration:
-        """What makes confidences of probabilities; of older and imported runs there is none."""
-        return Calibration(**(self.facts.get("calibration") or {}))
 
     def update_facts(self, facts: dict[str, Any]) -> None:
         """Add `facts` to those in `run.json`, replacing those of the same name."""
@@ -263,37 +253,33 @@ class RunFolder:
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Rows of `metrics.jsonl`: without a last one that a killed process left unfinished, and without others that
-        are none of ours, which `verify` names.
+    def metrics(self, report: Callable[[str], None] = ignore) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl`, without a last one that a killed process left unfinished.
+
+        What is not a row of ours is left out, and `report` told: a log is never worth more than the weights.
         """
-        return [row for _, row in self._rows() if row is not None]
+        path, rows, lost = self._metrics_path, list[dict[str, Any]](), list[int]()
+        try:
+            with explained_read_errors(path), open_regular(path) as file:
+                for number, line in enumerate(iter(partial(file.readline, _MOST_ROW_BYTES), b""), start=1):
+                    row: Any = None
+                    with suppress(ValueError):
+                        row = parse_json(line)
+                    if matches(row, ROW):
+                        rows.append(row)
+                    elif line.endswith(b"\n") or len(line) == _MOST_ROW_BYTES:
+                        lost.append(number)
+        except TransduceError as error:
+            if os.path.lexists(path):
+                report(str(error))
+        if lost:
+            report(f"{path}:{lost[0]} is damaged: {len(lost):,} rows are none of ours. They are left out.")
+        return rows
 
     def truncate_metrics(self, after_step: int, report: Callable[[str], None] = warnings.warn) -> None:
-        """Remove the rows of the steps after `after_step`, which training is going to repeat.
-
-        `report` gets a line if the file is damaged: a log is never worth more than the weights.
-        """
-        rows: list[tuple[int, dict[str, Any] | None]] = []
-        problem = _problem(lambda: rows.extend(self._rows()))
-        if num_lost := sum(row is None for _, row in rows):
-            problem = f"{self._metrics_path}: {num_lost:,} rows were damaged."
-        if problem:
-            report(f"Left out of the log: {problem}")
-        kept = [row for _, row in rows if row is not None and row["step"] <= after_step]
-        write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in kept))
-
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """Each finished line of `metrics.jsonl` by its number: a row, or None if it is not one of ours."""
-        if not os.path.lexists(self._metrics_path):
-            return
-        with explained_read_errors(self._metrics_path), open_regular(self._metrics_path) as file:
-            for number, line in enumerate(iter(partial(file.readline, _MOST_ROW_BYTES), b""), start=1):
-                if line.endswith(b"\n") or len(line) == _MOST_ROW_BYTES:
-                    row = None
-                    with suppress(DamagedFileError):
-                        row = json_object(line, self._metrics_path, _MEND_TEXT)
-                    yield number, row if matches(row, ROW) else None
+        """Remove the rows of the steps after `after_step`, which training is going to repeat, and those not ours."""
+        rows = [row for row in self.metrics(report) if row["step"] <= after_step]
+        write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file beside those of the run, such as a picture or a table of scores."""
@@ -319,27 +305,30 @@ class RunFolder:
 
         A missing model is a problem only if a checkpoint says that there was one: a young run has none yet.
         """
-        checks: list[tuple[str, Callable[[], object]]] = [
-            ("run.json", self._record),
-            ("config.toml", lambda: self.settings),
-            ("tokenizer.json", lambda: self.tokenizer),
-        ]
-        shapes, files, steps = None, list[str](), list[int]()
-        with suppress(TransduceError):
-            files = sorted(self._record()["files"].keys() - {"config.toml", "tokenizer.json"})
-            shapes = parameter_shapes(self.settings.model, self.tokenizer.vocabulary_sizes)
+        problems: dict[str, str] = {}
 
-        try:
-            steps = self.checkpoints()
-        except DamagedFileError:
-            checks.append(("checkpoints", lambda: self._checkpoint_folder))
-        if self.has_model or self._has_had_model(steps):
-            checks.append(("model.safetensors", partial(self._check_tensors, None, shapes)))
-        for step in steps:
-            name = f"checkpoints/{self._tensor_path(step).name}"
-            checks.append((name, partial(self._check_tensors, step, shapes)))
-        checks += [(name, partial(self.checked_file, name)) for name in files]
-        return [(name, _problem(check)) for name, check in [*checks, ("metrics.jsonl", self._check_metrics)]]
+        def check(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+            problems[name] = ""
+            try:
+                return work(*arguments)
+            except TransduceError as error:
+                problems[name] = str(error)
+
+        record = check("run.json", self._record)
+        settings = check("config.toml", lambda: self.settings)
+        tokenizer = check("tokenizer.json", lambda: self.tokenizer)
+        shapes = parameter_shapes(settings.model, tokenizer.vocabulary_sizes) if settings and tokenizer else None
+        states, steps = [], check("checkpoints", self.checkpoints)
+        if steps is not None:
+            del problems["checkpoints"]
+        for step in steps or ():
+            states.append(check(f"checkpoints/{self._tensor_path(step).name}", self._check_tensors, step, shapes))
+        if self.has_model or any(state and state.get("best_step") for state in states):
+            check("model.safetensors", self._check_tensors, None, shapes)
+        for name in sorted(record["files"].keys() - problems.keys()) if record else ():
+            check(name, self.checked_file, name)
+        check("metrics.jsonl", self.metrics, _refuse)
+        return list(problems.items())
 
     def not_covered(self, checked: Collection[str]) -> list[str]:
         """The names in the folder of which no hash is recorded, beside those that `verify` has `checked`."""
@@ -377,7 +366,7 @@ class RunFolder:
 
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
-        content = read_regular(path, most_bytes=_MOST_BYTES["run.json"])
+        content = read_regular(path)
         record = read_with_digest(content, _without_digest)
         if not record or _layout(record) != content:
             raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
@@ -389,7 +378,8 @@ class RunFolder:
         with well_formed(path, _MEND_CONTENT):
             if not matches(record, RECORD) or not all(map(_is_plain, record["files"])):
                 raise ValueError(OTHER_FIELDS)
-            Calibration(**(record["facts"].get("calibration") or {}))  # looks at the values
+            if not 0 < (record["facts"].get("calibration") or {}).get("temperature", 1.0) < math.inf:
+                raise ValueError("the calibration temperature is none")
             if seen := record["facts"].get("seen"):
                 Seen.from_dict(seen)
         return record
@@ -412,7 +402,7 @@ class RunFolder:
         self._write_record(record | {"files": files | {name: new}})
 
     def _text(self, name: str) -> str:
-        content = read_regular(self.path / name, most_bytes=_MOST_BYTES.get(name, MOST_TEXT_BYTES))
+        content = read_regular(self.path / name)
         if sha256_of(content) not in self._record()["files"][name]:
             raise damaged(self.path / name, "its SHA-256 is not the one in run.json", _MEND_TEXT)
         with well_formed(self.path / name, _MEND_CONTENT):
@@ -452,19 +442,6 @@ class RunFolder:
                 raise ValueError("its state is of another step")
         return content
 
-    def _has_had_model(self, steps: Iterable[int]) -> bool:
-        """Whether any undamaged checkpoint says that a model was written."""
-        for step in steps:
-            with suppress(TransduceError):
-                if self._check_tensors(step).get("best_step"):
-                    return True
-        return False
-
-    def _check_metrics(self) -> None:
-        for number, row in self._rows():
-            if row is None:
-                raise damaged(f"{self._metrics_path}:{number}", "it should hold a row of numbers", _MEND_TEXT)
-
 
 def _layout(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=2).encode() + b"\n"
@@ -480,12 +457,8 @@ def _is_plain(name: str) -> bool:
     return name != "" and Path(name).name == name and not name.startswith(".") and name.isprintable()
 
 
-def _problem(check: Callable[[], object]) -> str:
-    try:
-        check()
-    except TransduceError as error:
-        return str(error)
-    return ""
+def _refuse(problem: str) -> None:
+    raise DamagedFileError(problem)
 
 
 def _runs_in(folder: Path) -> str:

@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -217,7 +217,7 @@ def _resume(
     """The settings to resume with and the newest checkpoint, after all changes were refused or recorded."""
     checkpoint: Checkpoint | None = None
 
-    def settle() -> tuple[ExperimentConfig, int | None, dict[str, Any]]:
+    def settle() -> tuple[ExperimentConfig, int | None]:
         nonlocal checkpoint
         facts, saved = folder.facts, folder.settings
         asked = with_shape_of(saved, config) if "initialised_from" in facts else config
@@ -229,7 +229,7 @@ def _resume(
         if newest is not None:
             shapes = parameter_shapes(saved.model, folder.tokenizer.vocabulary_sizes)
             folder.refuse_other_shapes(shapes_of(newest[1]), shapes, newest[0])
-            newest = _with_model(folder, newest, report)
+            _mend_model(folder, newest[2], report)
         elif folder.has_model:
             raise RunFolderError(
                 f"{folder.path} has a model but no checkpoints, so there is nothing to go on from. Start another run "
@@ -251,43 +251,36 @@ def _resume(
         if step and resumed.training.steps and any(name.startswith(("optim.", "training.steps")) for name in changes):
             report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
         report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
-        return resumed, step, checkpoint[1] if checkpoint else {}
+        return resumed, step
 
-    resumed, step, state = process.decide(settle)
-    if step is not None and checkpoint is None:  # rank 0 has it; the tensors are too large to be sent to the others
-        checkpoint = (folder.read_checkpoint(step)[0], state)
+    resumed, step = process.decide(settle)
+    if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
+        checkpoint = folder.read_checkpoint(step)
     return resumed, checkpoint and _with_current_names(checkpoint, resumed)
 
 
-def _with_model(
-    folder: RunFolder, newest: tuple[int, dict[str, Tensor], dict[str, Any]], report: Callable[[str], None]
-) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-    """The newest checkpoint, after the best model was found whole, or made anew from the checkpoint of its step.
+def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[str], None]) -> None:
+    """Make the best model anew from the checkpoint of its step, if it is damaged or missing and there is one.
 
-    Where there is none, and no model either, the best of the validations from now on takes its place. Raises
-    DamagedFileError for a damaged model, of which the user may have a copy.
+    `state` is that of the newest checkpoint. Raises DamagedFileError if there is none.
     """
-    step, tensors, state = newest
-    best, path, saved = state.get("best_step", 0), folder.path / "model.safetensors", dict[str, Tensor]()
+    best, path = state.get("best_step", 0), folder.path / "model.safetensors"
     try:
         if best:  # before the first validation there is none, or one that will be replaced
             folder.read_model_metadata()
-        return newest
+        return
     except (DamagedFileError, MissingInputError) as error:
-        with suppress(DamagedFileError, MissingInputError):
-            saved = tensors if best == step else folder.read_checkpoint(best)[0]
-        if folder.has_model and not saved:
-            mend = f"Without a copy of it, delete {path} and resume: the best from then on takes its place."
-            raise DamagedFileError(f"{error} It is of step {best:,}, of which there is no checkpoint. {mend}") from None
-    if not saved:
-        report(f"{path} is missing, and there is no checkpoint of its step {best:,}: the best from now on is kept")
-        return step, tensors, {**state, "best_step": 0, "best_goodness": -math.inf, "validated_step": 0}
+        if best not in folder.checkpoints():
+            raise DamagedFileError(
+                f"{error} It is of step {best:,}, of which there is no checkpoint. Without a copy, take the newest "
+                f"weights: transduce average {folder.path} --last 1 -o ANOTHER."
+            ) from None
+    saved = folder.read_checkpoint(best)[0]
     average, rows = with_prefix(saved, "ema."), [row for row in folder.metrics() if row["kind"] == "validation"]
     scores = next((metrics_of(row) for row in rows if row["step"] == best), {})
     facts = {"step": best, "averaged": bool(average), "validation": scores}
     folder.write_model(average or with_prefix(saved, "model."), facts)
     report(f"{path} was damaged or missing: made anew from the checkpoint of its step {best:,}")
-    return newest
 
 
 def _rate(config: ExperimentConfig, step: int) -> float:

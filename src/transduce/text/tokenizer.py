@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.certified_json import matches, read_with_digest, with_digest
-from transduce.files.content import well_formed
+from transduce.files.content import damaged, well_formed
 from transduce.model.config import VocabularySizes
 from transduce.text.config import AnyKind, Kind, TokenizerConfig
 from transduce.text.normal_form import Form, in_normal_form
@@ -156,10 +157,10 @@ class Tokenizer:
         return _compact_json(with_digest(document, _hashed))
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer that `to_json` wrote. Raises DamagedFileError for any other text."""
-        content = _verified_content(text)
-        with well_formed("the tokenizer", "Restore it from a copy."):
+    def from_json(cls, text: str, path: Path | str = "the tokenizer") -> "Tokenizer":
+        """The tokenizer that `to_json` wrote. Raises DamagedFileError, which names `path`, for any other text."""
+        content = _verified_content(text, path)
+        with well_formed(path, "Restore it from a copy."):
             target = _vocabulary(content["target"])
             source = target if content["source"] is None else _vocabulary(content["source"])
             settings = content["config"]
@@ -231,13 +232,13 @@ def _check_lines(lines: Sequence[str]) -> None:
             )
 
 
-def _verified_content(text: str) -> dict[str, Any]:
+def _verified_content(text: str, path: Path | str) -> dict[str, Any]:
     document = read_with_digest(text, _hashed)
     if document.get("format") != _FORMAT:
-        raise DamagedFileError("not a tokenizer of transduce, or one that has changed: restore it from a copy.")
+        raise damaged(path, "it is not a tokenizer of transduce, or one that has changed", "Restore it from a copy.")
     if document.get("version") != _FORMAT_VERSION:
         raise DamagedFileError(
-            f"a tokenizer of format version {document.get('version')!r:.20}, where {_FORMAT_VERSION} is read here: "
+            f"{path} has format version {document.get('version')!r:.20}, where this program reads {_FORMAT_VERSION}: "
             "use the program that wrote it, or a newer one."
         )
     return document["content"]
