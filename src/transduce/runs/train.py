@@ -120,10 +120,8 @@ def train(
         pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
         validate = build_validation(config, learnt, valid, report) if valid is not None else None
         first = saved.facts.get("initialised_from") if saved else init_from
-        if first and checkpoint is None:
-            model = RunFolder.open(Path(first)).load_model(config.model, learnt.tokenizer)
-        else:
-            model = build_model(config, learnt.tokenizer)
+        origin = RunFolder.open(Path(first)) if first and checkpoint is None else None
+        model = origin.load_model(config.model, learnt.tokenizer) if origin else build_model(config, learnt.tokenizer)
         model = model.to(local_device(chosen))
         if saved is None:
             suit = partial(suit_device, config, model, pairs, process.world_size, report)
