@@ -60,6 +60,7 @@ class Disk:
                 patch.setattr(os, kind, self._counted(kind, getattr(os, kind)))
             patch.setattr(os, "fsync", self._counted("fsync", lambda _: None))  # waiting for the real one is slow
             patch.setattr(Path, "open", self._counted_open(Path.open))
+            patch.setattr("transduce.files.content.open", self._counted_open(open), raising=False)
             yield self
 
     def _counted(self, kind: str, original: Callable[..., object]) -> Callable[..., object]:

@@ -49,6 +49,7 @@ HOSTILE = (
     "\ufffd|>>deu<< two dogs|>>deu<<two|>>deu<<| >>deu<< two|two >>deu<<|>>deu<<>>deu<< dog|>|>>|<<|>><|👩\u200d👩|"
     f"{'dog' * 50}|…“”’|a-b_c.d,e"
 ).split("|")
+NAMES = ["config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm", "vocab.json"]
 OF_POSITIONS = "model.decoder.embed_positions.weight"
 NAMES_OF_CONTROLS = ["</s>", "a </s> b", "<pad>", "<pad><pad>", "<unk>", "<s>", "two<unk>dogs"]
 
@@ -380,6 +381,17 @@ def test_other_forms_of_the_same_file_are_the_same_model(edit: Any, folder: Path
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_folder_of_links_as_in_a_cache_of_models_is_imported(folder: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "cache" / path.name).symlink_to(path)
+    found, expected = (
+        import_marian(tmp_path / "cache", tmp_path / "run").read_model()[0],
+        RunFolder.open(run).read_model()[0],
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("d_model", [10, 9])
 def test_models_of_other_shapes_have_the_librarys_logits(
@@ -412,6 +424,22 @@ def tensors_with(edit: Callable[[dict[str, Tensor]], object]) -> Callable[[Path]
 
 def missing(*names: str) -> Callable[[Path], object]:
     return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def a_pipe(name: str) -> Callable[[Path], object]:
+    def put(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return put
+
+
+def endless(name: str) -> Callable[[Path], object]:
+    def put(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("/dev/zero")
+
+    return put
 
 
 def as_pickle(folder: Path) -> None:
@@ -455,6 +483,12 @@ REFUSED: list[tuple[Callable[[Path], object], type, str]] = [
     (missing("target.spm"), MissingInputError, "target.spm: no such file"),
     (missing("model.safetensors"), MissingInputError, "model.safetensors: no such file"),
     (as_pickle, TransduceError, "no pickle is read here.*save_pretrained"),
+    *((a_pipe(name), DamagedFileError, f"{name} is damaged: .* a pipe or") for name in NAMES),
+    *((endless(name), DamagedFileError, f"{name} is damaged: .* or a device") for name in NAMES),
+    (set_in("config.json", encoder_layers=10**9), TransduceError, "num_encoder_layers is 1000000000: .* at most 128"),
+    (set_in("config.json", d_model=10**10), TransduceError, "d_model is 10000000000: .* at most 16,384"),
+    (set_in("config.json", max_position_embeddings=10**9), TransduceError, "max_len is 1000000000: .* at most 65,536"),
+    (set_in("vocab.json", **{"\ud800": 7}), DamagedFileError, "vocab.json is damaged"),
 ]  # fmt: skip
 
 

@@ -24,17 +24,48 @@ import transduce
 from covering import rest_as_proofs
 from crashing import Disk, Killed, forked, kill_this_process
 from transduce.cli.runs import average_tensors
+from transduce.config.settings import load_config
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.tensors import read_tensors, write_tensors
+from transduce.model.weights import parameter_shapes
 from transduce.runs.folder import RunFolder
+from transduce.text.config import TokenizerConfig
+from transduce.text.tokenizer import Tokenizer
 
-CONFIG = "[model]\nd_model = 24  # ä\n"
-TOKENIZER = '{"kind": "characters"}'
+CONFIG = """
+[data]
+train = ["train.tsv"]  # ä
+[training]
+steps = 30
+[tokenizer]
+source = "characters"
+target = "characters"
+[model]
+d_model = 2
+d_ff = 3
+num_heads = 1
+num_encoder_layers = 1
+num_decoder_layers = 1
+"""
+CHARACTERS = TokenizerConfig(source="characters", target="characters")
+TOKENIZER = Tokenizer.learn(CHARACTERS, ["ab"], ["b"]).to_json()
+OTHER_TOKENIZER = Tokenizer.learn(CHARACTERS, ["ac"], ["c"]).to_json()
+SHAPES = parameter_shapes(load_config(CONFIG, "").model, Tokenizer.from_json(TOKENIZER).vocabulary_sizes)
+METADATA = {"step": 30, "validation": {"bleu": 5.5}}
 DIGEST_AT = 8 + len('{"__metadata__":{"sha256":"')
 
 
+def weights(number: float) -> dict[str, torch.Tensor]:
+    return {name: torch.full(shape, number) for name, shape in SHAPES.items()}
+
+
 def value(number: float) -> dict[str, torch.Tensor]:
-    return {"model.weight": torch.full((2, 3), number), "optimizer.mean.weight": torch.tensor(number)}
+    model = {f"model.{name}": tensor for name, tensor in weights(number).items()}
+    return model | {"optimizer.mean.weight": torch.tensor(number)}
+
+
+def row(step: int) -> dict[str, object]:
+    return {"kind": "training", "step": step, "loss": 1 / step}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +73,11 @@ def finished_run(tmp_path_factory) -> Path:
     run = RunFolder.create(
         tmp_path_factory.mktemp("runs") / "demo", config=CONFIG, tokenizer=TOKENIZER, facts={"machine": "abacus"}
     )
-    run.write_model(value(5.0), {"bleu": 5.5})
+    run.write_model(weights(5.0), METADATA)
     for step in (10, 20, 30):
         run.write_checkpoint(step, value(step), {"epoch": step}, keep=3)
-        run.append_metrics({"step": step, "loss": 1 / step})
+        run.append_metrics(row(step))
+    run.write_file("score.json", b"[]")
     return run.path
 
 
@@ -197,6 +229,8 @@ def is_refused(read: Callable[[], object], path: Path) -> bool:
 
 @pytest.mark.parametrize("name", readers(RunFolder(Path())))
 def test_every_flipped_missing_or_added_byte_is_detected(run, name):
+    run.write_model({"a": torch.ones(2, 3)}, METADATA)  # smaller files have fewer bytes to change
+    run.write_checkpoint(30, {"model.a": torch.ones(2, 3)}, {"epoch": 30}, keep=3)
     read, path = readers(run)[name], run.path / name
     content, generator = path.read_bytes(), random.Random(11)
     read()
@@ -220,8 +254,8 @@ def test_files_that_are_whole_but_in_the_wrong_place_are_refused(run, tmp_path):
     assert is_refused(lambda: run.read_checkpoint(30), newer)
     shutil.copy(older, run.path / "model.safetensors")
     assert is_refused(run.read_model, run.path / "model.safetensors")
-    other = RunFolder.create(tmp_path / "other", config=CONFIG, tokenizer="{}", facts={})
-    other.write_model(value(5.0), {})
+    other = RunFolder.create(tmp_path / "other", config=CONFIG, tokenizer=OTHER_TOKENIZER, facts={})
+    other.write_model(weights(5.0), METADATA)
     shutil.copy(other.path / "model.safetensors", run.path / "model.safetensors")
     assert is_refused(run.read_model, run.path / "model.safetensors")
 
@@ -230,13 +264,14 @@ def test_verify_names_each_damaged_file(run):
     run.write_checkpoint(30, value(30.0), {"best_step": 30}, keep=3)  # which tells of a model
     names = [name for name, problem in run.verify() if problem == ""]
     steps = [f"checkpoints/step-000000{step}.safetensors" for step in (10, 20, 30)]
-    assert names == ["run.json", "config.toml", "tokenizer.json", "model.safetensors", *steps, "metrics.jsonl"]
+    texts = ["run.json", "config.toml", "tokenizer.json"]
+    assert names == [*texts, *steps, "model.safetensors", "score.json", "metrics.jsonl"]
     (run.path / "config.toml").write_text("[model]\n")
     (run.path / "model.safetensors").unlink()
     (run.path / steps[1]).write_bytes(b"")
-    (run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step"\n{"step": 3}\n')
+    (run.path / "metrics.jsonl").write_bytes(b'{"kind": "training", "step": 1}\n{"kind"\n{"step": 3}\n')
     problems = {name: problem for name, problem in run.verify() if problem}
-    assert list(problems) == ["config.toml", "model.safetensors", steps[1], "metrics.jsonl"]
+    assert list(problems) == ["config.toml", steps[1], "model.safetensors", "metrics.jsonl"]
     assert "no such file" in problems["model.safetensors"] and "metrics.jsonl:2" in problems["metrics.jsonl"]
 
 
@@ -251,7 +286,7 @@ def test_a_model_that_was_never_written_is_no_damage(tmp_path):
 def test_the_metadata_of_a_model_is_read_alone_but_not_unverified(run, monkeypatch):
     _, expected, _ = run.read_model()
     monkeypatch.setattr("transduce.runs.folder.read_tensors", lambda *_: pytest.fail("the weights were read"))
-    assert run.read_model_metadata() == expected == {"bleu": 5.5}
+    assert run.read_model_metadata() == expected == METADATA
     path = run.path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert is_refused(run.read_model_metadata, path)
@@ -261,7 +296,7 @@ def test_the_newest_valid_checkpoint_is_found_behind_damaged_ones(run):
     (run.path / "checkpoints/step-00000030.safetensors").write_bytes(b"")
     reports: list[str] = []
     step, tensors, state = run.newest_checkpoint(reports.append)
-    assert (step, state, tensors["model.weight"][0, 0].item()) == (20, {"epoch": 20}, 20.0)
+    assert (step, state, tensors["model.src_embedding.weight"][0, 0].item()) == (20, {"epoch": 20}, 20.0)
     assert len(reports) == 1 and "step-00000030" in reports[0]
     with pytest.warns(UserWarning, match="step-00000030"):
         run.newest_checkpoint()
@@ -365,13 +400,14 @@ ACTIONS: dict[str, Callable[[RunFolder], object]] = {
     "write_checkpoint, keeping 1 of 4": lambda run: run.write_checkpoint(40, value(40.0), {"epoch": 40}, keep=1),
     "write_checkpoint, keeping 2 of 4": lambda run: run.write_checkpoint(40, value(40.0), {"epoch": 40}, keep=2),
     "write_checkpoint over the newest": lambda run: run.write_checkpoint(30, value(33.0), {"epoch": 33}, keep=3),
-    "write_model": lambda run: run.write_model(value(6.0), {"bleu": 6.5}),
+    "write_model": lambda run: run.write_model(weights(6.0), METADATA | {"step": 40}),
     "update_facts": lambda run: run.update_facts({"threads": 2}),
     "rewrite_config": lambda run: run.rewrite_config("[model]\nd_model = 48\n"),
-    "append_metrics": lambda run: run.append_metrics({"step": 40, "loss": 0.025}),
-    "append_metrics, a long row": lambda run: run.append_metrics({"step": 40, "text": "x" * 100_000}),
+    "append_metrics": lambda run: run.append_metrics(row(40)),
+    "append_metrics, a long row": lambda run: run.append_metrics(row(40) | {"x" * 100_000: 1.0}),
     "truncate_metrics": lambda run: run.truncate_metrics(20),
     "write_file": lambda run: run.write_file("curve.png", b"png" * 99),
+    "write_file over one": lambda run: run.write_file("score.json", b"{}"),
     "lock": lambda run: run.lock().__enter__(),
 }
 
@@ -388,8 +424,8 @@ def content_of(path: Path) -> object:
     model, metadata, _ = run.read_model() if (path / "model.safetensors").exists() else ({}, {}, "")
     step, tensors, state = run.newest_checkpoint(pytest.fail) or (None, {}, {})
     weights = [{name: tensor.tolist() for name, tensor in group.items()} for group in (model, tensors)]
-    picture = (path / "curve.png").read_bytes() if (path / "curve.png").exists() else b""
-    return (run.config_text, run.tokenizer_text, run.facts, metadata, step, state, weights, run.metrics(), picture)
+    others = [file.read_bytes() for file in map(run.checked_file, ("curve.png", "score.json")) if file]
+    return (run.config_text, run.tokenizer_text, run.facts, metadata, step, state, weights, run.metrics(), others)
 
 
 def temporaries(path: Path) -> list[Path]:
@@ -529,7 +565,9 @@ def test_a_run_gives_back_what_it_was_given(run):
     opened = RunFolder.open(run.path)
     assert (opened.config_text, opened.tokenizer_text, opened.facts) == (CONFIG, TOKENIZER, {"machine": "abacus"})
     tensors, metadata, _ = opened.read_model()
-    assert metadata == {"bleu": 5.5} and torch.equal(tensors["model.weight"], torch.full((2, 3), 5.0))
+    assert metadata == METADATA and torch.equal(
+        tensors["src_embedding.weight"], torch.full(SHAPES["src_embedding.weight"], 5.0)
+    )
     opened.update_facts({"threads": 2})
     assert RunFolder.open(run.path).facts == {"machine": "abacus", "threads": 2}
 
@@ -646,24 +684,23 @@ def test_the_lock_removes_left_over_temporaries_and_nothing_else(run):
 
 def test_a_torn_last_row_of_metrics_is_dropped(run):
     with (run.path / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 40, "lo')
+        file.write(b'{"kind": "training", "step": 40, "lo')
     assert [row["step"] for row in run.metrics()] == [10, 20, 30]
-    run.append_metrics({"step": 40})
+    run.append_metrics(row(40))
     assert [row["step"] for row in run.metrics()] == [10, 20, 30, 40]
 
 
 def test_truncated_metrics_keep_the_rows_up_to_the_step(run):
-    run.append_metrics({"machine": "no step in this row"})
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1')
     run.truncate_metrics(20)
-    assert [row.get("step") for row in run.metrics()] == [10, 20, None]
+    assert run.metrics() == [row(10), row(20)]
     assert (run.path / "metrics.jsonl").read_bytes().endswith(b"}\n")
 
 
 def test_a_row_of_metrics_is_one_write(run):
     with Disk(10_000, Killed).in_use() as disk:
-        run.append_metrics({"step": 40, "text": "x" * 100_000})
+        run.append_metrics(row(40) | {"x" * 100_000: 1.0})
     assert [kind for kind, _ in disk.log] == ["open", "write"]
 
 

@@ -19,7 +19,7 @@ from transduce.cli.environment import is_first_process
 from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.data.parsing import refuse_unequal
 from transduce.data.texts import MOST_TEXTS
-from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError
+from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError, printable
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
 from transduce.files.content import read_bytes
@@ -38,7 +38,7 @@ _FILES_OF_RUN = (
 def report_of(arguments: argparse.Namespace, *, of_every_process: bool = False) -> Callable[[str], None]:
     """The function that reports progress: a line on standard error, from the first process only, unless --quiet."""
     is_quiet = arguments.quiet or not (of_every_process or is_first_process())
-    return (lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    return (lambda _line: None) if is_quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 def refuse_missing_folder(output: str | None) -> None:
@@ -254,7 +254,7 @@ def _provenance(metadata: dict[str, Any] | None) -> str:
         return "no model yet: the first validation is still to come"
     if "steps" in metadata:
         return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items())
+    scores = printable(", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items()))
     return f"the model is of step {metadata['step']:,}{scores and f', validation: {scores}'}"
 
 

@@ -78,7 +78,7 @@ def count_training_overlap(
     config: ExperimentConfig, folder: RunFolder, sources: Sequence[str], targets: Sequence[str], places: Places
 ) -> dict[str, int] | None:
     """How many of these lines the run was trained on; None if its training pairs are not at hand."""
-    train, number = pairs_at_hand("train", config.data, folder, places), folder.facts["num_train_pairs"]
+    train, number = pairs_at_hand("train", config.data, folder, places), folder.facts.get("num_train_pairs")
     if train is not None and len(train) != number:
         with suppress(DataError):  # by `fit`, without the parts held out
             train = hold_out(train, "", has_valid=bool(config.data.valid), num_train=number)[0]

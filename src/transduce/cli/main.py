@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from transduce.cli.environment import is_first_process, rank_and_size
 from transduce.cli.parser import build_parser
-from transduce.errors import OutOfMemoryError, TransduceError, is_out_of_memory
+from transduce.errors import OutOfMemoryError, TransduceError, is_out_of_memory, printable
 from transduce.files.system_errors import Unfailing
 from transduce.training.signals import Stopped, StopSignals
 
@@ -144,7 +144,7 @@ def _abandon_output() -> None:
 def _print_message(message: str, status: int) -> int:
     # Every process meets the same error, and the first one prints it; these may be those of one alone.
     if status in (_INTERNAL_ERROR, OutOfMemoryError.exit_status) or is_first_process():
-        print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
+        print(f"transduce: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

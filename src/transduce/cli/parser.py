@@ -6,6 +6,8 @@ from typing import NoReturn, TypeAlias
 
 from transduce.devices.machine import version
 
+_MOST_THREADS = 1_024
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
@@ -50,9 +52,7 @@ def _add_subcommand(subparsers: Subparsers, name: str, text: str, **more: object
     parser = subparsers.add_parser(name, help=text, description=description, allow_abbrev=False, **more)  # type: ignore[arg-type]
     common = parser.add_argument_group("on every verb")
     common.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU if there is one")
-    common.add_argument(
-        "--threads", type=_positive, help="CPU threads, which --processes share (default: one per core)"
-    )
+    common.add_argument("--threads", type=_threads, help="CPU threads, which --processes share (default: one per core)")
     common.add_argument("--quiet", action="store_true", help="no progress on standard error")
     common.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return parser
@@ -291,7 +291,7 @@ def _add_learn(subparsers: Subparsers) -> None:
 
 
 def _add_verify(subparsers: Subparsers) -> None:
-    parser = _add_subcommand(subparsers, "verify", "check every byte of a run folder against its SHA-256")
+    parser = _add_subcommand(subparsers, "verify", "check the files of a run folder against their SHA-256")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -369,6 +369,12 @@ def _add_decoding(parser: _Parser) -> None:
 
 def _positive(text: str) -> int:
     return _whole_number(text, at_least=1)
+
+
+def _threads(text: str) -> int:
+    if (num := _positive(text)) > _MOST_THREADS:  # each has memory of its own
+        raise argparse.ArgumentTypeError(f"{num:,} threads are more than {_MOST_THREADS:,}: one per core is fastest")
+    return num
 
 
 def _number_from_0(text: str) -> int:

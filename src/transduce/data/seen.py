@@ -49,7 +49,8 @@ class Seen:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Seen":
-        """What `as_dict` gave."""
+        """What `as_dict` gave. Raises ValueError for characters that are no text."""
+        "".join([*saved["source_characters"], *saved["target_characters"]]).encode()
         sets = {name: frozenset(values) for name, values in saved.items() if name != "source_len"}
         return cls(**sets, source_len=saved["source_len"])
 

@@ -85,15 +85,15 @@ def copy_run(run: RunFolder, folder: Path) -> None:
     _refuse_place(folder)
     with new_folder(folder) as temporary:
         left_out = shutil.ignore_patterns("checkpoints", "run.lock", ".*")
-        shutil.copytree(source, temporary, ignore=left_out, dirs_exist_ok=True)
+        shutil.copytree(source, temporary, symlinks=True, ignore=left_out, dirs_exist_ok=True)
         if problems := [problem for _, problem in RunFolder(temporary).verify() if problem]:
             raise DamagedFileError(problems[0].replace(str(temporary), str(source)))
 
 
 def held_out_lines(folder: RunFolder, places: Places) -> Lines:
     """The pairs that a run held out of training. Raises MissingInputError if they are not where they were."""
-    if (folder.path / "test.source").exists():  # by `fit`
-        held_out = read_pairs([folder.path / "test.source", folder.path / "test.target"])
+    if parts := [path for path in map(folder.checked_file, ("test.source", "test.target")) if path]:  # by `fit`
+        held_out = read_pairs(parts)
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
     pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
     if pairs is None:

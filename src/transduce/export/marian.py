@@ -23,9 +23,9 @@ from transduce.config.toml import build, to_toml
 from transduce.data.config import DataConfig
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.atomic import new_folder
-from transduce.files.certified import damaged
+from transduce.files.certified import refuse_long_header
 from transduce.files.certified_json import json_object
-from transduce.files.content import read_bytes, sha256_of_file
+from transduce.files.content import damaged, open_regular, read_regular, sha256_of_file, well_formed
 from transduce.files.system_errors import explained_read_errors
 from transduce.inference.config import DecodingConfig
 from transduce.model.config import TransformerConfig
@@ -99,7 +99,7 @@ def import_marian(
         weights["output_bias"][tokenizer.pad_id] -= _EXCLUSION
     if search_path.exists():
         for name in sorted(name for name in search.keys() - _SEARCH_SETTINGS - _WITHOUT_EFFECT if search[name]):
-            report(f"{search_path}: {name} = {search[name]!r} has nothing here that does the same")
+            report(f"{search_path}: {name} = {search[name]!r:.100} has nothing here that does the same")
     hashes = {name: sha256_of_file(source / name) for name in _FILE_NAMES if (source / name).exists()}
     facts = {"data": {}, "num_train_pairs": 0, "imported": {"from": str(source), "files": hashes}}
     with new_folder(output) as temporary:
@@ -110,7 +110,7 @@ def import_marian(
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The values of a JSON file that are not null."""
-    values = json_object(read_bytes(path), path, _ADVICE)
+    values = json_object(read_regular(path, follows_links=True), path, _ADVICE)  # links are what a cache is made of
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -141,6 +141,8 @@ def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
 def _read_pieces(path: Path, config: Mapping[str, Any]) -> list[str]:
     """The pieces in the order of Marian's ids. Raises DamagedFileError if the files disagree on the ids."""
     vocabulary = _read_json(path)
+    with well_formed(path, _ADVICE):
+        "".join(vocabulary).encode()  # a lone surrogate is no text
     for piece, name in ((_PAD, "pad_token_id"), (_EOS, "eos_token_id")):
         if piece not in vocabulary or vocabulary[piece] != config.get(name):
             raise damaged(path, f"{piece} is {vocabulary.get(piece)}, in config.json it is {config.get(name)}", _ADVICE)
@@ -159,7 +161,7 @@ def _build_tokenizer(source: Path, pieces: list[str]) -> Tokenizer:
 
 
 def _read_side(path: Path, pieces: tuple[str, ...]) -> SentencePieces:
-    side = SentencePieces(pieces, read_bytes(path))
+    side = SentencePieces(pieces, read_regular(path, follows_links=True))
     try:
         list(side.encode([""]))
     except DamagedFileError as error:
@@ -216,7 +218,8 @@ class _Converter:
                 f"{source} has its weights in pytorch_model.bin, and no pickle is read here. With the transformers "
                 f"library: AutoModelForSeq2SeqLM.from_pretrained('{source}').save_pretrained('{source}')"
             )
-        with explained_read_errors(self.path):
+        with explained_read_errors(self.path), open_regular(self.path, follows_links=True) as file:
+            refuse_long_header(file, self.path, _ADVICE)
             try:
                 self.tensors = load_file(self.path)
             except SafetensorError as error:
@@ -233,9 +236,9 @@ class _Converter:
         embedding, *_ = [self._take(name, vocab_size, d_model) for name in present]
         weights["src_embedding.weight"] = embedding[ids][:, self.order]
         weights["output_bias"] = self._take("final_logits_bias", 1, vocab_size)[0, ids]
-        sinusoids = sinusoidal_table(self.config.max_len, d_model)
         for name in [name for name in _POSITIONS if name in self.tensors]:
-            if not torch.allclose(self._take(name, *sinusoids.shape)[:, self.order], sinusoids, atol=1e-3):
+            positions = self._take(name, self.config.max_len, d_model)[:, self.order]
+            if not torch.allclose(positions, sinusoidal_table(*positions.shape), atol=1e-3):
                 raise TransduceError(f"{self.path}: {name} is not the sinusoids, and only these can be imported.")
         if self.tensors:
             raise TransduceError(f"{self.path}: {min(self.tensors)} is in no model that can be imported.")

@@ -7,14 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from transduce.errors import DamagedFileError
 from transduce.files.atomic import replacing
+from transduce.files.content import damaged, open_regular
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 
 NO_DIGEST = b"0" * 64
-_MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
+_MAX_HEADER_BYTES = 5_000_000  # of some 40,000 arrays: what declares more takes memory before anything is looked at
 _HEADER_START = b'{"__metadata__":{"sha256":"'
 
 
@@ -57,7 +57,8 @@ def write_certified(path: Path, header: bytes, num_bytes: int, arrays: Iterable[
 
 def check_digest(path: Path, advice: str) -> str:
     """The hash that the file states. Raises DamagedFileError, ending in `advice`, unless its bytes have that hash."""
-    with explained_read_errors(path), path.open("rb") as file:
+    with explained_read_errors(path), open_regular(path) as file:
+        refuse_long_header(file, path, advice)
         start, stated = file.read(8 + len(_HEADER_START)), file.read(64)
         digest = hashlib.sha256(start + NO_DIGEST)
         if start[8:] != _HEADER_START or hashlib.file_digest(file, lambda: digest).hexdigest().encode() != stated:
@@ -72,6 +73,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         return json.loads(file.read(length)), 8 + length
 
 
-def damaged(path: Path | str, reason: str, advice: str) -> DamagedFileError:
-    """The error for a file that is not as it was written: how that shows, and what to do."""
-    return DamagedFileError(f"{path} is damaged: {reason}. {advice}")
+def refuse_long_header(file: IO[bytes], path: Path, advice: str) -> None:
+    """Raise DamagedFileError if an open safetensors file announces a header that is longer than any of ours."""
+    if int.from_bytes(file.read(8), "little") > _MAX_HEADER_BYTES:
+        raise damaged(path, f"its header is longer than the {_MAX_HEADER_BYTES:,} bytes that are read", advice)
+    file.seek(0)

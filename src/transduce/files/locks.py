@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from transduce.errors import RunFolderError
+from transduce.files.content import open_regular
 from transduce.files.system_errors import explained_write_errors
 
 _POLL_SECONDS = 0.05
@@ -23,10 +24,10 @@ def lock(path: Path, report: Callable[[str], None] | None = None, *, patience: f
     While another process holds it: calls `report` with a message and waits; without `report`, raises RunFolderError
     after `patience` seconds.
     """
-    with explained_write_errors(path):
-        file = path.open("ab+", buffering=0)  # unbuffered: nothing is left to be written when it is closed
-    with file, ExitStack() as held:
+    with ExitStack() as held:
         with explained_write_errors(path):
+            # Unbuffered: nothing is left to be written when it is closed.
+            file = held.enter_context(open_regular(path, "ab+", buffering=0))
             end = time.monotonic() + patience
             while not (is_taken := _take(file.fileno(), path, held)) and time.monotonic() < end:
                 time.sleep(_POLL_SECONDS)

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transduce.files.certified import Entry, check_digest, damaged, header_of, write_certified
+from transduce.files.certified import Entry, check_digest, header_of, write_certified
+from transduce.files.content import damaged
 from transduce.files.system_errors import explained_read_errors
 
 _DTYPE_NAMES = {

@@ -7,6 +7,7 @@ from typing import Literal
 from transduce.errors import TransduceError
 
 _WIDEST_BEAM = 1_000  # a wider one is a mistake
+_MOST_FACTOR = 100  # of a length, and its power: what comes of a larger one is no number
 _LEAST_EXTRA = 20  # tokens beyond max_len_ratio where no training pairs say how many
 
 
@@ -32,10 +33,11 @@ class DecodingConfig:
                 f"the beam size is {self.beam_size:,}: it must be from 1 (greedy search) to {_WIDEST_BEAM:,}; time and "
                 "memory grow with it, and answers seldom get better beyond 10."
             )
-        if not math.isfinite(self.length_penalty) or self.length_penalty < 0:
-            raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) or more.")
-        if self.max_len_ratio < 0 or self.max_len_extra < 0:
-            raise TransduceError("max_len_ratio must be at least 0, and max_len_extra: 0 is as training pairs need.")
+        if not 0 <= self.length_penalty <= _MOST_FACTOR:
+            raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) to {_MOST_FACTOR}.")
+        if not 0 <= self.max_len_ratio <= _MOST_FACTOR or self.max_len_extra < 0:
+            need = "and max_len_extra: 0 is as training pairs need"
+            raise TransduceError(f"max_len_ratio must be at least 0 and at most {_MOST_FACTOR}, {need}.")
         if self.min_len < 0 or self.no_repeat_ngram_size < 0:
             raise TransduceError("min_len and no_repeat_ngram_size must be 0 (off) or more.")
         if not math.isfinite(self.temperature) or self.temperature < 0:

@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# More is a mistake: a run that says so would take all memory before its weights are looked at.
+MOST = {
+    "d_model": 2**14, "d_ff": 2**17, "num_heads": 2**10, "num_encoder_layers": 128, "num_decoder_layers": 128,
+    "max_len": 2**16,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -23,9 +29,9 @@ class TransformerConfig:
     max_len: int = 1024  # tokens in the longest source or target; learned positions exist only up to here
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_ff", "num_heads", "num_encoder_layers", "num_decoder_layers", "max_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1.")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1 and at most {most:,}.")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"model.d_model ({self.d_model}) must be a multiple of model.num_heads ({self.num_heads}): "

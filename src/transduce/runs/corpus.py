@@ -254,6 +254,6 @@ def pairs_at_hand(side: str, config: DataConfig, folder: RunFolder, places: Plac
             return None
         with suppress(TransduceError):
             pairs = _read_side(side, data, places.offline())
-            if list(pairs.sha256.values()) == facts["data"].get(side):
+            if list(pairs.sha256.values()) == facts.get("data", {}).get(side):
                 return pairs
     return None

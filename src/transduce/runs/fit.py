@@ -198,7 +198,7 @@ def _parts(
         report,
         has_valid=valid is not None,
         has_test=test is not None,
-        num_train=saved.facts["num_train_pairs"] if saved else None,
+        num_train=saved.facts.get("num_train_pairs") if saved else None,
     )
     train, held_out = parts[0], {"validation": parts[1], "test": parts[2]}
     valid_pairs, test_pairs = (given[part] or held_out[part] for part in given)
@@ -219,9 +219,10 @@ def _parts(
 
 def _write_result(result: FitResult, test: Pairs) -> None:
     folder = RunFolder.open(result.run_dir)
-    folder.write_file("test.source", as_text(test.src))
-    folder.write_file("test.target", as_text(test.tgt))
-    folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
+    with folder.lock():
+        folder.write_file("test.source", as_text(test.src))
+        folder.write_file("test.target", as_text(test.tgt))
+        folder.write_file("score.json", json.dumps(result.as_dict(), indent=2).encode() + b"\n")
 
 
 def _task_of(pairs: Pairs, test: Pairs, given: Task | None, report: Callable[[str], None]) -> Task:
@@ -258,7 +259,7 @@ def _resumed_settings(
 
     Raises ConfigMismatchError if the run has another number of training pairs, or other metrics than those of `task`.
     """
-    saved_num_train = folder.facts["num_train_pairs"]
+    saved_num_train = folder.facts.get("num_train_pairs", 0)
     if saved_num_train != len(train):
         raise ConfigMismatchError(
             f"{folder.path} learns from {saved_num_train:,} pairs and these would be {len(train):,}: give the same "

@@ -1,12 +1,14 @@
 """Run folder: config, tokenizer, weights, checkpoints and metrics of a run; the only bridge from training to use."""
 
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.seen import Seen
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, sync, write_atomically
-from transduce.files.certified import NO_DIGEST, damaged
-from transduce.files.certified_json import json_object, read_with_digest, with_digest
-from transduce.files.content import read_bytes, sha256_of
+from transduce.files.certified import NO_DIGEST
+from transduce.files.certified_json import json_object, matches, parse_json, read_with_digest, with_digest
+from transduce.files.content import MOST_TEXT_BYTES, damaged, open_regular, read_regular, sha256_of, well_formed
 from transduce.files.locks import lock
-from transduce.files.system_errors import explained_write_errors
+from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.files.tensors import TENSOR_ADVICE, read_tensors, verified, write_tensors
+from transduce.inference.predictor import ignore
 from transduce.model.config import TransformerConfig
 from transduce.model.transformer import Transformer
-from transduce.model.weights import load_weights
+from transduce.model.weights import Shapes, load_weights, parameter_shapes, refuse_other_shapes, shapes_of
+from transduce.runs.schema import METADATA, OTHER_FIELDS, RECORD, ROW
 from transduce.text.tokenizer import Tokenizer
+from transduce.training.state import TrainerState
 
 FORMAT_VERSION = 1
 
@@ -35,6 +40,11 @@ _RESERVED_NAMES = (
     "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints", "metrics.jsonl", "run.lock",
 )  # fmt: skip
 _MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
+_MEND_CONTENT = "Restore it from a copy, or use the version of transduce that wrote it."
+_MOST_ROW_BYTES = 1_000_000  # of the log
+_MOST_SETTINGS, _MOST_DOTS = 64_000, 200  # in a line: the time to read TOML grows as their square
+# The facts that make it the same run: not where, when and on what machine.
+_IDENTITY = ("data", "initialised_from", "averaged", "imported")
 
 
 class RunFolder:
@@ -46,7 +56,6 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._checkpoint_folder = self.path / "checkpoints"
         self._metrics_path = self.path / "metrics.jsonl"
 
     @classmethod
@@ -54,6 +63,8 @@ class RunFolder:
         """A new run. Raises RunFolderError if the folder holds anything else, or cannot be written."""
         run = cls(path)
         run.refuse_other_use()
+        if len(tokenizer) > MOST_TEXT_BYTES // 4:  # bytes of a character
+            raise TransduceError(f"the tokenizer has {len(tokenizer):,} characters: take a smaller vocabulary.")
         with explained_write_errors(run.path):
             run._checkpoint_folder.mkdir(parents=True, exist_ok=True)
             sync(run.path.absolute().parent)
@@ -63,14 +74,16 @@ class RunFolder:
             write_atomically(run.path / "tokenizer.json", tokenizer.encode())
             write_atomically(run.path / "config.toml", config.encode())
             texts = {"config.toml": config, "tokenizer.json": tokenizer}
-            run._write_record({name: [sha256_of(text.encode())] for name, text in texts.items()}, facts)
+            files = {name: [sha256_of(text.encode())] for name, text in texts.items()}
+            identity = [config, tokenizer, {name: facts[name] for name in _IDENTITY if name in facts}]
+            run._write_record({"files": files, "facts": facts, "id": sha256_of(json.dumps(identity).encode())})
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run. Raises MissingInputError, naming the runs nearby, if there is none."""
         run = cls(path)
-        if not (run.path / "run.json").is_file():
+        if not os.path.lexists(run.path / "run.json"):
             nearby = _runs_in(run.path) or _runs_in(run.path.parent)
             raise MissingInputError(f"{run.path}: no run here (a run folder has a run.json in it).{nearby}")
         run._record()
@@ -103,12 +116,16 @@ class RunFolder:
     @property
     def settings(self) -> ExperimentConfig:
         """Settings of the run."""
-        return load_config(self.config_text, f"{self.path}/config.toml")
+        text = self.config_text
+        with well_formed(self.path / "config.toml", _MEND_CONTENT):
+            if len(text) > _MOST_SETTINGS or max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
+                raise ValueError("it is longer, or has more dots in a line, than any of ours")
+            return load_config(text, "its text")
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the model."""
-        return Tokenizer.from_json(self.tokenizer_text)
+        return Tokenizer.from_json(self.tokenizer_text, self.path / "tokenizer.json")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -124,61 +141,53 @@ class RunFolder:
     def update_facts(self, facts: dict[str, Any]) -> None:
         """Add `facts` to those in `run.json`, replacing those of the same name."""
         record = self._record()
-        self._write_record(record["files"], record["facts"] | facts)
+        self._write_record(record | {"facts": record["facts"] | facts})
 
     def rewrite_config(self, config: str) -> None:
-        """Replace `config.toml`.
-
-        Two files cannot be replaced at once: in between, `run.json` accepts the old and the new text, so that the run
-        is whole whenever the process is killed.
-        """
-        record, old, new = self._record(), sha256_of(self.config_text.encode()), sha256_of(config.encode())
-        self._write_record(record["files"] | {"config.toml": [old, new]}, record["facts"])
-        write_atomically(self.path / "config.toml", config.encode())
-        self._write_record(record["files"] | {"config.toml": [new]}, record["facts"])
+        """Replace `config.toml`."""
+        self._write_recorded("config.toml", config.encode())
 
     # The weights
 
     @property
     def has_model(self) -> bool:
         """Whether the run has a model yet."""
-        return (self.path / "model.safetensors").exists()
+        return os.path.lexists(self.path / "model.safetensors")
 
     def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Replace the weights of the model. `metadata` is a JSON object."""
-        header = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
+        header = {"metadata": json.dumps(metadata, sort_keys=True)} | self._belonging
         write_tensors(self.path / "model.safetensors", tensors, header)
 
     def load_model(self, config: TransformerConfig, tokenizer: Tokenizer) -> tuple[Transformer, str]:
         """The model and the SHA-256 of the file that its weights were read from.
 
-        Given are the run's `settings.model` and tokenizer. Raises MissingInputError if there are no weights yet.
-        """
-        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's seed must not notice
-            model = Transformer(config, tokenizer.vocabulary_sizes)
-        return model, self.load_weights_into(model)
-
-    def load_weights_into(self, model: Transformer) -> str:
-        """Copy the weights of this run's model into `model`; returns the SHA-256 of their file.
-
-        Raises TransduceError if the shape of `model` is another.
+        Raises MissingInputError if there are no weights yet, DamagedFileError if they are of another shape.
         """
         tensors, _, sha256 = self.read_model()
-        try:
-            load_weights(model, tensors)
-        except ValueError as error:
-            raise TransduceError(str(error)) from None
-        return sha256
+        self.refuse_other_shapes(shapes_of(tensors), parameter_shapes(config, tokenizer.vocabulary_sizes))
+        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's seed must not notice
+            model = Transformer(config, tokenizer.vocabulary_sizes)
+        load_weights(model, tensors)
+        return model, sha256
+
+    def refuse_other_shapes(self, stored: Shapes, declared: Shapes, step: int | None = None) -> None:
+        """Raise DamagedFileError unless the tensors of the model, or of the checkpoint at `step`, have the shapes that
+        the settings declare: before a model is built, which may be of any size.
+        """
+        prefix = "" if step is None else "model."
+        own = {name.removeprefix(prefix): shape for name, shape in stored.items() if name.startswith(prefix)}
+        with well_formed(self._tensor_path(step), TENSOR_ADVICE):
+            refuse_other_shapes(declared, own)
 
     def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         """The weights of the model, by name, their metadata, and the SHA-256 of their file."""
-        path = self.path / "model.safetensors"
-        tensors, header = read_tensors(path)
-        return tensors, self._checked_metadata(path, header, "metadata"), header["sha256"]
+        tensors, metadata = read_tensors(self._tensor_path(None))
+        return tensors, self._checked_metadata(metadata, None), metadata["sha256"]
 
-    def read_model_metadata(self) -> dict[str, Any]:
-        """Metadata of the model; every byte of the weights is verified all the same."""
-        return self._verified_metadata(self.path / "model.safetensors", "metadata")
+    def read_model_metadata(self, shapes: Shapes | None = None) -> dict[str, Any]:
+        """Metadata of the model; every byte of the weights is verified all the same, and their `shapes` if given."""
+        return self._check_tensors(None, shapes)
 
     def write_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
@@ -191,11 +200,11 @@ class RunFolder:
             raise ValueError(f"keep ({keep}) must be at least 1: the checkpoint just written.")
         with explained_write_errors(self._checkpoint_folder):
             self._checkpoint_folder.mkdir(exist_ok=True)
-        header = {"state": json.dumps(state, sort_keys=True), "step": str(step), "tokenizer": self._tokenizer_sha256}
-        write_tensors(self._checkpoint_path(step), tensors, header)
+        header = {"state": json.dumps(state, sort_keys=True), "step": str(step)} | self._belonging
+        write_tensors(self._tensor_path(step), tensors, header)
         steps = self.checkpoints()
         kept = [other for other in steps if other <= step][-keep:]
-        for path in [self._checkpoint_path(other) for other in steps if other not in kept]:
+        for path in [self._tensor_path(other) for other in steps if other not in kept]:
             with explained_write_errors(path):
                 path.unlink()
 
@@ -203,13 +212,12 @@ class RunFolder:
         """Steps of the checkpoints, ascending."""
         names = [path.name for path in self._checkpoint_folder.glob("step-*.safetensors")]
         steps = [int(match[1]) for match in map(_CHECKPOINT_NAME.fullmatch, names) if match]
-        return sorted(step for step in steps if self._checkpoint_path(step).name in names)
+        return sorted(step for step in steps if self._tensor_path(step).name in names)
 
     def read_checkpoint(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name and state of the checkpoint at `step`."""
-        path = self._checkpoint_path(step)
-        tensors, header = read_tensors(path)
-        return tensors, self._checked_metadata(path, header, "state", step)
+        tensors, metadata = read_tensors(self._tensor_path(step))
+        return tensors, self._checked_metadata(metadata, step)
 
     def newest_checkpoint(
         self, report: Callable[[str], None] = warnings.warn
@@ -235,52 +243,110 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a row to `metrics.jsonl`. Rows are not synced: after a power cut the last ones may be missing."""
         line = json.dumps(row).encode() + b"\n"
-        with explained_write_errors(self._metrics_path, len(line)), self._metrics_path.open("a+b") as file:
+        with explained_write_errors(self._metrics_path, len(line)), open_regular(self._metrics_path, "a+b") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             if file.read() not in (b"", b"\n"):  # a process was killed while it wrote a row
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Rows of `metrics.jsonl`, without a last one that a killed process left unfinished."""
-        if not (path := self._metrics_path).exists():
-            return []
-        lines = read_bytes(path).split(b"\n")[:-1]  # the last one is empty or unfinished
-        return [json_object(line, f"{path}:{number}", _MEND_TEXT) for number, line in enumerate(lines, start=1)]
+    def metrics(self, report: Callable[[str], None] = ignore) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl`, without a last one that a killed process left unfinished.
 
-    def truncate_metrics(self, after_step: int) -> None:
-        """Remove the rows of the steps after `after_step`, which training is going to repeat."""
-        rows = [row for row in self.metrics() if row.get("step", 0) <= after_step]
+        What is not a row of ours is left out, and `report` told: a log is never worth more than the weights.
+        """
+        path, rows, lost = self._metrics_path, list[dict[str, Any]](), list[int]()
+        try:
+            with explained_read_errors(path), open_regular(path) as file:
+                for number, line in enumerate(iter(partial(file.readline, _MOST_ROW_BYTES), b""), start=1):
+                    row: Any = None
+                    with suppress(ValueError):
+                        row = parse_json(line)
+                    if matches(row, ROW):
+                        rows.append(row)
+                    elif line.endswith(b"\n") or len(line) == _MOST_ROW_BYTES:
+                        lost.append(number)
+        except TransduceError as error:
+            if os.path.lexists(path):
+                report(str(error))
+        if lost:
+            report(f"{path}:{lost[0]} is damaged: {len(lost):,} rows are none of ours. They are left out.")
+        return rows
+
+    def truncate_metrics(self, after_step: int, report: Callable[[str], None] = warnings.warn) -> None:
+        """Remove the rows of the steps after `after_step`, which training is going to repeat, and those not ours."""
+        rows = [row for row in self.metrics(report) if row["step"] <= after_step]
         write_atomically(self._metrics_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file beside those of the run, such as a picture or a table of scores."""
-        if name in _RESERVED_NAMES or Path(name).name != name or name.startswith("."):
+        if name in _RESERVED_NAMES or not _is_plain(name):
             raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(_RESERVED_NAMES)}.")
-        write_atomically(self.path / name, content)
+        self._write_recorded(name, content)
+
+    def checked_file(self, name: str) -> Path | None:
+        """The path of a file of the run, such as its test part, whose hash was checked if one was recorded.
+
+        None if there is none. Raises DamagedFileError.
+        """
+        path, hashes = self.path / name, self._record()["files"].get(name, [])
+        if not hashes and not os.path.lexists(path):
+            return None
+        with explained_read_errors(path), open_regular(path) as file:
+            if hashes and file_digest(file, "sha256").hexdigest() not in hashes:
+                raise damaged(path, "its SHA-256 is not the one in run.json", _MEND_TEXT)
+        return path
 
     def verify(self) -> list[tuple[str, str]]:
-        """Each file of the run and its problem, "" if it is as it was written.
+        """Each file of the run that is checked and its problem, "" if it is as it was written: see `not_covered`.
 
         A missing model is a problem only if a checkpoint says that there was one: a young run has none yet.
         """
-        checks: list[tuple[str, Callable[[], object]]] = [
-            ("run.json", self._record),
-            ("config.toml", lambda: self.config_text),
-            ("tokenizer.json", lambda: self.tokenizer_text),
-        ]
-        if self.has_model or self._has_had_model():
-            checks.append(("model.safetensors", self.read_model_metadata))
-        for step in self.checkpoints():
-            path = self._checkpoint_path(step)
-            checks.append((f"checkpoints/{path.name}", partial(self._verified_metadata, path, "state", step)))
-        return [(name, _problem(check)) for name, check in [*checks, ("metrics.jsonl", self.metrics)]]
+        problems: dict[str, str] = {}
+
+        def check(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+            problems[name] = ""
+            try:
+                return work(*arguments)
+            except TransduceError as error:
+                problems[name] = str(error)
+
+        record = check("run.json", self._record)
+        settings = check("config.toml", lambda: self.settings)
+        tokenizer = check("tokenizer.json", lambda: self.tokenizer)
+        shapes = parameter_shapes(settings.model, tokenizer.vocabulary_sizes) if settings and tokenizer else None
+        states, steps = [], check("checkpoints", self.checkpoints)
+        if steps is not None:
+            del problems["checkpoints"]
+        for step in steps or ():
+            states.append(check(f"checkpoints/{self._tensor_path(step).name}", self._check_tensors, step, shapes))
+        if self.has_model or any(state and state.get("best_step") for state in states):
+            check("model.safetensors", self._check_tensors, None, shapes)
+        for name in sorted(record["files"].keys() - problems.keys()) if record else ():
+            check(name, self.checked_file, name)
+        check("metrics.jsonl", self.metrics, _refuse)
+        return list(problems.items())
+
+    def not_covered(self, checked: Collection[str]) -> list[str]:
+        """The names in the folder of which no hash is recorded, beside those that `verify` has `checked`."""
+        inside = () if "checkpoints" in checked else self.path.glob("checkpoints/*")
+        names = {path.relative_to(self.path).as_posix() for path in [*self.path.glob("*"), *inside]}
+        return sorted(names - {*checked, "checkpoints"} | names & {"metrics.jsonl"})
 
     # Internals
 
-    def _checkpoint_path(self, step: int) -> Path:
-        return self._checkpoint_folder / f"step-{step:08d}.safetensors"
+    @property
+    def _checkpoint_folder(self) -> Path:
+        """A folder of its own. Raises DamagedFileError for a link: all but the newest files in it are removed."""
+        folder = self.path / "checkpoints"
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+            raise damaged(folder, "it is a link or a file, not a folder", "Put a copy of the folder itself there.")
+        return folder
+
+    def _tensor_path(self, step: int | None) -> Path:
+        """The file of the checkpoint at `step`, or of the model."""
+        name = "model.safetensors"
+        return self.path / name if step is None else self._checkpoint_folder / f"step-{step:08d}.safetensors"
 
     def refuse_other_use(self) -> None:
         """Raise RunFolderError if the folder holds a run, or anything but a run whose creation was interrupted."""
@@ -297,52 +363,77 @@ class RunFolder:
 
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
-        content = read_bytes(path)
+        content = read_regular(path)
         record = read_with_digest(content, _without_digest)
         if not record or _layout(record) != content:
             raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
-        if record["format"] != FORMAT_VERSION:
+        if type(number := record.get("format")) is int and number != FORMAT_VERSION:
             raise RunFolderError(
-                f"{path} has format {record['format']}, this version of transduce knows {FORMAT_VERSION}. "
+                f"{path} has format {number}, this version of transduce knows {FORMAT_VERSION}. "
                 "Use the version that wrote it."
             )
+        with well_formed(path, _MEND_CONTENT):
+            if not matches(record, RECORD) or not all(map(_is_plain, record["files"])):
+                raise ValueError(OTHER_FIELDS)
+            if not 0 < (record["facts"].get("calibration") or {}).get("temperature", 1.0) < math.inf:
+                raise ValueError("the calibration temperature is none")
+            if seen := record["facts"].get("seen"):
+                Seen.from_dict(seen)
         return record
 
-    def _write_record(self, hashes: Mapping[str, list[str]], facts: Mapping[str, Any]) -> None:
-        record = {"sha256": "", "format": FORMAT_VERSION, "files": hashes, "facts": facts}
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        record = {"sha256": "", "format": FORMAT_VERSION, **record}
         write_atomically(self.path / "run.json", _layout(with_digest(record, _without_digest)))
 
+    def _write_recorded(self, name: str, content: bytes) -> None:
+        """Replace a file whose hash is in `run.json`.
+
+        Two files cannot be replaced at once: in between, `run.json` accepts the old and the new content, so that the
+        run is whole whenever the process is killed.
+        """
+        record, new = self._record(), [sha256_of(content)]
+        files = record["files"]
+        if name in files:
+            self._write_record(record | {"files": files | {name: [*files[name], *new]}})
+        write_atomically(self.path / name, content)
+        self._write_record(record | {"files": files | {name: new}})
+
     def _text(self, name: str) -> str:
-        content = read_bytes(self.path / name)
+        content = read_regular(self.path / name)
         if sha256_of(content) not in self._record()["files"][name]:
             raise damaged(self.path / name, "its SHA-256 is not the one in run.json", _MEND_TEXT)
-        return content.decode()
+        with well_formed(self.path / name, _MEND_CONTENT):
+            return content.decode()
 
     @cached_property
-    def _tokenizer_sha256(self) -> str:
-        return self._record()["files"]["tokenizer.json"][0]
+    def _belonging(self) -> dict[str, str]:
+        """What each tensor file says of the run that it belongs to; runs of before had no id."""
+        record = self._record()
+        return {"tokenizer": record["files"]["tokenizer.json"][0]} | ({"run": record["id"]} if "id" in record else {})
 
-    def _checked_metadata(
-        self, path: Path, header: Mapping[str, str], key: str, step: int | None = None
-    ) -> dict[str, Any]:
-        """The JSON object under `key`, after a check that the file belongs to this run and to this place in it."""
-        if header.get("tokenizer") != self._tokenizer_sha256:
-            raise damaged(path, "it belongs to a run with another tokenizer", TENSOR_ADVICE)
-        if header.get("step") != (None if step is None else str(step)):
-            raise damaged(path, f"it was written for step {header.get('step')}", TENSOR_ADVICE)
-        return json_object(header[key], path, _MEND_TEXT)
+    def _check_tensors(self, step: int | None, shapes: Shapes | None = None) -> dict[str, Any]:
+        """What is recorded with tensors, after a check of all bytes of their file, and of their shapes if given."""
+        with verified(self._tensor_path(step)) as (file, metadata):
+            if shapes is not None:
+                stored = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+                self.refuse_other_shapes(stored, shapes, step)
+            return self._checked_metadata(metadata, step)
 
-    def _has_had_model(self) -> bool:
-        """Whether any undamaged checkpoint says that a model was written."""
-        for step in self.checkpoints():
-            with suppress(TransduceError):
-                if self._verified_metadata(self._checkpoint_path(step), "state", step).get("best_step"):
-                    return True
-        return False
-
-    def _verified_metadata(self, path: Path, key: str, step: int | None = None) -> dict[str, Any]:
-        with verified(path) as (_, header):
-            return self._checked_metadata(path, header, key, step)
+    def _checked_metadata(self, metadata: Mapping[str, str], step: int | None) -> dict[str, Any]:
+        """What is recorded with tensors, after a check that their file belongs to this run and to this place in it."""
+        path, key = self._tensor_path(step), "metadata" if step is None else "state"
+        for name, what in (("tokenizer", "a run with another tokenizer"), ("run", "another run")):
+            if metadata.get(name) != self._belonging.get(name):
+                raise damaged(path, f"it belongs to {what}", TENSOR_ADVICE)
+        if metadata.get("step") != (None if step is None else str(step)):
+            raise damaged(path, f"it was written for step {metadata.get('step')}", TENSOR_ADVICE)
+        content = json_object(metadata.get(key, ""), path, _MEND_TEXT)
+        with well_formed(path, TENSOR_ADVICE):
+            if step is None and not matches(content, METADATA):
+                raise ValueError(OTHER_FIELDS)
+            if step is not None and TrainerState.from_dict({"step": step, **content}).step != step:
+                raise ValueError("its state is of another step")
+        return content
 
 
 def _layout(record: dict[str, Any]) -> bytes:
@@ -354,12 +445,13 @@ def _without_digest(record: dict[str, Any]) -> bytes:
     return _layout(record | {"sha256": NO_DIGEST.decode()})
 
 
-def _problem(check: Callable[[], object]) -> str:
-    try:
-        check()
-    except TransduceError as error:
-        return str(error)
-    return ""
+def _is_plain(name: str) -> bool:
+    """Whether this is the name of a file in a folder, not hidden, and no path."""
+    return name != "" and Path(name).name == name and not name.startswith(".") and name.isprintable()
+
+
+def _refuse(problem: str) -> None:
+    raise DamagedFileError(problem)
 
 
 def _runs_in(folder: Path) -> str:

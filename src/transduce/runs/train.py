@@ -34,14 +34,23 @@ from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
-from transduce.errors import LostProcessError, OutOfMemoryError, RunFolderError, TransduceError
+from transduce.errors import (
+    DamagedFileError,
+    LostProcessError,
+    MissingInputError,
+    OutOfMemoryError,
+    RunFolderError,
+    TransduceError,
+)
 from transduce.evaluation.config import name_of_score, scores_by_name
+from transduce.files.content import well_formed
 from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
+from transduce.model.weights import parameter_shapes, shapes_of
 from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
+from transduce.runs.monitoring import is_in_notebook, learning_curve, metrics_of, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes
 from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
@@ -49,7 +58,7 @@ from transduce.training.distributed import Process, joined
 from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
-from transduce.training.trainer import Observer, Trainer, step_order
+from transduce.training.trainer import Observer, Trainer, step_order, with_prefix
 from transduce.training.workers import group_lock, refuse_processes, shared, take_process_group, threads_of_each
 
 # A time limit becomes a number of steps by timing this many steps, for at most this share of the time.
@@ -117,10 +126,10 @@ def train(
         config = with_room(config, learnt.pairs, report)
         pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
         validate = build_validation(config, learnt, valid, report) if valid is not None else None
-        model = build_model(config, learnt.tokenizer).to(local_device(chosen))
         first = saved.facts.get("initialised_from") if saved else init_from
-        if first and checkpoint is None:
-            RunFolder.open(Path(first)).load_weights_into(model)
+        origin = RunFolder.open(Path(first)) if first and checkpoint is None else None
+        model = origin.load_model(config.model, learnt.tokenizer) if origin else build_model(config, learnt.tokenizer)
+        model = model.to(local_device(chosen))
         if saved is None:
             suit = partial(suit_device, config, model, pairs, process.world_size, report)
             config, choice = process.decide(suit)
@@ -222,19 +231,23 @@ def _resume(
         resumed = carry_over(asked, saved, facts.get("configured_batch", ()))
         changes = differences(saved, resumed)
         refuse_changes(changes, accept_changes=accept_changes)
-        refuse_other_data(facts["data"], corpus.sha256, folder.path)
+        refuse_other_data(facts.get("data", {}), corpus.sha256, folder.path)
         newest = folder.newest_checkpoint(report=report)
-        if newest is None and folder.has_model:
+        if newest is not None:
+            shapes = parameter_shapes(saved.model, folder.tokenizer.vocabulary_sizes)
+            folder.refuse_other_shapes(shapes_of(newest[1]), shapes, newest[0])
+            _mend_model(folder, newest[2], report)
+        elif folder.has_model:
             raise RunFolderError(
                 f"{folder.path} has a model but no checkpoints, so there is nothing to go on from. Start another run "
                 f"from its weights: --init-from {folder.path} --run-dir ANOTHER."
             )
         step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
         for name, value in sorted(environment.items()):
-            if name != "commit" and value != (before := facts["started"].get(name)):
+            if name != "commit" and value != (before := facts.get("started", {}).get(name)):
                 report(f"{name} was {before} and is {value}: the weights may differ in their last bits")
         # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
-        folder.truncate_metrics(step or 0)
+        folder.truncate_metrics(step or 0, report)
         session = {"step": step or 0, "changes": changes, "machine": environment}
         resumptions = [*facts.get("resumed", []), session]
         # Until it is fitted again, the calibration is none: that of before does not belong to other weights.
@@ -251,6 +264,30 @@ def _resume(
     if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
         checkpoint = folder.read_checkpoint(step)
     return resumed, checkpoint and _with_current_names(checkpoint, resumed)
+
+
+def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[str], None]) -> None:
+    """Make the best model anew from the checkpoint of its step, if it is damaged or missing and there is one.
+
+    `state` is that of the newest checkpoint. Raises DamagedFileError if there is none.
+    """
+    best, path = state.get("best_step", 0), folder.path / "model.safetensors"
+    try:
+        if best:  # before the first validation there is none, or one that will be replaced
+            folder.read_model_metadata()
+        return
+    except (DamagedFileError, MissingInputError) as error:
+        if best not in folder.checkpoints():
+            raise DamagedFileError(
+                f"{error} It is of step {best:,}, of which there is no checkpoint. Without a copy, take the newest "
+                f"weights: transduce average {folder.path} --last 1 -o ANOTHER."
+            ) from None
+    saved = folder.read_checkpoint(best)[0]
+    average, rows = with_prefix(saved, "ema."), [row for row in folder.metrics() if row["kind"] == "validation"]
+    scores = next((metrics_of(row) for row in rows if row["step"] == best), {})
+    facts = {"step": best, "averaged": bool(average), "validation": scores}
+    folder.write_model(average or with_prefix(saved, "model."), facts)
+    report(f"{path} was damaged or missing: made anew from the checkpoint of its step {best:,}")
 
 
 def _rate(config: ExperimentConfig, step: int) -> float:
@@ -291,7 +328,8 @@ def _train(run: _Run) -> TrainerState:
             clock=run.clock,
         )
         if run.checkpoint is not None:
-            trainer.restore(*run.checkpoint)
+            with well_formed(run.folder.path / "checkpoints", "Delete the newest, and resume from the one before it."):
+                trainer.restore(*run.checkpoint)
             if trainer.state.epoch != run.checkpoint[1]["epoch"]:
                 report("the batches are others now: going on with the next epoch")
         try:

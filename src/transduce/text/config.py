@@ -13,6 +13,7 @@ CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
 _NUM_CONTROL_IDS = len(CONTROL_NAMES)
 NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
 _MIN_VOCAB_SIZE = 300  # the fixed ids, and some for text
+MOST_TOKENS = 2**18  # of a vocabulary: there is hardly a larger one, and all of it is in memory several times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +49,5 @@ class TokenizerConfig:
                 f"tokenizer vocab_size ({self.vocab_size}) must be at least {_MIN_VOCAB_SIZE}: "
                 f"{NUM_FIXED_IDS} ids are the controls and the bytes."
             )
+        if self.vocab_size > MOST_TOKENS:
+            raise TransduceError(f"tokenizer vocab_size ({self.vocab_size:,}) must be at most {MOST_TOKENS:,}.")

@@ -57,7 +57,12 @@ class SentencePieces:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "SentencePieces":
-        return cls(tuple(saved["pieces"]), base64.b64decode(saved["model"]))
+        """What `to_dict` gave. Raises ValueError for what is no vocabulary."""
+        pieces = tuple(saved["pieces"])
+        "".join(pieces).encode()  # a lone surrogate is no text
+        if pieces[: len(CONTROL_NAMES)] != CONTROL_NAMES or UNKNOWN not in pieces:
+            raise ValueError(f"its pieces should begin with {', '.join(CONTROL_NAMES)}, and have {UNKNOWN}")
+        return cls(pieces, base64.b64decode(saved["model"]))
 
     @cached_property
     def _id_of(self) -> dict[str, int]:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transduce.errors import DamagedFileError, TransduceError
-from transduce.files.certified_json import read_with_digest, with_digest
+from transduce.files.certified_json import matches, read_with_digest, with_digest
+from transduce.files.content import damaged, well_formed
 from transduce.model.config import VocabularySizes
 from transduce.text.config import AnyKind, Kind, TokenizerConfig
 from transduce.text.normal_form import Form, in_normal_form
@@ -29,6 +31,7 @@ _NOT_A_LINE_OF_TEXT = re.compile("[\ud800-\udfff\n]")
 _LINES_PER_CHECK = 10_000
 _FORMAT = "transduce tokenizer"
 _FORMAT_VERSION = 1
+_CONTENT = {"num_target_ids": int, "config": {"source": str, "target": str, "joint": bool, "vocab_size": int}}
 
 AnyVocabulary = Vocabulary | SentencePieces
 # Lines -> the ids of all, end to end, and the number of ids of each.
@@ -154,14 +157,19 @@ class Tokenizer:
         return _compact_json(with_digest(document, _hashed))
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer that `to_json` wrote. Raises DamagedFileError for any other text."""
-        content = _verified_content(text)
-        target = _vocabulary(content["target"])
-        source = target if content["source"] is None else _vocabulary(content["source"])
-        settings = content["config"]
-        settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
-        return cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
+    def from_json(cls, text: str, path: Path | str = "the tokenizer") -> "Tokenizer":
+        """The tokenizer that `to_json` wrote. Raises DamagedFileError, which names `path`, for any other text."""
+        content = _verified_content(text, path)
+        with well_formed(path, "Restore it from a copy."):
+            target = _vocabulary(content["target"])
+            source = target if content["source"] is None else _vocabulary(content["source"])
+            settings = content["config"]
+            settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
+            tokenizer = cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
+            is_ours = matches(content, _CONTENT) and tokenizer.vocabulary_sizes  # which looks at the values
+            if not is_ours or (settings["source"], settings["target"]) != (source.kind, target.kind):
+                raise ValueError("its settings are of other kinds than its tokens")
+        return tokenizer
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # sent to another process as the content of its file
@@ -224,13 +232,13 @@ def _check_lines(lines: Sequence[str]) -> None:
             )
 
 
-def _verified_content(text: str) -> dict[str, Any]:
+def _verified_content(text: str, path: Path | str) -> dict[str, Any]:
     document = read_with_digest(text, _hashed)
     if document.get("format") != _FORMAT:
-        raise DamagedFileError("not a tokenizer of transduce, or one that has changed: restore it from a copy.")
+        raise damaged(path, "it is not a tokenizer of transduce, or one that has changed", "Restore it from a copy.")
     if document.get("version") != _FORMAT_VERSION:
         raise DamagedFileError(
-            f"a tokenizer of format version {document.get('version')!r}, where this program reads {_FORMAT_VERSION}: "
+            f"{path} has format version {document.get('version')!r:.20}, where this program reads {_FORMAT_VERSION}: "
             "use the program that wrote it, or a newer one."
         )
     return document["content"]

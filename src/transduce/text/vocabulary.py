@@ -10,6 +10,7 @@ The `tokenizers` library learns subwords and splits into them, without special t
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS, Kind
+from transduce.text.config import CONTROL_NAMES, MOST_TOKENS, NUM_FIXED_IDS, Kind
 from transduce.text.unigram import learn_unigram_scores
 from transduce.text.word_cache import WordTable
 
@@ -107,8 +108,18 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Vocabulary":
+        """What `to_dict` gave. Raises ValueError for what cannot be learned from lines of text."""
         merges = tuple((left, right) for left, right in saved["merges"])
-        return cls(saved["kind"], _FIXED_TOKENS + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
+        vocabulary = cls(saved["kind"], _FIXED_TOKENS + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
+        known, num_learned, text = vocabulary._id_of, len(saved["pieces"]), "\n".join(saved["pieces"])
+        text.encode()  # raises at a lone surrogate
+        is_text = text.count("\n") < max(1, num_learned) and not _FIXED_RUN.search(text)
+        is_distinct = "" not in known and len(known) == len(vocabulary.tokens)
+        is_merged = known.keys() >= {part for left, right in merges for part in (left, right, left + right)}
+        is_scored = len(vocabulary.scores) == num_learned * (vocabulary.kind == "unigram")
+        if not (is_text and is_distinct and is_merged and is_scored and all(map(math.isfinite, vocabulary.scores))):
+            raise ValueError("a token is empty, of several lines, there twice, of no known parts, or without a score")
+        return vocabulary
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
@@ -200,7 +211,8 @@ def _splitter_of(model: Any) -> tokenizers.Tokenizer:
 def _by_frequency(tokens: Iterable[str]) -> tuple[str, ...]:
     """The distinct tokens that a vocabulary may hold, frequent ones first, equally frequent ones by code point."""
     counts = Counter(tokens)
-    return tuple(sorted((t for t in counts if not _FIXED_RUN.search(t)), key=lambda t: (-counts[t], t)))
+    by_frequency = sorted((t for t in counts if not _FIXED_RUN.search(t)), key=lambda t: (-counts[t], t))
+    return tuple(by_frequency[: MOST_TOKENS - NUM_FIXED_IDS])
 
 
 def _any_character_outside(alphabet: Iterable[str]) -> re.Pattern[str]:

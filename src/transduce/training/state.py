@@ -56,8 +56,16 @@ class TrainerState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
+        """The state that was saved. Raises ValueError for values that are of no training run."""
         values = {"window": values.get("shard", 0), **values}  # its name in older files
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        state = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        for name, default in vars(cls()).items():
+            value: Any = getattr(state, name)
+            kind = type(default) if isinstance(default, int | str | list) else (int, float)
+            is_count = isinstance(value, int | float) and not name.startswith("best_")
+            if not (isinstance(value, kind) or value == default) or (is_count and not 0 <= value < 2**63):
+                raise ValueError(f"its state has no such {name}")
+        return state
 
     def num_steps(self, *, steps: int, minutes: float) -> int:
         """The steps of the whole run: `steps`, or as many as turned out to fit into `minutes`."""

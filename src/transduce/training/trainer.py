@@ -137,7 +137,7 @@ class Trainer:
         state = self.state
         started = self.clock()
         self._load_plan()
-        if state.position == len(self._order.steps):
+        if state.position >= len(self._order.steps):
             state.end_window(self._order.corpus.num_windows)
             self._load_plan()
         self._unread.append(self.train_step(self._order.steps[state.position], state.step + 1))
@@ -240,17 +240,22 @@ class Trainer:
         self._save()
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Restore what `_save` wrote. The rest of an epoch is skipped if its batches have changed since."""
+        """Restore what `_save` wrote. The rest of an epoch is skipped if its batches have changed since.
+
+        Raises ValueError for tensors of another model.
+        """
         self.state = TrainerState.from_dict(state)
         self.state.leave_plan(self._order.depends_on)
-        load_weights(self.model, _with_prefix(tensors, "model."))
+        load_weights(self.model, with_prefix(tensors, "model."))
         if self.update.average is not None:  # if it was switched on since, it starts from the current weights
-            load_weights(self.update.average, _with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
+            load_weights(self.update.average, with_prefix(tensors, "ema.") or dict(self.model.named_parameters()))
         for name, parameter in self.model.named_parameters():
             optimizer = self.update.optimizer_of[parameter]
             for slot in slot_names(optimizer):
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
+                    if saved.shape not in ((), parameter.shape):
+                        raise ValueError(f"{slot} of {name} is of another model")
                     # Including Adam's step count: fused Adam expects it as a float32 tensor beside its parameter.
                     optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 
@@ -281,5 +286,6 @@ def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
     )
 
 
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

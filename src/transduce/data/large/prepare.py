@@ -35,7 +35,7 @@ from transduce.data.seen import Seen, nearly_longest
 from transduce.devices.machine import usable_cores
 from transduce.errors import DataError
 from transduce.files.atomic import write_atomically
-from transduce.files.content import read_bytes, sha256_of, sha256_of_file
+from transduce.files.content import read_regular, sha256_of, sha256_of_file
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
@@ -210,7 +210,7 @@ class LargePairs:
 def _intact(tokenizer: Path) -> str | None:
     """The tokenizer in a file, if there is one that is as it was written; else it can be learnt again."""
     try:
-        text = read_bytes(tokenizer).decode()
+        text = read_regular(tokenizer).decode()
         Tokenizer.from_json(text)
     except ValueError:  # ours are, too
         return None

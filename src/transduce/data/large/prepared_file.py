@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transduce.files.atomic import remove_temporaries
-from transduce.files.certified import Entry, check_digest, damaged, header_of, read_header, write_certified
-from transduce.files.content import sha256_of
+from transduce.files.certified import Entry, check_digest, header_of, read_header, write_certified
+from transduce.files.content import damaged, sha256_of
 from transduce.files.locks import lock
 from transduce.files.system_errors import explained_write_errors
 

@@ -1,0 +1,19 @@
+"""Schemas of the documents of a run folder: a hash says that nothing has changed, not who wrote it."""
+
+OTHER_FIELDS = "it has not the fields, or not the kinds of values, that are written there"
+
+_NUMBER, _NAME = (int, float), (str, type(None))
+_SESSION = {"processes?": int, "threads?": int, "commit?": _NAME}
+_FACTS = {
+    "data?": {"*": [str]}, "paths?": {"*": [str]}, "num_train_pairs?": int, "configured_batch?": [int],
+    "initialised_from?": _NAME, "started?": _SESSION, "resumed?": [{"machine": _SESSION, "changes?": dict}],
+    "seen?": {"source_characters": str, "target_characters": str, "source_len": int, "target_bytes?": [int]},
+    "calibration?": (type(None), {"temperature": _NUMBER, "num_pairs": int}),
+}  # fmt: skip
+_SCORES = {"validation": {"*": _NUMBER}}
+
+_HASHES = {"config.toml": [str], "tokenizer.json": [str], "*": [str]}
+
+RECORD = {"format": int, "id?": str, "files": _HASHES, "facts": _FACTS}
+METADATA = ({"step": int, **_SCORES}, {"steps": [int], **_SCORES})  # of a model: that of a step, or a mean of several
+ROW = {"kind": str, "step": int, "*": _NUMBER}  # of metrics.jsonl
