@@ -127,9 +127,7 @@ def train(
         pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
         validate = build_validation(config, learnt, valid, report) if valid is not None else None
         first = saved.facts.get("initialised_from") if saved else init_from
-        origin = RunFolder.open(Path(first)) if first and checkpoint is None else None
-        model = origin.load_model(config.model, learnt.tokenizer) if origin else build_model(config, learnt.tokenizer)
-        model = model.to(local_device(chosen))
+        model = _first_model(config, learnt.tokenizer, first if checkpoint is None else None).to(local_device(chosen))
         if saved is None:
             suit = partial(suit_device, config, model, pairs, process.world_size, report)
             config, choice = process.decide(suit)
@@ -367,6 +365,11 @@ def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return Transformer(config.model, tokenizer.vocabulary_sizes)
+
+
+def _first_model(config: ExperimentConfig, tokenizer: Tokenizer, first: str | Path | None) -> Transformer:
+    """The model with its initial weights, or with those of the run in the folder `first`."""
+    return RunFolder.open(first).load_model(config.model, tokenizer)[0] if first else build_model(config, tokenizer)
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
