@@ -4,7 +4,6 @@ Nothing here needs torch, so that help appears at once; each subcommand is impor
 """
 
 import argparse
-import difflib
 import io
 import os
 import re
@@ -15,9 +14,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
 
 from transduce.cli.parser import build_parser
+from transduce.cli.suggestions import refuse_unknown_words
 from transduce.errors import TransduceError
 from transduce.training.signals import Stopped
 
@@ -27,8 +26,9 @@ _MODULES = {
     "fit": "train", "train": "train", "prepare": "train", "predict": "predict", "explain": "predict",
     "evaluate": "evaluate", "compare": "evaluate", "average": "runs", "describe": "runs", "verify": "runs",
     "data": "data", "learn": "learn", "export": "export", "import": "export", "reproduce": "reproduce",
-    "benchmark": "benchmark.command", "score": "score",
+    "benchmark": "benchmark.command", "score": "score", "settings": "settings", "init": "settings",
 }  # fmt: skip
+_WITHOUT_TORCH = ("settings", "init", "learn")
 _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 
 
@@ -41,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if sys.stderr is None:  # closed: Python would print what is meant for it among the outputs
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
+    if not words:
+        words = ["--help"]
     settings, words_left = _split_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
-    arguments, rest = build_parser().parse_known_args(words_left)
+    parser = build_parser()
+    refuse_unknown_words(parser, words_left)
+    arguments, rest = parser.parse_known_args(words_left)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
         arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse gives FILE its default before it sees it
     if rest:
-        _refuse_word(rest[0], arguments.subcommand)
+        parser.error(f"'{rest[0]}' is not understood: see transduce {arguments.subcommand} --help")
     arguments.overrides, arguments.words = settings, words
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
         signal.signal(signal.SIGTERM, _stop)
@@ -70,25 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run the subcommand; return its exit status."""
-    import torch
+    if arguments.subcommand not in _WITHOUT_TORCH:
+        import torch
 
-    from transduce.devices.cpu import speed_up_cpu
+        from transduce.devices.cpu import speed_up_cpu
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    speed_up_cpu()
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        speed_up_cpu()
     name = "predict" if arguments.subcommand == "translate" else arguments.subcommand
     return int(getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")(arguments))
-
-
-def _refuse_word(word: str, subcommand: str) -> NoReturn:
-    """Exits with what is wrong with a word of the command line, and the option that it is nearest to."""
-    parser = build_parser()
-    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    options = [option for option in subparsers.choices[subcommand]._option_string_actions if option.startswith("--")]
-    close = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1, cutoff=0.65)
-    hint = f"did you mean {close[0]}?" if close and word.startswith("--") else f"see transduce {subcommand} --help"
-    parser.error(f"'{word}' is not understood: {hint}")
 
 
 def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:

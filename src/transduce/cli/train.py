@@ -11,7 +11,7 @@ from transduce.cli.console import print_json, print_scores, read_utf8, report_of
 from transduce.cli.line_notes import MOST_NAMED, named_lines
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
-from transduce.config.toml import to_table
+from transduce.config.toml import to_table, to_toml
 from transduce.data.batches import PreparedPairs
 from transduce.data.large.prepare import LargePairs
 from transduce.runs.corpus import learn_and_encode, places_of_environment, read_corpus
@@ -52,6 +52,9 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
+    if arguments.print_config:
+        print(to_toml(config), end="")
+        return 0
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
     if arguments.init_from:

@@ -14,17 +14,28 @@ _LEAST_EXTRA = 20  # tokens beyond max_len_ratio where no training pairs say how
 class DecodingConfig:
     """Settings of beam search, greedy search and sampling."""
 
-    beam_size: int = 5  # hypotheses kept at each step; 1 is greedy search
-    length_penalty: float = 0.6  # alpha: 0 scores by probability alone, larger values favor longer outputs
-    length_norm: Literal["wu", "power"] = "wu"  # ((5 + length) / 6)^alpha (Wu et al. 2016), or length^alpha
-    max_len_ratio: float = 2.0  # an output has at most ratio * source tokens + extra tokens
-    max_len_extra: int = 0  # 0: as the training pairs need, which `train` writes into config.toml
-    min_len: int = 0  # fewest tokens of an output, not counting the end symbol, where it has room for them
-    no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice in an output; 0: any may
-    temperature: float = 0.0  # above 0: sample instead of searching; 1 samples from the model's distribution
-    top_k: int = 0  # sample from the k most likely tokens only; 0: from all
-    top_p: float = 1.0  # sample from the smallest set of tokens with at least this probability
-    seed: int = 1  # random seed of sampling
+    beam_size: int = 5
+    """Number of hypotheses kept at each step; 1 is greedy search."""
+    length_penalty: float = 0.6
+    """Length penalty alpha. 0: none; larger values favor longer outputs."""
+    length_norm: Literal["wu", "power"] = "wu"
+    """Formula of the length penalty: ((5 + length) / 6)^alpha (Wu et al. 2016), or length^alpha."""
+    max_len_ratio: float = 2.0
+    """Maximum output tokens per source token, to which `max_len_extra` is added."""
+    max_len_extra: int = 0
+    """Maximum output tokens beyond the ratio. 0: as many as the training pairs need."""
+    min_len: int = 0
+    """Minimum output tokens, not counting the end symbol."""
+    no_repeat_ngram_size: int = 0
+    """Never write the same n-gram of this size twice in an output. 0: no limit."""
+    temperature: float = 0.0
+    """Sampling temperature. 0: search instead of sampling; 1: the model's own distribution."""
+    top_k: int = 0
+    """Sample only from the k most likely tokens. 0: from all."""
+    top_p: float = 1.0
+    """Sample only from the most likely tokens whose probabilities add up to p (nucleus sampling)."""
+    seed: int = 1
+    """Random seed of sampling."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= _WIDEST_BEAM:
