@@ -41,7 +41,8 @@ from transduce.model.transformer import Transformer
 from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import is_in_notebook, learning_curve, report_to_notebook, training_display
+from transduce.runs.learning_curve import learning_curve
+from transduce.runs.monitoring import is_in_notebook, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes
 from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
@@ -272,10 +273,12 @@ def _train(run: _Run) -> TrainerState:
         if not training.steps:
             limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
             report(f"{limit} {steps:,} steps")
+    watch: Callable[[int], object] = ignore
     with ExitStack() as stack:
         if run.show_progress:
-            first_step = run.checkpoint[1]["step"] if run.checkpoint else 0
-            observers = [*observers, stack.enter_context(training_display(steps, first_step=first_step))]
+            first_step, best = run.checkpoint[1]["step"] if run.checkpoint else 0, config.validation.best
+            display = stack.enter_context(training_display(steps, first_step=first_step, best=best))
+            observers, watch = [*observers, display], display.step
         trainer = Trainer(
             run.model,
             run.pairs,
@@ -284,6 +287,7 @@ def _train(run: _Run) -> TrainerState:
             store=run.folder,
             validate=run.validate,
             observers=observers,
+            watch=watch,
             process=run.process,
             deadline=budget if training.minutes else math.inf,
             clock=run.clock,
@@ -383,7 +387,7 @@ def _draw_learning_curve(run: _Run) -> None:
     folder, group_sources = run.folder, run.config.validation.group_sources
     rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
-        picture = learning_curve(rows, folder.path.name)
+        picture = learning_curve(rows, folder.path.name, run.config.validation.best)
     except ImportError:
         run.report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
         return
