@@ -239,9 +239,7 @@ def _add_reproduce(subparsers: Subparsers) -> None:
     parser.add_argument("--seed", type=_number_from_0, default=1, metavar="N", help="random seed (default: 1)")
     parser.add_argument("--run-dir", metavar="DIR", help="output folder (default: runs/NAME-SEED)")
     parser.add_argument("--resume", action="store_true", help=_RESUME)
-    parser.add_argument(
-        "--processes", type=_positive, metavar="N", help="worker processes (default: 2; on a GPU 1)"
-    )
+    parser.add_argument("--processes", type=_positive, metavar="N", help="worker processes (default: 2; on a GPU 1)")
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the JSON object to a file")
     parser.add_argument("--json", action="store_true", help=_JSON)
 
@@ -282,7 +280,11 @@ def _add_predict(subparsers: Subparsers) -> None:
     group = parser.add_argument_group("output constraints")
     group.add_argument("--prefix", metavar="TEXT", default="", help="start every output with this text")
     group.add_argument(
-        "--require", metavar="TEXT", action="append", default=[], help="text that must appear in every output; repeatable"
+        "--require",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="text that must appear in every output; repeatable",
     )
     group.add_argument(
         "--forbid",
@@ -477,9 +479,7 @@ def _add_export(subparsers: Subparsers) -> None:
         "transduce export runs/en-de --format onnx -o en-de-onnx --source test.en --target test.de",
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--format", required=True, choices=["ctranslate2", "onnx", "huggingface"], help="target format"
-    )
+    parser.add_argument("--format", required=True, choices=["ctranslate2", "onnx", "huggingface"], help="target format")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="output folder (must not exist)")
     parser.add_argument("--int8", action="store_true", help="store weights as 8-bit integers: smaller and faster")
     parser.add_argument("--source", metavar="FILE", help="lines to compare outputs on (default: the validation pairs)")

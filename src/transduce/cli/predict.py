@@ -11,6 +11,7 @@ from transduce.cli.console import (
     groups_of_lines,
     json_line,
     open_output,
+    prompt,
     refuse_output,
     report_of,
     text_line,
@@ -29,13 +30,16 @@ def predict_command(arguments: argparse.Namespace) -> int:
     predictor = load_predictor(arguments, arguments.run, reports=False)
     predictor.predict_n_best([], arguments.n_best)  # refuses an impossible number before a line is read
     notes, num_lines = LineNotes(predictor, report_of(arguments)), 0
+    ask = prompt(arguments)
     with open_output(arguments.output) as file:
+        ask("type a line and press Enter; Ctrl-D ends")
         for sources in groups_of_lines(arguments.file):
             outputs = predictor.predict_n_best(sources, arguments.n_best, first_row=num_lines)
             write_now(file, "".join(_format_lines(predictor, sources, outputs, arguments.json)).encode())
             for n_best in outputs:
                 notes.add(n_best)
             num_lines += len(sources)
+            ask("")
     notes.report()
     return 0
 

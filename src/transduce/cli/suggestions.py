@@ -14,7 +14,10 @@ def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) 
     for word in words:
         if choices and not word.startswith("-"):
             if word not in choices:
-                hint = _nearest(word, {name: ' '.join([*path, name]) for name in choices}) or f"see {' '.join(['transduce', *path])} --help"
+                hint = (
+                    _nearest(word, {name: " ".join([*path, name]) for name in choices})
+                    or f"see {' '.join(['transduce', *path])} --help"
+                )
                 parser.error(f"there is no command '{' '.join([*path, word])}': {hint}")
             parser, path = choices[word], [*path, word]
             choices = _subparsers(parser)

@@ -37,12 +37,14 @@ def fit_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(result.as_dict())
     else:
-        print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
+        print_scores(result.scores, f"on {result.num_test:,} held-out pairs")
     if lines := result.truncated_outputs:
         named = named_lines(lines[:MOST_NAMED], len(lines))
-        report(f"outputs truncated, as long as allowed: {len(lines):,} of {result.num_test:,} ({named} of test.source)")
+        report(
+            f"outputs truncated at the maximum length: {len(lines):,} of {result.num_test:,} ({named} of test.source)"
+        )
     example = f"echo {shlex.quote(result.example)} | transduce predict {shlex.quote(str(run_dir))}"
-    report(f"the model is in {run_dir}; try: {example}")
+    report(f"model saved to {run_dir}. Next: {example}")
     return 0
 
 
@@ -60,7 +62,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.init_from:
         names = [word.partition("=")[0] for word in overrides if word.startswith(("--model.", "--tokenizer."))]
         if ignored := ", ".join(name for name in names if name != "--model.dropout"):
-            report(f"{ignored}: of no effect, as tokenizer and model are those of {arguments.init_from}")
+            report(f"{ignored}: ignored, as tokenizer and model are those of {arguments.init_from}")
     with _with_resume_hint(arguments), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
             config,
@@ -97,7 +99,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         assert isinstance(learnt.pairs, PreparedPairs)
         prepared = learnt.pairs.file
     else:
-        report("these pairs fit into memory: `train` reads them in a moment, nothing needs preparing")
+        report("these pairs fit in memory: `train` reads them directly, and nothing needs preparing")
     if arguments.json:
         folder = {"path": str(prepared.path), "bytes": prepared.num_bytes} if prepared else {"path": None}
         print_json(folder | (vars(prepared.manifest) if prepared else {}))
@@ -115,7 +117,7 @@ def _tensorboard(
     try:
         writer = TensorBoardWriter(run_dir / "tensorboard")
     except ImportError:
-        report("no TensorBoard events: that needs pip install 'transduce[tensorboard]'")
+        report("no TensorBoard events: they need pip install 'transduce[tensorboard]'")
         yield []
         return
     with closing(writer):

@@ -40,19 +40,19 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= _WIDEST_BEAM:
             raise TransduceError(
-                f"the beam size is {self.beam_size:,}: it must be from 1 (greedy search) to {_WIDEST_BEAM:,}; time and "
-                "memory grow with it, and answers seldom get better beyond 10."
+                f"beam_size is {self.beam_size:,}: it must be from 1 (greedy search) to {_WIDEST_BEAM:,}; time and "
+                "memory grow with it, and outputs seldom improve beyond 10."
             )
         if not math.isfinite(self.length_penalty) or self.length_penalty < 0:
-            raise TransduceError(f"the length penalty is {self.length_penalty}: it must be 0 (none) or more.")
+            raise TransduceError(f"length_penalty is {self.length_penalty}: it must be 0 (none) or more.")
         if self.max_len_ratio < 0 or self.max_len_extra < 0:
-            raise TransduceError("max_len_ratio must be at least 0, and max_len_extra: 0 is as training pairs need.")
+            raise TransduceError("max_len_ratio and max_len_extra must be 0 or more.")
         if self.min_len < 0 or self.no_repeat_ngram_size < 0:
             raise TransduceError("min_len and no_repeat_ngram_size must be 0 (off) or more.")
         if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise TransduceError(f"the temperature is {self.temperature}: it must be 0 (search) or more.")
+            raise TransduceError(f"temperature is {self.temperature}: it must be 0 (search) or more.")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise TransduceError("top_k must be 0 (all) or more, top_p above 0 and at most 1.")
+            raise TransduceError("top_k must be 0 (all tokens) or more, and top_p above 0 and at most 1.")
 
     @property
     def is_sampling(self) -> bool:

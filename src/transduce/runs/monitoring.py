@@ -149,7 +149,9 @@ def _minutes(seconds: float) -> str:
 
 def _sample_line(sample: Sample) -> str:
     source, output, reference = sample
-    return f"  {source} -> {output}" + (f"  (reference: {reference})" if output != reference else "  (as the reference)")
+    return f"  {source} -> {output}" + (
+        f"  (reference: {reference})" if output != reference else "  (as the reference)"
+    )
 
 
 def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:

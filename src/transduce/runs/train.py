@@ -112,7 +112,7 @@ def train(
         elif init_from:
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
-            report(f"tokenizer, model settings and weights are those of {ancestor.path}")
+            report(f"starting from {ancestor.path}: its tokenizer, model settings and weights")
         tokenizer = origin.tokenizer if (origin := saved or ancestor) else None
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
         config = with_room(config, learnt.pairs, report)
@@ -142,7 +142,7 @@ def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitSta
         return 1
     if num > 1:
         held.callback(group_lock.release)
-        report(f"{num} processes share each step ({why})")
+        report(f"processes: {num} share each step ({why})")
     return num
 
 
@@ -243,7 +243,7 @@ def _resume(
             report(f"{name}: {old!r} -> {new!r}")
         if step and resumed.training.steps and any(name.startswith(("optim.", "training.steps")) for name in changes):
             report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
-        report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
+        report(f"resuming at step {step or 0:,} of {resumed.training.steps:,}")
         return resumed, step
 
     resumed, step = process.decide(settle)
@@ -271,7 +271,7 @@ def _train(run: _Run) -> TrainerState:
     if (config := with_steps(run.config, steps)) != run.config:
         run.process.decide(lambda: run.folder.rewrite_config(to_toml(config)))
         if not training.steps:
-            limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
+            limit = f"{training.epochs:g} epochs:" if training.epochs else f"{training.minutes:g} minutes: about"
             report(f"{limit} {steps:,} steps")
     watch: Callable[[int], object] = ignore
     with ExitStack() as stack:
@@ -295,15 +295,18 @@ def _train(run: _Run) -> TrainerState:
         if run.checkpoint is not None:
             trainer.restore(*run.checkpoint)
             if trainer.state.epoch != run.checkpoint[1]["epoch"]:
-                report("the batches are others now: going on with the next epoch")
+                report("the batches have changed: continuing with the next epoch")
         try:
             state = trainer.run()
         except LostProcessError as error:
             raise _saved_without(run, trainer, error) from None
     if state.minutes_over is not None and state.step < trainer.num_steps:
-        report(f"the {training.minutes:g} minutes were over before step {trainer.num_steps:,}, the end of the schedule")
+        report(
+            f"time limit of {training.minutes:g} minutes reached before step {trainer.num_steps:,}, the end of the "
+            "schedule"
+        )
     elif trainer.num_steps < steps:
-        report(f"{trainer.num_steps:,} steps, not {steps:,}: they took longer than at the beginning of the run")
+        report(f"planned {trainer.num_steps:,} instead of {steps:,} steps: they took longer than at first")
     run.process.decide(partial(_finish, run))  # together, as a process that leaves early may end badly
     return state
 
@@ -389,6 +392,6 @@ def _draw_learning_curve(run: _Run) -> None:
     try:
         picture = learning_curve(rows, folder.path.name, run.config.validation.best)
     except ImportError:
-        run.report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
+        run.report("no learning curve: it needs matplotlib (pip install 'transduce[plots]')")
         return
     folder.write_file("learning_curve.png", picture)

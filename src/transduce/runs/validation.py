@@ -38,7 +38,7 @@ def build_validation(
     some_trained = _some_of(learnt.pairs)
     limits = [config.decoding.max_len(src_len) for src_len in encoded.src_lens.tolist()]
     if num_longer := int((encoded.tgt_lens > limits).sum()):
-        report(f"{num_longer:,} validation targets are longer than outputs may be: raise decoding.max_len_extra")
+        report(f"{num_longer:,} validation targets exceed the maximum output length: raise decoding.max_len_extra")
     sources = list(dict.fromkeys(valid.src)) if settings.group_sources else valid.src
     # Spread evenly over the file, so that an ordered one is represented too; all pairs of a chosen source are kept.
     chosen = {sources[i] for i in np.linspace(0, len(sources) - 1, min(settings.max_pairs, len(sources))).astype(int)}
