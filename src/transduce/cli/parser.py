@@ -94,7 +94,7 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
 
-    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: Any = None) -> None:
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *_: Any, prefix: Any = None) -> None:
         needed = [action for action in actions if action.required or not action.option_strings]
         super().add_usage(usage, needed, [], prefix)
 

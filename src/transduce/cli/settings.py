@@ -50,7 +50,8 @@ def formatted(settings: list[Setting], *, with_details: bool = False) -> str:
         if of_section:
             lines += ["", f"[{section}]  {title}"]
         for setting in of_section:
-            lines.append(f"  --{setting.name} {setting.default if setting.default != '""' else ''}".rstrip())
+            default = "" if setting.default == '""' else setting.default
+            lines.append(f"  --{setting.name} {default}".rstrip())
             is_choice = ", " in setting.type
             text = f"{setting.help} One of: {setting.type}." if is_choice else setting.help
             lines += textwrap.wrap(text, width - 1, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -59,7 +59,7 @@ def sections() -> dict[str, str]:
 
 
 def annotated_toml(values: dict[str, Any]) -> str:
-    """A TOML document of all settings with their help texts: those in `values`, by name, and the others commented out."""
+    """A TOML document of all settings with help texts; those that are not in `values`, by name, are commented out."""
     lines = []
     for section, title in sections().items():
         lines += ["", f"[{section}]  # {title}"]
