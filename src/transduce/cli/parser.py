@@ -94,12 +94,15 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
 
-    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *_: Any, prefix: Any = None) -> None:
-        needed = [action for action in actions if action.required or not action.option_strings]
-        super().add_usage(usage, needed, [], prefix)
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: Any = None) -> None:
+        one_of = [action for group in groups if group.required for action in group._group_actions]
+        needed = [each for each in actions if each.required or not each.option_strings or each in one_of]
+        super().add_usage(usage, needed, groups, prefix)
 
-    def _format_usage(self, *arguments: Any) -> str:
-        return super()._format_usage(*arguments).replace(self._prog, f"{self._prog} [OPTIONS]", 1)
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        text = super()._format_usage(usage, actions, groups, prefix)
+        is_name = prefix == ""  # of the parser of a subcommand
+        return text if is_name else text.replace(self._prog, f"{self._prog} [OPTIONS]", 1)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("examples:"):
