@@ -52,9 +52,7 @@ def formatted(settings: list[Setting], *, with_details: bool = False) -> str:
         for setting in of_section:
             default = "" if setting.default == '""' else setting.default
             lines.append(f"  --{setting.name} {default}".rstrip())
-            is_choice = ", " in setting.type
-            text = f"{setting.help} One of: {setting.type}." if is_choice else setting.help
-            lines += textwrap.wrap(text, width - 1, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += textwrap.wrap(setting.text, width - 1, initial_indent=" " * 6, subsequent_indent=" " * 6)
             if with_details:
                 lines.append(f"      Type: {setting.type}. Changing it when resuming: {setting.on_resume}.")
     return "\n".join(lines).lstrip("\n") + "\n"

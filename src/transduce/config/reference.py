@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 import tomli_w
 
 from transduce.config.settings import ExperimentConfig, resume_class
-from transduce.config.toml import to_table
 from transduce.model.config import PRESETS
 
+_LIST = "list of "
 _TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false"}
 
 
@@ -33,6 +33,13 @@ class Setting(NamedTuple):
         """Its full name, as on the command line."""
         return f"{self.section}.{self.key}"
 
+    @property
+    def text(self) -> str:
+        """The help text, with the values to choose from."""
+        if "," not in self.type:
+            return self.help
+        return f"{self.help} {'Any' if self.type.startswith(_LIST) else 'One'} of: {self.type.removeprefix(_LIST)}."
+
 
 @cache
 def all_settings() -> tuple[Setting, ...]:
@@ -44,10 +51,9 @@ def all_settings() -> tuple[Setting, ...]:
             settings.append(Setting(section, "preset", _choices(PRESETS), _as_toml(""), text, "never"))
         hints, texts = typing.get_type_hints(kind), _attribute_docstrings(kind)
         for field in dataclasses.fields(kind):
-            name, default = f"{section}.{field.name}", to_table(field)["default"]
-            type_name = _type_name(hints[field.name])
+            kind_of_it, on_resume = _type_name(hints[field.name]), resume_class(f"{section}.{field.name}")
             settings.append(
-                Setting(section, field.name, type_name, _as_toml(default), texts[field.name], resume_class(name))
+                Setting(section, field.name, kind_of_it, _as_toml(field.default), texts[field.name], on_resume)
             )
     return tuple(settings)
 
@@ -65,8 +71,7 @@ def annotated_toml(values: dict[str, Any]) -> str:
         lines += ["", f"[{section}]  # {title}"]
         for setting in all_settings():
             if setting.section == section:
-                choice = "" if setting.type in _TYPE_NAMES.values() else f" One of: {setting.type}."
-                lines += ["", *textwrap.wrap(setting.help + choice, 98, initial_indent="# ", subsequent_indent="# ")]
+                lines += ["", *textwrap.wrap(setting.text, 98, initial_indent="# ", subsequent_indent="# ")]
                 is_set = setting.name in values
                 value = _as_toml(values[setting.name]) if is_set else setting.default
                 lines.append(f"{'' if is_set else '# '}{setting.key} = {value}")
@@ -90,8 +95,7 @@ def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return _choices(arguments)
     if typing.get_origin(kind) is tuple:
-        of = _type_name(arguments[0])
-        return "list of texts" if of == "text" else f"list of {of}"
+        return _LIST + _type_name(arguments[0])
     return _TYPE_NAMES[kind]
 
 
@@ -100,4 +104,4 @@ def _choices(options: Any) -> str:
 
 
 def _as_toml(value: Any) -> str:
-    return tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
+    return tomli_w.dumps({"value": list(value) if isinstance(value, tuple) else value}).strip().removeprefix("value = ")
