@@ -83,6 +83,16 @@ def groups_of_lines(name: str) -> Iterator[list[str]]:
         raise MissingInputError(f"standard input: cannot be read: {error.strerror or error}.") from error
 
 
+def prompt(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """A function that asks for the next line, after a message if there is one; silent unless lines are typed."""
+    is_typed = arguments.file == "-" and not arguments.quiet and sys.stdin is not None and sys.stdin.isatty()
+
+    def ask(message: str) -> None:
+        print(f"{message}\n" * bool(message) + "> ", end="", file=sys.stderr, flush=True)
+
+    return ask if is_typed else lambda _message: None
+
+
 def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
     group: list[str] = []
     num_characters = 0

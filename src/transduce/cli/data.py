@@ -1,11 +1,12 @@
 """Subcommand: data."""
 
 import argparse
+import shutil
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
-from rich.table import Table
-
-from transduce.cli.console import print_json, print_table, report_of
+from transduce.cli.console import print_json, report_of
 from transduce.data.datasets import Dataset, find_dataset, list_datasets
 from transduce.data.download import Places
 from transduce.data.parsing import as_text
@@ -14,6 +15,9 @@ from transduce.files.atomic import write_atomically
 from transduce.files.content import read_bytes, sha256_of
 from transduce.files.system_errors import explained_write_errors
 from transduce.runs.corpus import places_of_environment
+
+_MAX_WIDTH = 100
+_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
 
 
 def data_command(arguments: argparse.Namespace) -> int:
@@ -26,20 +30,26 @@ def data_command(arguments: argparse.Namespace) -> int:
             keys = ("name", "task", "description", "home", "licence", "splits")
             print_json({"datasets": [{key: getattr(dataset, key) for key in keys} for dataset in datasets]})
             return 0
-        table = Table("name", "what", "pairs", "licence", "home")
-        for dataset in datasets:
-            pairs = ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items())
-            table.add_row(dataset.name, dataset.description, pairs, dataset.licence, dataset.home)
-        print_table(table)
+        print("\n\n".join(map(_described, datasets)))
         return 0
+    dataset = find_dataset(arguments.name)
     if arguments.output is None:
-        raise TransduceError(f"where to? Add -o DIR: transduce data {arguments.name} -o {arguments.name}")
+        report(_described(dataset))
+        raise TransduceError(f"add an output folder: transduce data {dataset.name} -o {dataset.name}")
     written = write_dataset(arguments.name, Path(arguments.output), places_of_environment())
     if arguments.json:
         print_json({"name": arguments.name, "files": [str(path) for path in written]})
     for path in written:
         report(f"wrote {path}")
     return 0
+
+
+def _described(dataset: Dataset) -> str:
+    """The name of a data set, and below it what it is, wrapped to the width of the terminal."""
+    pairs = ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items())
+    about = (dataset.description, f"Pairs: {pairs}.", f"License: {dataset.licence}. Home: {dataset.home}")
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) - 1
+    return "\n".join([dataset.name, *(fill(text, width, **_INDENT) for text in about)])
 
 
 def write_dataset(

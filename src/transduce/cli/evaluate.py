@@ -89,20 +89,20 @@ def count_training_overlap(
 
 def _about_overlap(overlap: dict[str, int] | None, config: ExperimentConfig) -> str:
     if overlap is not None:
-        return f"in training too: {', '.join(f'{count:,} {side}' for side, count in overlap.items())}"
+        return f"also in the training data: {', '.join(f'{count:,} {side}' for side, count in overlap.items())}"
     if IN_MEMORY in config.data.train:
-        return "the training pairs were in memory: whether these are among them cannot be said"
+        return "overlap with the training data: unknown, as those pairs were in memory"
     if is_large(config.data.train):
-        return "the training pairs are too many to look through: whether these are among them was not counted"
+        return "overlap with the training data: not counted, as the corpus is larger than memory"
     where = config.data.dataset or " and ".join(config.data.train)
-    return f"the training pairs ({where}) have moved or changed: whether these are among them cannot be said"
+    return f"overlap with the training data: unknown, as {where} has moved or changed"
 
 
 def _without_bleu(metrics: tuple[str, ...], references: References, report: Callable[[str], None]) -> tuple[str, ...]:
     """Default metrics, but for a BLEU that cannot be had; reports that."""
     chosen = default_metrics(metrics, references)
     if chosen != metrics:
-        report(f"hardly any reference has four tokens, so there is no BLEU: scored is {', '.join(chosen)}")
+        report(f"references are too short for BLEU (fewer than four tokens): scored by {', '.join(chosen)}")
     return chosen
 
 

@@ -36,7 +36,7 @@ def export_command(arguments: argparse.Namespace) -> int:
         print_json(certificate.as_dict())
     else:
         _print_certificate(certificate)
-    report(f"wrote {output}: README.md says how to use it, certificate.json how far it is the run")
+    report(f"exported to {output}: README.md shows how to use it, certificate.json how closely it matches")
     return 0
 
 
@@ -53,7 +53,7 @@ def read_test_lines(
 ) -> Lines:
     """The lines of `source` with the references in `targets`; without one, pairs that the run held out of training."""
     if targets and not source:
-        raise TransduceError("--target has the right answers to the lines of --source: add --source FILE.")
+        raise TransduceError("--target gives references for the lines of --source: add --source FILE.")
     if source:
         if not targets:
             return Lines(sources=read_lines(Path(source)), origin=source)

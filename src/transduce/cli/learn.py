@@ -20,7 +20,7 @@ def learn_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
     for path in copied:
         report(f"wrote {path}")
-    report(f"begin with {folder / 'transformer.ipynb'}, and write your own in {folder / 'build_it.ipynb'}")
+    report(f"start with {folder / 'transformer.ipynb'}; write your own in {folder / 'build_it.ipynb'}")
     return 0
 
 

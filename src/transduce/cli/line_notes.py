@@ -45,9 +45,9 @@ class LineNotes:
             self._report(f"characters never seen in training: {characters} ({self._lines('unseen')})")
         longest = f"which had at most {seen.source_len:,} tokens" if seen else ""
         reasons = {
-            "long": f"longer than nearly all sources in training, {longest}",
+            "long": f"sources longer than nearly all in training, {longest}",
             "source": f"sources truncated after model.max_len = {max_len:,} tokens",
-            "output": "outputs truncated, as long as allowed (decoding.max_len_extra)",
+            "output": "outputs truncated at the maximum length (decoding.max_len_extra, --max-length)",
         }
         for kind, reason in reasons.items():
             if count := self.counts[kind]:

@@ -4,7 +4,6 @@ Nothing here needs torch, so that help appears at once; each subcommand is impor
 """
 
 import argparse
-import difflib
 import io
 import os
 import re
@@ -14,10 +13,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 
 from transduce.cli.environment import is_first_process, rank_and_size
 from transduce.cli.parser import build_parser
+from transduce.cli.suggestions import refuse_unknown_words
 from transduce.errors import OutOfMemoryError, TransduceError, is_out_of_memory, printable
 from transduce.files.system_errors import Unfailing
 from transduce.training.signals import Stopped, StopSignals
@@ -28,8 +27,9 @@ _MODULES = {
     "fit": "train", "train": "train", "prepare": "train", "predict": "predict", "explain": "predict",
     "evaluate": "evaluate", "compare": "evaluate", "average": "runs", "describe": "runs", "verify": "runs",
     "data": "data", "learn": "learn", "export": "export", "import": "export", "reproduce": "reproduce",
-    "benchmark": "benchmark.command", "score": "score",
+    "benchmark": "benchmark.command", "score": "score", "settings": "settings", "init": "settings",
 }  # fmt: skip
+_WITHOUT_TORCH = ("settings", "init", "learn")
 _SETTING = re.compile(r"--[^.=]+\.[^=]*(=.*)?", re.DOTALL)
 
 
@@ -43,12 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not isinstance(sys.stderr, Unfailing):  # closed, Python would print what is meant for it among the outputs
         stream = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
         sys.stderr = Unfailing(stream)
+    if not words:
+        words = ["--help"]
     settings, words_left = _split_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
-    arguments, rest = build_parser().parse_known_args(words_left)
+    parser = build_parser()
+    refuse_unknown_words(parser, words_left)
+    arguments, rest = parser.parse_known_args(words_left)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
         arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse gives FILE its default before it sees it
     if rest:
-        _refuse_word(rest[0], arguments.subcommand)
+        parser.error(f"'{rest[0]}' is not understood: see transduce {arguments.subcommand} --help")
     arguments.overrides, arguments.words = settings, words
     with StopSignals() as signals:
         return _run_reporting(arguments, signals)
@@ -76,29 +80,20 @@ def _run_reporting(arguments: argparse.Namespace, signals: StopSignals) -> int:
 
 def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     """Run the subcommand; return its exit status. A signal to stop is heard once all is imported that it needs."""
-    import torch
+    if arguments.subcommand not in _WITHOUT_TORCH:
+        import torch
 
-    from transduce.devices.cpu import speed_up_cpu
+        from transduce.devices.cpu import speed_up_cpu
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    speed_up_cpu()
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        speed_up_cpu()
     name = "predict" if arguments.subcommand == "translate" else arguments.subcommand
     if name in ("fit", "train", "reproduce", "benchmark"):
         rank_and_size()  # refused before anything else
     command = getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")
     with signals.at_once():  # not before: an import that is broken off may end in any error
         return int(command(arguments))
-
-
-def _refuse_word(word: str, subcommand: str) -> NoReturn:
-    """Exits with what is wrong with a word of the command line, and the option that it is nearest to."""
-    parser = build_parser()
-    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    options = [option for option in subparsers.choices[subcommand]._option_string_actions if option.startswith("--")]
-    close = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1, cutoff=0.65)
-    hint = f"did you mean {close[0]}?" if close and word.startswith("--") else f"see transduce {subcommand} --help"
-    parser.error(f"'{word}' is not understood: {hint}")
 
 
 def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:

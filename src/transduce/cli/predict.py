@@ -1,14 +1,17 @@
 """Subcommands: predict (= translate), explain."""
 
 import argparse
+import webbrowser
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import mkdtemp
 
 from transduce.cli.console import (
     groups_of_lines,
     json_line,
     open_output,
+    prompt,
     refuse_output,
     report_of,
     text_line,
@@ -16,6 +19,7 @@ from transduce.cli.console import (
 )
 from transduce.cli.line_notes import LineNotes
 from transduce.cli.predictor import load_predictor
+from transduce.errors import TransduceError
 from transduce.inference.explain import explain
 from transduce.inference.explain_page import explanation_page
 from transduce.inference.predictor import Prediction, Predictor
@@ -26,13 +30,16 @@ def predict_command(arguments: argparse.Namespace) -> int:
     predictor = load_predictor(arguments, arguments.run, reports=False)
     predictor.predict_n_best([], arguments.n_best)  # refuses an impossible number before a line is read
     notes, num_lines = LineNotes(predictor, report_of(arguments)), 0
+    ask = prompt(arguments)
     with open_output(arguments.output) as file:
+        ask("type a line and press Enter; Ctrl-D ends")
         for sources in groups_of_lines(arguments.file):
             outputs = predictor.predict_n_best(sources, arguments.n_best, first_row=num_lines)
             write_now(file, "".join(_format_lines(predictor, sources, outputs, arguments.json)).encode())
             for n_best in outputs:
                 notes.add(n_best)
             num_lines += len(sources)
+            ask("")
     notes.report()
     return 0
 
@@ -51,9 +58,12 @@ def _format_lines(
 
 
 def explain_command(arguments: argparse.Namespace) -> int:
+    if not (arguments.output or arguments.open):
+        raise TransduceError("explain needs -o FILE for the page, or --open to show it in a browser.")
     refuse_output(arguments.output, None, arguments.run)
+    output = arguments.output or str(Path(mkdtemp(prefix="transduce-")) / "page.html")
     predictor = load_predictor(arguments, arguments.run)
-    with open_output(arguments.output) as file:
+    with open_output(output) as file:
         explanation = explain(predictor, arguments.text)
         page = explanation_page(explanation, Path(arguments.run).name or arguments.run)
         write_now(file, page.html.encode())
@@ -61,6 +71,9 @@ def explain_command(arguments: argparse.Namespace) -> int:
         predictor.report(line)
     answer = explanation.prediction
     rough = ", roughly, as there were too few validation pairs" if answer.is_rough else ""
-    confidence = f"confidence {answer.confidence:.2f}: the estimated probability that the answer equals a reference"
-    predictor.report(f"wrote {arguments.output}: open it in a browser ({confidence}{rough})")
+    confidence = f"confidence {answer.confidence:.2f}: the estimated probability that the output equals a reference"
+    how = "" if arguments.open else ": open it in a browser"
+    predictor.report(f"wrote {output}{how} ({confidence}{rough})")
+    if arguments.open and not webbrowser.open(Path(output).absolute().as_uri()):
+        predictor.report("no browser was found here")
     return 0

@@ -40,7 +40,7 @@ def _decoding(arguments: argparse.Namespace, defaults: DecodingConfig) -> Decodi
     chosen = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None) is not None}
     decoding = replace(defaults, **chosen)
     if decoding.temperature == 0 and (idle := [option for option in ("top_k", "top_p", "seed") if option in chosen]):
-        raise TransduceError(f"--{idle[0].replace('_', '-')} is for drawing answers: add --temperature 1.")
+        raise TransduceError(f"--{idle[0].replace('_', '-')} is for sampling: add --temperature 1.")
     return replace(decoding, **_length_limits(arguments))
 
 

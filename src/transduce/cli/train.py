@@ -13,7 +13,7 @@ from transduce.cli.environment import waiting_reported
 from transduce.cli.line_notes import MOST_NAMED, named_lines
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
-from transduce.config.toml import to_table
+from transduce.config.toml import to_table, to_toml
 from transduce.data.batches import PreparedPairs
 from transduce.data.large.prepare import LargePairs
 from transduce.runs.corpus import learn_and_encode, places_of_environment, read_corpus
@@ -40,12 +40,14 @@ def fit_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(result.as_dict())
     else:
-        print_scores(result.scores, f"on {result.num_test:,} pairs that were never seen")
+        print_scores(result.scores, f"on {result.num_test:,} held-out pairs")
     if lines := result.truncated_outputs:
         named = named_lines(lines[:MOST_NAMED], len(lines))
-        report(f"outputs truncated, as long as allowed: {len(lines):,} of {result.num_test:,} ({named} of test.source)")
+        report(
+            f"outputs truncated at the maximum length: {len(lines):,} of {result.num_test:,} ({named} of test.source)"
+        )
     example = f"echo {shlex.quote(result.example)} | transduce predict {shlex.quote(str(run_dir))}"
-    report(f"the model is in {run_dir}; try: {example}")
+    report(f"model saved to {run_dir}. Next: {example}")
     return 0
 
 
@@ -55,13 +57,16 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
+    if arguments.print_config:
+        print(to_toml(config), end="")
+        return 0
     refuse_other_encoding(*config.data.train, *config.data.valid, *config.data.more)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
     if arguments.init_from:
         names = [word.partition("=")[0] for word in overrides if word.startswith(("--model.", "--tokenizer."))]
         if ignored := ", ".join(name for name in names if name != "--model.dropout"):
-            report(f"{ignored}: of no effect, as tokenizer and model are those of {arguments.init_from}")
+            report(f"{ignored}: ignored, as tokenizer and model are those of {arguments.init_from}")
     waiting = waiting_reported(report_of(arguments, of_every_process=True))
     with waiting, _with_resume_hint(arguments, run_dir), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
@@ -99,7 +104,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         assert isinstance(learnt.pairs, PreparedPairs)
         prepared = learnt.pairs.file
     else:
-        report("these pairs fit into memory: `train` reads them in a moment, nothing needs preparing")
+        report("these pairs fit in memory: `train` reads them directly, and nothing needs preparing")
     if arguments.json:
         folder = {"path": str(prepared.path), "bytes": prepared.num_bytes} if prepared else {"path": None}
         print_json(folder | (vars(prepared.manifest) if prepared else {}))
@@ -117,7 +122,7 @@ def _tensorboard(
     try:
         writer = TensorBoardWriter(run_dir / "tensorboard", report)
     except ImportError:
-        report("no TensorBoard events: that needs pip install 'transduce[tensorboard]'")
+        report("no TensorBoard events: they need pip install 'transduce[tensorboard]'")
         yield []
         return
     with closing(writer):

@@ -11,15 +11,22 @@ IN_MEMORY = "pairs in memory"  # the place of a path in the settings, for pairs 
 class DataConfig:
     """The source of the pairs: a named data set, or files (one with both sides, or one for each)."""
 
-    dataset: str = ""  # see `transduce data`; gives train and valid
-    train: tuple[str, ...] = ()  # too large for memory: prepared on disk, the tokenizer learned from a sample
+    dataset: str = ""
+    """Named data set to train and validate on, instead of files; `transduce data` lists them."""
+    train: tuple[str, ...] = ()
+    """Files of training pairs: one with both sides (.tsv, .jsonl) or two parallel text files. They may be larger than
+    memory."""
     valid: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()  # one or two files of further training pairs, such as the outputs of a model
-    # Where pairs are few, so many made-up ones for each in an epoch: the beginning of one and the end of another, for
-    # sides that run in parallel, such as words and their sounds; then, of all these, one and a random other end to end.
+    """Files of validation pairs, as for `train`."""
+    more: tuple[str, ...] = ()
+    """Files of additional training pairs, such as the outputs of another model."""
     recombinations: int = 0
+    """Synthetic pairs per training pair and epoch, each the start of one pair joined to the end of another.
+    For small corpora whose two sides run in parallel, such as words and their phonemes."""
     concatenations: int = 0
-    max_len: int = 256  # training pairs with a longer side, in ids, are left out
+    """Random other pairs that are concatenated with each pair in an epoch. For small corpora."""
+    max_len: int = 256
+    """Longest side of a training pair, in tokens; longer pairs are left out."""
 
     def __post_init__(self) -> None:
         if bool(self.dataset) == bool(self.train):

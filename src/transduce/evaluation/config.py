@@ -39,12 +39,18 @@ def scores_by_name(scores: Mapping[str, T], *, group_sources: bool) -> dict[str,
 class ValidationConfig:
     """Settings of validation during training."""
 
-    metrics: tuple[str, ...] = ("bleu",)  # of decoded outputs; none: the loss alone
-    best: str = "loss"  # the weights with the best value of this are kept: "loss" or one of `metrics`
-    ties_by_loss: bool = False  # of weights with equal scores those with the least loss are kept, not the first
-    max_pairs: int = 500  # decoded at each validation, spread evenly; the loss is of all
+    metrics: tuple[str, ...] = ("bleu",)
+    """Metrics of the decoded outputs, besides the loss."""
+    best: str = "loss"
+    """Which weights to keep: those with the best value of this metric, or with the lowest loss."""
+    ties_by_loss: bool = False
+    """Among validations with equal scores, keep the one with the lowest loss instead of the first."""
+    max_pairs: int = 500
+    """Number of validation pairs that are decoded, spread evenly. The loss is computed on all."""
     beam_size: int = 1
-    group_sources: bool = False  # rows of one source are its alternatives: see GROUPED_METRICS
+    """Beam size of decoding at validation; 1 is greedy search."""
+    group_sources: bool = False
+    """Treat rows with the same source as alternative references: a dictionary with several pronunciations of a word."""
 
     def __post_init__(self) -> None:
         refuse_unknown_metrics(self.metrics, "validation.metrics")

@@ -42,6 +42,12 @@ class Metric:
     is_higher_better: bool
     measure: Callable[[Sequence[str], References], Measured]
     score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
+    unit: str = "%"
+
+    @property
+    def title(self) -> str:
+        """The label with the unit, for a table or an axis."""
+        return f"{self.label} {self.unit}".strip()
 
 
 def _by_sacrebleu(label: str, is_higher_better: bool, new_metric: Callable[[References], SacreMetric]) -> Metric:
@@ -57,7 +63,7 @@ def _by_sacrebleu(label: str, is_higher_better: bool, new_metric: Callable[[Refe
         score_of = new_metric([])._compute_score_from_stats
         return np.apply_along_axis(lambda row: score_of(row.tolist()).score, -1, sums)
 
-    return Metric(label, is_higher_better, measure, score)
+    return Metric(label, is_higher_better, measure, score, unit="%" if label == "TER" else "")
 
 
 def _by_segment(

@@ -233,8 +233,8 @@ def check(hypotheses: Sequence[str], references: References, num_resamples: int 
         if len(reference_set) != len(hypotheses):
             which = f" in reference set {number}" if len(references) > 1 else ""
             raise DataError(
-                f"{len(hypotheses)} hypotheses but {len(reference_set)} references{which}: line k of one must answer "
-                "line k of the other."
+                f"{len(hypotheses)} hypotheses but {len(reference_set)} references{which}: line k of one must "
+                "belong to line k of the other."
             )
     for number, segment in enumerate(zip(*references, strict=True), start=1):
         if all(reference is None for reference in segment):

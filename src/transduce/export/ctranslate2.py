@@ -66,22 +66,25 @@ def open_engine(folder: Path, predictor: Predictor) -> "CTranslate2Engine":  # n
 def unexpressed(decoding: DecodingConfig) -> list[str]:
     """The run's decoding settings that CTranslate2 cannot express, one line each."""
     if decoding.temperature > 0:
-        return [f"decoding.temperature = {decoding.temperature}: {TITLE} draws other random numbers; here it searches."]
+        return [
+            f"decoding.temperature = {decoding.temperature}: {TITLE} uses other random numbers; "
+            "the export searches instead of sampling."
+        ]
     if decoding.beam_size == 1:
         return []
     lines = [
-        "decoding.max_len_ratio and max_len_extra: hypotheses that grow as long as an answer may be compete as they "
-        "stand, where the run's own search ends each of them first."
+        "decoding.max_len_ratio and max_len_extra: hypotheses of the maximum length compete unfinished, "
+        "while the run's own search ends each of them first."
     ]
     if decoding.min_len or decoding.no_repeat_ngram_size:
         lines.append(
-            f"decoding.min_len and no_repeat_ngram_size: {TITLE} leaves the probability of tokens that may not follow "
-            "to the others."
+            f"decoding.min_len and no_repeat_ngram_size: {TITLE} redistributes the probability of excluded tokens "
+            "among the others."
         )
     if decoding.length_norm == "wu" and decoding.length_penalty > 0:
         lines.append(
             f'decoding.length_norm = "wu": {TITLE} divides by length^{decoding.length_penalty:g}, as "power" does, '
-            "which favours long answers more."
+            "which favors long outputs more."
         )
     return lines
 
@@ -101,7 +104,7 @@ source = tokenizers.Tokenizer.from_file(f"{{folder}}/source_tokenizer.json")
 target = tokenizers.Tokenizer.from_file(f"{{folder}}/target_tokenizer.json")
 
 
-def answer(text: str) -> str:
+def translate(text: str) -> str:
     if not text.strip():
         return ""
     tokens = source.encode(text).tokens  # their end with them
@@ -110,12 +113,12 @@ def answer(text: str) -> str:
     longest = min(int({decoding.max_len_ratio} * len(tokens)) + {decoding.max_len(0)}, {longest})
     (result,) = translator.translate_batch(
         [tokens],
-        max_decoding_length=max({max(1, decoding.min_len)}, longest - 1),  # of an answer that has not ended by itself
+        max_decoding_length=max({max(1, decoding.min_len)}, longest - 1),  # of an output that has not ended by itself
 {options}    )
     return target.decode([target.token_to_id(token) for token in result.hypotheses[0]])
 
 
-print(answer("a line of text"))
+print(translate("a line of text"))
 """
 
 

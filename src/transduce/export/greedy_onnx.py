@@ -2,14 +2,14 @@
 
 Needs numpy, onnxruntime and tokenizers, nothing else. As a command, which writes line k for line k read:
 
-    python greedy.py < lines > answers
+    python greedy.py < lines > outputs
 
 and in a program:
 
     from greedy import Greedy
 
-    answer = Greedy("the/folder")
-    print(answer(["a text", "another text"]))
+    translate = Greedy("the/folder")
+    print(translate(["a text", "another text"]))
 """
 
 import json

@@ -74,7 +74,7 @@ def unexpressed(decoding: DecodingConfig) -> list[str]:
     """The run's decoding settings that `generation_config.json` cannot express, one line each."""
     lines = [
         f"decoding.max_len_ratio = {decoding.max_len_ratio} and decoding.max_len_extra = {decoding.max_len(0)}: "
-        "generate() bounds all answers by one number, here model.max_len."
+        "generate() limits all outputs by one number, here model.max_len."
     ]
     if _length_penalty(decoding) != decoding.length_penalty:
         lines.append(
@@ -83,7 +83,8 @@ def unexpressed(decoding: DecodingConfig) -> list[str]:
         )
     if decoding.temperature > 0:
         lines.append(
-            f"decoding.temperature = {decoding.temperature}: generate() draws other numbers; here it searches."
+            f"decoding.temperature = {decoding.temperature}: generate() uses other random numbers; "
+            "the export searches instead of sampling."
         )
     return lines
 
@@ -332,13 +333,13 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder)
 
 
-def answer(lines: list[str]) -> list[str]:
+def translate(lines: list[str]) -> list[str]:
     inputs = tokenizer(lines, return_tensors="pt", padding=True, truncation=True)
     longest = int({decoding.max_len_ratio} * inputs["input_ids"].shape[1]) + {decoding.max_len(0)}
     generated = model.generate(**inputs, max_new_tokens=min(longest, {longest}))
-    answers = tokenizer.batch_decode(generated, skip_special_tokens=True)
-    return [text if line.strip() else "" for line, text in zip(lines, answers)]
+    outputs = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    return [text if line.strip() else "" for line, text in zip(lines, outputs)]
 
 
-print(*answer(["a line of text", "another one"]), sep="\\n")
+print(*translate(["a line of text", "another one"]), sep="\\n")
 """

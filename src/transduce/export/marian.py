@@ -186,7 +186,7 @@ def _settings(config: Mapping[str, Any], search: Mapping[str, Any], tokenizer: T
     max_length = search.get("max_length", model.max_len + 1)
     if type(max_length) is not int or max_length < 2:
         raise TransduceError(
-            f"max_length is {max_length!r}: it must be a whole number, 2 or more, to leave answers room."
+            f"max_length is {max_length!r}: it must be a whole number, 2 or more, to leave room for outputs."
         )
     decoding = {
         "beam_size": search.get("num_beams", 1),

@@ -24,11 +24,11 @@ _PROGRAM = Path(__file__).with_name("greedy_onnx.py")
 
 _USAGE = """\
 # pip install numpy onnxruntime tokenizers
-# In this folder; as a command: python greedy.py < lines > answers
+# In this folder; as a command: python greedy.py < lines > outputs
 from greedy import Greedy
 
-answer = Greedy(".")
-print(answer(["a text", "another text"]))
+translate = Greedy(".")
+print(translate(["a text", "another text"]))
 """
 
 
@@ -71,10 +71,10 @@ def open_engine(folder: Path, predictor: Predictor) -> "OnnxEngine":  # noqa: AR
 def unexpressed(decoding: DecodingConfig) -> list[str]:
     """The run's decoding settings that `greedy.py` does not have, one line each."""
     limitations = {
-        "temperature": (0.0, "takes the likeliest token, it does not draw"),
+        "temperature": (0.0, "takes the most likely token and does not sample"),
         "beam_size": (1, "follows one hypothesis"),
-        "min_len": (0, "lets an answer end anywhere"),
-        "no_repeat_ngram_size": (0, "lets an answer repeat itself"),
+        "min_len": (0, "does not enforce a minimum length"),
+        "no_repeat_ngram_size": (0, "does not prevent repetition"),
     }
     return [
         f"decoding.{name} = {getattr(decoding, name)}: greedy.py {limitation}"

@@ -32,10 +32,12 @@ class Constraints:
         for name in ("required", "forbidden"):
             object.__setattr__(self, name, tuple(list_texts(getattr(self, name), f"{name} text")))
         if not all([*self.required, *self.forbidden]):
-            raise TransduceError("an empty text is in every answer: it can be neither required nor forbidden.")
+            raise TransduceError("an empty text can be neither required nor forbidden: every output contains it.")
         for text in self.forbidden:
             if wanted := next((wanted for wanted in (self.prefix, *self.required) if text in wanted), None):
-                raise TransduceError(f"'{text}' is forbidden, and part of '{wanted}', which is asked for: choose one.")
+                raise TransduceError(
+                    f"'{text}' is forbidden but part of '{wanted}', which is required: drop one of them."
+                )
 
 
 class ForbiddenText:

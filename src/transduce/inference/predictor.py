@@ -176,7 +176,7 @@ class Predictor:
         beam_size = decoding.beam_size
         if num_best < 1 or (num_best > beam_size and not decoding.is_sampling):
             raise TransduceError(
-                f"{num_best} answers per line were asked for: from 1 to the beam size ({beam_size}) can be had."
+                f"--n-best {num_best} must be from 1 to the beam size, {beam_size}: raise --beam-size for more."
             )
         row_numbers = range(len(sources)) if row_numbers is None else row_numbers
         max_lens = [self.max_len(ids, decoding) for ids in sources]
@@ -256,7 +256,7 @@ class Predictor:
 
     def _refuse_int8_on(self, device: torch.device) -> None:
         if self.int8 and device.type != "cpu":
-            raise TransduceError("int8 is for answers on a CPU: leave it out, or give --device cpu.")
+            raise TransduceError("int8 is for prediction on a CPU: leave it out, or give --device cpu.")
 
     def _prepared_engine(self) -> InferenceModel:
         """The model prepared for decoding: by the first thread that needs it, while others wait."""
@@ -304,7 +304,7 @@ class Predictor:
         if new := characters - self._reported:
             self.report(f"characters never seen in training: {shown(sorted(new))}.")
         if any(is_long for _, is_long in unfamiliar) and "" not in self._reported:
-            self.report(f"sources are longer than nearly all in training, which had at most {longest} tokens.")
+            self.report(f"some sources are longer than nearly all in training ({longest} tokens).")
             new.add("")
         self._reported |= new
 
@@ -324,8 +324,8 @@ class Predictor:
         for rule, max_len, number in zip(rules, max_lens, row_numbers, strict=True):
             if rule.shortest_len > max_len and (rule.prefix or rule.last_word or rule.required):
                 raise TransduceError(
-                    f"a prefix and required texts of {rule.shortest_len - 1} tokens do not fit the answer to text "
-                    f"{number + 1:,}, which has at most {max_len - 1}: ask for less, or allow longer answers."
+                    f"the prefix and required texts have {rule.shortest_len - 1} tokens, but the output for text "
+                    f"{number + 1:,} may have at most {max_len - 1}: require less, or allow longer outputs."
                 )
         if self.alphabet and self.seen:
             # Characters of a source that no training source had may be copied, a name for one.

@@ -15,18 +15,31 @@ class TransformerConfig:
     """The shape of the network; the defaults are the paper's base model (table 3)."""
 
     d_model: int = 512
+    """Width of the model: channels of each token between the sub-layers."""
     d_ff: int = 2048
+    """Width of the hidden layer in the feed-forward networks."""
     num_heads: int = 8
+    """Attention heads per layer; must divide `d_model`."""
     num_encoder_layers: int = 6
+    """Encoder layers."""
     num_decoder_layers: int = 6
-    dropout: float = 0.1  # on every sub-layer's output and on the embeddings (section 5.4)
-    norm_first: bool = False  # False: post-norm, as in the paper; True: pre-norm
+    """Decoder layers."""
+    dropout: float = 0.1
+    """Dropout rate on the output of every sub-layer and on the embeddings (section 5.4)."""
+    norm_first: bool = False
+    """Normalize before each sub-layer (pre-norm) instead of after it (post-norm, as in the paper)."""
     norm: Literal["layer", "rms"] = "layer"
+    """Kind of normalization: LayerNorm, as in the paper, or RMSNorm."""
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
+    """Position encoding; sinusoidal as in the paper (section 3.5)."""
     feed_forward: Literal["relu", "gelu", "silu", "swiglu"] = "relu"
-    tie_embeddings: bool = True  # one matrix for embeddings and output (section 3.4)
-    output_bias: bool = False  # a trained number for each token, added before the softmax, as Marian has it
-    max_len: int = 1024  # tokens in the longest source or target; learned positions exist only up to here
+    """Activation of the feed-forward networks; ReLU as in the paper (section 3.3)."""
+    tie_embeddings: bool = True
+    """Use one matrix for the embeddings and the output layer (section 3.4)."""
+    output_bias: bool = False
+    """Add a trained bias to the logits, as Marian does."""
+    max_len: int = 1024
+    """Longest source or target, in tokens. Learned positions exist only up to here."""
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():

@@ -127,9 +127,11 @@ def learn_and_encode(
     if corpus.valid is not None and manifest.valid == list(corpus.valid.sha256.values()):
         report_overlap(manifest.overlap, report)
     elif corpus.valid is not None:
-        report("the training pairs were prepared with another validation: nobody looked how much of this is in them")
+        report(
+            "the corpus was prepared with other validation pairs: their overlap with the training data was not counted"
+        )
     _report_long(manifest.num_long, manifest.max_len, report)
-    report(f"in {file.path}")
+    report(f"prepared corpus: {file.path}")
     seen = Seen.from_dict(manifest.seen)
     return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, seen)
 
@@ -151,7 +153,9 @@ def with_room(config: ExperimentConfig, pairs: TrainingPairs, report: Callable[[
     nearly_longest = np.percentile(beyond, _NEARLY_ALL, method="higher")
     extra = max(decoding.max_len(0), math.ceil(_ROOM * nearly_longest))
     if extra > decoding.max_len(0):  # else as ever
-        report(f"outputs may have {decoding.max_len_ratio:g} * source tokens + {extra}: the training targets need it")
+        report(
+            f"maximum output length: {decoding.max_len_ratio:g} * source tokens + {extra}, as the training targets need"
+        )
     return replace(config, decoding=replace(decoding, max_len_extra=extra))
 
 
@@ -173,14 +177,14 @@ def report_read(name: str, num_pairs: int, pairs: Pairs | Manifest, report: Call
 
 def report_overlap(overlap: Mapping[str, int], report: Callable[[str], None], part: str = "validation") -> None:
     report(
-        f"of the {part}, also in the training data: {overlap['pairs']:,} pairs, {overlap['source']:,} sources, "
-        f"{overlap['target']:,} targets"
+        f"{part} pairs also in the training data: {overlap['pairs']:,} (sources: {overlap['source']:,}, targets: "
+        f"{overlap['target']:,})"
     )
 
 
 def _report_long(num_long: int, max_len: int, report: Callable[[str], None]) -> None:
     if num_long:
-        report(f"{num_long:,} pairs left out: a side is longer than data.max_len = {max_len} tokens")
+        report(f"{num_long:,} pairs left out: longer than data.max_len = {max_len} tokens")
 
 
 def _read_side(side: str, config: DataConfig, places: Places, in_memory: Mapping[str, Pairs] = {}) -> Pairs:
@@ -233,7 +237,7 @@ def hold_out(
             "use `transduce train` with a validation file of your own."
         ) from None
     if num_train is None and are_labels:
-        report(f"only {num_targets:,} different targets: held out by sources alone, so all parts share the targets")
+        report(f"only {num_targets:,} different targets: training and test parts share targets, but no sources")
     for may_share in (are_labels, False):  # as runs of before were
         if num_train not in (None, len(parts[0])):
             with suppress(DataError):

@@ -133,7 +133,7 @@ def fit(
     result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), test_pairs.src[0], truncated)
     _write_result(result, test_pairs)
     for source, prediction in zip(test_pairs.src[:_NUM_SAMPLES], predictions, strict=False):
-        report(f"a sample: {source} -> {prediction.text}")
+        report(f"sample: {source} -> {prediction.text}")
     run.result, run.state = result, state
     return run
 
@@ -179,7 +179,7 @@ def plan_fit(
         ancestor=ancestor,
     )
     if "lower" in config.tokenizer.normalize:
-        report("all sources are lower case: the model will read capitals as small letters")
+        report("all sources are lower case: the model will lower-case its input")
     config = replace(config, data=replace(config.data, valid=() if valid is None else names_of(valid)))
     return Plan(config, reasons, *parts)
 
@@ -202,7 +202,7 @@ def _parts(
     )
     train, held_out = parts[0], {"validation": parts[1], "test": parts[2]}
     valid_pairs, test_pairs = (given[part] or held_out[part] for part in given)
-    report(f"{len(train):,} pairs to learn from, {len(valid_pairs):,} to validate, {len(test_pairs):,} to test")
+    report(f"split: {len(train):,} training, {len(valid_pairs):,} validation, {len(test_pairs):,} test pairs")
     for part, pairs in given.items():
         if pairs is None:
             continue
@@ -213,7 +213,7 @@ def _parts(
             )
         report_overlap(count_overlap(train, pairs), report, part)
     if num_shared := count_overlap(valid_pairs, test_pairs)["pairs"]:
-        report(f"{num_shared:,} test pairs are also validation pairs: the score will flatter the model")
+        report(f"{num_shared:,} test pairs are also validation pairs: the test score will be too good")
     return train, valid_pairs, test_pairs
 
 
@@ -228,10 +228,10 @@ def _write_result(result: FitResult, test: Pairs) -> None:
 def _task_of(pairs: Pairs, test: Pairs, given: Task | None, report: Callable[[str], None]) -> Task:
     """The task given, or what the pairs look like, without a BLEU that cannot be had."""
     task = given or recognize(pairs)
-    report(f"{'taken for' if given else 'this looks like'} {task.name}: {task.form}")
+    report(f"task: {task.name} ({'as given' if given else 'detected'}: {task.form}; --task changes it)")
     metrics = task.metrics if given else default_metrics(task.metrics, [test.tgt])
     if metrics != task.metrics:
-        report(f"hardly any target has four words, so there is no BLEU: {' and '.join(metrics)} are scored")
+        report(f"targets are too short for BLEU (fewer than four words): scored by {' and '.join(metrics)}")
     return replace(task, metrics=metrics)
 
 
@@ -246,8 +246,8 @@ def _read(given: Any, report: Callable[[str], None]) -> Pairs:
     report_read("read", len(pairs), pairs, report)
     if len(pairs) < MINIMUM_PAIRS:
         raise DataError(
-            f"{names_of(given)[0]}: {len(pairs):,} pairs are too few to learn from and to be scored on: at least "
-            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand make a usable model."
+            f"{names_of(given)[0]}: {len(pairs):,} pairs are too few to train and test a model: at least "
+            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand for a useful one."
         )
     return pairs
 

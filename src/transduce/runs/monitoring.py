@@ -1,19 +1,22 @@
 """Displays of a training run: progress bars in the terminal, and the learning curve."""
 
-import io
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
+from transduce.evaluation.definitions import DEFINITIONS
 from transduce.files.system_errors import Unfailing
 
 Row = dict[str, Any]
+Sample = tuple[str, str, str]  # source, output, reference
 
 _LIVE_WIDTH = 100  # of a line in a notebook, where a shorter one would leave the end of the one before
 
@@ -30,36 +33,139 @@ def report_to_notebook(line: str) -> None:
         print(line)
 
 
-@contextmanager
-def training_display(
-    num_steps: int, *, first_step: int = 0, console: Console | None = None
-) -> Iterator[Callable[[Row], None]]:
-    """Progress bar of training, a line that is written anew in a notebook, else plain lines where standard error is no
-    terminal. Yields an observer of the rows.
-    """
-    console = console or Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
-    steps = "step {task.completed:,.0f}/{task.total:,.0f}"
-    bar = _bar(console, steps, 10, "{task.description}", is_live=console.is_terminal)
-    task = bar.add_task("", total=num_steps, completed=first_step)
-    is_cell = is_in_notebook() and not console.is_terminal
+class TrainingDisplay:
+    """The progress of a training run: validations as a growing table, outputs of the last one, and a bar.
 
-    def show(row: Row) -> None:
-        step = f"step {row['step']:,}"
+    On a terminal they are one live picture; a notebook has a line that is written anew, and elsewhere, as in a log
+    file, each row is a plain line. `best` is the metric by which weights are kept, or "loss".
+    """
+
+    def __init__(self, console: Console, num_steps: int, *, first_step: int = 0, best: str = "loss") -> None:
+        self._console, self._num_steps, self._best = console, num_steps, best
+        self._is_cell = is_in_notebook() and not console.is_terminal
+        self._validations: list[Row] = []
+        self._samples: Sequence[Sample] = ()
+        self._bar = Progress(
+            "step {task.completed:,.0f}/{task.total:,.0f}", BarColumn(None), TaskProgressColumn(),
+            "{task.description}", TimeRemainingColumn(), TextColumn("left"),
+            console=console, expand=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=num_steps, completed=first_step)
+        self.live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
+
+    def step(self, step: int) -> None:
+        """Note that a step is done."""
+        self._bar.update(self._task, completed=step)
+
+    def __call__(self, row: Row) -> None:
+        """Show a row of training or of validation."""
         if row["kind"] == "training":
             text = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            bar.update(task, completed=row["step"], description=text)
-            line = "" if console.is_terminal else f"{step}/{num_steps:,}  {text}"
+            self._bar.update(self._task, completed=row["step"], description=text)
+            line = f"step {row['step']:,}/{self._num_steps:,}  {text}"
         else:
-            line = f"{step}  validation: {'  '.join(f'{name} {value:.4g}' for name, value in metrics_of(row).items())}"
-        if is_cell:
+            self._validations.append(metrics_of(row) | {"step": row["step"], "seconds": row["seconds"]})
+            self._samples = row.get("samples", ())
+            line = self._line_of(self._validations[-1])
+        if self._is_cell:
             print(f"\r{line:{_LIVE_WIDTH}}", end="", flush=True)
-        elif line:
-            console.print(line, soft_wrap=True)
+        elif not self._console.is_terminal:
+            self._console.print(Text("\n".join([line, *map(_sample_line, self._samples)])), soft_wrap=True)
+            self._samples = ()
 
-    with bar:
-        yield show
-    if is_cell:
-        print()
+    def close(self) -> None:
+        """End the line of a notebook."""
+        if self._is_cell:
+            print()
+
+    def _line_of(self, row: Row) -> str:
+        shown = [f"{_heading(name)} {_number(name, row[name])}" for name in _metrics(row)]
+        mark = "  (best so far)" if row is self._best_row() else ""
+        return f"step {row['step']:,}  validation: {'  '.join(shown)}{mark}"
+
+    def _best_row(self) -> Row | None:
+        name = self._best
+        rows = [row for row in self._validations if name in row]
+        sign = -1 if _is_higher_better(name) else 1
+        return min(rows, key=lambda row: (sign * row[name], row["loss"]), default=None)
+
+    def __rich_console__(self, console: Console, _options: object) -> Iterator[RenderableType]:
+        if self._validations:
+            yield self._table(max(3, console.height - 4 - 3 * len(self._samples)))
+            for sample in self._samples:
+                yield from _sample_texts(sample, console.width)
+            yield ""
+        yield self._bar
+
+    def _table(self, num_rows: int) -> Table:
+        """The last validations, and the best one, which is marked."""
+        best = self._best_row()
+        metrics = _metrics(self._validations[-1])
+        table = Table("step", "time", *map(_heading, metrics), "", box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for column in table.columns[:-1]:
+            column.justify = "right"
+        rows = self._validations[-num_rows:]
+        if best is not None and not any(row is best for row in rows):
+            rows = [best, *rows[1:]]
+        for row in rows:
+            numbers = [_number(name, row.get(name, math.nan)) for name in metrics]
+            is_best = row is best
+            cells = [f"{row['step']:,}", _minutes(row["seconds"]), *numbers, "best" if is_best else ""]
+            table.add_row(*cells, style="bold green" if is_best else None)
+        return table
+
+
+@contextmanager
+def training_display(
+    num_steps: int, *, first_step: int = 0, best: str = "loss", console: Console | None = None
+) -> Iterator[TrainingDisplay]:
+    """A `TrainingDisplay` on standard error, for a block."""
+    console = console or Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
+    display = TrainingDisplay(console, num_steps, first_step=first_step, best=best)
+    with display.live:
+        yield display
+    display.close()
+
+
+def _metrics(row: Row) -> list[str]:
+    return [name for name in row if name not in ("step", "seconds")]
+
+
+def _is_higher_better(name: str) -> bool:
+    return name in DEFINITIONS and DEFINITIONS[name].is_higher_better
+
+
+def _heading(name: str) -> str:
+    """The name of a metric with its unit."""
+    return DEFINITIONS[name].title if name in DEFINITIONS else name
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == "loss" else f"{value:.2f}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _sample_line(sample: Sample) -> str:
+    source, output, reference = sample
+    return f"  {source} -> {output}" + (
+        f"  (reference: {reference})" if output != reference else "  (as the reference)"
+    )
+
+
+def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:
+    """A sample on one line if it fits, else on three."""
+    source, output, reference = sample
+    style = "green" if output == reference else "yellow"
+    one_line = Text.assemble((f"  {source} -> ", "dim"), (output, style), (f"   reference: {reference}", "dim"))
+    if one_line.cell_len <= width:
+        yield one_line
+        return
+    for name, text, look in (("source", source, "dim"), ("output", output, style), ("reference", reference, "dim")):
+        line = Text.assemble((f"  {name:<10}", "dim"), (text, look), no_wrap=True, overflow="ellipsis")
+        yield line
 
 
 @contextmanager
@@ -71,7 +177,10 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
     """
     console = Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
     is_live = is_shown and console.is_terminal
-    bar = _bar(console, "{task.description}", 20, is_live=is_live, transient=True)
+    bar = Progress(
+        "{task.description}", BarColumn(20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, disable=not is_live, transient=True,
+    )  # fmt: skip
     task = bar.add_task("", total=None, visible=False)
     stages: list[str] = []  # begun so far
 
@@ -87,49 +196,6 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
         yield show
 
 
-def _bar(
-    console: Console, before: str, bar_width: int, *after: str, is_live: bool, transient: bool = False
-) -> Progress:
-    """A progress bar between texts, with the time behind it."""
-    done = (BarColumn(bar_width), TaskProgressColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(before, *done, *after, *times, console=console, disable=not is_live, transient=transient)
-
-
 def metrics_of(row: Row) -> dict[str, float]:
-    """Metrics of a logged row, without its kind and its place in the run."""
-    return {name: value for name, value in row.items() if name not in ("kind", "step", "epoch", "seconds")}
-
-
-def learning_curve(rows: Sequence[Row], title: str) -> bytes:
-    """Learning curve as a PNG: training and validation loss by step, and below them each score. Needs `matplotlib`."""
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-
-    training = [row for row in rows if row["kind"] == "training"]
-    validation = [row for row in rows if row["kind"] == "validation"]
-    scores = [name for name in (metrics_of(validation[-1]) if validation else {}) if name != "loss"]
-    figure = Figure(figsize=(7, 2.8 * (1 + len(scores))), layout="constrained")
-    axes = figure.subplots(1 + len(scores), 1, sharex=True, squeeze=False)[:, 0]
-    axes[0].plot(
-        *_series(training, "loss"), color="#9db4d0", linewidth=1.2, label="training (smoothed labels, dropout)"
-    )
-    if validation:
-        axes[0].plot(*_series(validation, "loss"), color="#1b4f8a", marker="o", markersize=3, label="validation")
-    axes[0].set_title(title.encode(errors="surrogateescape").decode(errors="replace"), parse_math=False)
-    axes[0].set_ylabel("loss (nats / token)")
-    axes[0].legend(frameon=False)
-    for axis, name in zip(axes[1:], scores, strict=True):
-        axis.plot(*_series(validation, name), color="#b5502a", marker="o", markersize=3)
-        axis.set_ylabel(f"{name} (validation)")
-    axes[-1].set_xlabel("optimizer step")
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # of characters in the title that the font lacks
-        figure.savefig(buffer, format="png", dpi=140)
-    return buffer.getvalue()
-
-
-def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
-    return [row["step"] for row in rows], [row.get(name, math.nan) for row in rows]
+    """Metrics of a row, without its kind, its place in the run and its samples."""
+    return {name: value for name, value in row.items() if name not in ("kind", "step", "epoch", "seconds", "samples")}

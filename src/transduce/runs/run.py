@@ -194,7 +194,7 @@ def write_whole_characters(predictor: Predictor, report: Callable[[str], None]) 
     """Keep outputs of a run without a record of its characters valid UTF-8 at least, and report that it has none."""
     if not predictor.seen and (alphabet := Alphabet.of(predictor.tokenizer, None)):
         predictor.alphabet = alphabet
-        report("the run has no record of the characters of its training targets: outputs may have others")
+        report("this run has no record of its target characters: outputs may contain others")
 
 
 def compare(

@@ -50,7 +50,8 @@ from transduce.model.weights import parameter_shapes, shapes_of
 from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
-from transduce.runs.monitoring import is_in_notebook, learning_curve, metrics_of, report_to_notebook, training_display
+from transduce.runs.learning_curve import learning_curve
+from transduce.runs.monitoring import is_in_notebook, metrics_of, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes
 from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
@@ -120,7 +121,7 @@ def train(
         elif init_from:
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
-            report(f"tokenizer, model settings and weights are those of {ancestor.path}")
+            report(f"starting from {ancestor.path}: its tokenizer, model settings and weights")
         tokenizer = origin.tokenizer if (origin := saved or ancestor) else None
         learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
         config = with_room(config, learnt.pairs, report)
@@ -148,7 +149,7 @@ def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitSta
         return 1
     if num > 1:
         held.callback(group_lock.release)
-        report(f"{num} processes share each step ({why})")
+        report(f"processes: {num} share each step ({why})")
     return num
 
 
@@ -255,7 +256,7 @@ def _resume(
             report(f"{name}: {old!r} -> {new!r}")
         if step and resumed.training.steps and any(name.startswith(("optim.", "training.steps")) for name in changes):
             report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
-        report(f"going on from step {step or 0:,} of {resumed.training.steps:,}")
+        report(f"resuming at step {step or 0:,} of {resumed.training.steps:,}")
         return resumed, step
 
     resumed, step = process.decide(settle)
@@ -307,12 +308,14 @@ def _train(run: _Run) -> TrainerState:
     if (config := with_steps(run.config, steps)) != run.config:
         run.process.decide(lambda: run.folder.rewrite_config(to_toml(config)))
         if not training.steps:
-            limit = f"{training.epochs:g} epochs are" if training.epochs else f"{training.minutes:g} minutes are about"
+            limit = f"{training.epochs:g} epochs:" if training.epochs else f"{training.minutes:g} minutes: about"
             report(f"{limit} {steps:,} steps")
+    watch: Callable[[int], object] = ignore
     with ExitStack() as stack:
         if run.show_progress:
-            first_step = run.checkpoint[1]["step"] if run.checkpoint else 0
-            observers = [*observers, stack.enter_context(training_display(steps, first_step=first_step))]
+            first_step, best = run.checkpoint[1]["step"] if run.checkpoint else 0, config.validation.best
+            display = stack.enter_context(training_display(steps, first_step=first_step, best=best))
+            observers, watch = [*observers, display], display.step
         trainer = Trainer(
             run.model,
             run.pairs,
@@ -321,6 +324,7 @@ def _train(run: _Run) -> TrainerState:
             store=run.folder,
             validate=run.validate,
             observers=observers,
+            watch=watch,
             process=run.process,
             deadline=budget if training.minutes else math.inf,
             clock=run.clock,
@@ -329,15 +333,18 @@ def _train(run: _Run) -> TrainerState:
             with well_formed(run.folder.path / "checkpoints", "Delete the newest, and resume from the one before it."):
                 trainer.restore(*run.checkpoint)
             if trainer.state.epoch != run.checkpoint[1]["epoch"]:
-                report("the batches are others now: going on with the next epoch")
+                report("the batches have changed: continuing with the next epoch")
         try:
             state = trainer.run()
         except (LostProcessError, OutOfMemoryError) as error:
             raise _saved_after(error, run, trainer) from None
     if state.minutes_over is not None and state.step < trainer.num_steps:
-        report(f"the {training.minutes:g} minutes were over before step {trainer.num_steps:,}, the end of the schedule")
+        report(
+            f"time limit of {training.minutes:g} minutes reached before step {trainer.num_steps:,}, the end of the "
+            "schedule"
+        )
     elif trainer.num_steps < steps:
-        report(f"{trainer.num_steps:,} steps, not {steps:,}: they took longer than at the beginning of the run")
+        report(f"planned {trainer.num_steps:,} instead of {steps:,} steps: they took longer than at first")
     run.process.decide(partial(_finish, run))  # together, as a process that leaves early may end badly
     return state
 
@@ -426,7 +433,7 @@ def _draw_learning_curve(run: _Run) -> None:
     folder, group_sources = run.folder, run.config.validation.group_sources
     rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
-        folder.write_file("learning_curve.png", learning_curve(rows, folder.path.name))
+        folder.write_file("learning_curve.png", learning_curve(rows, folder.path.name, run.config.validation.best))
     except Exception as error:  # a picture of the outcome never changes it
-        why = "that needs matplotlib (pip install 'transduce[plots]')" if isinstance(error, ImportError) else str(error)
-        run.report(f"the learning curve is not drawn: {' '.join(why.split())}")
+        why = "it needs matplotlib (pip install 'transduce[plots]')" if isinstance(error, ImportError) else str(error)
+        run.report(f"no learning curve: {' '.join(why.split())}")

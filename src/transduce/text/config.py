@@ -20,12 +20,18 @@ MOST_TOKENS = 2**18  # of a vocabulary: there is hardly a larger one, and all of
 class TokenizerConfig:
     """The kind of tokens on each side; `vocab_size` counts control ids and bytes, too."""
 
-    source: AnyKind = "bpe"  # "sentencepiece": of an imported model, never learned
+    source: AnyKind = "bpe"
+    """Kind of source tokens. "sentencepiece" is for imported models and cannot be trained."""
     target: AnyKind = "bpe"
-    joint: bool = True  # one vocabulary for both sides, which must be of one kind; else one each
-    vocab_size: int = 8000  # at most, per vocabulary, for bpe and unigram; characters and words take all they see
-    normalize: tuple[Form, ...] = ()  # forms of source lines, see FORMS; of targets, too, where they lose nothing
-    normalize_target: tuple[Form, ...] = ()  # further forms of target lines: they change what the model learns to write
+    """Kind of target tokens."""
+    joint: bool = True
+    """Share one vocabulary between source and target, which must then be of the same kind."""
+    vocab_size: int = 8000
+    """Maximum size of a vocabulary of subwords (bpe, unigram). Characters and words keep all that occur."""
+    normalize: tuple[Form, ...] = ()
+    """Normalization of source text. The lossless forms (nfc, nfd) apply to the target as well."""
+    normalize_target: tuple[Form, ...] = ()
+    """Additional normalization of target text, which changes what the model learns to write."""
 
     @property
     def target_forms(self) -> tuple[Form, ...]:

@@ -11,27 +11,41 @@ from transduce.errors import TransduceError
 class TrainingConfig:
     """Length of training, batches, and how often it validates, saves and logs."""
 
-    steps: int = 0  # optimizer steps; 0: as many as `epochs` or `minutes` allow
-    epochs: float = 0.0  # passes over the training pairs
-    minutes: float = 0.0  # turned into a number of steps, by timing a few before training
-    batch_tokens: int = 4096  # at most: bucketed, n pairs * the longest side of any; packed, the tokens of each side
-    micro_batches: int = 1  # per optimizer step, over all processes
-    # Padded tokens that a CPU computes at a time: few, so that what one layer writes is in the caches for the next, and
-    # that each of several processes has some.
+    steps: int = 0
+    """Optimizer steps. 0: as many as `epochs` or `minutes` allow."""
+    epochs: float = 0.0
+    """Passes over the training pairs."""
+    minutes: float = 0.0
+    """Time limit, turned into a number of steps by timing the first few."""
+    batch_tokens: int = 4096
+    """Maximum tokens per batch: pairs times the longest side (bucketed), or the tokens of each side (packed)."""
+    micro_batches: int = 1
+    """Batches per optimizer step, over all processes (gradient accumulation)."""
     part_tokens: int = 1024
-    # "auto", here and below, is chosen for the device (`runs.device_choice`): on a GPU of compute capability 8.0 or
-    # more, packed batches in bfloat16, recorded as a CUDA graph; elsewhere, bucketed batches in float32.
-    batching: Literal["auto", "bucketed", "packed"] = "auto"  # pairs of similar length, padded; or end to end
+    """Padded tokens that a CPU computes at a time. Small parts stay in its caches and give each process a share."""
+    batching: Literal["auto", "bucketed", "packed"] = "auto"
+    """Batches of similar lengths with padding (bucketed), or sentences end to end without it (packed).
+    auto: packed on a GPU of compute capability 8.0 or higher, bucketed elsewhere."""
     label_smoothing: float = 0.1
-    validate_every: int = 0  # steps; 0: ten validations in the run
-    save_every: int = 0  # steps between checkpoints to resume from; 0: at every validation
-    keep_checkpoints: int = 5  # number of the newest ones that stay
-    log_every: int = 50  # steps between two rows of metrics.jsonl
-    patience: int = 0  # stop after this many validations without an improvement; 0: never
+    """Share of the target probability that is spread over all tokens (section 5.4)."""
+    validate_every: int = 0
+    """Steps between validations. 0: ten validations per run."""
+    save_every: int = 0
+    """Steps between checkpoints. 0: one at every validation."""
+    keep_checkpoints: int = 5
+    """Number of most recent checkpoints to keep."""
+    log_every: int = 50
+    """Steps between rows of metrics.jsonl."""
+    patience: int = 0
+    """Stop after this many validations without improvement. 0: never."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False  # torch.compile: faster steps after a minute or more of compilation
-    cuda_graph: Literal["auto", True, False] = "auto"  # on a GPU, with packed batches: a step recorded and replayed
+    """Arithmetic precision. auto: bfloat16 on a GPU of compute capability 8.0 or higher, float32 elsewhere."""
+    compile: bool = False
+    """Use torch.compile: faster steps after a minute or more of compilation."""
+    cuda_graph: Literal["auto", True, False] = "auto"
+    """Record a step as a CUDA graph and replay it; needs packed batches. auto: where it can be recorded."""
     seed: int = 1
+    """Random seed of the initial weights, dropout and the order of the data."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
@@ -58,15 +72,25 @@ class OptimConfig:
     """
 
     method: Literal["adam", "muon"] = "adam"
+    """Optimizer: Adam, as in the paper, or Muon for the matrices within layers and Adam for everything else."""
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = "inverse_sqrt"
-    learning_rate: float = 0.0  # the peak; 0: the rate of equation 3 at the end of the warm-up
+    """Shape of the learning rate after the warm-up; inverse_sqrt is the paper's equation 3."""
+    learning_rate: float = 0.0
+    """Peak learning rate. 0: the rate of equation 3 at the end of the warm-up."""
     warmup_steps: int = 4000
+    """Steps over which the learning rate rises to its peak."""
     beta1: float = 0.9
+    """Adam's decay rate of the mean of gradients."""
     beta2: float = 0.98
+    """Adam's decay rate of the mean of squared gradients."""
     epsilon: float = 1e-9
-    weight_decay: float = 0.0  # decoupled (AdamW), of matrices only
-    max_grad_norm: float = 0.0  # gradients longer than this are shortened to it; 0: left as they are
-    ema_decay: float = 0.0  # the weights used are an average over about 1 / (1 - decay) steps; 0: the last ones
+    """Adam's small constant against division by zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (as in AdamW), of matrices only."""
+    max_grad_norm: float = 0.0
+    """Clip gradients to this norm. 0: no clipping."""
+    ema_decay: float = 0.0
+    """Decay of the exponential moving average of the weights that is used for predictions. 0: the last weights."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or self.learning_rate < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:

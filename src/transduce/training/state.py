@@ -24,6 +24,7 @@ class Validation(NamedTuple):
     goodness: float
     measure: str = ""  # the name of `goodness`: only equal measures are compared
     tie: float = 0.0  # which decides between equally good ones
+    samples: tuple[tuple[str, str, str], ...] = ()  # source, output, reference of some pairs
 
 
 @dataclass

@@ -64,6 +64,7 @@ class Trainer:
     store: Store
     validate: Callable[[nn.Module], Validation] | None = None  # on rank 0, for all
     observers: Sequence[Observer] = ()
+    watch: Callable[[int], object] = lambda _step: None  # called after each step
     process: Process = Process()
     deadline: float = math.inf
     clock: Callable[[], float] = time.perf_counter
@@ -142,6 +143,7 @@ class Trainer:
             self._load_plan()
         self._unread.append(self.train_step(self._order.steps[state.position], state.step + 1))
         state.advance(self.clock() - started)
+        self.watch(state.step)
 
     def _runs_ahead(self) -> bool:
         """True if the numbers of the last step are not needed yet: a GPU works on it while the next is prepared."""
@@ -202,7 +204,7 @@ class Trainer:
             self._keep_model(validation.metrics)
         self.state = judged  # only now: whoever saves must not name weights that nobody has written
         row = {"kind": "validation", "step": state.step, "seconds": round(state.seconds, 2)} | validation.metrics
-        self._observe_row(row, may_be_logged=True)
+        self._observe_row(row, samples=validation.samples, may_be_logged=True)
         return True
 
     def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
@@ -259,8 +261,8 @@ class Trainer:
                     # Including Adam's step count: fused Adam expects it as a float32 tensor beside its parameter.
                     optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 
-    def _observe_row(self, row: dict[str, Any], *, may_be_logged: bool = False) -> None:
-        """Log a row and call the observers.
+    def _observe_row(self, row: dict[str, Any], *, samples: Sequence[Any] = (), may_be_logged: bool = False) -> None:
+        """Log a row and call the observers, who get the samples of a validation as well.
 
         With `may_be_logged`, a row is not repeated if a session wrote it and was killed before its next checkpoint.
         """
@@ -270,7 +272,7 @@ class Trainer:
             if not (may_be_logged and key in [(old["kind"], old["step"]) for old in self.store.metrics()[-1:]]):
                 self.store.append_metrics(row)
             for observer in self.observers:
-                observer(row)
+                observer(row | ({"samples": samples} if samples else {}))
 
         self.process.decide(observe)  # an observer may stop the training: then all stop here
 

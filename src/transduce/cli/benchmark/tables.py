@@ -56,7 +56,7 @@ def print_decoding_speed(result: dict[str, Any]) -> None:
         f"{settings['parameters']:,} parameters, {settings['target_ids']:,} pieces to write with, "
         f"{settings['lines']:,} lines, {settings['threads']} threads, {precision}\n{_format_machine(result)}"
     )
-    table = Table("answers", "tokens / second", "sentences / second", "tokens / CPU second", "ms a line: p50, p90, p99")
+    table = Table("outputs", "tokens / second", "sentences / second", "tokens / CPU second", "ms a line: p50, p90, p99")
     for column in table.columns[1:]:
         column.justify = "right"
     for mode, speeds_of_mode in result["modes"].items():
@@ -65,13 +65,13 @@ def print_decoding_speed(result: dict[str, Any]) -> None:
         table.add_row(mode, *(f"{speed['median']:,.0f}" for speed in speeds), latencies)
     print_table(table)
     print(
-        f"the first answer took {result['first_answer_ms']:,.0f} ms; peak memory {result['peak_memory_mib']:,.0f} MiB"
+        f"the first output took {result['first_answer_ms']:,.0f} ms; peak memory {result['peak_memory_mib']:,.0f} MiB"
     )
     _print_other_load(result)
     print(
         f"Medians over {settings['blocks']} blocks, from text to text. beam5 divides scores by the length; all: every "
         f"line in one call; 64, 1: so many a call; 1: the first {settings['single_lines']} lines. Tokens are those of "
-        "the answers, their ends included."
+        "the outputs, their ends included."
     )
 
 

@@ -1,0 +1,50 @@
+"""Suggestions for misspelled subcommands, options and settings: "did you mean ...?"."""
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+
+_CLOSE = 0.6  # of difflib's ratio
+_WITH_SETTINGS = ("train", "prepare")
+
+
+def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Exit with status 2, and a suggestion, if a word names no subcommand or option; argparse would say less."""
+    choices, path = _subparsers(parser), []
+    for word in words:
+        if choices and not word.startswith("-"):
+            if word not in choices:
+                hint = (
+                    _nearest(word, {name: " ".join([*path, name]) for name in choices})
+                    or f"see {' '.join(['transduce', *path])} --help"
+                )
+                parser.error(f"there is no command '{' '.join([*path, word])}': {hint}")
+            parser, path = choices[word], [*path, word]
+            choices = _subparsers(parser)
+        elif word == "--":
+            return
+        elif word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
+            parser.error(f"there is no option '{word.partition('=')[0]}': {_hint(parser, word, path)}")
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(actions[0].choices) if actions else {}
+
+
+def _hint(parser: argparse.ArgumentParser, word: str, path: Sequence[str]) -> str:
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    name = word.partition("=")[0].removeprefix("--")
+    settings: dict[str, str] = {}
+    if path[:1] and path[0] in _WITH_SETTINGS:
+        from transduce.config.reference import all_settings
+
+        settings = {each.key: f"--{each.name}" for each in all_settings()}
+    known = {option.removeprefix("--").replace("-", "_"): option for option in options}
+    return _nearest(name.replace("-", "_"), known | settings) or f"see {' '.join(['transduce', *path])} --help"
+
+
+def _nearest(word: str, known: Mapping[str, str]) -> str:
+    """The question whether the nearest of the known words was meant, as `known` shows it."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=_CLOSE)
+    return f"did you mean {known[close[0]]}?" if close else ""
