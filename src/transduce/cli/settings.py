@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 
 from transduce.cli.console import print_json
 from transduce.config.reference import Setting, all_settings, annotated_toml, sections
@@ -41,7 +42,7 @@ def init_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def formatted(settings: list[Setting], *, with_details: bool = False) -> str:
+def formatted(settings: Sequence[Setting], *, with_details: bool = False) -> str:
     """The settings as text for a terminal, by section: name, default, help."""
     width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
     lines = []

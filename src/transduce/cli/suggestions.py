@@ -10,7 +10,7 @@ _WITH_SETTINGS = ("train", "prepare")
 
 def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Exit with status 2, and a suggestion, if a word names no subcommand or option; argparse would say less."""
-    choices, path = _subparsers(parser), []
+    choices, path = _subparsers(parser), list[str]()
     for word in words:
         if choices and not word.startswith("-"):
             if word not in choices:

@@ -310,7 +310,7 @@ def _train(run: _Run) -> TrainerState:
         if not training.steps:
             limit = f"{training.epochs:g} epochs:" if training.epochs else f"{training.minutes:g} minutes: about"
             report(f"{limit} {steps:,} steps")
-    watch: Callable[[int], object] = ignore
+    watch: Callable[[int], object] = lambda _step: None
     with ExitStack() as stack:
         if run.show_progress:
             first_step, best = run.checkpoint[1]["step"] if run.checkpoint else 0, config.validation.best
