@@ -105,8 +105,9 @@ def large_corpus(result: dict[str, Any]) -> str:
     facts = result["facts"]
     about = (
         f"Measured on {facts['cores']} cores of {facts['cpu']}, Python {facts['python']}, torch {facts['torch']}, "
-        f"commit `{short_commit(facts['commit'])}`. Seconds are counted from the start of the command; the peak is "
-        f"the training process's. The larger corpus changes the peak by {result['peak_mb_more']:+,.0f} MB, compared with the smaller one."
+        f"commit `{short_commit(facts['commit'])}`. Seconds are counted from the start of the command; "
+        f"the peak is the training process's. The larger corpus changes it by "
+        f"{result['peak_mb_more']:+,.0f} MB, compared with the smaller one."
     )
     rows = []
     for found in result["corpora"]:

@@ -1,6 +1,6 @@
 """Corpora that are too large for memory: turned into a file of ids once, by several processes, and found again.
 
-Nothing here holds the text. The files are read as a stream, once to check them and to draw a sample of their lines, and
+Nothing here holds the text. The files are read as a stream, once to check them and to sample their lines, and
 once to encode them.
 """
 
@@ -40,7 +40,7 @@ from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
 LARGE_BYTES = 256_000_000  # training files with more text than this are prepared on disk, not held in memory
-SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learnt from
+SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learned from
 LINES_PER_BLOCK = 10_000  # of each file, encoded by one process at a time: what fits the processor's caches is faster
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +82,7 @@ class LargePairs:
     ) -> tuple[str, PreparedFile]:
         """The tokenizer and the file of ids, both made only if they are not there.
 
-        The tokenizer is `learnt`, if given, else learnt by `config` from an even sample. Raises as `read_pairs` and
+        The tokenizer is `learnt`, if given, else learned by `config` from an even sample. Raises as `read_pairs` and
         `encode_pairs` do.
         """
         known = self.folder / f"learnt-{key_of(self._identity, asdict(config), SAMPLED_ROWS)}.json"
@@ -209,7 +209,7 @@ class LargePairs:
 
 
 def _intact(tokenizer: Path) -> str | None:
-    """The tokenizer in a file, if there is one that is as it was written; else it can be learnt again."""
+    """The tokenizer in a file, if there is one that is as it was written; else it can be learned again."""
     try:
         text = read_bytes(tokenizer).decode()
         Tokenizer.from_json(text)

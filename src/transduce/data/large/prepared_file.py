@@ -61,12 +61,12 @@ class PreparedFile:
     @classmethod
     def open(cls, path: Path) -> "PreparedFile":
         """Reads the file once. Raises DamagedFileError if a byte is not as written."""
-        mend = f"Delete {path}: the next `transduce train` or `transduce prepare` makes it anew."
+        mend = f"Delete {path}: the next `transduce train` or `transduce prepare` rebuilds it."
         check_digest(path, mend)
         entries, first_byte = read_header(path)
         metadata = entries.pop("__metadata__")
         if metadata.get("key") != path.stem:
-            raise damaged(path, "it is another file than the one that was written here", mend)
+            raise damaged(path, "it is not the file that was written here", mend)
         return cls(path, Manifest(**json.loads(metadata["manifest"])), entries, first_byte)
 
     @property

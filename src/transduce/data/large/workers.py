@@ -69,8 +69,8 @@ def _answers(workers: Sequence[Any], settings: dict[str, Any], questions: Iterat
             yield answer, content
     except (BrokenPipeError, EOFError):
         raise errors.TransduceError(
-            "a process that prepares the corpus came to its end early: was it killed, or is there too little memory? "
-            "Start again."
+            "a process that was preparing the corpus ended early: it was killed, or memory ran out. Run the command "
+            "again."
         ) from None
 
 
