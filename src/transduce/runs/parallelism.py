@@ -57,7 +57,7 @@ def choose_processes(
     weights = num_weights(config.model, max(NUM_FIXED_IDS, config.tokenizer.vocab_size))
     num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * weights + _BYTES_PER_CHARACTER * num_characters
     limits = {
-        f"{cores} usable cores": cores,
+        f"{cores} usable core{'s' * (cores > 1)}": cores,
         f"a batch of {training.batch_tokens * training.micro_batches:,} tokens (training.part_tokens = "
         f"{training.part_tokens:,})": num_parts,
         f"{free_bytes / 2**30:.1f} GiB of free memory": int(_MOST_OF_MEMORY * free_bytes / num_bytes),
