@@ -129,7 +129,7 @@ def test_the_table_goes_to_standard_output_and_the_object_to_a_file(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["fly"], 2, "invalid choice: 'fly'"),
+        (["fly"], 2, "there is no command 'benchmark fly'"),
         (["train", "--steps", "0"], 2, "a whole number of at least 1"),
         (["train", "--model", "huge"], 2, "invalid choice: 'huge'"),
         (["train", "--data", "novels"], 2, "invalid choice: 'novels'"),

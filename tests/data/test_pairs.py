@@ -513,7 +513,7 @@ def test_a_split_that_would_leave_a_part_empty_says_why():
         ("p.tsv", b"a\tb\nc\0at\td\n", "line 2: NUL characters"),
         ("p.tsv", "cat\tK AE T\n".encode("utf-16-be"), "line 1: NUL characters.*iconv -f UTF-16BE"),
         ("p.tsv", "cat\tK AE T\n".encode("utf-16-le"), "line 1: NUL characters.* UTF-16LE"),
-        ("p.jsonl", b'{"src": "c\\u0000at", "tgt": "d"}\n', 'line 1: "src" holds NUL'),
+        ("p.jsonl", b'{"src": "c\\u0000at", "tgt": "d"}\n', 'line 1: "src" contains a NUL'),
     ],
 )
 def test_nul_is_in_no_text_to_learn_from(tmp_path: Path, name: str, content: bytes, message: str) -> None:

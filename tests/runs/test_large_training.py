@@ -225,7 +225,7 @@ def test_epochs_of_windows_are_counted_and_overlap_is_left_out(large: Path, monk
     assert trained.status == 0, trained.err
     folder = RunFolder.open(large / "run")
     steps = folder.checkpoints()[-1]
-    assert f"1 epochs are {steps} steps" in trained.err
+    assert f"1 epochs: {steps} steps" in trained.err
     assert folder.read_checkpoint(steps)[1]["window"] == round(NUM_PAIRS / 20) - 1  # at the end of the last one
     config = folder.settings
     assert count_training_overlap(config, folder, ["a"], ["b"], Places()) is None
