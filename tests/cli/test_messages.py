@@ -75,8 +75,7 @@ def test_settings_that_another_run_has_are_said_to_be_of_no_effect(run: Path, da
         "--model.d_model", "64", "--tokenizer.vocab_size=900", "--model.dropout", "0.2",
     )  # fmt: skip
     assert (
-        f"--model.d_model, --tokenizer.vocab_size: ignored, because tokenizer and model come from {run}"
-        in outcome.err
+        f"--model.d_model, --tokenizer.vocab_size: ignored, because tokenizer and model come from {run}" in outcome.err
     )
 
 

@@ -112,7 +112,7 @@ GOOD = [("a", "b"), ("c", "d")]
         ([*GOOD, {"translation": {"en": "x", "de": "y"}}], "give (row['translation']['en'], row['translation']['de'])"),
         ([*GOOD, 7], "pair 3: it is 7 (int)"),
         ((line for line in ["a\tb\n"]), "pair 1: it is 'a\\tb\\n' (str)"),
-        (Table("columns", {"en": ["a"], "de": ["b"], "fr": ["c"]}), "the columns ['en', 'de', 'fr']: name the two sides"),
+        (Table("columns", {"en": ["a"], "de": ["b"], "fr": ["c"]}), "['en', 'de', 'fr']: name the two sides"),
         (Table("column_names", {"translation": [{"en": "a"}]}), "the columns ['translation']: name the two sides"),
         ({"hello": "hallo", "world": "Welt"}, "for a dict from texts to texts, give its items()"),
         ({"source": ["a", "b", "c"], "target": ["d"]}, "column 'source' has 3 lines and column 'target' has 1"),

@@ -298,9 +298,7 @@ def test_fit_begins_with_the_weights_of_another_run_and_learns_more_gently(
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_held_out_pairs_that_are_all_learned_from_are_refused_and_leave_no_folder(part: str, tmp_path: Path) -> None:
     rows = transliterations(700)
-    with pytest.raises(
-        DataError, match=r"all 9 (validation|test) pairs are also in the training data.* remove them"
-    ):
+    with pytest.raises(DataError, match=r"all 9 (validation|test) pairs are also in the training data.* remove them"):
         fit(rows, tmp_path / "run", **{part: rows[:9]}, minutes=MINUTES, device="cpu")
     assert not (tmp_path / "run").exists()
 

@@ -202,9 +202,7 @@ def test_train_starts_at_once_on_what_prepare_made_and_says_the_same_of_it(large
     assert trained.status == 0, trained.err
     assert "prepared 90 pairs in" not in trained.err
     for told in (outcome.err, trained.err):
-        assert (
-            "training: 90 pairs\nvalidation pairs also in the training data: 0 (sources: 0, targets: 0)\n" in told
-        )
+        assert "training: 90 pairs\nvalidation pairs also in the training data: 0 (sources: 0, targets: 0)\n" in told
     facts = RunFolder.open(large / "run").facts
     assert facts["num_train_pairs"] == NUM_PAIRS
     assert facts["data"]["train"] == found["data"]

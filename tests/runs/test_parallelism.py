@@ -31,7 +31,13 @@ CONFIG = ExperimentConfig(
         (64, 64, {"batch_tokens": 1024}, 1, "limited by a batch of 1,024 tokens (training.part_tokens = 1,024)"),
         (64, 64, {"batch_tokens": 1024, "part_tokens": 512}, 2, "limited by a batch of 1,024 tokens"),
         (64, 64, {"batch_tokens": 1024, "micro_batches": 2}, 2, "limited by a batch of 2,048 tokens"),
-        (64, 64, {"batch_tokens": 512, "micro_batches": 2}, 2, "limited by a batch of 1,024 tokens"),  # two parts of 512
+        (
+            64,
+            64,
+            {"batch_tokens": 512, "micro_batches": 2},
+            2,
+            "limited by a batch of 1,024 tokens",
+        ),  # two parts of 512
         (64, 64, {"steps": 20}, 1, "limited by the short run"),
         (64, 64, {"steps": 0, "minutes": 0.2}, 1, "limited by the short run"),
         (64, 64, {"steps": 0, "minutes": 5.0}, 4, "the maximum"),
