@@ -405,7 +405,7 @@ def test_loading_is_silent_on_a_machine_with_several_gpus(run: Path, monkeypatch
 
 def test_a_device_that_may_lack_float64_is_refused_even_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
-    with pytest.raises(TransduceError, match="no device 'mps' is available here .a CPU or an NVIDIA"):
+    with pytest.raises(TransduceError, match="no device 'mps' is available here"):
         find_device("mps")
 
 

@@ -268,7 +268,7 @@ def test_pairs_to_test_by_can_be_given_and_then_only_the_validation_is_held_out(
     )
     assert (result.num_test, result.num_train, result.num_valid) == (3, 700 - 87, 87)
     assert (tmp_path / "run/test.source").read_text() == "".join(f"{source}\n" for source, _ in own)
-    assert any(line.startswith("of the test, also in the training data: ") for line in lines)
+    assert any(line.startswith("test pairs also in the training data: ") for line in lines)
 
 
 def test_a_dry_run_prints_settings_that_train_takes_and_writes_nothing(

@@ -662,7 +662,7 @@ def test_another_shape_is_never_accepted(
     config: ExperimentConfig, copy_of: Callable[[int], Path], section: str, settings: dict
 ) -> None:
     path, other = copy_of(8), changed(config, section, **settings)
-    with pytest.raises(ConfigMismatchError, match=rf"{section}\.{next(iter(settings))} .*start a new one"):
+    with pytest.raises(ConfigMismatchError, match=rf"{section}\.{next(iter(settings))} .*start a new run"):
         train(other, path, resume=True, accept_changes=True)
     assert RunFolder.open(path).checkpoints()[-1] == 8
 
