@@ -368,7 +368,7 @@ def test_a_text_may_begin_with_a_dash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "empty text"), ("a" * 300, "301 tokens"), ("a\nb", "a newline"), ("\udcff", "surrogate")]
+    ("text", "said"), [("", "text is empty"), ("a" * 300, "301 tokens"), ("a\nb", "a newline"), ("\udcff", "surrogate")]
 )
 def test_a_text_that_cannot_be_explained_is_one_line_and_leaves_the_old_page(
     text: str, said: str, run: Path, tmp_path: Path
