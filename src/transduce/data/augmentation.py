@@ -1,4 +1,4 @@
-"""Data augmentation for few pairs: pairs end to end, and pairs that go on as another one does; new in every epoch."""
+"""Data augmentation for few pairs: concatenated pairs, and recombined ones; new in every epoch."""
 
 from typing import Any
 

@@ -34,7 +34,7 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """What the network is given."""
+        """The arguments of `forward`."""
         return self.src, self.tgt_in
 
     def to(self, device: torch.device | str) -> "Batch":

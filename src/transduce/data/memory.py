@@ -1,4 +1,4 @@
-"""Pairs that a program holds: lists, tables, data sets and iterators, known by what they can do and not by their class.
+"""Pairs in memory: lists, tables, data sets and iterators, recognized by what they can do, not by their class.
 
 Their hashes are those of the two parallel files that they would be, so the same pairs are the same data in any form.
 """

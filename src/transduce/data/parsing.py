@@ -1,4 +1,4 @@
-"""Parsing of a corpus: bytes to text, lines and rows of two sides, and an error for all that can be wrong with them."""
+"""Parsing of a corpus: bytes to text, lines and rows of two sides, with an error for everything that can be wrong."""
 
 import json
 import re

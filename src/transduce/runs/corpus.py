@@ -1,4 +1,4 @@
-"""The text of a run: read as the settings say, reported, and turned into ids."""
+"""The corpus of a run: read as the settings say, reported, and turned into ids."""
 
 import math
 import os
@@ -48,14 +48,14 @@ class Corpus:
 
     @property
     def sha256(self) -> dict[str, list[str]]:
-        """What the files say, wherever they lie. Reads all of a large training file, once."""
+        """Hashes of the data by split. Reads all of a large training file, once."""
         sides: dict[str, Pairs | LargePairs | None] = {"train": self.train, "valid": self.valid}
         return {name: list(pairs.sha256.values()) for name, pairs in sides.items() if pairs is not None}
 
 
 @dataclass(frozen=True)
 class LearntFrom:
-    """What a model is trained on: ids, the tokenizer that made them, and how many pairs of text there were."""
+    """Encoded training data: ids, the tokenizer that made them, and the number of pairs of text."""
 
     tokenizer: Tokenizer
     pairs: TrainingPairs

@@ -57,7 +57,7 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `fit` is about to train: settings, the reasons of those that it chose, and the parts of the pairs."""
+    """The plan of `fit`: settings, reasons for those that it chose, and the parts of the pairs."""
 
     config: ExperimentConfig
     reasons: Mapping[str, str]
@@ -155,7 +155,7 @@ def plan_fit(
     report: Callable[[str], None] = ignore,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Plan:
-    """What `fit` would train with these arguments. Writes nothing."""
+    """The plan that `fit` would follow with these arguments. Writes nothing."""
     if num_processes() > 1:
         raise TransduceError("fit does not run under torchrun: use `transduce train` and a config file.")
     if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):

@@ -1,4 +1,4 @@
-"""Corpora that are too large for memory: turned into a file of ids once, by several processes, and found again.
+"""Preparation of corpora that do not fit in memory: several processes turn one into a file of ids, once.
 
 Nothing here holds the text. The files are read as a stream, once to check them and to sample their lines, and
 once to encode them.
@@ -48,7 +48,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how a preparation goes on."""
+    """Receiver of the progress of a preparation."""
 
     report: Callable[[str], None] = lambda _line: None
     progress: Progress = lambda _stage, _done, _total: None  # what is being done, how much of how much
@@ -73,7 +73,7 @@ class LargePairs:
 
     @property
     def _identity(self) -> list[str]:
-        """What the text is: how it is read, and its bytes."""
+        """Identity of the text: how it is read, and the hashes of its bytes."""
         kind = "two files" if len(self.names) == 2 else "".join(Path(self.names[0]).suffixes)
         return [kind, *(self.sha256[name] for name in self.names)]
 
@@ -140,7 +140,7 @@ class LargePairs:
         return scanned
 
     def _sample(self, scanned: Sequence[ScannedFile]) -> tuple[list[str], list[str]]:
-        """Both sides of some rows; those that cannot be read are told when all are encoded."""
+        """Both sides of some rows; those that cannot be read are reported when all are encoded."""
         rows: list[Row] = []
         for lines in zip(*(file.sample for file in scanned), strict=True):
             with suppress(DataError):

@@ -36,7 +36,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of a prepared corpus."""
+    """Facts of a prepared corpus."""
 
     data: list[str]  # SHA-256 of the training files
     num_pairs: int  # that have two sides
@@ -51,7 +51,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class PreparedFile:
-    """A prepared corpus on disk, all of whose bytes were found to be as written."""
+    """A prepared corpus on disk, its hash verified."""
 
     path: Path
     manifest: Manifest
@@ -71,7 +71,7 @@ class PreparedFile:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes on disk."""
+        """Size on disk, in bytes."""
         return self.path.stat().st_size
 
     def array(self, name: str) -> NDArray[np.integer]:
@@ -82,7 +82,7 @@ class PreparedFile:
 
 
 def key_of(*parts: Any) -> str:
-    """A name for what follows from `parts`, which JSON can hold."""
+    """A cache key: the hash of `parts`, which JSON can hold."""
     return sha256_of(json.dumps([_FORMAT_VERSION, *parts], sort_keys=True, separators=(",", ":")).encode())
 
 

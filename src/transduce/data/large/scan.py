@@ -1,4 +1,4 @@
-"""Text files that are not to be held in memory: whole lines, so many at a time, and one pass that checks and counts.
+"""Streaming of text files that do not fit in memory: blocks of whole lines, and one pass that checks and counts.
 
 What they say is what `pairs` says of them, and so are the errors.
 """
@@ -19,7 +19,7 @@ _UNPACKED = 4  # a compressed file counts as so many times its size
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """What one pass over a file found."""
+    """Results of one pass over a file."""
 
     sha256: str  # of its bytes on disk
     num_lines: int
@@ -29,7 +29,7 @@ class ScannedFile:
 
 
 def text_bytes(paths: Sequence[Path]) -> int:
-    """How much text the files hold, roughly: a function of their bytes alone."""
+    """Approximate amount of text in the files: a function of their sizes and first bytes alone."""
     total = 0
     for path in paths:
         if path.exists() and not path.is_file():

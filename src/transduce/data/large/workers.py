@@ -35,7 +35,7 @@ def answers_in_order(
 
 
 def _serve() -> None:
-    """What such a process does: gets the settings of its encoder, then answers question after question."""
+    """The loop of a worker: reads the settings of its encoder, then answers one question after another."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing but answers goes to the other side
     with suppress(EOFError, BrokenPipeError):  # the other side has ended
