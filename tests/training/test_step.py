@@ -303,7 +303,7 @@ def test_what_a_check_raises_leaves_no_gradient_and_no_change_behind() -> None:
     [
         (math.nan, 1.0, "loss is nan"),
         (math.inf, 1.0, "loss is inf"),
-        (2.0, math.nan, "length nan"),
+        (2.0, math.nan, "norm nan"),
         (2.0, math.inf, "inf"),
     ],
 )
