@@ -1,4 +1,4 @@
-# The habits of the project, one command each. Every one makes .venv itself when it is missing.
+# One command for each routine of the project. Each creates .venv if it is missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,28 +9,28 @@ WORKERS ?= 2
 
 .PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims book check clean
 
-demo: $(READY)  ## learn to pronounce English in five minutes, score it, pronounce words that are in no dictionary
+demo: $(READY)  ## learn to pronounce English in five minutes, score the model, and pronounce invented words
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo
 
-test: $(READY)  ## all tests but the proofs, in four minutes on two cores
+test: $(READY)  ## all tests except the proofs; four minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-proofs: $(READY)  ## the proofs, whole: an hour and more; what passed at this commit is not run again
+proofs: $(READY)  ## all proofs: an hour or more; those that passed at this commit are skipped
 	$(BIN)/python tests/proofs.py
 
-proofs-sample: $(READY)  ## of every proof as much as a quarter of an hour allows, drawn by the commit
+proofs-sample: $(READY)  ## a quarter of an hour's sample of every proof, which depends on the commit
 	$(BIN)/python tests/proofs.py --sample
 
-notebooks: $(READY)  ## execute all notebooks, write their outputs, and what was measured into the ledger
+notebooks: $(READY)  ## execute all notebooks, and write their outputs and the ledger of measured claims
 	$(BIN)/python notebooks/build.py
 
-notebooks-fast: $(READY)  ## execute all notebooks with their smallest experiments; writes nothing
+notebooks-fast: $(READY)  ## execute all notebooks with their smallest experiments, and write nothing
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m proof tests/test_notebooks.py
 
-claims: $(READY)  ## claims about trainings at another rate and for four times the steps: hours; goes on where it stopped
+claims: $(READY)  ## retest claims about training at another learning rate and for four times the steps: hours; resumes where it stopped
 	$(BIN)/python -m transduce.learn.retraining
 
-book: $(READY)  ## the notebooks as a web book, in build/book, looked at if there is a Chromium; needs npm, for the formulas
+book: $(READY)  ## the notebooks as a web book in build/book, checked in Chromium if there is one; needs npm for the formulas
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
 	$(BIN)/python docs/book/build.py
 	$(BIN)/python docs/book/check.py
@@ -40,10 +40,10 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-clean:  ## remove what was installed; runs stay
+clean:  ## remove the installation; runs are kept
 	rm -rf $(VENV)
 
-# constraints.txt pins what was tested; the project's own dependencies are ranges.
+# constraints.txt pins the tested versions; the project's own dependencies are ranges.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

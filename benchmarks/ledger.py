@@ -53,14 +53,14 @@ ANSWERS = {
     "the paper's length penalty, 2": "--decoding.length_norm wu --decoding.length_penalty 2",
 }
 # Other weights of the same run, as `transduce average --last NUMBER` makes them.
-WEIGHTS = {"the last weights, not averaged": 1, "the mean of the last five checkpoints": 5}
+WEIGHTS = {"last weights, without averaging": 1, "mean of the last five checkpoints": 5}
 # One thing changed in training, and how.
 TRAININGS = {
     BASELINE: "",
     "seed 2": "--training.seed 2",
     "seed 3": "--training.seed 3",
-    "labels not smoothed": "--training.label_smoothing 0",
-    "two vocabularies, of at most as many pieces each": "--tokenizer.joint false",
+    "no label smoothing": "--training.label_smoothing 0",
+    "separate vocabularies, each of at most the same size": "--tokenizer.joint false",
     "embeddings and output not shared": "--model.tie_embeddings false",
     "no weight decay": "--optim.weight_decay 0",
     "sinusoidal positions": "--model.positions sinusoidal",
@@ -114,9 +114,9 @@ def scored(run: Path, raw: Path) -> dict[str, Any]:
     """Answers scored in another way: no difference is tested, as the numbers are not of one kind."""
     ways = {
         "as in the published tables": (run, METRIC, str),
-        "13a on the same answers": (run, "bleu", str),
+        "13a on the same outputs": (run, "bleu", str),
         "raw text, 13a": (raw, "bleu", str),
-        "raw text, 13a, in lower case": (raw, "bleu", str.lower),
+        "raw text, 13a, lowercased": (raw, "bleu", str.lower),
     }
     rows = []
     for name, (folder, metric, form) in ways.items():

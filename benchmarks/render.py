@@ -43,9 +43,9 @@ def training(result: dict[str, Any]) -> str:
     work, machine = result["work"], result["machine"]
     about = (
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, "
-        f"commit `{short_commit(result['commit'])}`; {work['pairs']:,} pairs, {work['vocabulary']:,} pieces, of "
+        f"commit `{short_commit(result['commit'])}`; {work['pairs']:,} pairs, {work['vocabulary']:,} subwords, of "
         f"which {work['target_ids']:,} occur in the targets, {work['target_tokens_per_batch']:,.0f} target tokens in a "
-        "planned batch. During the blocks other programs had "
+        "planned batch. During the blocks other programs used "
         f"{share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests of the machine "
         f"{share_of_cores(result, 'stolen_seconds'):.1%}."
     )
@@ -54,7 +54,7 @@ def training(result: dict[str, Any]) -> str:
         by_toolkit.setdefault(OURS if entry.startswith(OURS) else found["peer"], []).append(entry)
     rows = [best_of(result, entries) for entries in by_toolkit.values()]
     at_best = as_table(
-        ["each at its best", "target tokens / second", "to ours", "target tokens / CPU second", "to ours"],
+        ["toolkit at its best", "target tokens / second", "to ours", "target tokens / CPU second", "to ours"],
         [cells for _, cells in sorted(rows, key=lambda row: -row[0])],
     )
     entries = as_table(
@@ -105,8 +105,9 @@ def large_corpus(result: dict[str, Any]) -> str:
     facts = result["facts"]
     about = (
         f"Measured on {facts['cores']} cores of {facts['cpu']}, Python {facts['python']}, torch {facts['torch']}, "
-        f"commit `{short_commit(facts['commit'])}`. Seconds count from the command; the peak is that of the "
-        f"process that trains. The larger corpus takes {result['peak_mb_more']:+,.0f} MB more than the smaller one."
+        f"commit `{short_commit(facts['commit'])}`. Seconds are counted from the start of the command; "
+        f"the peak is the training process's. The larger corpus changes it by "
+        f"{result['peak_mb_more']:+,.0f} MB, compared with the smaller one."
     )
     rows = []
     for found in result["corpora"]:
@@ -131,8 +132,8 @@ def decoding(result: dict[str, Any]) -> str:
     about = (
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['cpu']}, {result['rounds']} rounds, "
         f"commit `{short_commit(result['commit'])}`; {model['parameters']:,} parameters, {model['target_ids']:,} "
-        f"of {model['vocabulary']:,} pieces can be written, {model['lines']:,} lines of {model['data']}. During the "
-        f"blocks other programs had {share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests "
+        f"of {model['vocabulary']:,} subwords can be written, {model['lines']:,} lines of {model['data']}. During the "
+        f"blocks other programs used {share_of_cores(result, 'others_seconds'):.1%} of the cores' time, other guests "
         f"of the machine {share_of_cores(result, 'stolen_seconds'):.1%}."
     )
     tables = []
@@ -155,7 +156,7 @@ def decoding(result: dict[str, Any]) -> str:
                 found = peer["quality"].get(mode.split("/")[0], {"bleu": "", "equal_to_ours": ""})
                 row += [f"{found['bleu']}", f"{found['equal_to_ours']} of {peer['lines']}"]
             rows.append(row)
-        head += ["ms: p50, p90, p99", "first answer, ms"] if is_single else ["BLEU", "answers equal to ours"]
+        head += ["ms: p50, p90, p99", "first output, ms"] if is_single else ["BLEU", "outputs equal to ours"]
         tables.append(as_table(head, rows))
     failed = [f"Not measured: {name}: {reason}" for name, reason in result.get("failed", {}).items()]
     return "\n\n".join([about, *tables, *failed])

@@ -1,7 +1,7 @@
-"""Writes docs/RESULTS.md and its pictures from what `transduce reproduce`, quality.py and ledger.py recorded.
+"""Writes docs/RESULTS.md and its pictures from the records of `transduce reproduce`, quality.py and ledger.py.
 
-render_results.py FILE...    takes in what `transduce reproduce NAME -o FILE` wrote of a seed, and renders
-render_results.py --check    says if the document is what the records say
+render_results.py FILE...    adds the result of a seed, written by `transduce reproduce NAME -o FILE`, and renders
+render_results.py --check    says whether the document agrees with the records
 """
 
 import json
@@ -25,17 +25,18 @@ DOCUMENT = DOCS / "RESULTS.md"
 TITLES = {"transduce": "transduce", "joeynmt": "JoeyNMT", "huggingface": "Hugging Face Seq2SeqTrainer"}
 HEAD = """# Results
 
-Every number below comes from a command that stands beside it, from JSON that is in the repository
-(`recipes/`, `benchmarks/results/`), and can be had again: `transduce reproduce NAME` trains one row,
-scores it once on its test sets and, where several seeds are recorded, says whether it came out as they did.
-`transduce reproduce` alone lists the rows.
+Every number below comes from the command next to it and from JSON files in the repository (`recipes/`,
+`benchmarks/results/`), and can be reproduced: `transduce reproduce NAME` trains one row, scores it once on its test
+sets and, where several seeds are recorded, says whether the result agrees with them. `transduce reproduce` alone
+lists the rows.
 
-Means are over seeds, ± is their standard deviation, brackets are the range of the 95 % bootstrap intervals over test
-segments. Test sets were scored once for each seed of a finished recipe. Settings were chosen on validation; that its
-loss says more than its BLEU, and which of several finished recipes stay, was decided with test scores known.
-Core-minutes are minutes of training and validating times the cores that a run had; CPU time is that of the whole
-command but for the final scoring. Commits are those of a run's sittings, in order; the last one scored, too, and may
-have done no more than that. Runs that did not record theirs yet had them filled in by hand (docs/LOG.md names them).
+Means are over seeds, ± is the standard deviation between seeds, and brackets are the range of the 95 % bootstrap
+intervals over test segments. Test sets were scored once for each seed of a finished recipe. Settings were chosen on
+validation data; but two decisions were made with test scores known: that validation loss says more than validation
+BLEU, and which of several finished recipes to keep. Core-minutes are the minutes of training and validation times the
+cores that a run used; CPU time is that of the whole command except the final scoring. Commits are those of a run's
+sessions, in order; the last session also did the scoring, and may have done nothing else. Runs from before commits
+were recorded had theirs filled in by hand (docs/LOG.md names them).
 """
 
 
@@ -51,22 +52,22 @@ def main() -> int:
         return 0
     if DOCUMENT.is_file() and DOCUMENT.read_text(encoding="utf-8") == text:
         return 0
-    print("docs/RESULTS.md is not what was recorded: run benchmarks/render_results.py")
+    print("docs/RESULTS.md does not agree with the records: run benchmarks/render_results.py")
     return 1
 
 
 def take_in(found: dict[str, Any]) -> None:
-    """Puts what came out of a seed beside the others of its recipe, in place of an earlier one of that seed."""
+    """Add the result of a seed to those of its recipe, replacing an earlier one of that seed."""
     recipe = find_recipe(found["recipe"])
     if found["settings"] != recipe.settings:
-        sys.exit(f"seed {found['seed']} of {recipe.name} was trained with other settings than the recipe has now.")
+        sys.exit(f"seed {found['seed']} of {recipe.name} was trained with settings that differ from the recipe's.")
     others = [run for run in recipe.results if run["seed"] != found["seed"]]
     rows = sorted([*others, found], key=lambda run: run["seed"])
     recipe.results_path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def overview(recipes: Sequence[Recipe]) -> str:
-    """All recipes in one table: the mean of each score, the best that others published, what a seed takes."""
+    """All recipes in one table: the mean of each score, the best published score, and the core-minutes of a seed."""
     rows = []
     for recipe in recipes:
         minutes = [cores_of(run) * run["wall_seconds"] / 60 for run in recipe.results]
@@ -78,12 +79,12 @@ def overview(recipes: Sequence[Recipe]) -> str:
             rows.append(
                 [name, row.test, label_of(row.metric), f"**{row.mean:.2f}**", str(len(row.values)), others, mean]
             )
-    head = ["row", "test set", "score", "ours, mean", "seeds", "best of the published ones beside it", "core-minutes"]
+    head = ["recipe", "test set", "score", "ours, mean", "seeds", "best published", "core-minutes"]
     return "\n".join([*table(head, rows), ""])
 
 
 def section(recipe: Recipe) -> str:
-    """One recipe: its scores beside published ones, and what it took."""
+    """One recipe: its scores beside published ones, and its cost."""
     lines = [f"## {recipe.name}", "", f"{recipe.title}.", ""]
     if not recipe.results:
         return "\n".join([*lines, "Not measured yet.", ""])
@@ -98,15 +99,15 @@ def section(recipe: Recipe) -> str:
     signatures = {run["scores"][row.test][row.metric]["signature"] for run in recipe.results for row in rows}
     lines += ["", f"`transduce reproduce {recipe.name}`; settings in `recipes/{recipe.name}.toml`.", ""]
     if recipe.published:
-        lines += [f"![Validation scores against the minutes of a core](pictures/{recipe.name}.png)", ""]
+        lines += [f"![Validation scores against core-minutes](pictures/{recipe.name}.png)", ""]
     lines += [f"Signature: `{signature}`" for signature in sorted(signatures)]
     return "\n".join([*lines, ""])
 
 
 def beside_others() -> str:
-    """The same minutes on the same pairs, here and with other toolkits."""
+    """This toolkit and others, on the same pairs for the same minutes."""
     found = recorded("quality")
-    title = "## The same minutes elsewhere\n"
+    title = "## Other toolkits in equal time\n"
     if found is None:
         return f"{title}\nNot measured yet.\n"
     rows = []
@@ -123,13 +124,14 @@ def beside_others() -> str:
     return "\n".join(
         [
             title,
-            "Tatoeba, English to German, the same minutes and threads for each toolkit on "
-            f"{found['machine']['cores']} cores of {found['machine']['device']}, the pieces of the recipe `tatoeba` "
-            "for all: `benchmarks/quality.py FOLDER` (benchmarks/README.md says what each was given).",
+            "Tatoeba, English to German, with the same minutes and threads for each toolkit on "
+            f"{found['machine']['cores']} cores of {found['machine']['device']}, all of them "
+            "with the subwords of the recipe `tatoeba`: `benchmarks/quality.py FOLDER` (benchmarks/README.md has the "
+            "settings of each).",
             "",
-            *table(["", "minutes", "test BLEU", "test chrF", "we are ahead by, BLEU", "chrF", "measured"], rows),
+            *table(["", "minutes", "test BLEU", "test chrF", "our lead, BLEU", "our lead, chrF", "measured"], rows),
             "",
-            "![Validation BLEU against the minutes of a core](pictures/quality.png)",
+            "![Validation BLEU against core-minutes](pictures/quality.png)",
             "",
         ]
     )
@@ -143,18 +145,18 @@ def ledger() -> str:
         return f"{title}\nNot measured yet.\n"
     lines = [
         title,
-        "Tokenised BLEU on the validation part of Multi30k, one thing changed at a time, and the difference to the "
+        "Tokenized BLEU on the validation part of Multi30k with one thing changed at a time, and the difference to the "
         "baseline with its 95 % paired bootstrap interval.",
         "",
     ]
     if answering := found.get("answering"):
         lines += [
-            f"**In answering**: `{answering['recipe']}`, seed {answering['seed']}. "
+            f"**In decoding**: `{answering['recipe']}`, seed {answering['seed']}. "
             f"{how_measured(answering, 'answering RUN RAW', [answering['commit']])}",
             "",
             *table(["changed", "BLEU", "difference", "how"], list(map(trick, answering["rows"]))),
             "",
-            "**In scoring**: numbers of different kinds, not to be compared with each other; raw text is that of "
+            "**In scoring**: different metrics, whose values cannot be compared with each other; raw text is from "
             f"`{answering['raw_recipe']}`, seed {answering['raw_seed']}.",
             "",
             *table(["scored", "BLEU", "", "signature"], list(map(trick, answering["scored_otherwise"]))),
@@ -167,9 +169,9 @@ def ledger() -> str:
         rows = training["rows"]
         commits = list(dict.fromkeys(commit for row in rows for commit in row.get("commits", [])))
         lines += [
-            f"**In training**: `{training['recipe']}` with {training['steps']:,} steps on one thread. Intervals are of "
-            "the segments alone: other seeds show what chance in training adds. All that is not changed is as it was "
-            "found good for the baseline, which favours that, and few steps favour what learns fast. "
+            f"**In training**: `{training['recipe']}` with {training['steps']:,} steps on one thread. Intervals are "
+            "over segments only: the other seeds show what chance in training adds. Everything else was tuned for the "
+            "baseline, which favors the baseline; and few steps favor what learns fast. "
             f"{how_measured(training, 'training FOLDER', commits)}",
             "",
             *table(["changed", "BLEU", "difference", "how", "parameters"], list(map(trick, rows))),
@@ -179,15 +181,15 @@ def ledger() -> str:
 
 
 def how_measured(part: dict[str, Any], words: str, commits: Sequence[str | None]) -> str:
-    of = ", ".join(f"`{short_commit(commit)}`" for commit in commits or [None])
+    names = ", ".join(f"`{short_commit(commit)}`" for commit in commits or [None])
     return (
         f"`benchmarks/ledger.py {words}`, {part['measured']}, {part['machine']['cores']} cores of "
-        f"{part['machine']['device']}, torch {part['versions']['torch']}, commit{'s' * (len(commits) > 1)} {of}."
+        f"{part['machine']['device']}, torch {part['versions']['torch']}, commit{'s' * (len(commits) > 1)} {names}."
     )
 
 
 def trick(row: dict[str, Any]) -> list[str]:
-    """What was changed, its score, the difference to the baseline, how to do so, and of what was trained its size."""
+    """What was changed, its score, the difference to the baseline, the options, and the size if it was trained."""
     score = "diverged" if row["score"] is None else f"{row['score']:.2f}"
     told = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
     how = row["how"].replace("|", "\\|")  # or a cell would end there
@@ -257,7 +259,7 @@ def told(row: Row, by: str) -> str:
 
 
 def spent(run: dict[str, Any]) -> list[str]:
-    """What a seed took, and where."""
+    """The cost of a seed, and where it was trained."""
     wall, cpu = ("" if run[name] is None else f"{run[name] / 60:.1f} min" for name in ("wall_seconds", "cpu_seconds"))
     machine = f"{run['machine']['device']}, torch {run['versions']['torch']}, {run['measured']}"
     numbers = [f"{run[name]:,}" for name in ("seed", "parameters", "steps")]

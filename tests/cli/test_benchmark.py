@@ -129,12 +129,12 @@ def test_the_table_goes_to_standard_output_and_the_object_to_a_file(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["fly"], 2, "invalid choice: 'fly'"),
-        (["train", "--steps", "0"], 2, "a whole number from 1 up"),
+        (["fly"], 2, "there is no command 'benchmark fly'"),
+        (["train", "--steps", "0"], 2, "a whole number of at least 1"),
         (["train", "--model", "huge"], 2, "invalid choice: 'huge'"),
         (["train", "--data", "novels"], 2, "invalid choice: 'novels'"),
         (["train", "-o", "no/such/folder/x.json"], 2, "there is no such folder"),
-        (["train", "--device", "abacus"], 2, "there is no device 'abacus'"),
+        (["train", "--device", "abacus"], 2, "no device 'abacus' is available here"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], status: int, told: str) -> None:

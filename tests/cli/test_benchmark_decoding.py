@@ -44,7 +44,7 @@ def test_the_table_names_what_was_measured(run: Path, tmp_path: Path) -> None:
     (tmp_path / "source").write_text("abc\nzyxwv\nqrs\n")
     found = command("benchmark", "decode", "--run", run, "--source", tmp_path / "source")
     assert found.status == 0, found.err
-    for word in ("greedy/all", "beam5/1", "first answer", "3 lines"):
+    for word in ("greedy/all", "beam5/1", "first output", "3 lines"):
         assert word in found.out.decode()
 
 

@@ -242,11 +242,11 @@ def test_answers_hold_what_is_asked_of_them(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--require", "x", "--beam-size", "1"], "needs a beam search"),
-        (["--require", "x", "--temperature", "1"], "needs a beam search"),
+        (["--require", "x", "--beam-size", "1"], "need beam search"),
+        (["--require", "x", "--temperature", "1"], "need beam search"),
         (["--require", ""], "an empty text"),
         (["--forbid", ""], "an empty text"),
-        (["--prefix", "abcdef", "--max-length", "5"], "do not fit the answer to text 1, which has at most 5"),
+        (["--prefix", "abcdef", "--max-length", "5"], "the output for text 1 may have at most 5"),
         (["--prefix", "a\nb"], "newline"),
     ],
 )
@@ -483,14 +483,14 @@ def test_evaluate_finds_the_training_lines_of_a_run_from_another_folder(
         (tmp_path / side).write_text("\n".join((data / f"train.{side}").read_text().split("\n")[:4]))
     lines = ["--source", "source", "--target", "target", "--beam-size", "1"]
     found = command("evaluate", "run", *lines)
-    assert "in training too: 4 pairs, 4 source, 4 target\n" in found.err
+    assert "also in the training data: 4 pairs, 4 source, 4 target\n" in found.err
     assert command("export", "run", "--format", "onnx", "-o", "onnx").status == 0
     folder = RunFolder.open(tmp_path / "run")
     folder.update_facts({"paths": {"train": ["gone"]}})
     found = command("evaluate", "run", *lines)
-    assert "the training pairs (train.source and train.target) have moved or changed" in found.err
+    assert "because train.source and train.target has moved or changed" in found.err
     monkeypatch.setattr("transduce.cli.evaluate.is_large", lambda _paths: True)
-    assert "are too many to look through: " in command("evaluate", "run", *lines).err
+    assert "not counted, because the corpus is larger than memory" in command("evaluate", "run", *lines).err
 
 
 def test_lines_outside_of_training_are_named(run: Path, tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_lines_outside_of_training_are_named(run: Path, tmp_path: Path) -> None:
     longest = RunFolder.open(run).facts["seen"]["source_len"]
     notes = [
         "characters never seen in training: A, B, C, U+001B, Ä (line 2, 3, 6)",
-        f"longer than nearly all sources in training, which had at most {longest} tokens: 1 of 6 lines (line 5)",
+        f"sources longer than nearly all in training, which had at most {longest} tokens: 1 of 6 lines (line 5)",
     ]
     assert found.err.split("\n") == [*notes, ""]
     evaluated = command("evaluate", run, "--source", tmp_path / "lines", "--target", tmp_path / "answers")
@@ -517,7 +517,7 @@ def test_where_there_is_no_bleu_another_score_stands_for_it(run: Path, tmp_path:
     lines = ["--source", tmp_path / "source", "--target", tmp_path / "target", "--json"]
     compared = command("compare", run, run, *lines)
     assert json.loads(compared.out)["name"] == "exact_match"
-    assert "hardly any reference has four tokens, so there is no BLEU: scored is exact_match\n" in compared.err
+    assert "references are too short for BLEU (fewer than four tokens): scored by exact_match\n" in compared.err
     named = command("evaluate", run, *lines, "--metric", "bleu,bleu:char")
     assert set(json.loads(named.out)["scores"]) == {"bleu", "bleu:char"}
     assert "hardly any reference has four tokens: bleu says little" in named.err
@@ -551,7 +551,7 @@ def test_grouped_sources_are_scored_as_by_hand(run: Path, tmp_path: Path) -> Non
 
 def test_a_run_does_not_differ_from_itself(run: Path, few: dict[str, Path]) -> None:
     words = ["compare", run, run, "--source", few["source"], "--target", few["target"], "--metric", "chrf"]
-    for method in ("bootstrap", "randomisation"):
+    for method in ("bootstrap", "randomization"):
         found = json.loads(command(*words, "--method", method, "--json").out)
         assert found["difference"] == found["low"] == found["high"] == 0
         assert found["p_value"] == 1
@@ -721,14 +721,14 @@ BAD_INPUT = {
     "no run": ("predict {work}", 66, "{work}"),
     "a missing source": ("predict {run} {work}/none.txt", 66, "none.txt"),
     "a source that is not UTF-8": ("predict {run} {work}/latin.txt", 65, "latin.txt"),
-    "a beam of nothing": ("predict {run} {source} --beam-size 0", 2, "beam size"),
+    "a beam of nothing": ("predict {run} {source} --beam-size 0", 2, "beam_size"),
     "an average over a file": ("average {run} --last 2 -o {work}/two.tsv", 73, "two.tsv"),
-    "a beam beyond all memory": ("predict {run} {source} --beam-size 1000000000", 2, "beam size"),
-    "more answers than hypotheses": ("predict {run} {source} --n-best 4 --beam-size 2", 2, "beam size (2)"),
+    "a beam beyond all memory": ("predict {run} {source} --beam-size 1000000000", 2, "beam_size"),
+    "more answers than hypotheses": ("predict {run} {source} --n-best 4 --beam-size 2", 2, "the beam size, 2"),
     "no answers": ("predict {run} {source} --n-best 0", 2, "--n-best"),
     "no threads": ("predict {run} {source} --threads 0", 2, "--threads"),
     "threads that are no number": ("predict {run} {source} --threads many", 2, "--threads"),
-    "a length penalty that is no number": ("predict {run} {source} --length-penalty nan", 2, "length penalty"),
+    "a length penalty that is no number": ("predict {run} {source} --length-penalty nan", 2, "length_penalty"),
     "a device that is not there": ("predict {run} {source} --device cuda:99", 2, "cuda:99"),
     "a device that cannot compute": ("predict {run} {source} --device meta", 2, "meta"),
     "a seed without a draw": ("predict {run} {source} --seed 3", 2, "--temperature"),

@@ -84,7 +84,7 @@ def untrained(path: Path, tokenizer: Tokenizer, facts: dict[str, Any]) -> Path:
 
 def test_a_run_without_a_record_of_its_characters_says_so_once(tiny: Path, tmp_path: Path) -> None:
     old = untrained(tmp_path / "old", RunFolder.open(tiny).tokenizer, {})
-    assert command("predict", old, stdin=b"a\nb\n").err.count("no record of the characters") == 1
+    assert command("predict", old, stdin=b"a\nb\n").err.count("no record of its target characters") == 1
 
 
 @pytest.fixture
@@ -417,7 +417,8 @@ def test_lines_cut_off_are_marked_counted_and_named(tiny: Path) -> None:
     is_truncated = [row["predictions"][0].get("truncated", False) for row in rows]
     numbers = [str(number) for number, truncated in enumerate(is_truncated, 1) if truncated]
     assert (
-        told[-2] == f"outputs truncated, as long as allowed (decoding.max_len_extra): {len(numbers)} of 15 lines "
+        told[-2] == "outputs truncated at the maximum length (decoding.max_len_extra, --max-length): "
+        f"{len(numbers)} of 15 lines "
         f"(line {', '.join(numbers[:10])} and {len(numbers) - 10} more)"
     )
     assert [len(row["predictions"][0]["tokens"]) == 6 for row in rows] == is_truncated

@@ -53,7 +53,7 @@ def test_a_run_that_lost_patience_says_so(data: Path, tmp_path: Path) -> None:
         "[]",
     )
     outcome = command(*words)
-    assert "as 2 validations brought nothing better (patience)" in last_line(outcome)
+    assert "(patience: 2 validations without improvement)" in last_line(outcome)
     assert "finished at step 40" not in last_line(outcome)
     assert "(patience)" not in last_line(command(*words, "--resume", "--training.patience", "0"))
 
@@ -75,8 +75,7 @@ def test_settings_that_another_run_has_are_said_to_be_of_no_effect(run: Path, da
         "--model.d_model", "64", "--tokenizer.vocab_size=900", "--model.dropout", "0.2",
     )  # fmt: skip
     assert (
-        f"--model.d_model, --tokenizer.vocab_size: of no effect, as tokenizer and model are those of {run}"
-        in outcome.err
+        f"--model.d_model, --tokenizer.vocab_size: ignored, because tokenizer and model come from {run}" in outcome.err
     )
 
 

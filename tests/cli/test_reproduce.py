@@ -359,14 +359,14 @@ def test_a_run_that_began_with_the_weights_of_another_is_refused(letters):
     assert command("train", letters / "letters.toml", "--run-dir", begun, "--init-from", ready).status == 0
     refused = command("reproduce", "letters", "--processes", 1, "--run-dir", begun, "--resume")
     assert refused.status == 78
-    assert f"was not trained as letters says for seed 1 (it began with the weights of {ready})" in refused.err
+    assert f"was not trained like letters with seed 1 (it started from the weights of {ready})" in refused.err
 
 
 def test_a_run_of_other_settings_is_refused_at_once_though_training_could_go_on(letters):
     words = ["reproduce", "letters", "--processes", 1, "--run-dir", letters / "run", "--resume"]
     assert command(*words[:-1]).status == 0
     (letters / "letters.toml").write_text(CONFIG.replace("steps = 6", "steps = 9"))
-    told = f"{letters / 'run'} was not trained as letters says for seed 1 (training.steps)"
+    told = f"{letters / 'run'} was not trained like letters with seed 1 (training.steps)"
     refused = command(*words)
     assert (refused.status, told in refused.err) == (78, True)
 
@@ -393,7 +393,7 @@ def test_settings_that_change_what_is_learnt_or_kept_are_refused_though_they_wer
     assert back.status == 0, back.err
     refused = command("reproduce", "letters", "--processes", 1, "--run-dir", letters / "run", "--resume")
     assert refused.status == 78
-    assert f"was not trained as letters says for seed 1 ({setting})" in refused.err
+    assert f"was not trained like letters with seed 1 ({setting})" in refused.err
 
 
 def test_a_precision_that_no_cpu_chooses_is_not_the_recipes(letters):
@@ -401,7 +401,7 @@ def test_a_precision_that_no_cpu_chooses_is_not_the_recipes(letters):
     assert command(*words, "--training.precision", "bfloat16").status == 0
     refused = command("reproduce", "letters", "--processes", 1, "--run-dir", letters / "run", "--resume")
     assert refused.status == 78
-    assert "was not trained as letters says for seed 1 (training.precision)" in refused.err
+    assert "was not trained like letters with seed 1 (training.precision)" in refused.err
 
 
 def test_a_run_goes_on_with_the_processes_that_its_minutes_count_for(letters):
@@ -409,15 +409,15 @@ def test_a_run_goes_on_with_the_processes_that_its_minutes_count_for(letters):
     assert command(*words, "--processes", 1).status == 0
     refused = command(*words, "--processes", 2, "--resume")
     assert refused.status == 78
-    assert "began with --processes 1 --threads 1 and its minutes count as of these" in refused.err
-    assert "with --processes 2 --threads 2: give the same" in refused.err  # one each
+    assert "started with --processes 1 --threads 1, and its minutes are counted for these" in refused.err
+    assert "can use --processes 2 --threads 2: give the same" in refused.err  # one each
 
     folder = RunFolder.open(letters / "run")
-    sitting = {"step": 3, "changes": {}, "machine": folder.facts["started"] | {"threads": 4}}
-    folder.update_facts({"resumed": [sitting]})
+    session = {"step": 3, "changes": {}, "machine": folder.facts["started"] | {"threads": 4}}
+    folder.update_facts({"resumed": [session]})
     refused = command(*words, "--processes", 1, "--resume")
     assert refused.status == 78
-    assert "or have gone on, with --processes 1 --threads 4" in refused.err
+    assert "so no part of it can use --processes 1 --threads 4" in refused.err
 
 
 def test_a_run_goes_on_with_as_many_threads_as_it_began_with_where_none_are_named(monkeypatch, letters):
@@ -456,7 +456,7 @@ def test_a_run_of_another_seed_is_not_taken_for_this_one(letters):
     assert command(*words, "--seed", 1).status == 0
     refused = command(*words, "--seed", 2, "--resume")
     assert refused.status == 78
-    assert "was not trained as letters says for seed 2 (training.seed)" in refused.err
+    assert "was not trained like letters with seed 2 (training.seed)" in refused.err
     assert refused.out == b""
 
 
@@ -487,7 +487,7 @@ def test_rows_are_listed_with_what_was_recorded_and_published():
     table = command("reproduce").out.decode()
     assert "letters" in table
     assert "others: test exact_match 99.00" in table
-    assert "not yet" in table
+    assert "none yet" in table
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_training(letters):

@@ -110,7 +110,7 @@ def test_pairs_longer_than_max_len_with_their_eos_are_dropped_and_counted():
 
 def test_a_max_len_that_leaves_no_pair_is_an_error_that_names_the_shortest():
     pairs = Pairs(["abc", "abcd"], ["a", "a"], {}, [], {})
-    with pytest.raises(DataError, match=r"each of the 2 .* max_len \(3\) ids; the shortest pair has 4"):
+    with pytest.raises(DataError, match=r"each of the 2 .* max_len \(3\) tokens; the shortest pair has 4"):
         encode_pairs(SpellingTokenizer(), pairs, max_len=3)
 
 

@@ -248,7 +248,7 @@ def test_a_cache_that_cannot_be_made_is_a_one_line_error(tmp_path):
 def test_sets_that_only_a_folder_can_give_say_which_files_they_expect(tmp_path, name):
     with pytest.raises(MissingInputError, match="TRANSDUCE_DATA") as caught:
         load_split(name, "valid", Places(str(tmp_path), tmp_path, no_network))
-    assert "one sentence a line" in one_line(caught) or "one entry a line" in one_line(caught)
+    assert "one sentence per line" in one_line(caught) or "one entry per line" in one_line(caught)
 
 
 def test_multi30k_is_fetched_from_its_home_source_side_first(tmp_path):

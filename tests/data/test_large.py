@@ -182,7 +182,7 @@ def test_preparing_finds_what_reading_in_memory_finds(
 @pytest.mark.usefixtures("quick")
 def test_nul_is_refused_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path / "p.tsv", "a\tb\n" * 7 + "a\0\tb\n")
-    with pytest.raises(DataError, match=r"p\.tsv, line 8: the character NUL"):
+    with pytest.raises(DataError, match=r"p\.tsv, line 8: NUL characters"):
         LargePairs([path], tmp_path / "made").prepared(CONFIG, None, max_len=99)
 
 
@@ -456,7 +456,7 @@ def parent_of(pid: str) -> int:
 
 def test_a_worker_that_dies_is_told_in_one_line() -> None:
     asked = answers_in_order({}, [({}, ())], num=1, module="transduce.errors")
-    with asked as answers, pytest.raises(TransduceError, match="came to its end early"):
+    with asked as answers, pytest.raises(TransduceError, match="ended early: it was killed, or memory ran out"):
         next(answers)
 
 

@@ -276,7 +276,7 @@ def test_the_quotes_of_csv_are_removed_and_a_note_says_so(tmp_path, quoting):
     assert path.read_text() != "".join(f"{s}\t{t}\n" for s, t in rows)
     pairs = read_pairs([path])
     assert rows_of(pairs) == rows
-    assert pairs.notes == [f"{path}: the quotes of CSV removed (.jsonl would keep quotes)"]
+    assert pairs.notes == [f"{path}: CSV quotes removed (.jsonl would keep them)"]
 
 
 def test_a_spreadsheet_that_quotes_what_holds_a_comma_is_recognized(tmp_path):
@@ -300,7 +300,7 @@ def test_lines_that_end_with_cr_alone_and_a_file_that_is_one_array_are_told_what
 def test_a_cell_of_csv_with_a_tab_or_a_line_end_is_not_cut(tmp_path):
     for content in ('a\t"b\tc"\n', 'a\t"b\nc"\n'):
         message = one_line_error(DataError, [write(tmp_path / "p.tsv", content)])
-        assert "write .jsonl" in message
+        assert "use .jsonl" in message
         assert "cut -f" not in message
 
 
@@ -545,10 +545,10 @@ def test_a_split_that_would_leave_a_part_empty_says_why():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.tsv", b"a\tb\nc\0at\td\n", "line 2: the character NUL"),
-        ("p.tsv", "cat\tK AE T\n".encode("utf-16-be"), "line 1: the character NUL.*iconv -f UTF-16BE"),
-        ("p.tsv", "cat\tK AE T\n".encode("utf-16-le"), "line 1: the character NUL.* UTF-16LE"),
-        ("p.jsonl", b'{"src": "c\\u0000at", "tgt": "d"}\n', 'line 1: "src" holds NUL'),
+        ("p.tsv", b"a\tb\nc\0at\td\n", "line 2: NUL characters"),
+        ("p.tsv", "cat\tK AE T\n".encode("utf-16-be"), "line 1: NUL characters.*iconv -f UTF-16BE"),
+        ("p.tsv", "cat\tK AE T\n".encode("utf-16-le"), "line 1: NUL characters.* UTF-16LE"),
+        ("p.jsonl", b'{"src": "c\\u0000at", "tgt": "d"}\n', 'line 1: "src" contains a NUL'),
     ],
 )
 def test_nul_is_in_no_text_to_learn_from(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -194,7 +194,7 @@ def test_no_more_lines_are_asked_than_are_useful(predictor: Predictor) -> None:
 
 
 def test_lines_without_any_text_are_refused() -> None:
-    with pytest.raises(DataError, match=r"nothing\.txt: no line has text in it"):
+    with pytest.raises(DataError, match=r"nothing\.txt: all lines are blank"):
         Lines(sources=["", " "], origin="nothing.txt")
 
 

@@ -465,13 +465,13 @@ REFUSED: list[tuple[Callable[[Path], object], type, str]] = [
     (set_in("generation_config.json", max_length="30"), TransduceError, "max_length is '30': it must be a whole"),
     (set_in("generation_config.json", max_length=1), TransduceError, "max_length is 1: it must be"),
     (tensors_with(lambda t: t["model.decoder.layers.1.fc2.bias"].fill_(torch.nan)), DamagedFileError, "no numbers"),
-    (set_in("generation_config.json", num_beams=0), TransduceError, "beam size is 0"),
+    (set_in("generation_config.json", num_beams=0), TransduceError, "beam_size is 0"),
     (set_in("vocab.json", **{"<unk>": None}), DamagedFileError, "its ids should be"),
     (set_in("vocab.json", more=1000), DamagedFileError, "its ids should be"),
     (spoil("config.json", b"[1]"), DamagedFileError, "JSON object"),
     (spoil("vocab.json", b'{"</s>": 0'), DamagedFileError, "JSON object"),
-    (spoil("source.spm", b""), DamagedFileError, "source.spm: not a model of sentencepiece"),
-    (spoil("target.spm", b"nothing"), DamagedFileError, "target.spm: not a model of sentencepiece"),
+    (spoil("source.spm", b""), DamagedFileError, "source.spm: not a SentencePiece model"),
+    (spoil("target.spm", b"nothing"), DamagedFileError, "target.spm: not a SentencePiece model"),
     (spoil("model.safetensors", b"nothing"), DamagedFileError, "model.safetensors is damaged"),
     (lambda folder: os.truncate(folder / "model.safetensors", 3000), DamagedFileError, "model.safetensors is damaged"),
     (tensors_with(lambda t: t.pop("model.encoder.layers.0.fc1.bias")), DamagedFileError, "no model.encoder.layers.0"),
@@ -516,7 +516,7 @@ def test_export_refuses_an_imported_model_before_anything_is_written(
     monkeypatch.setattr(Path, "mkdir", too_late)
     found = command("export", run, "--format", format, "-o", tmp_path / "out", "--source", tmp_path / "lines")
     assert found.status == 2
-    assert "take the files of the model it was imported from" in found.err
+    assert "use the files of the original model" in found.err
 
 
 def test_without_sentencepiece_the_error_says_what_to_install(ours: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

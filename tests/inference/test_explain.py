@@ -316,9 +316,9 @@ def test_a_page_of_many_heads_and_a_long_text_is_not_too_large_and_says_what_it_
     page = explanation_page(found, "x")
     assert len(page.html.encode()) < 3_000_000
     assert [line.split(" is shown as the mean over the heads")[0] for line in page.left_out] == [
-        "For want of room, encoder self-attention",
-        "For want of room, decoder self-attention",
-        "For want of room, decoder cross-attention",
+        "To save space, encoder self-attention",
+        "To save space, decoder self-attention",
+        "To save space, decoder cross-attention",
     ]
     assert data_of(page.html)["leftOut"] == page.left_out
 
@@ -368,7 +368,7 @@ def test_a_text_may_begin_with_a_dash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "empty text"), ("a" * 300, "301 tokens"), ("a\nb", "a newline"), ("\udcff", "surrogate")]
+    ("text", "said"), [("", "text is empty"), ("a" * 300, "301 tokens"), ("a\nb", "a newline"), ("\udcff", "surrogate")]
 )
 def test_a_text_that_cannot_be_explained_is_one_line_and_leaves_the_old_page(
     text: str, said: str, run: Path, tmp_path: Path

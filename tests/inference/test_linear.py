@@ -84,7 +84,7 @@ def test_a_network_in_int8_predicts_nearly_the_same():
 
 
 def test_int8_is_for_cpus():
-    with pytest.raises(TransduceError, match="int8 is for answers on a CPU"):
+    with pytest.raises(TransduceError, match="int8 is for prediction on a CPU"):
         Predictor(small_model().to("meta"), tokenizer=None, int8=True)  # type: ignore[arg-type]
 
 

@@ -138,12 +138,12 @@ def test_where_memory_is_short_batches_are_halved_with_twice_as_many_in_a_step(o
     assert choice_of(config.training) == FAST
     assert facts["configured_batch"] == [100, 3]
     assert line.startswith("packed batches of 25 tokens, ")
-    assert line.count("its memory is short") == 1
+    assert line.count("out of memory") == 1
 
 
 def test_where_memory_never_suffices_a_line_says_what_to_set(on_gpu):
     with pytest.raises(
-        TransduceError, match=r"^training\.batch_tokens = 25 does not work .* memory is short.* set it or"
+        TransduceError, match=r"^training\.batch_tokens = 25 does not work .*out of memory.* lower it or"
     ):
         on_gpu(*[SHORT] * 9)
 
@@ -177,7 +177,7 @@ def test_an_older_gpu_is_told_its_batches_too(on_gpu):
 def test_of_several_gpus_the_line_says_why_there_is_no_graph(on_gpu):
     _, (line,), _ = on_gpu(num_gpus=2)
     assert "without a CUDA graph" in line
-    assert "untried on several GPUs" in line
+    assert "untested on several GPUs" in line
 
 
 def test_where_all_is_set_nothing_is_tried_or_said(on_gpu):

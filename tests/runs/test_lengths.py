@@ -96,8 +96,8 @@ def test_a_run_writes_texts_far_longer_than_its_sources(trained: Outcome, folder
     assert trained.status == 0, trained.err
     predictor = load(folder / "run", device="cpu")
     assert predictor.decoding.max_len_extra == 47  # 46 - 4, and a tenth more
-    assert "outputs may have 2 * source tokens + 47" in trained.err
-    assert "validation targets are longer" not in trained.err
+    assert "maximum output length: 2 * source tokens + 47" in trained.err
+    assert "exceed the maximum output length" not in trained.err
     assert predictor.predict(list(LETTERS)) == [*TARGETS.values()]
     assert predictor.num_truncated_outputs == 0
     described = command("evaluate", folder / "run", *files_of(folder), "--metric", "exact_match", "--json")
@@ -113,7 +113,7 @@ def test_a_resumed_run_keeps_its_number_and_one_set_by_hand_counts(trained: Outc
     by_hand = ["--training.steps", 2, "--decoding.max_len_extra", 20]
     short = command("train", folder / "config.toml", "--run-dir", folder / "short", *by_hand)
     assert RunFolder.open(folder / "short").settings.decoding.max_len_extra == 20
-    assert "8 validation targets are longer than outputs may be: raise decoding.max_len_extra" in short.err
+    assert "8 validation targets exceed the maximum output length: raise decoding.max_len_extra" in short.err
 
 
 def test_outputs_that_had_to_end_are_counted_and_named(trained: Outcome, folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_an_old_run_goes_on_as_it_would_have_then(copy: Path, monkeypatch: pytes
     settings = ["--training.steps", LAST_STEP + STEPS_MORE, "--training.log_every", 10]
     told = command("train", "again.toml", "--run-dir", "run", "--resume", *settings)
     assert told.status == 0, told.err
-    assert f"going on from step {LAST_STEP} of {LAST_STEP + STEPS_MORE}" in told.err
+    assert f"resuming at step {LAST_STEP} of {LAST_STEP + STEPS_MORE}" in told.err
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().split("\n")[:-1]]
     recorded = [json.loads(line) for line in (OLD / "resumed.jsonl").read_text().split("\n")[:-1]]
     for found, expected in zip(rows[-len(recorded) :], recorded, strict=True):

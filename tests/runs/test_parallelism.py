@@ -22,19 +22,25 @@ CONFIG = ExperimentConfig(
 @pytest.mark.parametrize(
     ("cores", "free", "training", "expected", "reason"),
     [
-        (1, 64, {}, 1, "for 1 usable cores"),
-        (2, 64, {}, 2, "for 2 usable cores"),
-        (3, 64, {}, 2, "for 3 usable cores"),
-        (64, 64, {}, 4, "the most"),
-        (64, 3, {}, 2, "for 3.0 GiB of free memory"),
-        (64, 0.5, {}, 1, "for 0.5 GiB of free memory"),
-        (64, 64, {"batch_tokens": 1024}, 1, "for a batch of 1,024 tokens (training.part_tokens = 1,024)"),
-        (64, 64, {"batch_tokens": 1024, "part_tokens": 512}, 2, "for a batch of 1,024 tokens"),
-        (64, 64, {"batch_tokens": 1024, "micro_batches": 2}, 2, "for a batch of 2,048 tokens"),
-        (64, 64, {"batch_tokens": 512, "micro_batches": 2}, 2, "for a batch of 1,024 tokens"),  # two parts of 512
-        (64, 64, {"steps": 20}, 1, "for so short a run"),
-        (64, 64, {"steps": 0, "minutes": 0.2}, 1, "for so short a run"),
-        (64, 64, {"steps": 0, "minutes": 5.0}, 4, "the most"),
+        (1, 64, {}, 1, "limited by 1 usable core"),
+        (2, 64, {}, 2, "limited by 2 usable cores"),
+        (3, 64, {}, 2, "limited by 3 usable cores"),
+        (64, 64, {}, 4, "the maximum"),
+        (64, 3, {}, 2, "limited by 3.0 GiB of free memory"),
+        (64, 0.5, {}, 1, "limited by 0.5 GiB of free memory"),
+        (64, 64, {"batch_tokens": 1024}, 1, "limited by a batch of 1,024 tokens (training.part_tokens = 1,024)"),
+        (64, 64, {"batch_tokens": 1024, "part_tokens": 512}, 2, "limited by a batch of 1,024 tokens"),
+        (64, 64, {"batch_tokens": 1024, "micro_batches": 2}, 2, "limited by a batch of 2,048 tokens"),
+        (
+            64,
+            64,
+            {"batch_tokens": 512, "micro_batches": 2},
+            2,
+            "limited by a batch of 1,024 tokens",
+        ),  # two parts of 512
+        (64, 64, {"steps": 20}, 1, "limited by the short run"),
+        (64, 64, {"steps": 0, "minutes": 0.2}, 1, "limited by the short run"),
+        (64, 64, {"steps": 0, "minutes": 5.0}, 4, "the maximum"),
     ],
 )
 def test_as_many_processes_as_there_are_cores_work_and_memory_for(cores, free, training, expected, reason):

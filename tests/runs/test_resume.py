@@ -356,7 +356,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_report(
     newest.write_bytes(content)
     train(config, path, resume=True, report=lines.append)
     assert any("step-00000008" in line and "damaged" in line for line in lines)
-    assert any(line.startswith("going on from step 7 of 15") for line in lines)
+    assert any(line.startswith("resuming at step 7 of 15") for line in lines)
     assert_same_outcome(path, finished)
 
 
@@ -791,7 +791,7 @@ def test_another_shape_is_never_accepted(
     config: ExperimentConfig, copy_of: Callable[[int], Path], section: str, settings: dict
 ) -> None:
     path, other = copy_of(8), changed(config, section, **settings)
-    with pytest.raises(ConfigMismatchError, match=rf"{section}\.{next(iter(settings))} .*start a new one"):
+    with pytest.raises(ConfigMismatchError, match=rf"{section}\.{next(iter(settings))} .*start a new run"):
         train(other, path, resume=True, accept_changes=True)
     assert RunFolder.open(path).checkpoints()[-1] == 8
 
@@ -820,7 +820,7 @@ def test_other_batches_begin_with_the_next_epoch_even_if_the_first_sitting_with_
         patch.setattr(Trainer, "run", lambda _self: (_ for _ in ()).throw(MemoryError))
         train(other, path, resume=True, accept_changes=True)
     train(other, path, resume=True, report=lines.append)
-    assert "the batches are others now: going on with the next epoch" in lines
+    assert "the batches have changed: continuing with the next epoch" in lines
     _, state = RunFolder.open(path).read_checkpoint(9)
     assert (state["epoch"], state["position"]) == (2, 1)
 

@@ -86,7 +86,7 @@ def test_a_run_that_begins_with_another_has_its_tokens_and_shape_and_a_lower_rat
     assert replace(chosen.config.model, dropout=0.0) == replace(ancestor.model, dropout=0.0)
     assert (chosen.config.tokenizer, chosen.config.data.max_len) == (ancestor.tokenizer, 200)
     assert chosen.config.optim.learning_rate == pytest.approx(4e-3 / 2 / 4)  # twice as wide, and trained already
-    assert chosen.reasons["model.d_model"] == "as in the run that it begins with"
+    assert chosen.reasons["model.d_model"] == "as in the run that it starts from"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_run_on_pairs_in_memory_says_so_where_they_are_needed_and_is_a_run_lik
         (tmp_path / name).write_text("".join(f"{row[side]}\n" for row in HELD_OUT))
     evaluated = command("evaluate", run, "--source", tmp_path / "s", "--target", tmp_path / "t")
     assert evaluated.status == 0
-    assert "the training pairs were in memory: whether these are among them cannot be said" in evaluated.err
+    assert "overlap with the training data: unknown, because those pairs were in memory" in evaluated.err
     resumed = command("train", run / "config.toml", "--run-dir", run, "--resume")
     assert resumed.status == 2
     assert "the pairs of data.train were in memory, in a Python program: give them to transduce.train" in resumed.err

@@ -358,7 +358,7 @@ def test_an_unusable_setting_is_refused_by_name(settings_given, named: str) -> N
 def test_the_pieces_of_an_imported_model_are_not_learnt(side: str) -> None:
     config = TokenizerConfig(**{side: "sentencepiece", "joint": False})
     with pytest.raises(
-        TransduceError, match=r"'sentencepiece'.*take one of characters, words, bpe, unigram.*--init-from"
+        TransduceError, match=r"'sentencepiece'.*use one of characters, words, bpe, unigram.*--init-from"
     ):
         Tokenizer.learn(config, ENGLISH, GERMAN)
 

@@ -308,7 +308,7 @@ def test_what_a_scheduler_sends_to_every_process_of_a_job_saves_or_stops_them_to
 
 def test_of_processes_that_have_ended_the_one_is_named_that_the_others_have_lost() -> None:
     started = [SimpleNamespace(wait=Mock(return_value=status)) for status in (75, -9, 75)]
-    with pytest.raises(LostProcessError, match=r"^process 2 of 4 has ended by signal 9\. If memory was short"):
+    with pytest.raises(LostProcessError, match=r"^process 2 of 4 has ended by signal 9\. If memory ran out"):
         workers._refuse_ended(started, 0)
 
 
@@ -342,5 +342,5 @@ def test_workers_whose_training_is_refused_end_and_it_is_told_once(
     monkeypatch.setattr(machine, "subprocess", SimpleNamespace(Popen=start, **others))
     (tmp_path / "run.toml").write_text(COPY.replace("steps = 100000", "minutes = 1e-9"))
     assert cli.main(["train", str(tmp_path / "run.toml"), "--run-dir", str(tmp_path / "run"), "--processes", "3"]) == 2
-    assert capfd.readouterr().err.count("minutes are too short to train") == 1
+    assert capfd.readouterr().err.count("minutes are too few to train") == 1
     assert [child.returncode is not None for child in started] == [True, True]

@@ -303,12 +303,12 @@ def test_what_a_check_raises_leaves_no_gradient_and_no_change_behind() -> None:
     [
         (math.nan, 1.0, "loss is nan"),
         (math.inf, 1.0, "loss is inf"),
-        (2.0, math.nan, "length nan"),
+        (2.0, math.nan, "norm nan"),
         (2.0, math.inf, "inf"),
     ],
 )
 def test_an_outcome_that_is_not_finite_is_refused_in_a_sentence(loss: float, norm: float, told_of_it: str) -> None:
-    with pytest.raises(DivergedError, match=rf"step 17: .*{told_of_it}.* 0\.0025.*no weight was changed"):
+    with pytest.raises(DivergedError, match=rf"step 17: .*{told_of_it}.* 0\.0025.*this step changed no weight"):
         StepOutcome(17, 0.0025, torch.tensor([loss, 5.0, norm])).read()
 
 

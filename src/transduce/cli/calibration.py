@@ -1,4 +1,4 @@
-"""How true the confidences of a run are, before and after its calibration: `evaluate --calibration`."""
+"""Reliability of a run's confidences before and after calibration: `evaluate --calibration`."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ Rows = Sequence[tuple[float, float, bool]]  # confidence before and after calibr
 def measure_calibration(
     run: Run, sources: Sequence[str], references: Sequence[Sequence[str]], predictions: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """How true the confidences are of outputs, and of the most likely token after each prefix of a reference."""
+    """Calibration error and Brier score of outputs, and of the most likely token after each prefix of a reference."""
     if not any(source.strip() for source in sources):
         raise DataError("all sources are empty, so no output has a confidence to measure: give sources with text.")
     return {
@@ -32,7 +32,7 @@ def measure_calibration(
 
 
 def calibration_lines(measured: dict[str, Any]) -> Iterator[str]:
-    """The measures in words, a line for outputs and one for tokens."""
+    """The report: one line for outputs and one for tokens."""
     for what in ("outputs", "tokens") if measured else ():
         values = measured[what]
         before, after = values["before"], values["after"]

@@ -57,7 +57,7 @@ def write_dataset(
     folder: str | Path,
     places: Places = Places(),
 ) -> list[Path]:
-    """Write every split as two parallel text files, and a README.md with origin, licence, counts and SHA-256.
+    """Write every split as two parallel text files, and a README.md with origin, license, counts and SHA-256.
 
     The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`. Returns what was written. Raises RunFolderError,
     with nothing written, if one of them is there already and is not of an earlier export of the same set.
@@ -88,7 +88,7 @@ def _refuse_other_files(dataset: Dataset, folder: Path) -> None:
     suffixes = (dataset.source_suffix, dataset.target_suffix)
     names = ["README.md", *(f"{split}.{suffix}" for split in dataset.splits for suffix in suffixes)]
     if existing := next((name for name in names if (folder / name).exists()), None):
-        raise RunFolderError(f"{folder} holds another {existing} than that of {dataset.name}. Choose another folder.")
+        raise RunFolderError(f"{folder} has a {existing} that is not from {dataset.name}. Choose another folder.")
 
 
 def _title(dataset: Dataset) -> str:
@@ -103,7 +103,7 @@ def _readme(dataset: Dataset, rows: list[str]) -> str:
             dataset.description,
             "",
             f"* Home: {dataset.home}",
-            f"* Licence: {dataset.licence}",
+            f"* License: {dataset.licence}",
             "",
             "Parallel text in UTF-8: line k of one file of a split belongs to line k of the other.",
             "",

@@ -91,15 +91,15 @@ def _about_overlap(overlap: dict[str, int] | None, config: ExperimentConfig) -> 
     if overlap is not None:
         return f"also in the training data: {', '.join(f'{count:,} {side}' for side, count in overlap.items())}"
     if IN_MEMORY in config.data.train:
-        return "overlap with the training data: unknown, as those pairs were in memory"
+        return "overlap with the training data: unknown, because those pairs were in memory"
     if is_large(config.data.train):
-        return "overlap with the training data: not counted, as the corpus is larger than memory"
+        return "overlap with the training data: not counted, because the corpus is larger than memory"
     where = config.data.dataset or " and ".join(config.data.train)
-    return f"overlap with the training data: unknown, as {where} has moved or changed"
+    return f"overlap with the training data: unknown, because {where} has moved or changed"
 
 
 def _without_bleu(metrics: tuple[str, ...], references: References, report: Callable[[str], None]) -> tuple[str, ...]:
-    """Default metrics, but for a BLEU that cannot be had; reports that."""
+    """Default metrics, without a BLEU that cannot be computed; reports that."""
     chosen = default_metrics(metrics, references)
     if chosen != metrics:
         report(f"references are too short for BLEU (fewer than four tokens): scored by {', '.join(chosen)}")
@@ -116,7 +116,7 @@ def _metrics_to_score(arguments: argparse.Namespace, config: ExperimentConfig) -
         metrics = config.validation.metrics or ("bleu",)
     refuse_unknown_metrics(metrics, "--metric")
     if arguments.group_sources and not set(metrics) <= set(GROUPED_METRICS):
-        raise TransduceError(f"--group-sources scores {' and '.join(GROUPED_METRICS)} alone, not {', '.join(metrics)}.")
+        raise TransduceError(f"--group-sources scores only {' and '.join(GROUPED_METRICS)}, not {', '.join(metrics)}.")
     return metrics
 
 

@@ -256,7 +256,7 @@ def _add_prepare(subparsers: Subparsers) -> None:
         "trained on an even sample of the pairs. Settings can be overridden as for `train`.",
         "transduce prepare my.toml",
     )
-    parser.add_argument("config", metavar="CONFIG.toml", help="the settings that `train` will be given")
+    parser.add_argument("config", metavar="CONFIG.toml", help="settings file for `train`")
     parser.add_argument("--init-from", metavar="RUN", help="use the tokenizer of another run")
     parser.add_argument("--json", action="store_true", help=_JSON)
 
@@ -298,7 +298,9 @@ def _add_predict(subparsers: Subparsers) -> None:
         help="text that must not appear, not even inside a word; repeatable",
     )
     group.add_argument("--min-length", type=_number_from_0, metavar="N", help="minimum tokens per output")
-    group.add_argument("--max-length", type=_positive, metavar="N", help="maximum tokens (default: by the source)")
+    group.add_argument(
+        "--max-length", type=_positive, metavar="N", help="maximum tokens (default: depends on the source)"
+    )
     group.add_argument("--no-repeat-ngram", type=_number_from_0, metavar="N", help="repeat no sequence of N tokens")
     group = parser.add_argument_group("sampling")
     group.add_argument("--temperature", type=float, metavar="T", help="sample if above 0; 1: the model's distribution")
@@ -372,7 +374,7 @@ def _add_compare(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="a metric of `evaluate` (default: bleu, or exact_match where no reference has four tokens)",
+        help="a metric of `evaluate` (default: bleu, or exact_match if no reference has four tokens)",
     )
     parser.add_argument(
         "--method",
@@ -514,16 +516,18 @@ def _add_benchmark(subparsers: Subparsers) -> None:
     training = _add_subcommand(
         topics,
         "train",
-        "Measure target tokens of training per second.",
+        "Measure training speed, in target tokens per second.",
         "transduce benchmark train --model tiny --processes 2",
     )
     training.add_argument("--model", choices=["tiny", "small", "base", "big"], default="tiny", help="default: tiny")
     training.add_argument(
         "--data",
         choices=["multi30k-en-de", "wmt-like"],
-        help="wmt-like: random ids of such lengths (default: multi30k-en-de for tiny and small, else wmt-like)",
+        help="wmt-like: random ids, lengths as in WMT (default: multi30k-en-de for tiny and small, else wmt-like)",
     )
-    training.add_argument("--steps", type=_positive, metavar="N", help="number of timed steps (default: by the model)")
+    training.add_argument(
+        "--steps", type=_positive, metavar="N", help="number of timed steps (default: depends on the model)"
+    )
     training.add_argument(
         "--batch-tokens", type=_positive, default=4096, metavar="N", help="tokens per step (default: 4096)"
     )
@@ -531,7 +535,7 @@ def _add_benchmark(subparsers: Subparsers) -> None:
     decoding = _add_subcommand(
         topics,
         "decode",
-        "Measure outputs of a run per second, from text to text.",
+        "Measure how many outputs per second a run decodes, from text to text.",
         "transduce benchmark decode --run runs/en-de",
     )
     decoding.add_argument("--run", required=True, metavar="RUN", help="run folder")
@@ -581,7 +585,7 @@ def _number_from_0(text: str) -> int:
 
 def _whole_number(text: str, *, at_least: int) -> int:
     if not text.isdecimal() or int(text) < at_least:
-        raise argparse.ArgumentTypeError(f"'{text}' is given, but a whole number from {at_least} up is needed")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {at_least}")
     return int(text)
 
 
@@ -598,5 +602,5 @@ def _minutes(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is given, but a number above 0 is needed")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return value

@@ -126,7 +126,7 @@ def differences_from(recipe: Recipe, run: RunFolder, *, seed: int) -> list[str]:
     for resumption in run.facts.get("resumed", []):
         changed |= set(resumption["changes"])
     ancestor = run.facts.get("initialised_from")
-    return sorted(changed - _WITHOUT_EFFECT) + ([f"it began with the weights of {ancestor}"] if ancestor else [])
+    return sorted(changed - _WITHOUT_EFFECT) + ([f"it started from the weights of {ancestor}"] if ancestor else [])
 
 
 def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_seconds: float) -> dict[str, Any]:

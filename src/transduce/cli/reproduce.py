@@ -42,14 +42,14 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         if options := [name for name in ("run_dir", "resume", "processes", "output") if getattr(arguments, name)]:
             option = "-o" if options[0] == "output" else f"--{options[0].replace('_', '-')}"
-            raise TransduceError(f"{option} needs the NAME of a row: `transduce reproduce` alone lists them.")
+            raise TransduceError(f"{option} needs the NAME of a recipe: `transduce reproduce` alone lists them.")
         _list(list_recipes(), as_json=arguments.json)
         return 0
     recipe = find_recipe(arguments.name)
     refuse_missing_folder(arguments.output)
     run_dir = Path(arguments.run_dir or Path("runs") / f"{recipe.name}-{arguments.seed}")
     words = ["transduce", *arguments.words, *([] if arguments.resume else ["--resume"])]
-    resume_hint = f"to be scored at the end, go on with: {shlex.join(words)}"
+    resume_hint = f"continue, and score at the end, with: {shlex.join(words)}"
     try:
         if status := _train(recipe, run_dir, arguments):
             if status in _STOPPED:
@@ -90,7 +90,7 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
     """Raises ConfigMismatchError if a run differs from the recipe at any step, or uses another number of cores."""
     if differences := differences_from(recipe, run, seed=seed):
         raise ConfigMismatchError(
-            f"{run.path} was not trained as {recipe.name} says for seed {seed} ({', '.join(differences)}): choose "
+            f"{run.path} was not trained like {recipe.name} with seed {seed} ({', '.join(differences)}): choose "
             "another folder with --run-dir."
         )
     counts = [(session["processes"], session["threads"]) for session in sessions_of(run)]
@@ -100,8 +100,8 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
             for processes, threads in (counts[0], *sorted(others))
         ]
         raise ConfigMismatchError(
-            f"{run.path} began with {ways[0]} and its minutes count as of these, so that it cannot go on, or have gone "
-            f"on, with {' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
+            f"{run.path} started with {ways[0]}, and its minutes are counted for these, so no part of it can use "
+            f"{' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
         )
 
 
@@ -127,7 +127,7 @@ def _list(recipes: list[Recipe], *, as_json: bool) -> None:
     if as_json:
         print_json({"recipes": [{**asdict(recipe), "results": recipe.results} for recipe in recipes]})
         return
-    table = Table("name", "what", "recorded", "published")
+    table = Table("recipe", "task", "recorded", "published")
     for recipe in recipes:
         rows = rows_of(recipe, recipe.results)
         recorded = "\n".join(f"{row.test} {row.metric} {row.mean:.2f} ({row.seeds})" for row in rows)
@@ -135,5 +135,5 @@ def _list(recipes: list[Recipe], *, as_json: bool) -> None:
             f"{other.by}: {', '.join(f'{name} {value:.2f}' for name, value in other.scores.items())}"
             for other in recipe.published
         )
-        table.add_row(recipe.name, recipe.title, recorded or "not yet", published)
+        table.add_row(recipe.name, recipe.title, recorded or "none yet", published)
     print_table(table)

@@ -66,7 +66,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.init_from:
         names = [word.partition("=")[0] for word in overrides if word.startswith(("--model.", "--tokenizer."))]
         if ignored := ", ".join(name for name in names if name != "--model.dropout"):
-            report(f"{ignored}: ignored, as tokenizer and model are those of {arguments.init_from}")
+            report(f"{ignored}: ignored, because tokenizer and model come from {arguments.init_from}")
     waiting = waiting_reported(report_of(arguments, of_every_process=True))
     with waiting, _with_resume_hint(arguments, run_dir), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
@@ -83,10 +83,10 @@ def train_command(arguments: argparse.Namespace) -> int:
             show_progress=not arguments.quiet,
         )
     patience = config.training.patience
-    why = f", as {patience} validations brought nothing better (patience)" * (0 < patience <= state.num_bad_validations)
+    why = f" (patience: {patience} validations without improvement)" * (0 < patience <= state.num_bad_validations)
     report(
         f"finished at step {state.step:,}{why} after {state.seconds / 60:.1f} minutes of training; the best weights "
-        f"are of step {state.best_step:,}. Try: transduce predict {shlex.quote(str(run_dir))}"
+        f"are from step {state.best_step:,}. Try: transduce predict {shlex.quote(str(run_dir))}"
     )
     return 0
 

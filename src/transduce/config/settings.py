@@ -33,7 +33,7 @@ class ExperimentConfig:
         if self.data.max_len > self.model.max_len:
             raise TransduceError(
                 f"data.max_len ({self.data.max_len}) must be at most model.max_len ({self.model.max_len}): longer "
-                "pairs than the model is meant for cannot be learnt from."
+                "pairs than the model's limit cannot be used."
             )
 
 
@@ -108,7 +108,7 @@ def refuse_changes(changes: Mapping[str, tuple[Any, Any]], *, accept_changes: bo
 
     if never := [name for name in changes if resume_class(name) == "never"]:
         raise ConfigMismatchError(
-            f"a run cannot go on with another {shown(never)}: start a new one in another --run-dir, or undo the change."
+            f"a resumed run cannot change {shown(never)}: undo the change, or start a new run in another --run-dir."
         )
     flagged = [name for name in changes if resume_class(name) == "with --accept-changes"]
     if flagged and not accept_changes:

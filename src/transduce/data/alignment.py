@@ -24,7 +24,7 @@ class Alignment:
 
     def __init__(self, src: Ids, tgt: Ids, lens: tuple[Ids, Ids], *, base: int) -> None:
         if base**4 >= 2**63:
-            raise TransduceError(f"data.recombinations is for few symbols, not for {base:,} ids: set it to 0.")
+            raise TransduceError(f"data.recombinations needs a small vocabulary, not {base:,} ids: set it to 0.")
         self._base = base
         keys = self._keys(src, tgt)
         self._chunks, flat_index = np.unique(keys, return_inverse=True)

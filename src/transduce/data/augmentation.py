@@ -1,4 +1,4 @@
-"""Data augmentation for few pairs: pairs end to end, and pairs that go on as another one does; new in every epoch."""
+"""Data augmentation for few pairs: concatenated pairs, and recombined ones; new in every epoch."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ _LONGEST_ALIGNED = 40  # ids on either side
 
 
 def augmented(pairs: TrainingPairs, config: DataConfig) -> TrainingPairs:
-    """The corpus with the pairs made of it that the settings ask for."""
+    """The corpus with the augmented pairs that the settings ask for."""
     if config.recombinations:
         if not isinstance(pairs, EncodedPairs):
-            raise TransduceError("data.recombinations is for pairs that fit into memory: set it to 0.")
+            raise TransduceError("data.recombinations needs pairs that fit in memory: set it to 0.")
         pairs = RecombinedPairs(pairs, config.recombinations)
     return ConcatenatedPairs(pairs, config.concatenations, max_len=config.max_len) if config.concatenations else pairs
 

@@ -34,7 +34,7 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """What the network is given."""
+        """The arguments of `forward`."""
         return self.src, self.tgt_in
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -229,7 +229,7 @@ def plan_epoch(
     if micro_batches < 1:
         raise TransduceError(f"micro_batches ({micro_batches}) must be at least 1.")
     random = np.random.default_rng([seed, epoch, window] if window else [seed, epoch])
-    # Shuffled before they are sorted, so that pairs of equal lengths meet other neighbours in every epoch.
+    # Shuffled before they are sorted, so that pairs of equal lengths meet other neighbors in every epoch.
     order = random.permutation(len(pairs))
     batches = cut(pairs.src_lens, pairs.tgt_lens, batch_tokens=batch_tokens, order=order)
     shuffled = [batches[number] for number in random.permutation(len(batches))]

@@ -30,7 +30,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if bool(self.dataset) == bool(self.train):
-            raise TransduceError("which data? Set either data.dataset (a name) or data.train (one or two files).")
+            raise TransduceError("no training data: set either data.dataset (a name) or data.train (one or two files).")
         if self.dataset and self.valid:
             raise TransduceError("data.valid goes with data.train: a named data set brings its own.")
         if len(self.more) > 2:
@@ -39,4 +39,4 @@ class DataConfig:
             if getattr(self, name) < 0:
                 raise TransduceError(f"data.{name} is {getattr(self, name)}: it must be at least 0.")
         if self.max_len < 2:
-            raise TransduceError(f"data.max_len is {self.max_len}: it must be at least 2, a token and its end.")
+            raise TransduceError(f"data.max_len is {self.max_len}: it must be at least 2 (a token and the end).")

@@ -1,4 +1,4 @@
-"""Pairs that a program holds: lists, tables, data sets and iterators, known by what they can do and not by their class.
+"""Pairs in memory: lists, tables, data sets and iterators, recognized by what they can do, not by their class.
 
 Their hashes are those of the two parallel files that they would be, so the same pairs are the same data in any form.
 """
@@ -60,7 +60,7 @@ def _rows(given: Any) -> Iterable[Any]:
     names = next((keys for keys in KEYS if set(keys) <= set(columns)), list(columns))
     sides = [given[name] for name in names]
     if len(set(names)) != 2 or any(isinstance(side, str) or not hasattr(side, "__iter__") for side in sides):
-        advice = "name those of the two sides source and target; of a dict from texts to texts, give its items()"
+        advice = "name the two sides source and target; for a dict from texts to texts, give its items()"
         raise DataError(f"the pairs have the columns {shown(list(columns))}: {advice}.")
     sides = [list(side) for side in sides]
     refuse_unequal([f"column {name!r}" for name in names], [len(side) for side in sides])
@@ -73,7 +73,7 @@ def _pair(row: Any) -> tuple[str, str]:
     if isinstance(row, Mapping) and len(row) == 1 and isinstance(inner := next(iter(row.values())), Mapping):
         [name], (source, target, *_) = row, [*inner, "", ""]
         raise DataError(
-            f"it has its texts one level down, in {_described(inner)}: give (row[{name!r}][{source!r}], "
+            f"its texts are one level down, in {_described(inner)}: give (row[{name!r}][{source!r}], "
             f"row[{name!r}][{target!r}]) for each row."
         )
     if isinstance(row, str | bytes | Set | Mapping) or not hasattr(row, "__len__") or len(row) != 2:

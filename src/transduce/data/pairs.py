@@ -88,8 +88,8 @@ def whole_lines(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
         yield content
         if num_unfinished > MOST_LINE_BYTES:
             raise DataError(
-                f"{name}, line {num_lines + 1}: no line end in {num_unfinished:,} bytes, and a line may have "
-                f"{MOST_LINE_BYTES:,}. Give one sentence a line."
+                f"{name}, line {num_lines + 1}: no line end in {num_unfinished:,} bytes; a line may have at most "
+                f"{MOST_LINE_BYTES:,}. Put each sentence on its own line."
             )
     yield b"".join(unfinished)
 
@@ -108,7 +108,7 @@ def next_lines(content: bytes, name: str, num_before: int) -> list[str]:
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     """Parallel text from one file of pairs, or from two files in which line k of one belongs to line k of the other.
 
-    One file is `.tsv` (source, tab, target) or `.jsonl` (one object a line with "source" and "target", or "src" and
+    One file is `.tsv` (source, tab, target) or `.jsonl` (one object per line with "source" and "target", or "src" and
     "tgt"); two are plain text under any name. All may be compressed by gzip, xz or Zstandard, recognized by
     their first bytes. Pairs with a side that is empty or all whitespace are skipped and counted.
     """
@@ -128,7 +128,7 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
             sides[0].pop()  # editors like to add empty lines at the end
         as_written = list(parse_rows(names[0], sides[0], 0, are_all=True))
         rows = unquoted(as_written)
-        notes += [f"{names[0]}: the quotes of CSV removed (.jsonl would keep quotes)"] * (rows is not as_written)
+        notes += [f"{names[0]}: CSV quotes removed (.jsonl would keep them)"] * (rows is not as_written)
     src, tgt, skipped = without_empty(rows)
     refuse_no_pairs(len(src), skipped, names)
     return Pairs(src, tgt, skipped, notes, {name: sha256 for name, (_, _, sha256) in texts.items()})

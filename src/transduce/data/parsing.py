@@ -1,4 +1,4 @@
-"""Parsing of a corpus: bytes to text, lines and rows of two sides, and an error for all that can be wrong with them."""
+"""Parsing of a corpus: bytes to text, lines and rows of two sides, with an error for everything that can be wrong."""
 
 import json
 import re
@@ -50,8 +50,8 @@ def refuse_nul(lines: Iterable[str], name: str, num_before: int = 0) -> None:
     """Raise DataError at a line with the character NUL: ASCII text in UTF-16 passes for UTF-8 that is full of them."""
     if number := next((number for number, line in enumerate(lines, num_before + 1) if "\0" in line), 0):
         raise DataError(
-            f"{name}, line {number}: the character NUL, which is in no text. If the file is UTF-16, convert it with "
-            "`iconv -f UTF-16BE -t UTF-8` (or UTF-16LE), else take it out with `tr -d '\\000'`."
+            f"{name}, line {number}: NUL characters do not belong in text. If the file is UTF-16, convert it with "
+            "`iconv -f UTF-16BE -t UTF-8` (or UTF-16LE), else remove them with `tr -d '\\000'`."
         )
 
 
@@ -95,8 +95,8 @@ def row_reader(name: str) -> RowReader:
     """The reader of rows for a file of pairs, by its suffix. Raises TransduceError for any other suffix."""
     if (read_row := _READERS.get(_suffix(name))) is None:
         raise TransduceError(
-            f"{name}: one file of pairs must be named .tsv (source, tab, target) or .jsonl; "
-            "for two parallel text files give both."
+            f"{name}: a single file of pairs must be named .tsv (source, tab, target) or .jsonl; "
+            "for two parallel text files, give both."
         )
     return read_row
 
@@ -133,8 +133,8 @@ def refuse_two_of_pairs(names: Sequence[str], sides: Sequence[Sequence[str]]) ->
     if len(names) == 2 and (all(signs) or 2 in signs):
         which = "each of these holds" if all(signs) else f"{names[signs.index(2)]} holds"
         raise DataError(
-            f"{' and '.join(names)}: {which} pairs already, and two files are to be the two sides of the "
-            f"same pairs. Join them with `cat`, or give the second one as the validation (--valid, data.valid)."
+            f"{' and '.join(names)}: {which} pairs already, but two files should be the two sides of the same pairs. "
+            "Join them with `cat`, or give the second one as validation pairs (--valid, data.valid)."
         )
 
 
@@ -178,16 +178,16 @@ def refuse_no_pairs(num_pairs: int, skipped: Mapping[str, int], names: Sequence[
     """Raise DataError if there is nothing to learn from."""
     files = " and ".join(names)
     if not num_pairs and skipped:
-        raise DataError(f"{files}: no pair left: {', '.join(f'{n} with {reason}' for reason, n in skipped.items())}.")
+        raise DataError(f"{files}: no pairs left: {', '.join(f'{n} with {reason}' for reason, n in skipped.items())}.")
     if not num_pairs:
-        raise DataError(f"{files}: no pairs: nothing is in it.")
+        raise DataError(f"{files}: no pairs, because there is nothing in it.")
 
 
 def refuse_all_too_long(num_pairs: int, *, max_len: int, shortest: int) -> None:
     """Raise DataError if even the shortest pair, by its longer side in ids, is longer than `max_len`."""
     if num_pairs and shortest > max_len:
         raise DataError(
-            f"No pair is left: in each of the {num_pairs:,} a side is longer than max_len ({max_len}) ids; "
+            f"No pairs left: each of the {num_pairs:,} has a side longer than max_len ({max_len}) tokens; "
             f"the shortest pair has {shortest:,}. Split the texts into sentences, or raise data.max_len "
             "(and model.max_len) in a config file for `transduce train`."
         )
@@ -202,15 +202,15 @@ def text_of(value: object, what: str, kind: Callable[[object], str]) -> str:
     """`value`, if it is text of one line. Raises DataError, which calls it `what`, if it is not."""
     if not isinstance(value, str):
         raise DataError(f"{what} is {kind(value)}: it must be a string. Correct the pair, or leave it out.")
-    for character, problem in (("\n", "a line feed, and a text must be one line"), ("\0", "NUL, which is in no text")):
+    for character, problem in (("\n", "a line feed, but must be one line"), ("\0", "a NUL character")):
         if character in value:
-            raise DataError(f"{what} holds {problem}: put a space in its place.")
+            raise DataError(f"{what} contains {problem}: replace it with a space.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{what} holds half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character "
-            f"{error.start + 1}, which no UTF-8 text can hold: correct it."
+            f"{what} contains half of a surrogate pair (\\u{ord(value[error.start]):04x}) as character "
+            f"{error.start + 1}, which is impossible in UTF-8: correct it."
         ) from None
     return value
 
@@ -253,21 +253,21 @@ def _tsv_row(line: str) -> tuple[str, str]:
     if len(targets) == 1:
         return source, targets[0]
     columns = f"{len(targets) + 1} columns" if targets else "1 column"
-    advice = " Cut out the two, such as the first, with `cut -f1,2`." if targets else ""
+    advice = " Select two of them, for example with `cut -f1,2`." if targets else ""
     if '"' in line:
-        advice = " A tab or a line end within quotes cannot be read in .tsv: write .jsonl."
-    advice = " If lines end with CR alone, convert them with `tr '\\r' '\\n'`." if "\r" in line else advice
+        advice = " In .tsv, quotes cannot contain tabs or line ends: use .jsonl."
+    advice = " If lines end with only CR, convert them with `tr '\\r' '\\n'`." if "\r" in line else advice
     raise DataError(f"{columns} found, 2 needed: source and target with a tab between them.{advice}")
 
 
 def _jsonl_row(line: str) -> tuple[str, str]:
-    advice = " `jq -c '.[]'` makes lines of an array." if line.startswith("[") else ""
+    advice = " `jq -c '.[]'` splits an array into lines." if line.startswith("[") else ""
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at character {error.colno}.{advice}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
-        raise DataError(f"not JSON that can be read ({type(error).__name__}).") from None
+        raise DataError(f"unreadable JSON ({type(error).__name__}).") from None
     expected = 'an object with the strings "source" and "target" (or "src" and "tgt")'
     if not isinstance(row, dict):
         raise DataError(f"{expected} is needed, found {_json_type(row)}.{advice}")

@@ -28,12 +28,12 @@ class Seen:
     def of(
         cls, src: Sequence[str], tgt: Sequence[str], src_lens: NDArray[np.integer], tgt_ids: NDArray[np.integer]
     ) -> "Seen":
-        """Of the lines of both sides, the number of tokens of each source, and the ids of all targets."""
+        """The record for the lines of both sides, the number of tokens of each source, and the ids of all targets."""
         source_len = nearly_longest(np.bincount(src_lens))
         return cls(characters_of(src), characters_of(tgt), source_len, bytes_among(tgt_ids))
 
     def __or__(self, other: "Seen") -> "Seen":
-        """What was seen by a model that went on from another: all that either did."""
+        """The union of two records: for a model that was trained further."""
         return Seen(
             self.source_characters | other.source_characters,
             self.target_characters | other.target_characters,

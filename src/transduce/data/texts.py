@@ -21,15 +21,15 @@ def iterate_texts(texts: Iterable[Any], name: str = "text", kinds: Any = str) ->
     """
     if isinstance(texts, str | bytes):
         hint = " run('...') takes a single one." if name == "text" else ""
-        raise TransduceError(f"{texts!r:.60} is one {name} where several are meant: put it into a list.{hint}")
+        raise TransduceError(f"{texts!r:.60} is a single {name} where several are expected: put it in a list.{hint}")
     try:
         if isinstance(texts, Mapping | Set) or hasattr(texts, "columns"):
             raise TypeError  # iterating would give keys, names of columns, or texts in no order
         items = iter(texts)
     except TypeError:
         raise TransduceError(
-            f"the {name}s are given as {type(texts).__name__}: a list of str is needed, or one column of a table, an "
-            "open file, a generator."
+            f"the {name}s are given as {type(texts).__name__}: give a list of str, a column of a table, an open file "
+            "or a generator."
         ) from None
     return _checked(items, name, kinds, is_file=hasattr(texts, "readline"))
 

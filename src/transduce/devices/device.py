@@ -22,7 +22,7 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError):
         has_gpu = torch.cuda.is_available()
         raise TransduceError(
-            f"there is no device '{name}' to compute on here, which must be a CPU or an NVIDIA GPU: take "
+            f"no device '{name}' is available here (a CPU or an NVIDIA GPU): use "
             f"{'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."
         ) from None
     return device

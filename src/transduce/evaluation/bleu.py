@@ -40,21 +40,19 @@ def has_bleu(references: References, tokenizer: str = "") -> bool:
 
 
 def default_metrics(metrics: Sequence[str], references: References) -> tuple[str, ...]:
-    """`metrics`, of which nobody has asked for `bleu`: without it where it cannot be had."""
+    """Default `metrics`, with `exact_match` in place of a `bleu` that cannot be computed."""
     if "bleu" not in metrics or has_bleu(references):
         return tuple(metrics)
     return tuple(dict.fromkeys("exact_match" if name == "bleu" else name for name in metrics))
 
 
 def notes_on(metrics: Sequence[str], references: References) -> list[str]:
-    """What should be known of these metrics on these references, one line each."""
+    """Warnings about these metrics on these references, one line each."""
     names = [name for name in metrics if name.startswith("bleu") and not has_bleu(references, name[len("bleu:") :])]
-    notes = [
-        f"hardly any reference has four tokens: {name} says little or is 0, exact_match suits them" for name in names
-    ]
+    notes = [f"hardly any reference has four tokens: {name} says little or is 0, so use exact_match" for name in names]
     lines = list(_lines(references))
     if "bleu" in metrics and sum(line.endswith(" .") for line in lines) > _LOOKS_TOKENIZED * len(lines):
-        notes.append("the targets look tokenized already: of such text, tokenized_bleu is the score to publish")
+        notes.append("the targets look tokenized already: for such text, publish tokenized_bleu")
     return notes
 
 

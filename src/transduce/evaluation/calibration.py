@@ -1,4 +1,4 @@
-"""Calibration: the temperature that turns probabilities into confidences, and two measures of how true these are.
+"""Calibration: the temperature that turns probabilities into confidences, and two measures of their reliability.
 
 Label smoothing makes a model less sure than it could be, and knowing its training pairs by heart makes it too sure. One
 temperature for all logits, fitted on pairs that it was not trained on, mends most of either (Guo et al. 2017).

@@ -22,7 +22,7 @@ def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
     """Raise TransduceError, naming the setting `where`, before the long work and not after it."""
     for name in names:
         if name not in METRICS:
-            raise TransduceError(f"{where} has '{name}', which is unknown.{nearest(name, METRICS)}")
+            raise TransduceError(f"{where}: there is no metric '{name}'.{nearest(name, METRICS)}")
 
 
 def name_of_score(name: str, *, group_sources: bool) -> str:
@@ -61,7 +61,7 @@ class ValidationConfig:
             )
         if self.group_sources and not set(self.metrics) <= set(GROUPED_METRICS):
             raise TransduceError(
-                f"with validation.group_sources, validation.metrics may hold {' and '.join(GROUPED_METRICS)} alone."
+                f"with validation.group_sources, validation.metrics may contain only {' and '.join(GROUPED_METRICS)}."
             )
         for name in ("max_pairs", "beam_size"):
             if getattr(self, name) < 1:

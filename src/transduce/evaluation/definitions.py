@@ -142,7 +142,7 @@ def _bleu(tokenizer: str, label: str = "BLEU") -> Metric:
 DEFINITIONS = {
     "bleu": _bleu(""),
     # Of text that is tokenized already, as published tables often have it: split at spaces only.
-    "tokenized_bleu": _bleu("none", "tokenised BLEU"),
+    "tokenized_bleu": _bleu("none", "tokenized BLEU"),
     "chrf": _by_sacrebleu("chrF2", True, lambda _references: CHRF()),
     "ter": _by_sacrebleu("TER", False, lambda _references: TER()),
     "wer": _by_segment("WER", False, partial(_edits, str.split), "edits/nearest-ref-words"),

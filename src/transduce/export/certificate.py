@@ -59,7 +59,7 @@ class Lines:
 
     def __post_init__(self) -> None:
         if not any(text.strip() for text in self.sources):
-            raise DataError(f"{self.origin}: no line has text in it: there is nothing to compare answers to.")
+            raise DataError(f"{self.origin}: all lines are blank, so there are no outputs to compare.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +138,13 @@ class Certificate:
         """A sentence on the outputs and one on their log-probabilities."""
         different = sum(comparison.num_different for comparison in self.searches)
         at_limit = sum(comparison.num_different_at_limit for comparison in self.searches)
-        outputs = "Every answer is the run's, or as good to its model."
+        outputs = "Every output equals the run's, or ties with it by the run's own score."
         if different:
             num_outputs = len(self.searches) * self.num_lines
-            outputs = f"{different:,} of {num_outputs:,} answers are not the run's"
-            outputs += f" ({at_limit:,} of these are as long as an answer may be)." if at_limit else "."
+            outputs = f"{different:,} of {num_outputs:,} outputs differ from the run's"
+            outputs += f" ({at_limit:,} of these have the maximum length)." if at_limit else "."
         return (
-            f"{outputs} Log-probabilities differ by at most {self.log_prob_difference:.1e}; rounding to float32 may "
+            f"{outputs} Log-probabilities differ by at most {self.log_prob_difference:.1e}; rounding to float32 can "
             f"account for {LARGEST_LOG_PROB_DIFFERENCE:.0e}."
         )
 

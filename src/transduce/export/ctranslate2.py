@@ -227,7 +227,7 @@ def _shape(config: TransformerConfig) -> dict[str, Any]:
         "ffn_glu": config.feed_forward == "swiglu",
     }
     if config.positions == "rotary":
-        shape |= {"rotary_dim": 0, "rotary_interleave": True}  # all channels, in pairs of neighbours
+        shape |= {"rotary_dim": 0, "rotary_interleave": True}  # all channels, in pairs of neighbors
     return shape
 
 

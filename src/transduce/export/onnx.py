@@ -41,7 +41,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:
     if num_bytes > _LARGEST_FILE:
         raise TransduceError(
             f"the weights have {num_bytes:,} bytes, an ONNX file holds at most {_LARGEST_FILE:,}: export to another "
-            "format, or take a smaller model."
+            "format, or use a smaller model."
         )
     for side in ("source", "target"):
         library_tokenizer(predictor.tokenizer, side)

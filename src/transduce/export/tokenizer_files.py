@@ -65,8 +65,8 @@ def _vocabulary(tokenizer: Tokenizer, side: Side) -> Vocabulary:
     saved = content[side] or content["target"]  # one for both sides is saved once
     if saved["kind"] == "sentencepiece":
         raise TransduceError(
-            f"the {side} tokenizer of this imported model is sentencepiece's own, which the tokenizers library cannot "
-            "express: take the files of the model it was imported from."
+            f"the {side} tokenizer of this imported model is SentencePiece's own, which the tokenizers library cannot "
+            "express: use the files of the original model."
         )
     return Vocabulary.from_dict(saved)
 

@@ -28,7 +28,7 @@ _MOST_SPANS = 16  # of ids that are masked one after another: faster than a bias
 
 @dataclass(frozen=True, eq=False)
 class Alphabet:
-    """Which ids may follow: where a character begins, those not banned; within one, bytes that complete it."""
+    """The ids that may follow: where a character begins, those not banned; within one, bytes that complete it."""
 
     token_bytes: Sequence[bytes]  # by id
     banned: frozenset[int]
@@ -38,7 +38,7 @@ class Alphabet:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, seen: Seen | None) -> "Alphabet | None":
-        """Of a model. Where its training is not recorded any character may be written; None: it has no bytes."""
+        """The alphabet of a model: any character, if its training is not recorded; None if it has no bytes."""
         if tokenizer.config.target == "sentencepiece":
             return None
         token_bytes = tokenizer.target_bytes()
@@ -82,11 +82,11 @@ class Alphabet:
 
     @cached_property
     def bias(self) -> Float[Tensor, " vocab"]:
-        """What is added to scores where a character begins: 0, or -inf for banned ids."""
+        """The term added to scores where a character begins: 0, or -inf for banned ids."""
         return torch.zeros(len(self.token_bytes)).index_fill(0, torch.tensor(sorted(self.banned)), -math.inf)
 
     def bias_within(self, begun: bytes) -> Float[Tensor, " 256"]:
-        """What is added to the scores of bytes after the first ones of a character: 0, or -inf."""
+        """The term added to the scores of the second and later bytes of a character: 0, or -inf."""
         if begun not in self._biases:
             texts = [begun + bytes([byte]) for byte in range(256)]
             # Python reads bytes that begin a character as one error, and others as several.

@@ -1,4 +1,4 @@
-"""Output constraints: a prefix, required and forbidden texts, a least length, no repeated n-grams.
+"""Output constraints: a prefix, required and forbidden texts, a minimum length, no repeated n-grams.
 
 All are functions of the tokens so far, so a search carries no state for them.
 """

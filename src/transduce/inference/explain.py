@@ -71,11 +71,11 @@ class Explanation:
 def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Explanation:
     """Explain the output of `predictor` for `text`. Raises TransduceError for an empty text or one too long."""
     if not text.strip():
-        raise TransduceError("the text is empty: give one with something to translate.")
+        raise TransduceError("the text is empty: there is nothing to explain.")
     [source], [is_source_truncated] = predictor.encode([text])
     if len(source) > MAX_TOKENS:
         raise TransduceError(
-            f"the text has {len(source):,} tokens, and a page shows at most {MAX_TOKENS}: give a shorter one."
+            f"the text has {len(source):,} tokens, but a page shows at most {MAX_TOKENS}: give a shorter one."
         )
     trace = _Trace()
     [[best]] = predictor.search([source], watch=trace.watch)

@@ -99,11 +99,11 @@ def _content(explanation: Explanation, run_name: str) -> dict[str, Any]:
 def _left_out(explanation: Explanation, attention: list[dict[str, Any]]) -> Iterator[str]:
     if explanation.prediction.is_source_truncated:
         num_read = len(explanation.source) - 1
-        yield f"The text is longer than the model is meant for: only its first {num_read} tokens were read."
+        yield f"The text is longer than the model's limit: only its first {num_read} tokens were read."
     for kind in attention:
         if kind["isMeanOf"]:
             attention_name = " ".join(_KINDS[kind["kind"]]).replace("_", "-")
-            yield f"For want of room, {attention_name} is shown as the mean over the heads of each layer."
+            yield f"To save space, {attention_name} is shown as the mean over the heads of each layer."
 
 
 def _candidate_rows(explanation: Explanation, table: _TokenTable) -> Iterator[list[list[Any]]]:

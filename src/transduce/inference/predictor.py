@@ -287,7 +287,7 @@ class Predictor:
         return [ids if len(ids) <= max_len else [*ids[: max_len - 1], eos_id] for ids in encoded], is_truncated
 
     def unfamiliar(self, texts: Sequence[str], sources: Sequence[list[int]]) -> list[tuple[tuple[str, ...], bool]]:
-        """What no source in training had: the characters of each text, and whether its ids are so many."""
+        """New characters of each text, and whether it is longer than nearly all sources in training."""
         if self.seen is None:
             return [((), False)] * len(texts)
         known, longest = self.seen.source_characters, self.seen.source_len
@@ -299,7 +299,7 @@ class Predictor:
         ]
 
     def _report_unfamiliar(self, unfamiliar: Sequence[tuple[tuple[str, ...], bool]]) -> None:
-        """Report each character and great length the first time that it comes."""
+        """Report each new character, and unusual length, the first time only."""
         characters, longest = {c for unseen, _ in unfamiliar for c in unseen}, self.seen and self.seen.source_len
         if new := characters - self._reported:
             self.report(f"characters never seen in training: {shown(sorted(new))}.")

@@ -40,7 +40,7 @@ class Hypothesis(NamedTuple):
 
 @runtime_checkable
 class State(Protocol):
-    """What a step remembers of the tokens so far. `keep` drops all sentences but `rows`."""
+    """The state of decoding after the tokens so far. `keep` drops all sentences except `rows`."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None: ...
 

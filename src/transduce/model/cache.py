@@ -1,4 +1,4 @@
-"""What the decoder remembers between two tokens."""
+"""The decoder's cache: keys and values kept between two tokens."""
 
 import torch
 from jaxtyping import Bool, Float, Int

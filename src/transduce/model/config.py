@@ -55,7 +55,7 @@ class TransformerConfig:
         if self.positions == "rotary" and (self.d_model // self.num_heads) % 2:
             raise ValueError(
                 f"rotary positions turn channels in pairs: model.d_model / model.num_heads "
-                f"({self.d_model // self.num_heads}) must be even. Change one of them, or take other positions."
+                f"({self.d_model // self.num_heads}) must be even. Change one of them, or use other positions."
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the sentences of one packed side lie; every token belongs to one."""
+    """Boundaries of the sentences on one packed side; every token belongs to one."""
 
     sentences: Int[Tensor, " tokens"]  # which sentence each token is of
     positions: Int[Tensor, " tokens"]  # where it stands in that sentence

@@ -1,4 +1,4 @@
-"""Where a token stands: the sinusoids of section 3.5, and learned, rotary or no positions in their place."""
+"""Positional encoding: the sinusoids of section 3.5, and learned, rotary or no positions in their place."""
 
 import torch
 from jaxtyping import Float, Float64, Int

@@ -1,4 +1,4 @@
-"""The text of a run: read as the settings say, reported, and turned into ids."""
+"""The corpus of a run: read as the settings say, reported, and turned into ids."""
 
 import math
 import os
@@ -48,14 +48,14 @@ class Corpus:
 
     @property
     def sha256(self) -> dict[str, list[str]]:
-        """What the files say, wherever they lie. Reads all of a large training file, once."""
+        """Hashes of the data by split. Reads all of a large training file, once."""
         sides: dict[str, Pairs | LargePairs | None] = {"train": self.train, "valid": self.valid}
         return {name: list(pairs.sha256.values()) for name, pairs in sides.items() if pairs is not None}
 
 
 @dataclass(frozen=True)
 class LearntFrom:
-    """What a model is trained on: ids, the tokenizer that made them, and how many pairs of text there were."""
+    """Encoded training data: ids, the tokenizer that made them, and the number of pairs of text."""
 
     tokenizer: Tokenizer
     pairs: TrainingPairs
@@ -79,8 +79,8 @@ def read_corpus(
     is_train_large = is_large(config.train)
     if config.more and (is_train_large or is_large(config.more)):
         raise TransduceError(
-            f"data.more ({', '.join(config.more)}) is for pairs that fit into memory: with these, write all "
-            "training pairs into one file, or one for each side, and give data.train and data.valid."
+            f"data.more ({', '.join(config.more)}) needs pairs that fit in memory: write all training pairs into one "
+            "file, or one for each side, and set data.train and data.valid."
         )
     small = None if is_train_large else _read_side("train", config, places, in_memory)
     valid = _read_side("valid", config, places, in_memory) if config.dataset or config.valid else None
@@ -102,7 +102,7 @@ def learn_and_encode(
     report: Callable[[str], None],
     show_progress: bool,
 ) -> LearntFrom:
-    """The training pairs as ids; the tokenizer is learnt from them unless one is given."""
+    """The training pairs as ids; the tokenizer is learned from them unless one is given."""
     if isinstance(corpus.train, Pairs):
         train = corpus.train
         if process.from_main(corpus.sha256) != corpus.sha256:
@@ -137,7 +137,7 @@ def learn_and_encode(
 
 
 def _other_data(what: str) -> ConfigMismatchError:
-    return ConfigMismatchError(f"{what} are not the same on all machines: copy them from the one with rank 0.")
+    return ConfigMismatchError(f"{what} differ between machines: copy them from the machine of rank 0.")
 
 
 def with_room(config: ExperimentConfig, pairs: TrainingPairs, report: Callable[[str], None]) -> ExperimentConfig:

@@ -18,7 +18,7 @@ from transduce.training.config import TrainingConfig
 from transduce.training.step import TrainStep
 from transduce.training.trainer import step_order
 
-_SHORT, _UNRECORDED = "its memory is short", "a CUDA graph cannot be recorded"
+_SHORT, _UNRECORDED = "out of memory", "a CUDA graph cannot be recorded"
 
 
 def settled(config: ExperimentConfig, capability: tuple[int, int] | None, num_gpus: int = 1) -> TrainingConfig:
@@ -53,7 +53,7 @@ def suit_device(
     if capability is None or new == asked:
         return replace(config, training=new), {}
     reasons = [f"the {machine.device_name(device)} has compute capability {capability[0]}.{capability[1]}"]
-    reasons += ["a CUDA graph is untried on several GPUs"] * (num_gpus > 1)
+    reasons += ["CUDA graphs are untested on several GPUs"] * (num_gpus > 1)
     while problem := _problem_of(replace(config, training=new), model, pairs):
         reasons += [problem] * (problem not in reasons)
         if problem == _SHORT and asked.batching == "auto" and new.batch_tokens // 2 >= config.data.max_len:
@@ -62,8 +62,8 @@ def suit_device(
             new = replace(new, cuda_graph=False)
         else:
             raise TransduceError(
-                f"training.batch_tokens = {new.batch_tokens:,} does not work on the GPU ({problem}): set it or "
-                "data.max_len lower, training.cuda_graph to false, or take a smaller model."
+                f"training.batch_tokens = {new.batch_tokens:,} does not work on the GPU ({problem}): lower it "
+                "or data.max_len, set training.cuda_graph to false, or use a smaller model."
             )
     gc.collect()  # what the trial left on the GPU is in a reference cycle
     graph = "recorded as" if new.cuda_graph else "without"

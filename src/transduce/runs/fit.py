@@ -56,7 +56,7 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `fit` is about to train: settings, the reasons of those that it chose, and the parts of the pairs."""
+    """The plan of `fit`: settings, reasons for those that it chose, and the parts of the pairs."""
 
     config: ExperimentConfig
     reasons: Mapping[str, str]
@@ -67,7 +67,7 @@ class Plan:
     def to_toml(self) -> str:
         """The settings as a config file, with the reasons beside them."""
         held_out = (
-            f"# `fit` holds out {len(self.valid):,} pairs to validate and {len(self.test):,} to test; `train` none.\n"
+            f"# `fit` holds out {len(self.valid):,} validation and {len(self.test):,} test pairs; `train` does not.\n"
         )
         return held_out + to_toml(self.config, self.reasons)
 
@@ -154,11 +154,11 @@ def plan_fit(
     report: Callable[[str], None] = ignore,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Plan:
-    """What `fit` would train with these arguments. Writes nothing."""
+    """The plan that `fit` would follow with these arguments. Writes nothing."""
     if num_processes() > 1:
-        raise TransduceError("fit is one process: with torchrun, use `transduce train` and a config file.")
+        raise TransduceError("fit does not run under torchrun: use `transduce train` and a config file.")
     if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
-        raise TransduceError(f"minutes is {minutes!r}: a number above 0 is needed.")
+        raise TransduceError(f"minutes is {minutes!r}: it must be a number above 0.")
     chosen = find_device(device)
     refuse_processes(processes, chosen)
     saved = find_run(Path(run_dir), resume=resume)
@@ -179,7 +179,7 @@ def plan_fit(
         ancestor=ancestor,
     )
     if "lower" in config.tokenizer.normalize:
-        report("all sources are lower case: the model will lower-case its input")
+        report("all sources are lowercase: the model will lowercase its input")
     config = replace(config, data=replace(config.data, valid=() if valid is None else names_of(valid)))
     return Plan(config, reasons, *parts)
 
@@ -208,12 +208,12 @@ def _parts(
             continue
         if count_overlap(everything, pairs)["pairs"] == len(pairs):
             raise DataError(
-                f"all {len(pairs):,} {part} pairs are also among those to learn from, so a score would mean nothing: "
-                "remove them there, or give none, and some are held out."
+                f"all {len(pairs):,} {part} pairs are also in the training data, so a score would mean nothing: "
+                "remove them there, or give none, and some will be held out."
             )
         report_overlap(count_overlap(train, pairs), report, part)
     if num_shared := count_overlap(valid_pairs, test_pairs)["pairs"]:
-        report(f"{num_shared:,} test pairs are also validation pairs: the test score will be too good")
+        report(f"{num_shared:,} test pairs are also validation pairs: the test score will be too optimistic")
     return train, valid_pairs, test_pairs
 
 
@@ -226,9 +226,9 @@ def _write_result(result: FitResult, test: Pairs) -> None:
 
 
 def _task_of(pairs: Pairs, test: Pairs, given: Task | None, report: Callable[[str], None]) -> Task:
-    """The task given, or what the pairs look like, without a BLEU that cannot be had."""
+    """The task given, or what the pairs look like, without a BLEU that cannot be computed."""
     task = given or recognize(pairs)
-    report(f"task: {task.name} ({'as given' if given else 'detected'}: {task.form}; --task changes it)")
+    report(f"task: {task.name} ({'given' if given else 'detected'}; change with --task): {task.form}")
     metrics = task.metrics if given else default_metrics(task.metrics, [test.tgt])
     if metrics != task.metrics:
         report(f"targets are too short for BLEU (fewer than four words): scored by {' and '.join(metrics)}")
@@ -239,15 +239,15 @@ def _read(given: Any, report: Callable[[str], None]) -> Pairs:
     """The pairs, in memory. Raises DataError if they are too few, or too many for that."""
     if is_large(paths_of(given)):
         raise DataError(
-            f"{' and '.join(names_of(given))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, which fit "
-            "would hold in memory: write a config file with data.train = [...], and use `transduce train` with it."
+            f"{' and '.join(names_of(given))}: more than {LARGE_BYTES / 1e6:,.0f} MB of text, too "
+            "much for fit to hold in memory: write a config file with data.train = [...] for `transduce train`."
         )
     pairs = pairs_of(given)
     report_read("read", len(pairs), pairs, report)
     if len(pairs) < MINIMUM_PAIRS:
         raise DataError(
             f"{names_of(given)[0]}: {len(pairs):,} pairs are too few to train and test a model: at least "
-            f"{MINIMUM_PAIRS:,} are needed, and some ten thousand for a useful one."
+            f"{MINIMUM_PAIRS:,} are needed, and about ten thousand for a useful one."
         )
     return pairs
 
@@ -262,14 +262,14 @@ def _resumed_settings(
     saved_num_train = folder.facts.get("num_train_pairs", 0)
     if saved_num_train != len(train):
         raise ConfigMismatchError(
-            f"{folder.path} learns from {saved_num_train:,} pairs and these would be {len(train):,}: give the same "
-            "files, --valid and --test as well, or begin another run in another --run-dir."
+            f"{folder.path} was trained on {saved_num_train:,} pairs, but these are {len(train):,}: give the same "
+            "files, --valid and --test included, or start a new run in another --run-dir."
         )
     config = folder.settings
     if task and config.validation.metrics not in (task.metrics, default_metrics(task.metrics, [test.tgt])):
         raise ConfigMismatchError(
-            f"{folder.path} was not begun as {task.name}, which is scored by {', '.join(task.metrics)}: go on without "
-            "--task, or begin another run in another --run-dir."
+            f"{folder.path} was not started as {task.name}, which is scored by {', '.join(task.metrics)}: resume "
+            "without --task, or start a new run in another --run-dir."
         )
     steps = config.training.steps if minutes == config.training.minutes else 0
     return replace(config, training=replace(config.training, steps=steps, minutes=minutes))

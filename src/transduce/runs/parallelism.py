@@ -44,11 +44,11 @@ def choose_processes(
     model and the `text` of the training, unless that is on disk.
     """
     if given or num_processes() > 1:
-        return given or 1, "as asked for"
+        return given or 1, "as requested"
     if device.type != "cpu":
         return 1, "one process on a GPU"
     if saved:
-        return processes_of(saved.facts, device), "as before"
+        return processes_of(saved.facts, device), "as before the stop"
     num_characters = sum(map(len, (*text.src, *text.tgt))) if isinstance(text, Pairs) else 0
     cores = usable_threads() if cores is None else cores
     free_bytes = machine.free_memory() if free_bytes is None else free_bytes
@@ -57,15 +57,15 @@ def choose_processes(
     weights = num_weights(config.model, max(NUM_FIXED_IDS, config.tokenizer.vocab_size))
     num_bytes = _BYTES_OF_A_PROCESS + _BYTES_PER_WEIGHT * weights + _BYTES_PER_CHARACTER * num_characters
     limits = {
-        f"{cores} usable cores": cores,
+        f"{cores} usable core{'s' * (cores > 1)}": cores,
         f"a batch of {training.batch_tokens * training.micro_batches:,} tokens (training.part_tokens = "
         f"{training.part_tokens:,})": num_parts,
         f"{free_bytes / 2**30:.1f} GiB of free memory": int(_MOST_OF_MEMORY * free_bytes / num_bytes),
-        "so short a run": 1 if _is_short(config.training, num_characters) else _COUNTS[0],
+        "the short run": 1 if _is_short(config.training, num_characters) else _COUNTS[0],
     }
     reason = min(limits, key=lambda name: limits[name])
     num = _count_within(limits[reason])
-    return num, f"for {reason}" if num < _COUNTS[0] else "the most"
+    return num, f"limited by {reason}" if num < _COUNTS[0] else "the maximum"
 
 
 def processes_of(facts: Mapping[str, Any], device: torch.device) -> int:

@@ -50,7 +50,7 @@ class Run(Predictor):
         for part in (self.result, self.state):
             if not name.startswith("_") and hasattr(part, name):
                 return getattr(part, name)
-        raise AttributeError(f"a run has no '{name}', unless `fit` or `train` gave it")
+        raise AttributeError(f"a run has no '{name}', unless `fit` or `train` returned it")
 
     def __repr__(self) -> str:
         scores = ", ".join(map(str, self.result.scores)) if self.result else ""
@@ -105,7 +105,7 @@ class Run(Predictor):
         outputs = [next(encoded)[:-1] if isinstance(target, str) else list(target.ids) for target in given]
         for number, ids in enumerate(outputs, start=first):
             if len(ids) >= (most := self.model.config.max_len):
-                raise TransduceError(f"target {number:,} has {len(ids):,} tokens: fewer than {most:,} are possible.")
+                raise TransduceError(f"target {number:,} has {len(ids):,} tokens: it must have fewer than {most:,}.")
         return outputs
 
     def stream(self, texts: Iterable[str], *, constraints: Constraints | None = None, **decoding: Any) -> Iterator[str]:

@@ -122,8 +122,8 @@ def choose_settings(
     reasons = _reasons(config, task, preset, num_tokens, num_seen)
     if ancestor:
         inherited = [name for name in reasons if name.startswith(("tokenizer.", "model.")) and name != "model.dropout"]
-        reasons |= dict.fromkeys(inherited, "as in the run that it begins with")
-        reasons["optim.learning_rate"] = "low, as the weights are trained already"
+        reasons |= dict.fromkeys(inherited, "as in the run that it starts from")
+        reasons["optim.learning_rate"] = "low, because the weights are already trained"
     return Choice(config, reasons)
 
 
@@ -199,22 +199,22 @@ def _preset_for(num_tokens: int, seconds: float, speed: Speed) -> str:
 
 def _reasons(config: ExperimentConfig, task: Task, preset: str, num_tokens: int, num_seen: float) -> dict[str, str]:
     tokenizer, passes = config.tokenizer, f"{num_seen / num_tokens:,.1f}"
-    learnt = f"about {num_tokens:,} target tokens, seen {passes} times in this time on this machine"
+    learnt = f"about {num_tokens:,} target tokens, each seen {passes} times in this time on this machine"
     return {
-        "data.max_len": "as long as nearly all pairs",
-        "data.recombinations": "where pairs are few, others are made of them" if config.data.recombinations else "",
+        "data.max_len": "nearly all pairs are no longer",
+        "data.recombinations": "pairs are few, so more are made from them" if config.data.recombinations else "",
         "tokenizer.source": f"{task.name}: {task.form}",
-        "tokenizer.normalize": "what makes no difference in a source",
-        "tokenizer.vocab_size": "by the length of the text" if "bpe" in (tokenizer.source, tokenizer.target) else "",
+        "tokenizer.normalize": "differences that do not matter in a source",
+        "tokenizer.vocab_size": "suits the amount of text" if "bpe" in (tokenizer.source, tokenizer.target) else "",
         "model.d_model": f"the {preset} model: {learnt}",
         "model.dropout": f"for about {passes} passes over the pairs",
         "model.positions": "learns faster than sinusoids",
-        "model.norm_first": "learns at higher rates",
+        "model.norm_first": "allows a higher learning rate",
         "optim.method": "learns faster than Adam",
-        "optim.ema_decay": "the average of the last steps is better than any of them",
+        "optim.ema_decay": "the average over the last steps is better than any one of them",
         "training.batch_tokens": f"for about {_NUM_STEPS:,} steps",
         "training.part_tokens": "so that several processes have work in each batch",
-        "validation.best": "what the task is scored by",
+        "validation.best": "the metric of the task",
     }
 
 

@@ -50,20 +50,20 @@ class Task:
 
 _SHORT_TEXTS = Task(
     name="short texts",
-    form="words, numbers or features, and another way to write them",
+    form="words, numbers or features, rewritten in another form",
     token_kind="characters",
     has_symbols=False,
     metrics=("exact_match", "cer"),
 )
 _PRONUNCIATION = Task(
     name="pronunciation",
-    form="words and strings of few symbols",
+    form="words to strings of symbols",
     token_kind="characters",
     metrics=("word_error", "per"),
     group_sources=True,
     is_parallel=True,
 )
-_TRANSLATION = Task(name="translation", form="sentences and sentences", token_kind="bpe", metrics=("bleu", "chrf"))
+_TRANSLATION = Task(name="translation", form="sentences to sentences", token_kind="bpe", metrics=("bleu", "chrf"))
 # By the names that a user may give.
 TASKS = dict.fromkeys(("arithmetic", "inflection", "normalization", "normalisation"), _SHORT_TEXTS) | {
     task.name: task for task in (_SHORT_TEXTS, _PRONUNCIATION, _TRANSLATION)

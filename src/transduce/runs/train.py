@@ -145,7 +145,7 @@ def train(
 def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitStack) -> int:
     """`num` if so many processes can share each step, else 1."""
     if num > 1 and not take_process_group():
-        report("training with one process: another training in this program uses several already, or torch has no gloo")
+        report("training with one process: another run in this program already uses several, or torch lacks gloo")
         return 1
     if num > 1:
         held.callback(group_lock.release)
@@ -238,8 +238,8 @@ def _resume(
             _mend_model(folder, newest[2], report)
         elif folder.has_model:
             raise RunFolderError(
-                f"{folder.path} has a model but no checkpoints, so there is nothing to go on from. Start another run "
-                f"from its weights: --init-from {folder.path} --run-dir ANOTHER."
+                f"{folder.path} has a model but no checkpoints to resume from. Start a new run from its weights: "
+                f"--init-from {folder.path} --run-dir ANOTHER."
             )
         step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
         for name, value in sorted(environment.items()):
@@ -310,12 +310,12 @@ def _train(run: _Run) -> TrainerState:
         if not training.steps:
             limit = f"{training.epochs:g} epochs:" if training.epochs else f"{training.minutes:g} minutes: about"
             report(f"{limit} {steps:,} steps")
-    watch: Callable[[int], object] = lambda _step: None
     with ExitStack() as stack:
+        watch = {}
         if run.show_progress:
             first_step, best = run.checkpoint[1]["step"] if run.checkpoint else 0, config.validation.best
             display = stack.enter_context(training_display(steps, first_step=first_step, best=best))
-            observers, watch = [*observers, display], display.step
+            observers, watch = [*observers, display], {"watch": display.step}
         trainer = Trainer(
             run.model,
             run.pairs,
@@ -324,10 +324,10 @@ def _train(run: _Run) -> TrainerState:
             store=run.folder,
             validate=run.validate,
             observers=observers,
-            watch=watch,
             process=run.process,
             deadline=budget if training.minutes else math.inf,
             clock=run.clock,
+            **watch,
         )
         if run.checkpoint is not None:
             with well_formed(run.folder.path / "checkpoints", "Delete the newest, and resume from the one before it."):
@@ -344,7 +344,7 @@ def _train(run: _Run) -> TrainerState:
             "schedule"
         )
     elif trainer.num_steps < steps:
-        report(f"planned {trainer.num_steps:,} instead of {steps:,} steps: they took longer than at first")
+        report(f"planned {trainer.num_steps:,} steps instead of {steps:,}: they took longer than at first")
     run.process.decide(partial(_finish, run))  # together, as a process that leaves early may end badly
     return state
 
@@ -364,7 +364,7 @@ def _saved_after(error: TransduceError, run: _Run, trainer: Trainer) -> Transduc
         return error
     with nullcontext() if run.process.is_main else run.folder.lock(patience=_SECONDS_TO_UNLOCK):
         trainer.save_alone()
-    return type(error)(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to go on.")
+    return type(error)(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to continue.")
 
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
@@ -404,8 +404,8 @@ def _plan_steps(run: _Run, budget: float) -> int:
     steps = process.from_main(int(left / measured))
     if steps < 1:
         raise TransduceError(
-            f"{training.minutes:g} minutes are too short to train: reading and preparing took them. Give more minutes, "
-            "and resume the run: what was prepared is kept."
+            f"{training.minutes:g} minutes are too few to train: reading and preparing the data took all of them. Give "
+            "more minutes, and resume the run: the prepared data are kept."
         )
     return steps + (run.checkpoint[1]["step"] if run.checkpoint else 0)
 

@@ -1,4 +1,4 @@
-"""Normal forms of text: what counts as the same line to a tokenizer."""
+"""Normal forms of text: lines with the same form are the same to a tokenizer."""
 
 import re
 import unicodedata

@@ -43,7 +43,7 @@ class Ragged:
     def slices(
         self, rows: NDArray[np.integer], begins: NDArray[np.integer] | int, ends: NDArray[np.integer]
     ) -> "Ragged":
-        """Of each of these rows, the ids from one place in it up to another."""
+        """A slice of each of these rows: the ids from one position up to another."""
         lens = ends - begins
         starts = starts_of(lens)
         # Output position minus new start plus old start is the input position; the difference is the same within a row.

@@ -80,7 +80,7 @@ class SentencePieces:
         try:
             processor.LoadFromSerializedProto(self.model)
         except RuntimeError:
-            raise DamagedFileError("not a model of sentencepiece, or cut short: restore it from a copy.") from None
+            raise DamagedFileError("not a SentencePiece model, or truncated: restore it from a copy.") from None
         return processor
 
     def _encode_line(self, line: str) -> list[int]:

@@ -62,8 +62,8 @@ class Tokenizer:
         """Learn the vocabularies; the same lines give the same tokenizer, byte for byte."""
         if config.source == "sentencepiece" or config.target == "sentencepiece":
             raise TransduceError(
-                "tokenizer source or target is 'sentencepiece', which is not learnt but comes with an imported model: "
-                f"take one of {', '.join(get_args(Kind))}, or train with --init-from IMPORTED_RUN."
+                "tokenizer source or target is 'sentencepiece', which only imported models have: use one of "
+                f"{', '.join(get_args(Kind))}, or train with --init-from IMPORTED_RUN."
             )
         src_lines = _normal_lines(src_lines, config.normalize)
         tgt_lines = _normal_lines(tgt_lines, config.target_forms)
@@ -226,7 +226,7 @@ def _check_lines(lines: Sequence[str]) -> None:
         return
     for number, line in enumerate(lines, start=1):
         if match := _NOT_A_LINE_OF_TEXT.search(line):
-            problem = "a newline: give one line at a time" if match[0] == "\n" else "a lone surrogate, which is no text"
+            problem = "a newline: give one line at a time" if match[0] == "\n" else "a lone surrogate, not text"
             raise TransduceError(
                 f"text {number} of {len(lines)}, character {match.start() + 1} (U+{ord(match[0]):04X}) is {problem}."
             )
@@ -235,11 +235,11 @@ def _check_lines(lines: Sequence[str]) -> None:
 def _verified_content(text: str, path: Path | str) -> dict[str, Any]:
     document = read_with_digest(text, _hashed)
     if document.get("format") != _FORMAT:
-        raise damaged(path, "it is not a tokenizer of transduce, or one that has changed", "Restore it from a copy.")
+        raise damaged(path, "it is not a tokenizer of transduce, or a modified one", "Restore it from a copy.")
     if document.get("version") != _FORMAT_VERSION:
         raise DamagedFileError(
-            f"{path} has format version {document.get('version')!r:.20}, where this program reads {_FORMAT_VERSION}: "
-            "use the program that wrote it, or a newer one."
+            f"{path} has format version {document.get('version')!r:.20}, but this version of transduce reads "
+            f"{_FORMAT_VERSION}: use the version that wrote it, or a newer one."
         )
     return document["content"]
 

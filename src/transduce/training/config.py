@@ -50,16 +50,16 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "minutes", "validate_every", "save_every", "patience", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise TransduceError(f"training.{name} is {getattr(self, name)}: a number from 0 up is needed.")
+                raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be a number of at least 0.")
         if self.seed >= 2**63:
             raise TransduceError(f"training.seed is {self.seed}: it must be below 2**63.")
         for name in ("batch_tokens", "micro_batches", "part_tokens", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise TransduceError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
         if not 0 <= self.label_smoothing < 1:
-            raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: at least 0 and below 1.")
+            raise TransduceError(f"training.label_smoothing is {self.label_smoothing}: it must be from 0 to below 1.")
         if not (self.steps or self.epochs or self.minutes):
-            raise TransduceError("how long to train? Set training.steps, training.epochs or training.minutes.")
+            raise TransduceError("no length of training: set training.steps, training.epochs or training.minutes.")
         if self.cuda_graph is True and self.batching != "packed":
             raise TransduceError('training.cuda_graph needs constant shapes: set training.batching = "packed" as well.')
 

@@ -73,7 +73,7 @@ class Process:
             finally:
                 torch.set_num_threads(num_threads)
         is_ours = isinstance(error, TransduceError | Stopped) and type(error).__module__.startswith("transduce.")
-        named = error if error is None or is_ours else TransduceError(f"process 0 has ended by {type(error).__name__}.")
+        named = error if error is None or is_ours else TransduceError(f"process 0 ended with {type(error).__name__}.")
         result, named = self.from_main((result, named))
         if named is not None:
             raise error or named

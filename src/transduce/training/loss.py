@@ -118,7 +118,7 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the backward pass of this loss was made already: compute the loss again for another.")
+            raise RuntimeError("this loss already had its backward pass: compute the loss again for another.")
         # By the chain rule: the gradient of whatever was computed from the loss, by the loss, times ours.
         gradients = tuple(g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None  # scaled in place, so a second backward pass would scale them twice

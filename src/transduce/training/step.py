@@ -41,8 +41,8 @@ class StepOutcome:
         loss, num_tokens, grad_norm = self.numbers.tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(
-                f"step {self.step}: the loss is {loss}, the gradient's length {grad_norm}, at learning rate "
-                f"{self.learning_rate:.2g}; no weight was changed by it. Lower optim.learning_rate, lengthen "
+                f"step {self.step}: the loss is {loss} and the gradient norm {grad_norm}, at learning rate "
+                f"{self.learning_rate:.2g}; this step changed no weight. Lower optim.learning_rate, raise "
                 "optim.warmup_steps, or set optim.max_grad_norm = 1."
             )
         return StepResult(loss, round(num_tokens), grad_norm, self.learning_rate)

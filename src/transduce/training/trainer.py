@@ -212,8 +212,8 @@ class Trainer:
             validation = validate(self.best_model)
         if not math.isfinite(validation.goodness):
             raise DivergedError(
-                f"step {self.state.step}: the validation gives {validation.goodness}, which is no number to go by. "
-                "Lower optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are there."
+                f"step {self.state.step}: the validation score is {validation.goodness}, which is not finite. Lower "
+                "optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are kept."
             )
         return validation
 

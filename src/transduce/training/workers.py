@@ -47,8 +47,8 @@ def refuse_processes(num: int | None, device: torch.device) -> None:
     may_share = device.type == "cpu" and num_processes() == 1
     if num is not None and not (isinstance(num, int) and num > 0 and (num == 1 or may_share)):
         raise TransduceError(
-            f"processes is {num!r}: a whole number from 1 up, on the cores of a CPU. For GPUs and more machines, leave "
-            "it out: torchrun --nproc-per-node=N -m transduce train ... starts them."
+            f"processes is {num!r}: it must be a whole number of at least 1, on a CPU. For GPUs or several machines, "
+            "leave it out: torchrun --nproc-per-node=N -m transduce train ... starts them."
         )
 
 
@@ -99,7 +99,7 @@ def _refuse_ended(workers: Sequence[subprocess.Popen[bytes]], seconds: float, me
         # Those with the status of this error have only lost another one.
         rank = min(statuses, key=lambda rank: statuses[rank] == LostProcessError.exit_status)
         how = f"by signal {-statuses[rank]}" if statuses[rank] < 0 else f"with status {statuses[rank]}"
-        memory = " If memory was short, give fewer processes." if statuses[rank] == -9 else ""
+        memory = " If memory ran out, use fewer processes." if statuses[rank] == -9 else ""
         raise LostProcessError(f"process {rank} of {len(workers) + 1} has ended {how}.{memory} {message}".strip())
 
 

@@ -24,8 +24,8 @@ _LINES_TO_WARM_UP = 64
 def measure_decoding(predictor: Predictor, lines: Sequence[str], report: Callable[[str], None]) -> dict[str, Any]:
     """Measure two searches in batches of all lines, of 64 and of 1; blocks of every mode in turn.
 
-    Tokens are those of the outputs, their ends included; blank lines, which the model never sees, are left out. The
-    first output is timed separately, as it prepares the weights.
+    Tokens are those of the outputs, with end symbols; lines without text, which the model never sees, are left out.
+    The first output is timed separately, as it prepares the weights.
     """
     lines = [line for line in lines if line.strip()][:MAX_LINES]
     defaults = predictor.decoding

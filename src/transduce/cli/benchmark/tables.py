@@ -11,15 +11,15 @@ def print_training_speed(result: dict[str, Any]) -> None:
     """Print the result of `benchmark train`, and how to read it."""
     settings = result["settings"]
     print(_format_workload(result))
-    table = Table("of training", "median", "min", "max")
+    table = Table("training speed", "median", "min", "max")
     for column in table.columns[1:]:
         column.justify = "right"
     rows = [
         ("target tokens / second", "tokens_per_second", "{:,.0f}"),
         ("target tokens / CPU second", "tokens_per_cpu_second", "{:,.0f}"),
-        ("matrix products' share of the time", "product_share", "{:.1%}"),
+        ("share of time in matrix products", "product_share", "{:.1%}"),
         ("GFLOP/s in matrix products", "gflops", "{:,.1f}"),
-        ("the same products alone, GFLOP/s", "gflops_of_products_alone", "{:,.1f}"),
+        ("GFLOP/s of the same products alone", "gflops_of_products_alone", "{:,.1f}"),
     ]
     for title, key, shape in rows:
         if result[key] is not None:
@@ -27,15 +27,16 @@ def print_training_speed(result: dict[str, Any]) -> None:
     print_table(table)
     parts = result["parts_ms"]
     total = sum(parts.values()) or 1.0
-    print("a step, ms: " + ", ".join(f"{name} {value:,.1f} ({value / total:.0%})" for name, value in parts.items()))
+    print("ms per step: " + ", ".join(f"{name} {value:,.1f} ({value / total:.0%})" for name, value in parts.items()))
     print("padding: " + ", ".join(f"{side} {share:.1%}" for side, share in result["padding"].items()))
     peaks = " + ".join(f"{value:,.0f}" for value in result["peak_memory_mib"])
     print(f"peak memory: {peaks} MiB")
     _print_other_load(result)
     print(
-        f"{settings['blocks']} blocks of {settings['steps_per_block']} steps. Tokens are real ones with their end, no "
-        "padding. Share = time that the products a step executes take alone, at the same sizes and strides, on as many "
-        "threads and processes at once / time of the step; products inside fused attention are left out of both."
+        f"{settings['blocks']} blocks of {settings['steps_per_block']} steps. Tokens are target tokens with end "
+        "symbols, without padding. Share: the time that a step's matrix products take alone, at the same sizes and "
+        "strides, on as many threads and processes at once, divided by the time of the step. Products inside fused "
+        "attention are not counted."
     )
 
 
@@ -43,7 +44,7 @@ def _format_workload(result: dict[str, Any]) -> str:
     settings = result["settings"]
     return (
         f"{settings['model']} ({settings['parameters']:,} parameters) on {settings['data']}, "
-        f"{settings['batch_tokens']:,} tokens a step, {settings['precision']}, {settings['processes']} x "
+        f"{settings['batch_tokens']:,} tokens per step, {settings['precision']}, {settings['processes']} x "
         f"{settings['threads']} threads\n{_format_machine(result)}"
     )
 
@@ -53,10 +54,10 @@ def print_decoding_speed(result: dict[str, Any]) -> None:
     settings = result["settings"]
     precision = "int8" if settings["int8"] else "float32"
     print(
-        f"{settings['parameters']:,} parameters, {settings['target_ids']:,} pieces to write with, "
+        f"{settings['parameters']:,} parameters, {settings['target_ids']:,} output tokens, "
         f"{settings['lines']:,} lines, {settings['threads']} threads, {precision}\n{_format_machine(result)}"
     )
-    table = Table("outputs", "tokens / second", "sentences / second", "tokens / CPU second", "ms a line: p50, p90, p99")
+    table = Table("outputs", "tokens / second", "sentences / second", "tokens / CPU second", "ms/line: p50, p90, p99")
     for column in table.columns[1:]:
         column.justify = "right"
     for mode, speeds_of_mode in result["modes"].items():
@@ -70,15 +71,15 @@ def print_decoding_speed(result: dict[str, Any]) -> None:
     _print_other_load(result)
     print(
         f"Medians over {settings['blocks']} blocks, from text to text. beam5 divides scores by the length; all: every "
-        f"line in one call; 64, 1: so many a call; 1: the first {settings['single_lines']} lines. Tokens are those of "
-        "the outputs, their ends included."
+        f"line in one call; 64, 1: lines per call; 1: only the first {settings['single_lines']} lines. Tokens are "
+        "those of the outputs, including end symbols."
     )
 
 
 def _print_other_load(result: dict[str, Any]) -> None:
     if result["others_share"] is not None:
         print(
-            f"of the cores' time, other programs had {result['others_share']:.1%}, "
+            f"share of the cores' time: other programs {result['others_share']:.1%}, "
             f"other guests of the machine {result['stolen_share']:.1%}"
         )
 

@@ -78,7 +78,7 @@ def measure_training(
         update = build_update(work, Transformer(MODELS[work.model], vocabulary).to(device), process)
         num_blocks, num_steps = work.blocks
         steps = planned_steps(update, pairs, work, num_steps)
-        report(f"{num_steps} steps to see which matrices they multiply")
+        report(f"recording the matrix products of {num_steps} steps")
         products = record_products(update, pairs, steps)
         blocks, peak_memory = [], 0.0
         usage.forget_peak_memory(update.device)
@@ -104,7 +104,7 @@ def _read_pairs(
     if work.dataset == WMT_LIKE:
         return wmt_like_pairs(work.seed), VocabularySizes.joint(_WMT_VOCABULARY)
     text = load_split(work.dataset, "train", places)
-    report(f"{work.dataset}: {len(text):,} pairs, to be learnt a vocabulary from")
+    report(f"{work.dataset}: {len(text):,} pairs; learning a vocabulary from them")
     tokenizer = process.decide(lambda: Tokenizer.learn(TokenizerConfig(), text.src, text.tgt))
     return encode_pairs(tokenizer, text, max_len=config.max_len)[0], tokenizer.vocabulary_sizes
 

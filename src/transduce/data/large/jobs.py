@@ -1,4 +1,4 @@
-"""What the processes do that encode a corpus, block by block of its lines; they need neither torch nor much memory."""
+"""Encoding of a corpus in processes, block by block of its lines; they need neither torch nor much memory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ NO_LEN = 2**31 - 1  # longer than any
 def block_encoder(
     *, names: list[str], tokenizer: str, dtype: str, max_len: int, num_rows: int, valid: dict[str, list[str]]
 ) -> Callable[[dict[str, Any], Sequence[bytes]], Message]:
-    """A function of the text of a block, before which come `num_before` lines: what is counted in it, and its ids.
+    """An encoder of blocks: from the text of one, which follows `num_before` lines, to its counts and its ids.
 
     The ids are those of either side, end to end, each followed by how many every row has. The files, of these `names`,
     have `num_rows` rows; `valid` are the `overlap_keys` of the validation.

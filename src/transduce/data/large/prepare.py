@@ -1,6 +1,6 @@
-"""Corpora that are too large for memory: turned into a file of ids once, by several processes, and found again.
+"""Preparation of corpora that do not fit in memory: several processes turn one into a file of ids, once.
 
-Nothing here holds the text. The files are read as a stream, once to check them and to draw a sample of their lines, and
+Nothing here holds the text. The files are read as a stream, once to check them and to sample their lines, and
 once to encode them.
 """
 
@@ -39,7 +39,7 @@ from transduce.files.content import read_regular, sha256_of, sha256_of_file
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
-SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learnt from
+SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learned from
 LINES_PER_BLOCK = 10_000  # of each file, encoded by one process at a time: what fits the processor's caches is faster
 
 Progress = Callable[[str, int, int], None]
@@ -47,7 +47,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how a preparation goes on."""
+    """Receiver of the progress of a preparation."""
 
     report: Callable[[str], None] = lambda _line: None
     progress: Progress = lambda _stage, _done, _total: None  # what is being done, how much of how much
@@ -72,7 +72,7 @@ class LargePairs:
 
     @property
     def _identity(self) -> list[str]:
-        """What the text is: how it is read, and its bytes."""
+        """Identity of the text: how it is read, and the hashes of its bytes."""
         kind = "two files" if len(self.names) == 2 else "".join(Path(self.names[0]).suffixes)
         return [kind, *(self.sha256[name] for name in self.names)]
 
@@ -81,7 +81,7 @@ class LargePairs:
     ) -> tuple[str, PreparedFile]:
         """The tokenizer and the file of ids, both made only if they are not there.
 
-        The tokenizer is `learnt`, if given, else learnt by `config` from an even sample. Raises as `read_pairs` and
+        The tokenizer is `learnt`, if given, else learned by `config` from an even sample. Raises as `read_pairs` and
         `encode_pairs` do.
         """
         known = self.folder / f"learnt-{key_of(self._identity, asdict(config), SAMPLED_ROWS)}.json"
@@ -139,7 +139,7 @@ class LargePairs:
         return scanned
 
     def _sample(self, scanned: Sequence[ScannedFile]) -> tuple[list[str], list[str]]:
-        """Both sides of some rows; those that cannot be read are told when all are encoded."""
+        """Both sides of some rows; those that cannot be read are reported when all are encoded."""
         rows: list[Row] = []
         for lines in zip(*(file.sample for file in scanned), strict=True):
             with suppress(DataError):
@@ -208,7 +208,7 @@ class LargePairs:
 
 
 def _intact(tokenizer: Path) -> str | None:
-    """The tokenizer in a file, if there is one that is as it was written; else it can be learnt again."""
+    """The tokenizer in a file, if there is one that is as it was written; else it can be learned again."""
     try:
         text = read_regular(tokenizer).decode()
         Tokenizer.from_json(text)

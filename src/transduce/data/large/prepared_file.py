@@ -35,7 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of a prepared corpus."""
+    """Facts of a prepared corpus."""
 
     data: list[str]  # SHA-256 of the training files
     num_pairs: int  # that have two sides
@@ -50,7 +50,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class PreparedFile:
-    """A prepared corpus on disk, all of whose bytes were found to be as written."""
+    """A prepared corpus on disk, its hash verified."""
 
     path: Path
     manifest: Manifest
@@ -60,17 +60,17 @@ class PreparedFile:
     @classmethod
     def open(cls, path: Path) -> "PreparedFile":
         """Reads the file once. Raises DamagedFileError if a byte is not as written."""
-        mend = f"Delete {path}: the next `transduce train` or `transduce prepare` makes it anew."
+        mend = f"Delete {path}: the next `transduce train` or `transduce prepare` rebuilds it."
         check_digest(path, mend)
         entries, first_byte = read_header(path)
         metadata = entries.pop("__metadata__")
         if metadata.get("key") != path.stem:
-            raise damaged(path, "it is another file than the one that was written here", mend)
+            raise damaged(path, "it is not the file that was written here", mend)
         return cls(path, Manifest(**json.loads(metadata["manifest"])), entries, first_byte)
 
     @property
     def num_bytes(self) -> int:
-        """What it takes on disk."""
+        """Size on disk, in bytes."""
         return self.path.stat().st_size
 
     def array(self, name: str) -> NDArray[np.integer]:
@@ -81,7 +81,7 @@ class PreparedFile:
 
 
 def key_of(*parts: Any) -> str:
-    """A name for what follows from `parts`, which JSON can hold."""
+    """A cache key: the hash of `parts`, which JSON can hold."""
     return sha256_of(json.dumps([_FORMAT_VERSION, *parts], sort_keys=True, separators=(",", ":")).encode())
 
 

@@ -1,4 +1,4 @@
-"""Text files that are not to be held in memory: whole lines, so many at a time, and one pass that checks and counts.
+"""Streaming of text files that do not fit in memory: blocks of whole lines, and one pass that checks and counts.
 
 What they say is what `pairs` says of them, and so are the errors.
 """
@@ -17,7 +17,7 @@ from transduce.files.system_errors import explained_read_errors
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """What one pass over a file found."""
+    """Results of one pass over a file."""
 
     sha256: str  # of its bytes on disk
     num_lines: int

@@ -35,7 +35,7 @@ def answers_in_order(
 
 
 def _serve() -> None:
-    """What such a process does: gets the settings of its encoder, then answers question after question."""
+    """The loop of a worker: reads the settings of its encoder, then answers one question after another."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing but answers goes to the other side
     with suppress(EOFError, BrokenPipeError):  # the other side has ended
@@ -69,8 +69,8 @@ def _answers(workers: Sequence[Any], settings: dict[str, Any], questions: Iterat
             yield answer, content
     except (BrokenPipeError, EOFError):
         raise errors.TransduceError(
-            "a process that prepares the corpus came to its end early: was it killed, or is there too little memory? "
-            "Start again."
+            "a process that was preparing the corpus ended early: it was killed, or memory ran out. Run the command "
+            "again."
         ) from None
 
 
