@@ -5,7 +5,6 @@ that some programs take for the end of a line (a lone `\\r`, VT, FF, U+0085, U+2
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -215,7 +214,7 @@ def _read_text(path: Path) -> tuple[list[str], list[str], str]:
     digest = hashlib.sha256()
     with explained_read_errors(path), path.open("rb") as raw:
         # Of a compressed file or a pipe nobody knows how much text it holds.
-        content = decompressed(digested(raw, digest), str(path), most=max(LARGE_BYTES, os.fstat(raw.fileno()).st_size))
+        content = decompressed(digested(raw, digest), str(path), most=max(LARGE_BYTES, path.stat().st_size))
     lines = next_lines(content, str(path), 0)
     has_mark = content.startswith(BYTE_ORDER_MARK.encode())
     notes = repairs(str(path), has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
