@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import transduce
 from calling import Outcome, command
 from transduce.cli import main as cli
-from transduce.config.settings import load_config
+from transduce.config.settings import lasting, load_config
+from transduce.config.toml import to_toml
 from transduce.errors import DamagedFileError, TransduceError
 from transduce.runs.folder import RunFolder
 
@@ -27,14 +29,13 @@ def own(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "own"))
 
 
-@pytest.fixture(scope="module")
-def other(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the same settings, tokenizer and data with another seed, even with equal weights."""
+def repeated(run: Path, path: Path, *, seed: int, steps: int = 60) -> Path:
+    """A run of the same tokenizer and data, as `train` begins it, with the same weights."""
     folder = RunFolder.open(run)
-    text = folder.config_text.replace("\nseed = 1", "\nseed = 2", 1)
-    assert text != folder.config_text
-    path = tmp_path_factory.mktemp("other") / "run"
-    created = RunFolder.create(path, config=text, tokenizer=folder.tokenizer_text, facts=folder.facts)
+    settings = folder.settings
+    settings = replace(settings, training=replace(settings.training, seed=seed, steps=steps))
+    texts = {"config": to_toml(settings), "tokenizer": folder.tokenizer_text}
+    created = RunFolder.create(path, **texts, facts=folder.facts, identity=lasting(settings))
     created.write_model(*folder.read_model())
     created.write_checkpoint(60, *folder.read_checkpoint(60), keep=1)
     return path
@@ -55,10 +56,14 @@ def problems_of(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", LAST])
-def test_weights_of_another_run_with_the_same_tokenizer_are_seen(own: Path, other: Path, name: str) -> None:
-    assert (own / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
-    shutil.copy(other / name, own / name)
+def test_weights_of_another_seed_with_the_same_tokenizer_are_seen(own: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(repeated(own, tmp_path / "other", seed=2) / name, own / name)
     assert list(problems_of(own)) == [name] and "another run" in problems_of(own)[name]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", LAST])
+def test_a_repetition_has_the_same_bytes_however_long_it_was_to_be(own: Path, tmp_path: Path, name: str) -> None:
+    assert (repeated(own, tmp_path / "again", seed=1, steps=99) / name).read_bytes() == (own / name).read_bytes()
 
 
 def test_weights_of_a_run_are_those_of_an_average_of_it_neither(own: Path, tmp_path: Path) -> None:

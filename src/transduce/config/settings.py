@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from transduce.config.toml import build, override, parse_toml
+from transduce.config.toml import build, flatten, override, parse_toml, to_table
 from transduce.data.config import DataConfig
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.evaluation.config import ValidationConfig, name_of_score
@@ -132,6 +132,11 @@ def resume_class(name: str) -> str:
     classes = [label for label, patterns in ON_RESUME.items() if any(fnmatch.fnmatch(name, p) for p in patterns)]
     assert len(classes) == 1, (name, classes)
     return classes[0]
+
+
+def lasting(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings, by dotted name, that are not free to change: those that make a run what it is."""
+    return {name: value for name, value in flatten(to_table(config)).items() if resume_class(name) != "free"}
 
 
 def carry_over(

@@ -99,14 +99,15 @@ def build(kind: type[T], table: Mapping[str, Any], path: str = "") -> T:
 
 def differences(old: object, new: object) -> dict[str, tuple[Any, Any]]:
     """The settings in which two configs differ: dotted name -> (old value, new value)."""
-    old_values, new_values = _flatten(to_table(old)), _flatten(to_table(new))
+    old_values, new_values = flatten(to_table(old)), flatten(to_table(new))
     return {key: (value, new_values[key]) for key, value in old_values.items() if value != new_values[key]}
 
 
-def _flatten(table: Table, path: str = "") -> Table:
+def flatten(table: Table, path: str = "") -> Table:
+    """The values of nested tables by their dotted names."""
     flat: Table = {}
     for key, value in table.items():
-        flat |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return flat
 
 

@@ -59,8 +59,13 @@ class RunFolder:
         self._metrics_path = self.path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
-        """A new run. Raises RunFolderError if the folder holds anything else, or cannot be written."""
+    def create(
+        cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any], identity: Any = None
+    ) -> "RunFolder":
+        """A new run. Raises RunFolderError if the folder holds anything else, or cannot be written.
+
+        Its id follows from the tokenizer, some facts and `identity`, which JSON can hold; by default the settings.
+        """
         run = cls(path)
         run.refuse_other_use()
         if len(tokenizer) > MOST_TEXT_BYTES // 4:  # bytes of a character
@@ -75,8 +80,8 @@ class RunFolder:
             write_atomically(run.path / "config.toml", config.encode())
             texts = {"config.toml": config, "tokenizer.json": tokenizer}
             files = {name: [sha256_of(text.encode())] for name, text in texts.items()}
-            identity = [config, tokenizer, {name: facts[name] for name in _IDENTITY if name in facts}]
-            run._write_record({"files": files, "facts": facts, "id": sha256_of(json.dumps(identity).encode())})
+            same = [identity or config, tokenizer, [facts.get(name) for name in _IDENTITY]]
+            run._write_record({"files": files, "facts": facts, "id": sha256_of(json.dumps(same).encode())})
         return run
 
     @classmethod

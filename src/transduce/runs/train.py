@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transduce.config.settings import (
     ExperimentConfig,
     carry_over,
+    lasting,
     refuse_changes,
     refuse_other_data,
     with_shape_of,
@@ -163,7 +164,8 @@ def _create(
         facts["initialised_from"] = str(ancestor.path)
         seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
     facts |= {"seen": seen.as_dict()} if seen else {}
-    return RunFolder.create(run_dir, config=to_toml(config), tokenizer=learnt.tokenizer.to_json(), facts=facts)
+    texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
+    return RunFolder.create(run_dir, **texts, facts=facts, identity=lasting(config))
 
 
 def find_run(run_dir: Path, *, resume: bool) -> RunFolder | None:
