@@ -78,8 +78,8 @@ def test_a_percentile_is_a_latency_that_so_many_lines_stay_within(run: Path) -> 
     ("words", "said"),
     [
         (["decode"], "required: --run"),
-        (["train", "--run", "x"], "'--run' is not understood"),
-        (["decode", "--run", "x", "--steps", "7"], "'--steps' is not understood"),
+        (["train", "--run", "x"], "there is no option '--run'"),
+        (["decode", "--run", "x", "--steps", "7"], "there is no option '--steps'"),
         (["decode", "--run", "/nowhere"], "no run here"),
     ],
 )

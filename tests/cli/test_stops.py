@@ -289,7 +289,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_changes_nothing_else(
     monkeypatch.setattr("transduce.runs.train.learning_curve", Mock(side_effect=RuntimeError("no\nfont")))
     outcome = places.call(TRAIN)
     assert outcome.status == 0
-    assert "the learning curve is not drawn: no font\n" in outcome.err
+    assert "no learning curve: no font\n" in outcome.err
     assert RunFolder(places.out).facts["calibration"]
 
 

@@ -53,7 +53,7 @@ def test_every_setting_is_shown(words: str, capsys: pytest.CaptureFixture[str]) 
 def test_a_setting_is_found_by_its_section_its_name_and_its_key(capsys: pytest.CaptureFixture[str]) -> None:
     for name, number in (("optim", 10), ("optim.learning_rate", 1), ("learning_rate", 1), ("seed", 2)):
         assert main(["settings", name]) == 0
-        assert capsys.readouterr().out.count("--") == number
+        assert capsys.readouterr().out.count("  --") == number
 
 
 def test_an_unknown_setting_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,10 +138,10 @@ def test_the_readme_turns_text_into_the_text_that_the_run_answers(
     greedy = load(run, device="cpu", decoding=DecodingConfig(beam_size=1))
     assert capsys.readouterr().out == f"{greedy.predict(['a line of text'])[0]}\n"
     texts = ["abcde", "a b", "ba", "é"]
-    assert [names["answer"](text) for text in texts] == greedy.predict(texts)
-    assert [names["answer"](text) for text in ("", " ")] == ["", ""]
+    assert [names["translate"](text) for text in texts] == greedy.predict(texts)
+    assert [names["translate"](text) for text in ("", " ")] == ["", ""]
     longest = greedy.model.config.max_len
-    assert names["answer"]("a" * (longest + 5)) == names["answer"]("a" * (longest - 1))  # the end takes a place
+    assert names["translate"]("a" * (longest + 5)) == names["translate"]("a" * (longest - 1))  # the end takes a place
 
 
 def test_tokens_have_names_of_their_own(tmp_path: Path) -> None:

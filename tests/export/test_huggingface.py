@@ -173,7 +173,7 @@ def test_the_snippet_of_the_readme_answers(run: Path, tmp_path: Path) -> None:
     with chdir(tmp_path / "out"), redirect_stdout(io.StringIO()) as printed:
         exec(huggingface.usage(predictor), names := {})
     assert printed.getvalue().splitlines() == predictor.predict(["a line of text", "another one"])
-    assert names["answer"]([" ", "abc"])[0] == ""
+    assert names["translate"]([" ", "abc"])[0] == ""
 
 
 def test_a_tokenizer_for_two_vocabularies_reads_and_the_model_writes(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_an_output_has_room_for_a_multiple_of_the_source_and_some_more():
         ({"beam_size": 1001}, r"beam_size is 1,001: it must be from 1 \(greedy search\) to 1,000"),
         ({"length_penalty": -0.1}, "length_penalty is -0.1"),
         ({"length_penalty": math.nan}, "length_penalty is nan"),
-        ({"max_len_extra": -1}, "max_len_extra must be 0 or more"),
+        ({"max_len_extra": -1}, "max_len_extra 0 or more"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"top_p": 0.0}, "top_p above 0"),
     ],

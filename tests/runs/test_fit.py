@@ -119,7 +119,7 @@ def test_fit_gives_a_model_and_scores_with_intervals(fitted: tuple[Path, Outcome
 def test_the_last_word_of_fit_is_a_command_that_works(fitted: tuple[Path, Outcome]) -> None:
     run_dir, outcome = fitted
     example = json.loads(outcome.out)["example"]
-    assert outcome.err.endswith(f"try: echo {example} | transduce predict {run_dir}\n")
+    assert outcome.err.endswith(f"Next: echo {example} | transduce predict {run_dir}\n")
 
 
 def test_fit_on_a_used_folder_is_refused_before_any_work(fitted: tuple[Path, Outcome], pairs: Path) -> None:
@@ -174,7 +174,7 @@ def test_fit_gives_the_run_that_loading_gives_with_what_it_measured(
     assert run.as_dict() == json.loads((fitted[0] / "score.json").read_text())
     assert str(run.scores[0]) in repr(run)
     assert pickle.loads(pickle.dumps(run)).num_test == run.num_test
-    assert f"a sample: {run.example} -> {run(run.example)}" in lines
+    assert f"sample: {run.example} -> {run(run.example)}" in lines
 
 
 def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_path: Path, clock: StepClock) -> None:
@@ -690,7 +690,7 @@ def test_a_task_can_be_named_and_the_clock_of_the_machine_ends_the_run(
     told = command(*words, tmp_path / "run", "--task", "translation")
     assert set(json.loads(told.out)["scores"]) == {"bleu", "chrf"}
     assert json.loads(told.out)["training_seconds"] > 0
-    assert "taken for translation" in told.err
+    assert "task: translation (given" in told.err
     refused = command(*words, tmp_path / "other", "--task", "translating")
     assert refused.status == 2
     assert "no task 'translating'" in refused.err and "translation" in refused.err

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from transduce.cli.tensorboard import TensorBoardWriter
-from transduce.runs.monitoring import learning_curve, metrics_of, report_to_notebook, training_display
+from transduce.runs.learning_curve import learning_curve
+from transduce.runs.monitoring import metrics_of, report_to_notebook, training_display
 
 TRAINING = {
     "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,
@@ -53,7 +55,7 @@ def test_a_display_that_nobody_can_see_takes_every_row(monkeypatch: pytest.Monke
 def test_a_learning_curve_has_a_part_for_every_score() -> None:
     alone = size_of(learning_curve([TRAINING], "a run"))
     with_bleu = size_of(learning_curve([TRAINING, VALIDATION], "a run"))
-    assert with_bleu == (alone[0], 2 * alone[1])
+    assert with_bleu == (alone[0], 3 * alone[1] // 2)
 
 
 def shown(*rows: dict, is_terminal: bool, width: int = 40, num_steps: int = 1000) -> str:
@@ -68,7 +70,7 @@ def shown(*rows: dict, is_terminal: bool, width: int = 40, num_steps: int = 1000
 def test_where_there_is_no_terminal_each_row_is_one_plain_line() -> None:
     assert shown(TRAINING, VALIDATION, is_terminal=False).splitlines() == [
         "step 50/1,000  loss 2.500  1,234 tokens/s",
-        "step 100  validation: loss 2.25  bleu 31.5",
+        "step 100  validation: loss 2.250  BLEU 31.50  (best so far)",
     ]
 
 
@@ -78,6 +80,41 @@ def test_on_a_terminal_of_eighty_columns_there_is_a_bar_with_nothing_cut_off() -
     assert "step 50,000/100,000" in text
     assert "loss 2.500  1,234 tokens/s" in text
     assert "…" not in text
+
+
+VALIDATIONS = [
+    {"kind": "validation", "step": step, "seconds": 6.0 * step, "loss": loss, "training_loss": 0.9, "word_error": wrong,
+     "samples": (("cat", "K AE T", "K AE T"), ("two dogs play in the snow", "zwei Hunde", "Zwei Hunde im Schnee"))}
+    for step, loss, wrong in ((10, 2.0, 60.0), (20, 1.5, 31.25), (30, 1.25, 40.5))
+]  # fmt: skip
+
+
+def test_validations_are_a_table_with_units_that_marks_the_best_one_and_shows_outputs() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80, height=30, highlight=False)
+    with training_display(40, best="word_error", console=console) as display:
+        for row in VALIDATIONS:
+            display(row)
+        display.step(31)
+    last = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", output.getvalue()).replace("\r", "\n").split("step 31/40")[-2]
+    lines = [line.rstrip() for line in last.split("\n") if line.strip()]
+    header = next(i for i, line in reversed([*enumerate(lines)]) if "word error %" in line)
+    assert [line.split() for line in lines[header : header + 4]] == [
+        ["step", "time", "loss", "training_loss", "word", "error", "%"],
+        ["10", "1:00", "2.000", "0.900", "60.00"],
+        ["20", "2:00", "1.500", "0.900", "31.25", "best"],
+        ["30", "3:00", "1.250", "0.900", "40.50"],
+    ]
+    assert lines[header + 4].strip() == "cat -> K AE T   reference: K AE T"
+    assert max(map(len, lines)) <= 80
+
+
+def test_in_a_log_each_validation_is_a_line_with_its_outputs_below() -> None:
+    assert shown(VALIDATIONS[0], is_terminal=False).splitlines() == [
+        "step 10  validation: loss 2.000  training_loss 0.900  word error % 60.00  (best so far)",
+        "  cat -> K AE T  (as the reference)",
+        "  two dogs play in the snow -> zwei Hunde  (reference: Zwei Hunde im Schnee)",
+    ]
 
 
 def test_a_notebook_sees_one_line_written_anew_and_what_is_reported(
@@ -90,7 +127,7 @@ def test_a_notebook_sees_one_line_written_anew_and_what_is_reported(
     first, live, after = capsys.readouterr().out.split("\n")
     assert first == "800 pairs" and after == ""
     assert [text.rstrip() for text in live.split("\r")] == [
-        "", "step 50/1,000  loss 2.500  1,234 tokens/s", "step 100  validation: loss 2.25  bleu 31.5",
+        "", "step 50/1,000  loss 2.500  1,234 tokens/s", "step 100  validation: loss 2.250  BLEU 31.50  (best so far)",
     ]  # fmt: skip
     assert len({len(text) for text in live.split("\r")[1:]}) == 1  # nothing of a longer one is left
 

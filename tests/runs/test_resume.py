@@ -210,7 +210,7 @@ def test_an_older_run_that_calls_wrong_words_wer_goes_on_as_one_that_does_not(
         rows.write_text(rows.read_text().replace("word_error", "wer"))
     curves = []
     monkeypatch.setattr(experiment, "_draw_learning_curve", DRAW)
-    monkeypatch.setattr(experiment, "learning_curve", lambda rows, _name: curves.append(rows) or b"")
+    monkeypatch.setattr(experiment, "learning_curve", lambda rows, *_: curves.append(rows) or b"")
     longer = replace(config, training=replace(config.training, steps=9))
     assert train(longer, tmp_path / "run", resume=True).best_step == 3  # of equals the first
     assert [row["word_error"] for row in curves[0] if row["kind"] == "validation"] == [50.0] * 3
@@ -305,7 +305,7 @@ def test_a_stop_inside_a_validation_is_heard_at_once_and_leaves_no_trace(
     config: ExperimentConfig, finished: Path, tmp_path: Path, number: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        strike_at(patch, "validation", number, lambda: (signalling(signal.SIGTERM)(), time.sleep(60)))
+        strike_at(patch, "validation", 2 * number - 1, lambda: (signalling(signal.SIGTERM)(), time.sleep(60)))
         train(config, tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
     assert folder.checkpoints()[-1] == 3 * number

@@ -36,7 +36,7 @@ def repeated(run: Path, path: Path, *, seed: int, steps: int = 60) -> Path:
     settings = replace(settings, training=replace(settings.training, seed=seed, steps=steps))
     texts = {"config": to_toml(settings), "tokenizer": folder.tokenizer_text}
     created = RunFolder.create(path, **texts, facts=folder.facts, identity=lasting(settings))
-    created.write_model(*folder.read_model())
+    created.write_model(*folder.read_model()[:2])
     created.write_checkpoint(60, *folder.read_checkpoint(60), keep=1)
     return path
 
@@ -108,7 +108,7 @@ def test_runs_from_before_there_were_ids_are_whole(own: Path) -> None:
     record = created._record()
     del record["id"]
     created._write_record(record)
-    RunFolder(old.path).write_model(*folder.read_model())
+    RunFolder(old.path).write_model(*folder.read_model()[:2])
     assert problems_of(old.path) == {} and transduce.load(old.path)("abc") == transduce.load(own)("abc")
     shutil.copy(own / "model.safetensors", old.path)
     assert list(problems_of(old.path)) == ["model.safetensors"]

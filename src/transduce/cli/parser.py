@@ -44,9 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transduce {version()}")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=Parser)
     for add in (
-        everyday.add_fit, everyday.add_predict, everyday.add_evaluate, everyday.add_explain, everyday.add_learn, experiments.add_train, experiments.add_settings, experiments.add_init,
-        experiments.add_compare, experiments.add_score, experiments.add_average, experiments.add_reproduce, models.add_describe, models.add_verify, models.add_export, models.add_import,
-        models.add_data, models.add_prepare, models.add_benchmark,
+        everyday.add_fit, everyday.add_predict, everyday.add_evaluate, everyday.add_explain, everyday.add_learn,
+        experiments.add_train, experiments.add_settings, experiments.add_init, experiments.add_compare,
+        experiments.add_score, experiments.add_average, experiments.add_reproduce,
+        models.add_describe, models.add_verify, models.add_export, models.add_import, models.add_data,
+        models.add_prepare, models.add_benchmark,
     ):  # fmt: skip
         add(subparsers)
     return parser

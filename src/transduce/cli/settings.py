@@ -1,12 +1,12 @@
 """Subcommands: settings, init."""
 
 import argparse
+import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 
-from transduce.cli.console import print_json
 from transduce.config.reference import Setting, all_settings, annotated_toml, sections
 from transduce.errors import TransduceError, nearest
 
@@ -28,7 +28,7 @@ _HEADER = """\
 def settings_command(arguments: argparse.Namespace) -> int:
     settings = _matching(arguments.name)
     if arguments.json:
-        print_json({setting.name: setting._asdict() for setting in settings})
+        print(json.dumps({setting.name: setting._asdict() for setting in settings}))
     else:
         print(formatted(settings, with_details=len(settings) == 1), end="")
     return 0

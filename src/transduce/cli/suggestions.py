@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 
 _CLOSE = 0.6  # of difflib's ratio
 _WITH_SETTINGS = ("train", "prepare")
+_SYNONYMS = {  # of settings, in other toolkits
+    "batch_size": "batch_tokens", "lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs",
+    "optimizer": "method", "scheduler": "schedule", "clip_norm": "max_grad_norm", "layers": "num_encoder_layers",
+}  # fmt: skip
 
 
 def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -21,7 +25,7 @@ def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) 
                 parser.error(f"there is no command '{' '.join([*path, word])}': {hint}")
             parser, path = choices[word], [*path, word]
             choices = _subparsers(parser)
-        elif word == "--":
+        elif word in ("--", "-h", "--help", "--version"):
             return
         elif word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
             parser.error(f"there is no option '{word.partition('=')[0]}': {_hint(parser, word, path)}")
@@ -40,6 +44,7 @@ def _hint(parser: argparse.ArgumentParser, word: str, path: Sequence[str]) -> st
         from transduce.config.reference import all_settings
 
         settings = {each.key: f"--{each.name}" for each in all_settings()}
+        settings |= {synonym: settings[key] for synonym, key in _SYNONYMS.items()}
     known = {option.removeprefix("--").replace("-", "_"): option for option in options}
     return _nearest(name.replace("-", "_"), known | settings) or f"see {' '.join(['transduce', *path])} --help"
 

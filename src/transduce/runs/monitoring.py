@@ -141,7 +141,7 @@ def _heading(name: str) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.3f}" if name == "loss" else f"{value:.2f}"
+    return f"{value:.3f}" if name.endswith("loss") else f"{value:.2f}"
 
 
 def _minutes(seconds: float) -> str:
