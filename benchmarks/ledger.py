@@ -142,7 +142,7 @@ def trained(folder: Path) -> dict[str, Any]:
     rows = beside_baseline(given, validation_of(runs[BASELINE]))
     for row in rows:
         run = RunFolder.open(runs[row["changed"]])
-        parameters, *_ = run.read_model()
+        parameters, _ = run.read_model()
         row |= {"parameters": sum(value.numel() for value in parameters.values()), "commits": commits_of(run)}
     diverged = [{"changed": name, "how": TRAININGS[name], "score": None} for name in TRAININGS if not ended[name]]
     return {"steps": STEPS, "rows": [*rows, *diverged]}

@@ -338,7 +338,7 @@ def test_the_certificate_names_the_weights_that_were_exported_though_others_were
 
     def load_before_a_better_one_is_saved(*arguments: Any, **options: Any) -> Any:
         run = real(*arguments, **options)
-        tensors, metadata, _ = folder.read_model()
+        tensors, metadata = folder.read_model()
         folder.write_model({name: tensor + 1 for name, tensor in tensors.items()}, metadata)
         return run
 

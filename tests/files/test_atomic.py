@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
-from transduce.files.atomic import remove_temporaries, replacing, sync, write_atomically
+from transduce.files.atomic import remove_temporaries, replacing, sync_folder, write_atomically
 from transduce.files.content import read_bytes, sha256_of, sha256_of_file
 
 
@@ -78,10 +78,10 @@ def test_writing_into_a_missing_folder_names_the_file(tmp_path):
 
 def test_a_file_system_that_cannot_sync_folders_is_no_error_and_a_bad_disk_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
-    sync(tmp_path)
+    sync_folder(tmp_path)
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        sync(tmp_path)
+        sync_folder(tmp_path)
 
 
 def test_only_our_temporaries_are_removed(tmp_path):

@@ -249,7 +249,7 @@ def test_a_model_that_was_never_written_is_no_damage(tmp_path):
 
 
 def test_the_metadata_of_a_model_is_read_alone_but_not_unverified(run, monkeypatch):
-    _, expected, _ = run.read_model()
+    _, expected = run.read_model()
     monkeypatch.setattr("transduce.runs.folder.read_tensors", lambda *_: pytest.fail("the weights were read"))
     assert run.read_model_metadata() == expected == {"bleu": 5.5}
     path = run.path / "model.safetensors"
@@ -385,7 +385,7 @@ def content_of(path: Path) -> object:
         run = RunFolder.open(path)
     except MissingInputError:
         return None
-    model, metadata, _ = run.read_model() if (path / "model.safetensors").exists() else ({}, {}, "")
+    model, metadata = run.read_model() if (path / "model.safetensors").exists() else ({}, {})
     step, tensors, state = run.newest_checkpoint(pytest.fail) or (None, {}, {})
     weights = [{name: tensor.tolist() for name, tensor in group.items()} for group in (model, tensors)]
     picture = (path / "curve.png").read_bytes() if (path / "curve.png").exists() else b""
@@ -528,7 +528,7 @@ def test_kill_9_at_any_operation_of_a_checkpoint_leaves_the_old_or_the_new(run, 
 def test_a_run_gives_back_what_it_was_given(run):
     opened = RunFolder.open(run.path)
     assert (opened.config_text, opened.tokenizer_text, opened.facts) == (CONFIG, TOKENIZER, {"machine": "abacus"})
-    tensors, metadata, _ = opened.read_model()
+    tensors, metadata = opened.read_model()
     assert metadata == {"bleu": 5.5} and torch.equal(tensors["model.weight"], torch.full((2, 3), 5.0))
     opened.update_facts({"threads": 2})
     assert RunFolder.open(run.path).facts == {"machine": "abacus", "threads": 2}

@@ -760,7 +760,7 @@ def test_a_run_in_use_is_refused_before_anything_is_read(
 def test_a_run_can_begin_from_another_with_more_pairs_and_be_resumed_with_the_same_settings(
     config: ExperimentConfig, finished: Path, tmp_path: Path
 ) -> None:
-    ancestor, *_ = RunFolder.open(finished).read_model()
+    ancestor, _ = RunFolder.open(finished).read_model()
     data = write_pairs(tmp_path / "other.tsv", 50, seed=9)
     (tmp_path / "more.tsv").write_text("abcabcab\tbacbacba\nabcabd\tdbacba\n")
     other = dataclasses.replace(

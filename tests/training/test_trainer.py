@@ -191,7 +191,7 @@ def test_the_average_in_a_run_is_the_one_computed_by_hand(new_trainer: NewTraine
         decay = min(0.35, (1 + step) / (10 + step))
         average = {name: decay * average[name] + (1 - decay) * current[name] for name in average}
         assert_close(shown[step - 1], average, 1e-6)
-    kept, facts, _ = trainer.store.read_model()
+    kept, facts = trainer.store.read_model()
     assert_same(kept, shown[0])  # the first of equally good ones
     assert facts["averaged"] is True
 
@@ -260,7 +260,7 @@ def test_the_weights_kept_are_those_of_the_best_validation(new_trainer: NewTrain
     shown: list[Weights] = []
     trainer = new_trainer(replace(TRAINING, steps=9), validate=scripted([1.0, 3.0, 2.0, 3.0, -1.0], shown))
     state = trainer.run()
-    kept, facts, _ = trainer.store.read_model()
+    kept, facts = trainer.store.read_model()
     assert_same(kept, shown[1])
     assert (facts["step"], facts["validation"]) == (4, {"loss": -3.0})
     assert (state.best_step, state.best_goodness) == (4, 3.0)
@@ -269,7 +269,7 @@ def test_the_weights_kept_are_those_of_the_best_validation(new_trainer: NewTrain
 def test_without_a_validation_the_last_weights_are_kept(new_trainer: NewTrainer) -> None:
     trainer = new_trainer()
     trainer.run()
-    kept, facts, _ = trainer.store.read_model()
+    kept, facts = trainer.store.read_model()
     assert_same(kept, weights_of(trainer.model))
     assert facts["step"] == 7
 

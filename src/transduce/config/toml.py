@@ -156,8 +156,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             value = [value]
         return tuple(_convert(arguments[0], item, name) for item in value)
-    if isinstance(value, int) and abs(value) >= 1 << 63:  # as in TOML
-        raise TransduceError(f"{name} is {value}: it must be less than 2^63.")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise TransduceError(f"{name} is a number of {len(str(value))} digits: it must be below 2**63.")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

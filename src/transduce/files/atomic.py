@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 temporary.chmod(stat.S_IMODE(old.st_mode) & kept)
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync(path.parent)
+        sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -60,9 +60,9 @@ def new_folder(path: Path, num_bytes: int = 0) -> Iterator[Path]:
         with _temporary(target, partial(Path.mkdir, parents=True)) as temporary:
             yield temporary
             for written in [*temporary.rglob("*"), temporary]:  # by other programs, some of it
-                sync(written)
+                sync_folder(written)
             temporary.rename(target)
-            sync(target.parent)
+            sync_folder(target.parent)
 
 
 @contextmanager
@@ -101,11 +101,11 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk, so that a rename or a removal survives a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Flush the folder's entries, or a file, to disk, so that a rename or a removal survives a power cut."""
     if os.name == "nt":  # Windows opens no folder
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

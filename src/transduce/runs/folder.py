@@ -16,8 +16,8 @@ from torch import Tensor
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.seen import Seen
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
-from transduce.files.atomic import remove_temporaries, sync, write_atomically
-from transduce.files.certified import NO_DIGEST, damaged
+from transduce.files.atomic import remove_temporaries, sync_folder, write_atomically
+from transduce.files.certified import NO_DIGEST, check_digest, damaged
 from transduce.files.certified_json import json_object, read_with_digest, with_digest
 from transduce.files.content import read_bytes, sha256_of
 from transduce.files.locks import lock
@@ -48,6 +48,7 @@ class RunFolder:
         self.path = Path(path)
         self._checkpoint_folder = self.path / "checkpoints"
         self._metrics_path = self.path / "metrics.jsonl"
+        self._sha256_read = ""
 
     @classmethod
     def create(cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
@@ -56,7 +57,7 @@ class RunFolder:
         run.refuse_other_use()
         with explained_write_errors(run.path):
             run._checkpoint_folder.mkdir(parents=True, exist_ok=True)
-            sync(run.path.absolute().parent)
+            sync_folder(run.path.absolute().parent)
         with run.lock():
             run.refuse_other_use()  # another process may have been faster
             # In this order, a `config.toml` without a tokenizer is never ours, so it is never overwritten.
@@ -140,6 +141,14 @@ class RunFolder:
     # The weights
 
     @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the model's file, verified: of the one read last, if any was, else of the one that is there.
+
+        Raises MissingInputError if there is none yet.
+        """
+        return self._sha256_read or check_digest(self.path / "model.safetensors", TENSOR_ADVICE)
+
+    @property
     def has_model(self) -> bool:
         """Whether the run has a model yet."""
         return (self.path / "model.safetensors").exists()
@@ -149,32 +158,30 @@ class RunFolder:
         header = {"metadata": json.dumps(metadata, sort_keys=True), "tokenizer": self._tokenizer_sha256}
         write_tensors(self.path / "model.safetensors", tensors, header)
 
-    def load_model(self, config: TransformerConfig, tokenizer: Tokenizer) -> tuple[Transformer, str]:
-        """The model and the SHA-256 of the file that its weights were read from.
+    def load_model(self, config: TransformerConfig, tokenizer: Tokenizer) -> Transformer:
+        """The model with its weights, given the run's `settings.model` and tokenizer, which the caller has read.
 
-        Given are the run's `settings.model` and tokenizer. Raises MissingInputError if there are no weights yet.
+        Raises MissingInputError if there are no weights yet.
         """
         with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's seed must not notice
             model = Transformer(config, tokenizer.vocabulary_sizes)
-        return model, self.load_weights_into(model)
+        self.load_weights_into(model)
+        return model
 
-    def load_weights_into(self, model: Transformer) -> str:
-        """Copy the weights of this run's model into `model`; returns the SHA-256 of their file.
-
-        Raises TransduceError if the shape of `model` is another.
-        """
-        tensors, _, sha256 = self.read_model()
+    def load_weights_into(self, model: Transformer) -> None:
+        """Copy the weights of this run's model into `model`. Raises TransduceError if its shape is another."""
+        tensors, _ = self.read_model()
         try:
             load_weights(model, tensors)
         except ValueError as error:
             raise TransduceError(str(error)) from None
-        return sha256
 
-    def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-        """The weights of the model, by name, their metadata, and the SHA-256 of their file."""
+    def read_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights of the model, by name, and their metadata."""
         path = self.path / "model.safetensors"
         tensors, header = read_tensors(path)
-        return tensors, self._checked_metadata(path, header, "metadata"), header["sha256"]
+        self._sha256_read = header["sha256"]
+        return tensors, self._checked_metadata(path, header, "metadata")
 
     def read_model_metadata(self) -> dict[str, Any]:
         """Metadata of the model; every byte of the weights is verified all the same."""

@@ -180,11 +180,11 @@ def load_from(
     `note` gets what is to be known of the run, `report` among the options what predictions have to say.
     """
     tokenizer = folder.tokenizer
-    model, sha256 = folder.load_model(settings.model, tokenizer)
+    model = folder.load_model(settings.model, tokenizer).to(find_device(device))
     calibration = Calibration(**(folder.facts.get("calibration") or {}))  # of older and imported runs there is none
-    run = Run(model.to(find_device(device)), tokenizer, seen=folder.seen, calibration=calibration, **options)
+    run = Run(model, tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
-    run.folder, run.settings, run.model_sha256 = folder, settings, sha256
+    run.folder, run.settings, run.model_sha256 = folder, settings, folder.model_sha256
     return run
 
 
