@@ -89,7 +89,6 @@ def refuse_harm(run: Path) -> None:
     """Fails if a file outside of the run is not as it was."""
     outside = run.with_name("outside")
     assert set(content_of(outside).values()) == {VICTIM} and len(content_of(outside)) == 9
-    assert all(path.stat().st_nlink <= 2 for path in outside.rglob("*") if path.is_file())
 
 
 def bounded(run: Path, *words: object) -> Outcome:

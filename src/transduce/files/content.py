@@ -20,7 +20,7 @@ _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError
 
 def damaged(path: Path | str, reason: str, advice: str) -> DamagedFileError:
     """The error for a file that is not as it was written: how that shows, and what to do."""
-    return DamagedFileError(f"{path} is damaged: {reason[:_MOST_REASON]}. {advice}")
+    return DamagedFileError(f"{path} is damaged: {' '.join(reason.split())[:_MOST_REASON]}. {advice}")
 
 
 @contextmanager

@@ -378,7 +378,8 @@ class RunFolder:
                 "Use the version that wrote it."
             )
         with well_formed(path, _MEND_CONTENT):
-            if not matches(record, RECORD) or not all(map(_is_plain, record["files"])):
+            files = record["files"]
+            if not (matches(record, RECORD) and all(map(_is_plain, files)) and all(files.values())):
                 raise ValueError(OTHER_FIELDS)
             if not 0 < (record["facts"].get("calibration") or {}).get("temperature", 1.0) < math.inf:
                 raise ValueError("the calibration temperature is none")

@@ -20,7 +20,7 @@ from transduce.errors import DamagedFileError, TransduceError
 from transduce.files.certified_json import matches, read_with_digest, with_digest
 from transduce.files.content import damaged, well_formed
 from transduce.model.config import VocabularySizes
-from transduce.text.config import AnyKind, Kind, TokenizerConfig
+from transduce.text.config import NUM_FIXED_IDS, AnyKind, Kind, TokenizerConfig
 from transduce.text.normal_form import Form, in_normal_form
 from transduce.text.ragged import Ragged
 from transduce.text.sentencepiece import SentencePieces
@@ -167,6 +167,7 @@ class Tokenizer:
             settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
             tokenizer = cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
             is_ours = matches(content, _CONTENT) and tokenizer.vocabulary_sizes  # which looks at the values
+            is_ours = is_ours and tokenizer.num_target_ids >= min(NUM_FIXED_IDS, len(target.tokens))
             if not is_ours or (settings["source"], settings["target"]) != (source.kind, target.kind):
                 raise ValueError("its settings are of other kinds than its tokens")
         return tokenizer
