@@ -141,7 +141,7 @@ def test_a_signal_in_any_phase_ends_a_command_with_its_status_and_one_line(
 def test_a_signal_to_save_ends_no_command(phase: str, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_on_disk(phase, monkeypatch)
     strike_in(monkeypatch, PHASES[phase][1], send("SIGUSR1"))
-    outcome = places.call(PHASES[phase][0], "--quiet", *["--minutes", "0.05"] * phase.startswith("fit"))
+    outcome = places.call(PHASES[phase][0], "--quiet", *["--minutes", "0.3"] * phase.startswith("fit"))
     assert (outcome.status, outcome.err) == (0, "")
 
 

@@ -6,16 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transduce.inference.predictor import ignore
 from transduce.runs.monitoring import Row, metrics_of
 
 
 class TensorBoardWriter:
     """Training and validation rows as TensorBoard events in `folder`. Needs the extra `tensorboard`.
 
-    The first that cannot be written is reported, and the last.
+    Of those that cannot be written, the first is reported.
     """
 
-    def __init__(self, folder: Path, report: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, report: Callable[[str], None] = ignore) -> None:
         # Raises ImportError without the extra: the caller says once what is left out.
         from torch.utils.tensorboard import SummaryWriter
 
