@@ -6,6 +6,7 @@ A message is one line: what was given, what is allowed, how to mend it. The comm
 TransduceError              2   a setting or an argument that cannot be used
 ├── DataError              65   a corpus that cannot be read as it is
 ├── MissingInputError      66   a file or folder that is not there
+├── OutOfMemoryError       71   less memory than is needed
 ├── RunFolderError         73   a run folder that cannot be written, is taken, or belongs to another run
 ├── DamagedFileError       74   bytes that are not the ones that were written
 ├── LostProcessError       75   one of several processes that train together has ended
@@ -34,6 +35,11 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
     return options[name]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, as Python, the system, torch or another process of ours says."""
+    return any(words in repr(error) for words in ("MemoryError", "out of memory", "allocate memory"))
+
+
 class TransduceError(ValueError):
     """A setting or an argument that cannot be used."""
 
@@ -50,6 +56,12 @@ class MissingInputError(TransduceError):
     """A file or folder that is not there."""
 
     exit_status = 66
+
+
+class OutOfMemoryError(TransduceError, RuntimeError):
+    """Less memory than is needed; to torch a RuntimeError."""
+
+    exit_status = 71
 
 
 class RunFolderError(TransduceError):

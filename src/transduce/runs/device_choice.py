@@ -11,7 +11,7 @@ import torch
 from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import TrainingPairs
 from transduce.devices import machine
-from transduce.errors import TransduceError
+from transduce.errors import OutOfMemoryError, TransduceError
 from transduce.model.packing import is_kernel_size
 from transduce.model.transformer import Transformer
 from transduce.training.config import TrainingConfig
@@ -87,7 +87,7 @@ def _problem_of(config: ExperimentConfig, model: Transformer, pairs: TrainingPai
             for step in (1, 2):  # the optimizer takes memory from the second on
                 outcome = update(order.pairs, [by_size[0], by_size[-1]], step)
         outcome.numbers.tolist()  # waits for the GPU
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, OutOfMemoryError):
         return _SHORT
     except RuntimeError:
         if not config.training.cuda_graph:

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from transduce.data.batches import Batch, EncodedPairs, collate
 from transduce.data.packed_batches import PackedBatch, collate_packed
 from transduce.devices.graphs import GraphedWork, gradients_of
-from transduce.errors import DivergedError
+from transduce.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from transduce.model.transformer import Transformer
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
@@ -90,7 +90,8 @@ class TrainStep:
 
         Gradients of summed losses are added up over the parts of all micro-batches and processes, then divided by the
         number of target tokens once: the same as one large batch. Where they are not finite, no weight is changed.
-        `check` is called between parts; whatever it raises leaves the weights as they were.
+        `check` is called between parts; whatever it raises leaves the weights as they were, and so does the
+        OutOfMemoryError of a part that is too large.
         """
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
@@ -99,9 +100,7 @@ class TrainStep:
             for number, rows in self._local_parts(pairs, micro_batches):
                 check()
                 torch.manual_seed(_seed_of(self.config.seed, step, number))
-                with record_function("data"):
-                    batch = self._collate(pairs, rows).to(self.device)
-                loss, count = self._work(batch)
+                loss, count = self._compute(pairs, rows, step)
                 loss_sum += loss
                 num_tokens += count
             with record_function("optimizer"):
@@ -125,6 +124,21 @@ class TrainStep:
         """
         parts = self.parts(pairs, micro_batches)
         return [(number, parts[number]) for number in range(self.process.rank, len(parts), self.process.world_size)]
+
+    def _compute(self, pairs: EncodedPairs, rows: NDArray[np.intp], step: int) -> tuple[Tensor, ...]:
+        """What one part adds to the step. Raises OutOfMemoryError, which describes it, if memory is short."""
+        try:
+            with record_function("data"):
+                batch = self._collate(pairs, rows).to(self.device)
+            return self._work(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            longest = int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
+            raise OutOfMemoryError(
+                f"step {step}: too little memory for {len(rows):,} pairs, the longest of {longest:,} tokens, or padded "
+                f"{len(rows) * longest:,}. Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len."
+            ) from error
 
     def _collate(self, pairs: EncodedPairs, rows: NDArray[np.intp]) -> Batch | PackedBatch:
         if self.config.batching == "packed":
