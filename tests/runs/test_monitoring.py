@@ -33,6 +33,23 @@ def test_a_learning_curve_is_a_png_for_whatever_rows_there_are(rows: list) -> No
     assert height > 200
 
 
+@pytest.mark.parametrize("title", ["$1_b_$2", "a\\$", "語 🎉", "r\udcc3\udcbc"])
+def test_any_name_is_a_title(title: str) -> None:
+    assert size_of(learning_curve([TRAINING], title)) == size_of(learning_curve([TRAINING], "a run"))
+
+
+def test_a_display_that_nobody_can_see_takes_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError  # at which rich would end the program
+
+    for stream in (Gone(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with training_display(1000) as display:
+            display(TRAINING)
+            display(VALIDATION)
+
+
 def test_a_learning_curve_has_a_part_for_every_score() -> None:
     alone = size_of(learning_curve([TRAINING], "a run"))
     with_bleu = size_of(learning_curve([TRAINING, VALIDATION], "a run"))
@@ -111,6 +128,17 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path
     resumed({**TRAINING, "step": 100, "loss": 2.0})
     resumed.close()
     assert scalars(tmp_path)["training/loss"] == [(50, 9.0), (100, 2.0)]
+
+
+def test_events_that_cannot_be_written_are_told_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "events").write_text("a file where a folder should be")
+    lines: list[str] = []
+    writer = TensorBoardWriter(tmp_path / "events", lines.append)
+    for _ in range(3):
+        writer(TRAINING)
+    writer.close()
+    assert len(lines) == 1 and lines[0].startswith("TensorBoard events are missing: ")
 
 
 def test_tensorboard_touches_no_folder_before_the_first_row(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Errors of the operating system as one line that says what to do."""
+"""Errors of the operating system as one line that says what to do, or of a display alone, as nothing."""
 
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
 
@@ -40,3 +41,21 @@ def explained_read_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         kind = DamagedFileError if error.errno == errno.EIO else MissingInputError
         raise kind(f"{path}: cannot be read: {error.strerror or error}. Check the disk and the permissions.") from error
+
+
+class Unfailing:
+    """A text stream for what is only shown: what cannot be written, as it is closed, full or unread, is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str = "") -> None:
+        """Write `text` at once if possible."""
+        with suppress(OSError, ValueError, AttributeError):  # of None, where Python found it closed
+            self._stream.write(text)
+            self._stream.flush()
+
+    flush = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

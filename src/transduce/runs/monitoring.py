@@ -3,12 +3,15 @@
 import io
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from transduce.files.system_errors import Unfailing
 
 Row = dict[str, Any]
 
@@ -34,7 +37,7 @@ def training_display(
     """Progress bar of training, a line that is written anew in a notebook, else plain lines where standard error is no
     terminal. Yields an observer of the rows.
     """
-    console = console or Console(file=sys.stderr, highlight=False)
+    console = console or Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
     steps = "step {task.completed:,.0f}/{task.total:,.0f}"
     bar = _bar(console, steps, 10, "{task.description}", is_live=console.is_terminal)
     task = bar.add_task("", total=num_steps, completed=first_step)
@@ -66,7 +69,7 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
     The total is 0 while it is unknown. Without a terminal, `report` gets one line at the start of each stage. Nothing
     is shown unless `is_shown`.
     """
-    console = Console(file=sys.stderr, highlight=False)
+    console = Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
     is_live = is_shown and console.is_terminal
     bar = _bar(console, "{task.description}", 20, is_live=is_live, transient=True)
     task = bar.add_task("", total=None, visible=False)
@@ -112,7 +115,8 @@ def learning_curve(rows: Sequence[Row], title: str) -> bytes:
     )
     if validation:
         axes[0].plot(*_series(validation, "loss"), color="#1b4f8a", marker="o", markersize=3, label="validation")
-    axes[0].set(title=title, ylabel="loss (nats / token)")
+    axes[0].set_title(title.encode(errors="surrogateescape").decode(errors="replace"), parse_math=False)
+    axes[0].set_ylabel("loss (nats / token)")
     axes[0].legend(frameon=False)
     for axis, name in zip(axes[1:], scores, strict=True):
         axis.plot(*_series(validation, name), color="#b5502a", marker="o", markersize=3)
@@ -122,7 +126,8 @@ def learning_curve(rows: Sequence[Row], title: str) -> bytes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140)
+    with warnings.catch_warnings(action="ignore"):  # of characters in the title that the font lacks
+        figure.savefig(buffer, format="png", dpi=140)
     return buffer.getvalue()
 
 
