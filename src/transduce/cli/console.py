@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from transduce.cli.environment import is_first_process
 from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.data.parsing import refuse_unequal
 from transduce.data.texts import MOST_TEXTS
@@ -29,9 +30,9 @@ _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
 _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand times as many
 
 
-def report_of(arguments: argparse.Namespace) -> Callable[[str], None]:
+def report_of(arguments: argparse.Namespace, *, of_every_process: bool = False) -> Callable[[str], None]:
     """The function that reports progress: a line on standard error, from the first process only, unless --quiet."""
-    is_quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"
+    is_quiet = arguments.quiet or not (of_every_process or is_first_process())
     return (lambda _line: None) if is_quiet else (lambda line: print(line, file=sys.stderr, flush=True))
 
 
@@ -40,6 +41,15 @@ def refuse_missing_folder(output: str | None) -> None:
     _refuse_folder(output)
     if output and not Path(output).absolute().parent.is_dir():
         raise TransduceError(f"-o {output}: there is no such folder. Make it first, or choose another.")
+
+
+def refuse_other_encoding(*names: str) -> None:
+    """Raises TransduceError for the name of a file that is not UTF-8: settings, which are written, cannot hold it."""
+    for name in names:
+        if name.encode(errors="ignore").decode() != name:
+            raise TransduceError(
+                f"{name}: this name is not valid UTF-8. Rename the file, or if the locale is another, set PYTHONUTF8=1."
+            )
 
 
 def read_utf8(path: Path) -> str:
@@ -203,8 +213,8 @@ def print_scores(scores: list[Score], about: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table as wide as the terminal; a file or a pipe gets whole lines."""
-    console = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
+    """Prints a table as wide as the terminal; a file or a pipe gets whole lines. A name in it is never markup."""
+    console = Console(width=None if sys.stdout and sys.stdout.isatty() else 200, markup=False, emoji=False)
     with console.capture() as captured:  # rich would end the program by itself if the reader has left
         console.print(table)
     print(captured.get(), end="")
