@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -34,11 +33,11 @@ def command(*words: object, stdin: bytes = b"") -> Outcome:
     """Calls `transduce WORDS...` on one thread, with standard streams of its own."""
     out, err = io.BytesIO(), io.BytesIO()
     with ExitStack() as stack:
-        streams = [stack.enter_context(io.TextIOWrapper(raw, "utf-8", newline="")) for raw in (out, err)]
+        raws = (out, "strict"), (err, "backslashreplace")  # as Python makes them
+        streams = [stack.enter_context(io.TextIOWrapper(raw, "utf-8", errors, newline="")) for raw, errors in raws]
         stack.enter_context(redirect_stdout(streams[0]))
         stack.enter_context(redirect_stderr(streams[1]))
         stack.enter_context(mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")))
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         try:
             status = cli.main([*map(str, words), "--threads", "1"] if words else [])
         except SystemExit as stop:  # from argparse

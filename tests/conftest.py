@@ -37,3 +37,5 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # begun in the background of a shell: no child would hear a Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` ignores it

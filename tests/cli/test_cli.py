@@ -178,7 +178,7 @@ def test_resuming_a_finished_run_changes_no_weight(own_run: Path, data: Path) ->
 )
 def test_a_setting_is_one_wherever_it_stands(words: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[argparse.Namespace] = []
-    monkeypatch.setattr(cli, "_run", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_run", lambda arguments, _signals: seen.append(arguments) or 0)
     assert command("train", *words.split()).status == 0
     assert (seen[0].config, seen[0].overrides) == ("x.toml", settings)
 
@@ -356,7 +356,7 @@ def test_a_reader_that_leaves_ends_a_table_without_a_word(unbuffered: str) -> No
 def test_a_disk_error_is_one_line_where_standard_output_is_closed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_arguments: argparse.Namespace) -> int:
+    def fail(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
     monkeypatch.setattr(cli, "_run", fail)
@@ -380,7 +380,7 @@ def test_the_tensorboard_file_is_closed_when_training_fails(
         raise TransduceError("no")
 
     writer = Writer()
-    monkeypatch.setattr(train_module, "TensorBoardWriter", lambda _folder: writer)
+    monkeypatch.setattr(train_module, "TensorBoardWriter", lambda *_: writer)
     monkeypatch.setattr(train_module, "train", fail)
     assert command("train", data / "config.toml", "--run-dir", tmp_path / "run", "--tensorboard").status == 2
     assert writer.is_closed
@@ -832,7 +832,7 @@ def test_debug_shows_where_an_error_comes_from(run: Path) -> None:
 
 
 def test_an_error_of_ours_is_one_line_that_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_arguments: object) -> int:
+    def broken(*_: object) -> int:
         raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setattr(cli, "_run", broken)
@@ -842,7 +842,7 @@ def test_an_error_of_ours_is_one_line_that_says_so(run: Path, monkeypatch: pytes
 
 
 def test_a_system_error_names_the_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(_arguments: object) -> int:
+    def unreadable(*_: object) -> int:
         raise PermissionError(13, "Permission denied", "/some/file")
 
     monkeypatch.setattr(cli, "_run", unreadable)

@@ -469,23 +469,76 @@ def test_the_line_printed_at_a_stop_is_the_command_that_goes_on(
     assert_same_outcome(tmp_path / "run", finished)
 
 
-def test_a_second_signal_ends_at_once_and_saves_nothing(config: ExperimentConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
+def test_a_stop_told_more_than_once_is_saved_all_the_same(
+    config: ExperimentConfig, tmp_path: Path, signum: int
+) -> None:
     lazy = replace(config, training=replace(config.training, save_every=0))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
-        strike_at(patch, "micro_batch", 9, signalling(signal.SIGTERM, times=2))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="Stopped at step 4 of 15; all is saved"):
+        strike_at(patch, "micro_batch", 9, signalling(signum, times=2))
+        write = Striking(RunFolder.write_checkpoint, 3, signalling(signum))  # after 0 and 3
+        patch.setattr(RunFolder, "write_checkpoint", lambda *given, **named: write(*given, **named))
         train(lazy, tmp_path / "run")
-    assert (stopped.value.message, stopped.value.exit_status) == ("", 143)
+    assert RunFolder.open(tmp_path / "run").checkpoints() == [0, 3, 4]
+
+
+def test_a_signal_to_save_saves_the_step_in_which_it_comes_and_changes_nothing(
+    config: ExperimentConfig, finished: Path, tmp_path: Path
+) -> None:
+    lazy = replace(config, training=replace(config.training, save_every=0))
+    with pytest.MonkeyPatch.context() as patch:
+        strike_at(patch, "micro_batch", 9, signalling(signal.SIGUSR1))
+        train(lazy, tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").checkpoints() == [0, 3, 5, 6, 9, 12, 15]
+    assert_same_outcome(tmp_path / "run", finished)
+
+
+def test_a_stop_while_the_last_step_is_saved_is_heard(config: ExperimentConfig, finished: Path, tmp_path: Path) -> None:
+    lazy = replace(config, training=replace(config.training, save_every=0))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="Stopped at step 15 of 15; all is saved"):
+        write = Striking(RunFolder.write_checkpoint, 6, signalling(signal.SIGTERM))  # after 0, 3, 6, 9 and 12
+        patch.setattr(RunFolder, "write_checkpoint", lambda *given, **named: write(*given, **named))
+        train(lazy, tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").facts.get("calibration") is None
+    train(lazy, tmp_path / "run", resume=True)
+    assert RunFolder.open(tmp_path / "run").facts["calibration"]
+    assert_same_outcome(tmp_path / "run", finished)
+
+
+def test_whoever_waits_for_ctrl_c_hears_every_stop(config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
+        strike_at(patch, "micro_batch", 2, signalling(signal.SIGINT))
+        train(config, tmp_path / "run")
+    assert not isinstance(stopped.value, Exception)
+    assert str(stopped.value).endswith("all is saved. The same call with resume=True goes on.")
+
+
+def test_memory_that_ends_within_an_update_saves_no_half_updated_weights(
+    config: ExperimentConfig, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("transduce.training.step.update_average", Mock(side_effect=MemoryError))
+        train(config, tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").checkpoints() == [0]
+    train(config, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", finished)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_saves_nothing(config: ExperimentConfig, tmp_path: Path) -> None:
+    lazy = replace(config, training=replace(config.training, save_every=0))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
+        strike_at(patch, "micro_batch", 9, signalling(signal.SIGINT, times=2))
+        train(lazy, tmp_path / "run")
+    assert not isinstance(stopped.value, Stopped)
     assert RunFolder.open(tmp_path / "run").checkpoints() == [0, 3]
 
 
-def test_a_second_signal_within_an_update_saves_no_half_updated_weights(
+def test_a_second_ctrl_c_within_an_update_saves_no_half_updated_weights(
     config: ExperimentConfig, finished: Path, tmp_path: Path
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         update = sys.modules["transduce.training.step"].update_average
-        patch.setattr(
-            "transduce.training.step.update_average", Striking(update, 5, signalling(signal.SIGTERM, times=2))
-        )
+        patch.setattr("transduce.training.step.update_average", Striking(update, 5, signalling(signal.SIGINT, times=2)))
         train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     assert_same_outcome(tmp_path / "run", finished)

@@ -282,6 +282,25 @@ def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path:
     assert [session["machine"]["processes"] for session in run.facts["resumed"]] == [2, 2]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker among the processes of Linux")
+def test_what_a_scheduler_sends_to_every_process_of_a_job_saves_or_stops_them_together(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(COPY)
+    running = Running(tmp_path / "run.toml", "--run-dir", tmp_path / "run", "--processes", "2")
+
+    def send_to_all(signum: int) -> None:
+        for pid in (running.worker, running.process.pid):
+            os.kill(pid, signum)
+
+    run, end = RunFolder(tmp_path / "run"), time.monotonic() + 30
+    send_to_all(signal.SIGUSR1)
+    while run.checkpoints()[-1] < running.first_step:
+        assert running.process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    send_to_all(signal.SIGHUP)
+    status, told = running.end()
+    assert (status, told.count("all is saved. Go on with: transduce train")) == (129, 1), told
+
+
 def test_of_processes_that_have_ended_the_one_is_named_that_the_others_have_lost() -> None:
     started = [SimpleNamespace(wait=Mock(return_value=status)) for status in (75, -9, 75)]
     with pytest.raises(LostProcessError, match=r"^process 2 of 4 has ended by signal 9\. If memory was short"):

@@ -51,13 +51,17 @@ def raised_by(process: Process, error: BaseException) -> BaseException:
     def work() -> None:
         raise error
 
-    with pytest.raises(type(error) if process.is_main else Exception) as info:
+    with pytest.raises(type(error) if process.is_main else (TransduceError, Stopped)) as info:
         process.decide(work)
     return info.value
 
 
-@pytest.mark.parametrize("error", [ValueError(lambda: 1), UnknownError("x")], ids=["cannot be pickled", "of a script"])
-def test_an_error_of_the_caller_stays_on_rank_0_and_is_named_on_the_others(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(lambda: 1), UnknownError("x"), KeyboardInterrupt(), SystemExit(3)],
+    ids=["cannot be pickled", "of a script", "Ctrl-C", "exit"],
+)
+def test_an_error_of_the_caller_stays_on_rank_0_and_is_named_on_the_others(error: BaseException) -> None:
     main = Wire()
     assert raised_by(main, error) is error
     other = raised_by(Wire(rank=1, sent=main.sent), error)
@@ -66,7 +70,7 @@ def test_an_error_of_the_caller_stays_on_rank_0_and_is_named_on_the_others(error
 
 
 @pytest.mark.parametrize("error", [RunFolderError("taken"), Stopped(15, "saved")], ids=["error", "stop"])
-def test_what_is_ours_is_raised_alike_by_all(error: Exception) -> None:
+def test_what_is_ours_is_raised_alike_by_all(error: BaseException) -> None:
     main = Wire()
     raised_by(main, error)
     other = raised_by(Wire(rank=1, sent=main.sent), error)

@@ -10,16 +10,17 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import NoReturn
 
+from transduce.cli.environment import is_first_process, rank_and_size
 from transduce.cli.parser import build_parser
-from transduce.errors import TransduceError
-from transduce.training.signals import Stopped
+from transduce.errors import OutOfMemoryError, TransduceError, is_out_of_memory
+from transduce.files.system_errors import Unfailing
+from transduce.training.signals import Stopped, StopSignals
 
 _INTERNAL_ERROR, _IO_ERROR, _BROKEN_PIPE = 70, 74, 141
 # The module of each subcommand; its function is NAME_command.
@@ -39,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [*words[1:2], "--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # as `predict` writes, whatever the locale: no text is lost
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    if sys.stderr is None:  # closed: Python would print what is meant for it among the outputs
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
+    if not isinstance(sys.stderr, Unfailing):  # closed, Python would print what is meant for it among the outputs
+        stream = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
+        sys.stderr = Unfailing(stream)
     settings, words_left = _split_settings(words) if words[:1] in (["train"], ["prepare"]) else ([], words)
     arguments, rest = build_parser().parse_known_args(words_left)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
@@ -48,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         _refuse_word(rest[0], arguments.subcommand)
     arguments.overrides, arguments.words = settings, words
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-        signal.signal(signal.SIGTERM, _stop)
+    with StopSignals() as signals:
+        return _run_reporting(arguments, signals)
+
+
+def _run_reporting(arguments: argparse.Namespace, signals: StopSignals) -> int:
+    """Run the subcommand; return its exit status, after a line about what ended it early."""
     try:
-        status = _run(arguments)
+        status = _run(arguments, signals)
         if sys.stdout is not None:  # it may have been closed
             sys.stdout.flush()  # here, where an error can still be reported
         return status
@@ -68,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_error(error)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    """Run the subcommand; return its exit status."""
+def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
+    """Run the subcommand; return its exit status. A signal to stop is heard once all is imported that it needs."""
     import torch
 
     from transduce.devices.cpu import speed_up_cpu
@@ -78,7 +84,11 @@ def _run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     speed_up_cpu()
     name = "predict" if arguments.subcommand == "translate" else arguments.subcommand
-    return int(getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")(arguments))
+    if name in ("fit", "train", "reproduce", "benchmark"):
+        rank_and_size()  # refused before anything else
+    command = getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")
+    with signals.at_once():  # not before: an import that is broken off may end in any error
+        return int(command(arguments))
 
 
 def _refuse_word(word: str, subcommand: str) -> NoReturn:
@@ -105,13 +115,15 @@ def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return settings, other_words
 
 
-def _stop(signum: int, _frame: FrameType | None) -> None:
-    raise Stopped(signum)
-
-
 def _print_error(error: Exception) -> int:
     if isinstance(error, TransduceError):
         return _print_message(f"error: {error}", error.exit_status)
+    if is_out_of_memory(error):
+        mend = "Stop other programs, take smaller files or a smaller model, or give fewer --threads or --processes."
+        return _print_message(f"error: there is too little memory. {mend}", OutOfMemoryError.exit_status)
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of a user whom only a container knows
+        mend = "Set HOME, or TRANSDUCE_CACHE to a folder for the data."
+        return _print_message(f"error: there is no home folder. {mend}", TransduceError.exit_status)
     if isinstance(error, OSError):
         prefix = f"{error.filename}: " if error.filename else ""
         _abandon_output()  # it may be what cannot be written
@@ -130,8 +142,8 @@ def _abandon_output() -> None:
 
 
 def _print_message(message: str, status: int) -> int:
-    # Every process meets the same error, and the first one prints it; an internal error may be that of one alone.
-    if status == _INTERNAL_ERROR or os.environ.get("RANK", "0") == "0":
+    # Every process meets the same error, and the first one prints it; these may be those of one alone.
+    if status in (_INTERNAL_ERROR, OutOfMemoryError.exit_status) or is_first_process():
         print(f"transduce: {' '.join(message.split())}", file=sys.stderr)
     return status
 

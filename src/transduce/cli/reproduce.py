@@ -27,13 +27,14 @@ from transduce.cli.recipes import (
     verdicts,
 )
 from transduce.devices.device import find_device
+from transduce.devices.machine import SIGNALS
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.training.signals import Stopped
 from transduce.training.workers import threads_of_each, usable_threads
 
-_STOPPED = (130, 143, -2, -15)  # of a run that saved because it was told to stop, or had not begun
+_STOPPED = {128 + signum for signum in SIGNALS}  # of a run that saved because it was told to stop, or had not begun
 
 
 def reproduce_command(arguments: argparse.Namespace) -> int:

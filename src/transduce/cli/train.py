@@ -3,11 +3,13 @@
 import argparse
 import os
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from transduce.cli.console import print_json, print_scores, read_utf8, report_of
+from transduce.cli.console import print_json, print_scores, read_utf8, refuse_other_encoding, report_of
+from transduce.cli.environment import waiting_reported
 from transduce.cli.line_notes import MOST_NAMED, named_lines
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
@@ -24,6 +26,7 @@ from transduce.training.signals import Stopped
 
 def fit_command(arguments: argparse.Namespace) -> int:
     paths = arguments.pairs
+    refuse_other_encoding(*paths, *(arguments.valid or ()), *(arguments.test or ()))
     run_dir = Path(arguments.run_dir or Path("runs") / Path(paths[0]).name.lstrip(".").split(".")[0])
     report = report_of(arguments)
     names = ("valid", "test", "init_from", "task", "minutes", "seed", "resume", "device", "processes")
@@ -32,7 +35,7 @@ def fit_command(arguments: argparse.Namespace) -> int:
         plan = plan_fit(paths, run_dir, **options)
         print_json(to_table(plan.config)) if arguments.json else print(plan.to_toml(), end="")
         return 0
-    with _with_resume_hint(arguments):
+    with _with_resume_hint(arguments, run_dir):
         result = fit(paths, run_dir, **options, show_progress=not arguments.quiet)
     if arguments.json:
         print_json(result.as_dict())
@@ -52,13 +55,15 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
     config = load_config(read_utf8(path), str(path), overrides)
+    refuse_other_encoding(*config.data.train, *config.data.valid, *config.data.more)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
     if arguments.init_from:
         names = [word.partition("=")[0] for word in overrides if word.startswith(("--model.", "--tokenizer."))]
         if ignored := ", ".join(name for name in names if name != "--model.dropout"):
             report(f"{ignored}: of no effect, as tokenizer and model are those of {arguments.init_from}")
-    with _with_resume_hint(arguments), _tensorboard(arguments, run_dir, report) as observers:
+    waiting = waiting_reported(report_of(arguments, of_every_process=True))
+    with waiting, _with_resume_hint(arguments, run_dir), _tensorboard(arguments, run_dir, report) as observers:
         state = train(
             config,
             run_dir,
@@ -110,7 +115,7 @@ def _tensorboard(
         yield []
         return
     try:
-        writer = TensorBoardWriter(run_dir / "tensorboard")
+        writer = TensorBoardWriter(run_dir / "tensorboard", report)
     except ImportError:
         report("no TensorBoard events: that needs pip install 'transduce[tensorboard]'")
         yield []
@@ -120,15 +125,16 @@ def _tensorboard(
 
 
 @contextmanager
-def _with_resume_hint(arguments: argparse.Namespace) -> Iterator[None]:
-    """Adds to the message of a stop that saved something the command that resumes it: the same one, with --resume."""
+def _with_resume_hint(arguments: argparse.Namespace, run_dir: Path) -> Iterator[None]:
+    """Adds to the message of a stop, once there is a run, the command that resumes it: the same one, with --resume."""
     try:
         yield
-    except Stopped as stopped:
-        if stopped.message:
+    except KeyboardInterrupt as stop:  # a second Ctrl-C is no more than that
+        stopped = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
+        if stopped.message or (run_dir / "run.json").exists():
             program = ["transduce"]
             if world_size := os.environ.get("LOCAL_WORLD_SIZE"):  # set by torchrun alone
                 program = ["torchrun", f"--nproc-per-node={world_size}", "-m", "transduce"]
             command = program + arguments.words + ["--resume"] * (not arguments.resume)
-            stopped.message += f" Go on with: {shlex.join(command)}"
-        raise
+            stopped.message = f"{stopped.message or 'stopped.'} Go on with: {shlex.join(command)}"
+        raise stopped from None

@@ -6,9 +6,10 @@ Nothing here imports torch when it is loaded: `transduce --help` shows the versi
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+# To stop, and one to save; Windows has the first two alone.
+SIGNALS = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1")]
 
 # A container's quota of CPU time and the period it holds for, in microseconds: control groups of version 2, version 1.
 _QUOTAS = [
@@ -96,20 +100,29 @@ def child_processes(module: str, arguments: Sequence[Sequence[object]], **option
     """A block with a process for each list of arguments, which runs a module of this package until the block ends.
 
     Its standard input is a pipe, which ends with this process; `options` are those of `subprocess.Popen`. It has a
-    session of its own: a Ctrl-C in the terminal is for this process, which ends the others.
+    session of its own and hears no signal to stop or to save, not even one that a scheduler sends to every process of a
+    job: they are for this process, which ends the others.
     """
     command, environment = python_module(module)
     options |= {"stdin": subprocess.PIPE, "env": environment | options.get("env", {}), "start_new_session": True}
     children: list[subprocess.Popen[bytes]] = []
+    heard = _set_mask("SIG_BLOCK", SIGNALS)  # in this thread, and in its children for good
     try:
         for words in arguments:
             children.append(subprocess.Popen([*command, *map(str, words)], **options))
+        _set_mask("SIG_SETMASK", heard)
         yield children
     finally:
+        _set_mask("SIG_SETMASK", heard)
         for child in children:
             child.kill()
         for child in children:
             child.communicate()
+
+
+def _set_mask(how: str, signals: Iterable[int]) -> Iterable[int]:
+    """Block signals in this thread, or none but these; returns those that were. Windows knows no such thing."""
+    return signal.pthread_sigmask(getattr(signal, how), signals) if hasattr(signal, "pthread_sigmask") else ()
 
 
 def device_name(device: "torch.device") -> str:

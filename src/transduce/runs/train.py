@@ -34,7 +34,7 @@ from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device
-from transduce.errors import LostProcessError, RunFolderError, TransduceError
+from transduce.errors import LostProcessError, OutOfMemoryError, RunFolderError, TransduceError
 from transduce.evaluation.config import name_of_score, scores_by_name
 from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
@@ -86,8 +86,8 @@ def train(
     `choose_processes` says, or as many as before.
     `report` gets lines for the user, `observers` get every logged row; `show_progress` shows the rows on standard
     error. By default a notebook is shown both, and a script nothing. `started`, by `clock`, is when the time of
-    `training.minutes` began, if before this call. Raises Stopped, after saving, at a signal; TransduceError, with
-    nothing lost, for settings or data that cannot be used.
+    `training.minutes` began, if before this call. Raises Stopped, a KeyboardInterrupt, at a Ctrl-C or another signal to
+    stop, after saving; TransduceError, with nothing lost, for settings or data that cannot be used.
     """
     started = clock() if started is None else started
     run_dir, chosen = Path(run_dir), find_device(device)
@@ -163,6 +163,8 @@ def find_run(run_dir: Path, *, resume: bool) -> RunFolder | None:
 
     Called before any long work, which would be lost.
     """
+    if bytes(run_dir).decode(errors="ignore").encode() != bytes(run_dir):
+        raise RunFolderError(f"{run_dir}: this name is not valid UTF-8, and weights could not be read. Choose another.")
     if resume and (run_dir / "run.json").exists():
         return RunFolder.open(run_dir)
     RunFolder(run_dir).refuse_other_use()
@@ -294,8 +296,8 @@ def _train(run: _Run) -> TrainerState:
                 report("the batches are others now: going on with the next epoch")
         try:
             state = trainer.run()
-        except LostProcessError as error:
-            raise _saved_without(run, trainer, error) from None
+        except (LostProcessError, OutOfMemoryError) as error:
+            raise _saved_after(error, run, trainer) from None
     if state.minutes_over is not None and state.step < trainer.num_steps:
         report(f"the {training.minutes:g} minutes were over before step {trainer.num_steps:,}, the end of the schedule")
     elif trainer.num_steps < steps:
@@ -310,8 +312,8 @@ def _finish(run: _Run) -> None:
     _draw_learning_curve(run)
 
 
-def _saved_without(run: _Run, trainer: Trainer, error: LostProcessError) -> LostProcessError:
-    """Saves what the processes had, of which one is lost; the error to raise, which says so.
+def _saved_after(error: TransduceError, run: _Run, trainer: Trainer) -> TransduceError:
+    """Saves what the processes had, of which one is lost or short of memory; the error to raise, which says so.
 
     The first does it, or if that is lost, the one that takes over.
     """
@@ -319,7 +321,7 @@ def _saved_without(run: _Run, trainer: Trainer, error: LostProcessError) -> Lost
         return error
     with nullcontext() if run.process.is_main else run.folder.lock(patience=_SECONDS_TO_UNLOCK):
         trainer.save_alone()
-    return LostProcessError(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to go on.")
+    return type(error)(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to go on.")
 
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
@@ -383,8 +385,7 @@ def _draw_learning_curve(run: _Run) -> None:
     folder, group_sources = run.folder, run.config.validation.group_sources
     rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
-        picture = learning_curve(rows, folder.path.name)
-    except ImportError:
-        run.report("the learning curve is not drawn: that needs matplotlib (pip install 'transduce[plots]')")
-        return
-    folder.write_file("learning_curve.png", picture)
+        folder.write_file("learning_curve.png", learning_curve(rows, folder.path.name))
+    except Exception as error:  # a picture of the outcome never changes it
+        why = "that needs matplotlib (pip install 'transduce[plots]')" if isinstance(error, ImportError) else str(error)
+        run.report(f"the learning curve is not drawn: {' '.join(why.split())}")

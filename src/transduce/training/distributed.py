@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar, cast
 
 import torch
@@ -67,7 +68,7 @@ class Process:
             torch.set_num_threads(self.num_threads_alone or num_threads)
             try:
                 result = work()
-            except Exception as raised:
+            except BaseException as raised:
                 error = raised
             finally:
                 torch.set_num_threads(num_threads)
@@ -92,7 +93,8 @@ def joined(device: torch.device) -> Iterator[Process]:
     if num_processes() == 1:
         yield Process()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    with ThreadPool(1) as pool:  # in a thread, as this one is to hear signals while it waits for the others
+        pool.apply(dist.init_process_group, ["nccl" if device.type == "cuda" else "gloo"], {"timeout": LONGEST_WAIT})
     try:
         yield Process(dist.get_rank(), dist.get_world_size())
     finally:

@@ -1,15 +1,19 @@
-"""Handlers of Ctrl-C and SIGTERM that stop training between two updates, where nothing is lost."""
+"""Handlers of signals: those that stop training do so between two updates, where nothing is lost; one saves it."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+
+from transduce.devices.machine import SIGNALS
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
-    """Signal `signum` stopped the process; `message` says what was saved and how to go on."""
+class Stopped(KeyboardInterrupt):
+    """Signal `signum` stopped the process; `message` says what was saved and how to go on.
+
+    As a Ctrl-C is, it is no `Exception`: nobody's `except Exception` takes what was asked for as something that failed.
+    """
 
     def __init__(self, signum: int, message: str = "") -> None:
         super().__init__(message)
@@ -29,22 +33,24 @@ class Stopped(Exception):  # noqa: N818 - not an error: what was asked for
 
 
 class StopSignals:
-    """Context manager that defers the first SIGINT or SIGTERM until `check`; a second one raises where it strikes.
+    """Context manager that defers SIGINT, SIGTERM, SIGHUP and SIGXCPU until `check`; SIGUSR1 sets `wants_save`.
 
-    After a second one (`is_urgent`) nothing may be saved: it may have struck in the middle of an update.
+    A second Ctrl-C is a KeyboardInterrupt where it strikes, after which nothing may be saved: that may be in the middle
+    of an update. Any other second signal is the same stop, told once more: a scheduler signals every process of a job
+    and `torchrun` passes it on, a closed terminal sends several, a limit of CPU time repeats itself every second. What
+    was ignored before (under `nohup`) stays ignored.
     """
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.is_urgent = False
-        self._raises_at_once = False
-        self._previous: dict[int, Any] = {}
+    received: int | None = None
+    wants_save = _raises_at_once = False
 
     def __enter__(self) -> "StopSignals":
-        self.received, self.is_urgent = None, False
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._handle)
+        self.received, self.wants_save = None, False
+        # In another thread Python refuses handlers.
+        signums = SIGNALS if threading.current_thread() is threading.main_thread() else []
+        self._previous = {s: old for s in signums if (old := signal.getsignal(s)) not in (signal.SIG_IGN, None)}
+        for signum in self._previous:
+            signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,9 +73,11 @@ class StopSignals:
             self._raises_at_once = False
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            self.is_urgent = True
-            raise Stopped(signum)
-        self.received = signum
-        if self._raises_at_once:
-            raise Stopped(signum)
+        if signal.Signals(signum).name == "SIGUSR1":
+            self.wants_save = True
+        elif self.received is None:
+            self.received = signum
+            if self._raises_at_once:
+                raise Stopped(signum)
+        elif signum == signal.SIGINT:
+            raise KeyboardInterrupt

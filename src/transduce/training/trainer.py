@@ -76,7 +76,7 @@ class Trainer:
         self._order = step_order(self.pairs, self.config)
         self._unread: list[StepOutcome] = []  # of steps that were made but not counted yet
         self._last_result: StepResult
-        self._are_told_to_stop = False
+        self._are_told_to_stop = self._are_told_to_save = False
 
     @property
     def best_model(self) -> nn.Module:
@@ -94,14 +94,12 @@ class Trainer:
         return self.state.num_steps(steps=self.config.steps, minutes=self.config.minutes)
 
     def run(self) -> TrainerState:
-        """Train to the end, from wherever the state stands. Raises Stopped at a signal, after saving."""
+        """Train to the end, from wherever the state stands. Raises Stopped at a signal to stop, after saving."""
         speed_up_cpu()
         with self.signals, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             try:
                 self._run()
             except Stopped as stopped:
-                if self.signals.is_urgent:
-                    raise
                 self._save()
                 raise Stopped(
                     stopped.signum, f"Stopped at step {self.state.step:,} of {self.num_steps:,}; all is saved."
@@ -122,8 +120,9 @@ class Trainer:
             if self._is_due(self.config.log_every) or self.is_finished:
                 self._observe_row(self.state.take_row(self._last_result))
             validated = self._validate_if_due()
-            if validated or self._is_due(self.config.save_every):
+            if validated or self._are_told_to_save or self._is_due(self.config.save_every):
                 self._save()
+        self.process.decide(self.signals.check)  # one that came since the last step
 
     def train_step(self, micro_batches: list[np.ndarray], step: int) -> StepOutcome:
         """One update from the rows in `micro_batches`: see `TrainStep`."""
@@ -170,10 +169,10 @@ class Trainer:
         All must stop before the same step: in a step, each waits for the gradients of the others.
         """
         is_over = self.state.seconds + self.state.validation_seconds > self.deadline
-        if self.process.world_size > 1:
-            wish = torch.tensor([self.signals.received is not None, is_over], dtype=torch.float32, device=self.device)
-            self.process.sum_([wish])
-            self._are_told_to_stop, is_over = wish.bool().tolist()
+        wishes = [self.signals.received is not None, self.signals.wants_save, is_over]
+        sums = torch.tensor(wishes, dtype=torch.float32, device=self.device)
+        self.process.sum_([sums])
+        self._are_told_to_stop, self._are_told_to_save, is_over = sums.bool().tolist()
         if is_over:
             self.state.minutes_over = self.config.minutes
 
@@ -222,6 +221,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint from which training resumes exactly as if it had not stopped."""
+        self.signals.wants_save = False
         self._count_outcomes()
         tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
         if self.update.average is not None:

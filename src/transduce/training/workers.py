@@ -5,7 +5,6 @@ caller's program; its standard input is a pipe that ends when the caller does, h
 """
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import torch.distributed as dist
 
 from transduce.devices import machine
 from transduce.devices.cpu import num_threads
-from transduce.errors import LostProcessError, TransduceError
+from transduce.errors import LostProcessError, OutOfMemoryError, TransduceError
 from transduce.training.distributed import LONGEST_WAIT, Process, num_processes
 from transduce.training.signals import Stopped
 
@@ -147,7 +146,6 @@ class _Caller:
 
 def main() -> int:
     """A worker: the module and the name of its work, the port where they meet, how many they are, threads, its rank."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     caller = _Caller()
     port, num, threads, rank = map(int, sys.argv[3:])
     torch.set_num_threads(threads)
@@ -159,7 +157,8 @@ def main() -> int:
             process = Process(rank, num, takes_over=caller.follow)
             work(**process.from_main({}), process=process)
     except (Stopped, TransduceError) as error:
-        if caller.may_follow and caller.is_gone.is_set():  # else the caller meets it as well, and tells it
+        # Else the caller meets it as well, and tells it.
+        if isinstance(error, OutOfMemoryError) or (caller.may_follow and caller.is_gone.is_set()):
             print(f"transduce: error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
