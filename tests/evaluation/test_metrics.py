@@ -280,7 +280,7 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
     assert 0.91 < num_covered / 300 < 0.98
 
 
-@pytest.mark.parametrize("method", ["bootstrap", "randomisation"])
+@pytest.mark.parametrize("method", ["bootstrap", "randomization"])
 def test_equal_systems_are_called_different_about_5_times_in_100(method):
     rng = np.random.default_rng(10)
     num_significant = 0
@@ -299,10 +299,10 @@ def test_the_bootstrap_p_value_of_a_share_is_that_of_the_normal_law():
     assert outcome.p_value == pytest.approx(expected, abs=0.01)
 
 
-def test_the_randomisation_p_value_of_a_share_is_that_of_the_sign_test():
+def test_the_randomization_p_value_of_a_share_is_that_of_the_sign_test():
     a, b, references = words_and_gaps(41, 62, 297)
     expected = 2 * sum(math.comb(103, k) for k in range(62, 104)) / 2**103  # of 103 that differ, 62 or more one way
-    outcome = compare("exact_match", a, b, references, num_resamples=10_000, method="randomisation")
+    outcome = compare("exact_match", a, b, references, num_resamples=10_000, method="randomization")
     assert outcome.p_value == pytest.approx(expected, abs=0.01)
 
 
@@ -320,8 +320,8 @@ def close_systems(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["bleu", "tokenized_bleu", "chrf"])
-def test_the_p_value_of_randomisation_is_sacrebleus(name, close_systems):
-    p_value = compare(name, *close_systems, num_resamples=2000, method="randomisation").p_value
+def test_the_p_value_of_randomization_is_sacrebleus(name, close_systems):
+    p_value = compare(name, *close_systems, num_resamples=2000, method="randomization").p_value
     assert 0.01 < p_value < 0.2
     assert p_value == pytest.approx(paired_test(name, *close_systems, "ar", 2000), abs=0.02)
 
@@ -332,7 +332,7 @@ def test_the_p_value_of_the_bootstrap_has_both_tails_where_sacrebleus_has_one(cl
     assert p_value == pytest.approx(2 * paired_test("bleu", *close_systems, "bs", 1000), rel=0.3)
 
 
-@pytest.mark.parametrize("method", ["bootstrap", "randomisation"])
+@pytest.mark.parametrize("method", ["bootstrap", "randomization"])
 @pytest.mark.parametrize("name", METRICS)
 def test_a_system_does_not_differ_from_itself(name, method):
     references = [random_references(11, seed=14)]
@@ -342,7 +342,7 @@ def test_a_system_does_not_differ_from_itself(name, method):
     assert "no significant difference" in str(outcome)
 
 
-@pytest.mark.parametrize("method", ["bootstrap", "randomisation"])
+@pytest.mark.parametrize("method", ["bootstrap", "randomization"])
 @pytest.mark.parametrize("name", METRICS)
 def test_exchanging_the_systems_changes_only_the_sign(name, method):
     references = [random_references(23, seed=16)]
@@ -381,9 +381,9 @@ def test_scores_and_comparisons_survive_json(name):
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
     references = [random_references(37, seed=22)]
     a, b = corrupted(references[0], 0.2, seed=23), corrupted(references[0], 0.3, seed=24)
-    whole = evaluate(["bleu"], a, references), compare("bleu", a, b, references, method="randomisation")
+    whole = evaluate(["bleu"], a, references), compare("bleu", a, b, references, method="randomization")
     monkeypatch.setattr(metrics, "_CHUNK_CELLS", 37 * 7)
-    assert whole == (evaluate(["bleu"], a, references), compare("bleu", a, b, references, method="randomisation"))
+    assert whole == (evaluate(["bleu"], a, references), compare("bleu", a, b, references, method="randomization"))
 
 
 def test_another_process_finds_the_same_scores():
@@ -417,7 +417,7 @@ def test_another_seed_gives_another_interval_and_the_same_score():
             lambda: evaluate(["rouge"], ["a"], [["a"]]),
             "There are: bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match",
         ),
-        (lambda: compare("bleu", ["a"], ["a"], [["a"]], method="randomization"), "Did you mean 'randomisation'"),
+        (lambda: compare("bleu", ["a"], ["a"], [["a"]], method="random"), "Did you mean 'randomization'"),
         (lambda: evaluate(["bleu"], ["a", "b", "c"], [["a", "b"]]), "3 hypotheses but 2 references:"),
         (lambda: evaluate(["bleu"], ["a"], [["a"], ["a", "b"]]), "1 hypotheses but 2 references in reference set 2:"),
         (lambda: compare("bleu", ["a"], ["a", "b"], [["a"]]), "2 hypotheses but 1 references"),

@@ -18,7 +18,7 @@ from transduce.errors import DataError, TransduceError, choose
 from transduce.evaluation.definitions import DEFINITIONS, Array, References
 
 NUM_RESAMPLES, SEED = 1000, 12345  # sacreBLEU's
-_METHODS = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
+_METHODS = {"bootstrap": "paired bootstrap", "randomization": "approximate randomization"}
 _SIGNIFICANCE_LEVEL = 0.05
 _CHUNK_CELLS = 1 << 22  # resamples x segments held at once, to bound memory
 _ROUNDING = 1e-9  # score differences closer than this count as equal
@@ -40,6 +40,7 @@ class Score:
         return f"{DEFINITIONS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
     def as_dict(self) -> dict[str, Any]:
+        """The score as a JSON object."""
         return asdict(self)
 
 
@@ -61,6 +62,7 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
+        """Whether the difference is unlikely to be chance, at the 5 % level."""
         return self.p_value < _SIGNIFICANCE_LEVEL
 
     def __str__(self) -> str:
@@ -74,6 +76,7 @@ class Comparison:
         return f"{label}: {winner} is better by {abs(self.difference):.2f} [{low:.2f}, {high:.2f}], {test}"
 
     def as_dict(self) -> dict[str, Any]:
+        """The comparison as a JSON object."""
         return asdict(self) | {"is_significant": self.is_significant}
 
 
@@ -153,13 +156,14 @@ def compare(
     seed: int = SEED,
     method: str = "bootstrap",
 ) -> Comparison:
-    """Paired significance test of A and B: "bootstrap", or approximate "randomisation" (Riezler and Maxwell 2005).
+    """Paired significance test of A and B: "bootstrap", or approximate "randomization" (Riezler and Maxwell 2005).
 
     The p-value of either is two-sided and counts ties as chance, so it is 1 for equal systems; the bootstrap's is below
     0.05 about when the interval excludes 0. Differs from the bootstrap of sacreBLEU's PairedTest, which subtracts the
     mean of |difference|: in effect one tail, half our p, and twice as many equal systems called different as promised.
     Raises as `evaluate` does.
     """
+    method = method.replace("randomisation", "randomization")  # its name in version 0.1
     chosen, _ = choose("metric", metric, DEFINITIONS), choose("method", method, _METHODS)
     check(hypotheses_a, references, num_resamples)
     check(hypotheses_b, references, num_resamples)
