@@ -42,7 +42,8 @@ class Hypothesis(NamedTuple):
 class State(Protocol):
     """What a step remembers of the tokens so far. `keep` drops all sentences but `rows`."""
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None: ...
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Drop all sentences but `rows`."""
 
 
 S = TypeVar("S", bound=State)

@@ -102,11 +102,13 @@ class Vocabulary:
         return renumbered, NUM_FIXED_IDS + sum(i in seen for i in learned)
 
     def to_dict(self) -> dict[str, Any]:
+        """The learned tokens as a JSON object, without the fixed ones."""
         learned = self.tokens[NUM_FIXED_IDS:]
         return {"kind": self.kind, "pieces": learned, "merges": self.merges, "scores": self.scores}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Vocabulary":
+        """The vocabulary that `to_dict` described."""
         merges = tuple((left, right) for left, right in saved["merges"])
         return cls(saved["kind"], _FIXED_TOKENS + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
 
