@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 WORKERS ?= 2
 
-.PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims book check clean
+.PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims docs check clean
 
 demo: $(READY)  ## learn to pronounce English in five minutes, score the model, and pronounce invented words
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo
@@ -30,10 +30,10 @@ notebooks-fast: $(READY)  ## execute all notebooks with their smallest experimen
 claims: $(READY)  ## retest claims about training at another learning rate and for four times the steps: hours; resumes where it stopped
 	$(BIN)/python -m transduce.learn.retraining
 
-book: $(READY)  ## the notebooks as a web book in build/book, checked in Chromium if there is one; needs npm for the formulas
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
-	$(BIN)/python docs/book/build.py
-	$(BIN)/python docs/book/check.py
+docs: $(READY)  ## the documentation site with the notebooks, in build/docs: links checked, pages looked at if there is a Chromium; needs npm
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/site/build.py
+	$(BIN)/python docs/site/check.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -552,7 +552,7 @@ def test_grouped_sources_are_scored_as_by_hand(run: Path, tmp_path: Path) -> Non
 
 def test_a_run_does_not_differ_from_itself(run: Path, few: dict[str, Path]) -> None:
     words = ["compare", run, run, "--source", few["source"], "--target", few["target"], "--metric", "chrf"]
-    for method in ("bootstrap", "randomization"):
+    for method in ("bootstrap", "randomization", "randomisation"):
         found = json.loads(command(*words, "--method", method, "--json").out)
         assert found["difference"] == found["low"] == found["high"] == 0
         assert found["p_value"] == 1

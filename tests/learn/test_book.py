@@ -1,4 +1,4 @@
-"""What a page of the web book keeps of a notebook: words for its pictures, links to headings and to other pages."""
+"""What a page of the site keeps of a notebook: words for its pictures, links to headings and to other pages."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("mkdocs_jupyter")
-spec = importlib.util.spec_from_file_location("book_build", Path(__file__).parents[2] / "docs/book/build.py")
+spec = importlib.util.spec_from_file_location("site_notebooks", Path(__file__).parents[2] / "docs/site/notebooks.py")
 book = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(book)
 

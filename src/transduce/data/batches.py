@@ -107,9 +107,11 @@ class EncodedPairs:
         return self._tgt.ids
 
     def src(self, row: int) -> NDArray[np.int32]:
+        """Ids of the source of this row."""
         return self._src.row(row).astype(np.int32)
 
     def tgt(self, row: int) -> NDArray[np.int32]:
+        """Ids of the target of this row."""
         return self._tgt.row(row).astype(np.int32)
 
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "EncodedPairs":

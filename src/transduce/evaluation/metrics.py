@@ -40,6 +40,7 @@ class Score:
         return f"{DEFINITIONS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
     def as_dict(self) -> dict[str, Any]:
+        """The score as a JSON object."""
         return asdict(self)
 
 
@@ -61,6 +62,7 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
+        """Whether the difference is unlikely to be chance, at the 5 % level."""
         return self.p_value < _SIGNIFICANCE_LEVEL
 
     def __str__(self) -> str:
@@ -74,6 +76,7 @@ class Comparison:
         return f"{label}: {winner} is better by {abs(self.difference):.2f} [{low:.2f}, {high:.2f}], {test}"
 
     def as_dict(self) -> dict[str, Any]:
+        """The comparison as a JSON object."""
         return asdict(self) | {"is_significant": self.is_significant}
 
 

@@ -161,6 +161,7 @@ class Certificate:
         return rows
 
     def as_dict(self) -> dict[str, Any]:
+        """The certificate as a JSON object, as `certificate.json` has it."""
         values = asdict(self)
         for row, search in zip(values["searches"], self.searches, strict=True):
             row["bleu_difference"] = search.bleu_difference

@@ -40,11 +40,20 @@ class Format(Protocol):
 
     TITLE: str
 
-    def refuse(self, predictor: Predictor, *, int8: bool) -> None: ...
-    def write(self, predictor: Predictor, folder: Path, *, int8: bool) -> None: ...
-    def open_engine(self, folder: Path, predictor: Predictor) -> Engine: ...
-    def unexpressed(self, decoding: DecodingConfig) -> list[str]: ...
-    def usage(self, predictor: Predictor) -> str: ...
+    def refuse(self, predictor: Predictor, *, int8: bool) -> None:
+        """Raise TransduceError if the format cannot express the run."""
+
+    def write(self, predictor: Predictor, folder: Path, *, int8: bool) -> None:
+        """Write the network, the tokenizers and the search settings."""
+
+    def open_engine(self, folder: Path, predictor: Predictor) -> Engine:
+        """The written model, run by the program that it is for."""
+
+    def unexpressed(self, decoding: DecodingConfig) -> list[str]:
+        """The decoding settings that the format does not have, one line each."""
+
+    def usage(self, predictor: Predictor) -> str:
+        """A Python program that predicts with the exported folder."""
 
 
 def export(

@@ -137,6 +137,7 @@ def batches(lens: list[int]) -> Iterator[list[int]]:
 
 
 def main() -> None:
+    """Answer the lines of standard input, one line each."""
     greedy = Greedy(Path(__file__).parent)
     num_ahead = 1 if sys.stdin.isatty() else LINES_AT_ONCE
     # A line ends at \n alone, and text is UTF-8, whatever the machine is set to.

@@ -84,6 +84,7 @@ def unexpressed(decoding: DecodingConfig) -> list[str]:
 
 
 def usage(predictor: Predictor) -> str:  # noqa: ARG001 - the same for every run
+    """A Python program that predicts with the exported folder."""
     return _USAGE
 
 
@@ -96,6 +97,7 @@ class OnnxEngine:
         self._greedy = greedy
 
     def search(self, sources: list[list[int]], max_lens: list[int], decoding: DecodingConfig) -> list[list[int]]:
+        """See `Engine`; greedy search is the only one."""
         assert decoding.beam_size == 1, "the only search there is"
         return self._greedy.search(sources, max_lens)
 

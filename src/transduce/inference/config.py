@@ -59,6 +59,7 @@ class DecodingConfig:
 
     @property
     def is_sampling(self) -> bool:
+        """Whether tokens are sampled, instead of searched for."""
         return self.temperature > 0
 
     def max_len(self, src_len: int) -> int:

@@ -35,6 +35,7 @@ class Calibration:
 
     @property
     def is_rough(self) -> bool:
+        """Whether it was fitted on too few pairs to be relied on."""
         return self.num_pairs < ENOUGH_PAIRS
 
 

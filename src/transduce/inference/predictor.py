@@ -60,6 +60,7 @@ class Prediction(Annotation):
     is_long: bool = False  # whether the source is longer than nearly all in training
 
     def as_dict(self) -> dict[str, Any]:
+        """The output as a JSON object, without its annotation."""
         row = {"text": self.text, "score": self.score, "log_prob": self.log_prob}
         return row | ({"truncated": True} if self.is_truncated else {})
 
@@ -243,6 +244,7 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
+        """The device that the model is on."""
         return self.model.output_weight.device
 
     def max_len(self, source: Sequence[int], decoding: DecodingConfig | None = None) -> int:

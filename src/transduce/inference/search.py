@@ -42,7 +42,8 @@ class Hypothesis(NamedTuple):
 class State(Protocol):
     """The state of decoding after the tokens so far. `keep` drops all sentences except `rows`."""
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None: ...
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Drop all sentences but `rows`."""
 
 
 S = TypeVar("S", bound=State)

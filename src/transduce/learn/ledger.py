@@ -150,12 +150,14 @@ class Settled:
 
     @property
     def holds(self) -> bool:
+        """Whether the measured value is within the bounds of the claim."""
         low, high = self.claim.bounds(fast=self.fast)
         # Written so that a measured NaN never holds.
         return (low is None or self.measured >= low) and (high is None or self.measured <= high)
 
     @property
     def expected(self) -> str:
+        """The bounds of the claim in words."""
         return in_words(*self.claim.bounds(fast=self.fast)) or "nothing when fast"
 
     def __str__(self) -> str:

@@ -56,6 +56,7 @@ class _Counter(TorchDispatchMode):
 
 
 def num_calls(work: Callable[[], None]) -> int:
+    """Number of operations of torch that `work` calls."""
     with _Counter() as counter:
         work()
     return counter.calls

@@ -35,6 +35,7 @@ class Words:
 
     @property
     def vocabulary(self) -> VocabularySizes:
+        """Letters on the source side, phonemes on the target side."""
         target = FIRST_SYMBOL + len(self.phonemes)
         source = FIRST_SYMBOL + len(ascii_lowercase)
         return VocabularySizes(source=source, target=target, num_target_ids=target, is_joint=False)

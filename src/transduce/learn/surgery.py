@@ -29,6 +29,7 @@ class TransformerWithoutPaddingMask(Transformer):
     """Takes padding for words like any other."""
 
     def encode(self, src: Int[Tensor, "batch src_len"]) -> tuple[Tensor, Bool[Tensor, "batch 1 1 src_len"]]:
+        """See `Transformer.encode`; no position is hidden."""
         nothing_is_hidden = torch.ones_like(src, dtype=torch.bool)[:, None, None, :]
         positions = torch.arange(src.size(1), device=src.device)
         x = self._embed(src, positions, self.src_embedding, self.src_positions)

@@ -28,6 +28,7 @@ class SymbolTask:
 
     @property
     def vocabulary(self) -> VocabularySizes:
+        """One vocabulary for both sides."""
         return VocabularySizes.joint(FIRST_SYMBOL + self.num_symbols)
 
     def draw(self, num_rows: int, random: torch.Generator) -> Batch:

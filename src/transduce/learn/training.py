@@ -30,11 +30,18 @@ class Seq2Seq(Protocol):
     """What is trained: source and shifted target in, one vector for each target position out, and scores of it."""
 
     def __call__(self, src: Int[Tensor, "batch src_len"], tgt_in: Int[Tensor, "batch tgt_len"]) -> Tensor: ...
-    def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch ids"]: ...
+    def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch ids"]:
+        """Scores before the softmax."""
+
     @property
-    def output_weight(self) -> Float[Tensor, "ids d_model"]: ...
-    def parameters(self) -> Any: ...
-    def train(self, mode: bool = True) -> Any: ...
+    def output_weight(self) -> Float[Tensor, "ids d_model"]:
+        """The matrix before the softmax."""
+
+    def parameters(self) -> Any:
+        """As a module of torch has them."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As a module of torch does."""
 
 
 @dataclass

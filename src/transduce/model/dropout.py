@@ -40,6 +40,7 @@ class Dropout(nn.Module):
         return is_kept.mul_(_LEVELS / (_LEVELS - num_dropped)).to(x.dtype)
 
     def extra_repr(self) -> str:
+        """The rate, when the module is printed."""
         return f"p={self.p}"
 
 

@@ -176,6 +176,7 @@ def report_read(name: str, num_pairs: int, pairs: Pairs | Manifest, report: Call
 
 
 def report_overlap(overlap: Mapping[str, int], report: Callable[[str], None], part: str = "validation") -> None:
+    """Report how much of a part is also in the training data."""
     report(
         f"{part} pairs also in the training data: {overlap['pairs']:,} (sources: {overlap['source']:,}, targets: "
         f"{overlap['target']:,})"

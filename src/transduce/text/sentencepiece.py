@@ -53,6 +53,7 @@ class SentencePieces:
         return b"" if i < len(CONTROL_NAMES) or self.tokens[i] == UNKNOWN else self.tokens[i].replace("▁", " ").encode()
 
     def to_dict(self) -> dict[str, Any]:
+        """The pieces and their model as a JSON object."""
         return {"kind": self.kind, "pieces": self.tokens, "model": base64.b64encode(self.model).decode()}
 
     @classmethod

@@ -77,10 +77,12 @@ class Tokenizer:
 
     @property
     def source_vocab_size(self) -> int:
+        """Number of ids of the source vocabulary."""
         return len(self._source.tokens)
 
     @property
     def target_vocab_size(self) -> int:
+        """Number of ids of the target vocabulary; `num_target_ids` of these can be written."""
         return len(self._target.tokens)
 
     @property

@@ -103,12 +103,13 @@ class Vocabulary:
         return renumbered, NUM_FIXED_IDS + sum(i in seen for i in learned)
 
     def to_dict(self) -> dict[str, Any]:
+        """The learned tokens as a JSON object, without the fixed ones."""
         learned = self.tokens[NUM_FIXED_IDS:]
         return {"kind": self.kind, "pieces": learned, "merges": self.merges, "scores": self.scores}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Vocabulary":
-        """What `to_dict` gave. Raises ValueError for what cannot be learned from lines of text."""
+        """The vocabulary that `to_dict` described. Raises ValueError for what cannot be learned from lines of text."""
         merges = tuple((left, right) for left, right in saved["merges"])
         vocabulary = cls(saved["kind"], _FIXED_TOKENS + tuple(saved["pieces"]), merges, tuple(saved["scores"]))
         known, num_learned, text = vocabulary._id_of, len(saved["pieces"]), "\n".join(saved["pieces"])

@@ -32,6 +32,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process reads, reports and saves for all."""
         return self.rank == 0
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:

@@ -86,6 +86,7 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
+        """Whether the steps, the patience or the time are used up."""
         config = self.config
         return self.state.is_finished(steps=config.steps, patience=config.patience, minutes=config.minutes)
 
