@@ -37,7 +37,7 @@ def settings_command(arguments: argparse.Namespace) -> int:
 
 def init_command(arguments: argparse.Namespace) -> int:
     if arguments.shipped and arguments.pairs:
-        raise TransduceError("--from prints a config as it is: leave out PAIRS, and set data.train in the printed file.")
+        raise TransduceError("--from prints a config as it is: leave out PAIRS, and set data.train in what it prints.")
     if arguments.shipped:
         text = read_utf8(choose("config", arguments.shipped, shipped_configs()))
     else:
@@ -58,7 +58,7 @@ def read_config(path: Path) -> str:
     """The text of a config file. Raises MissingInputError, which says how to get one that comes with the package."""
     if path.stem in shipped_configs() and not path.exists():
         raise MissingInputError(
-            f"{path}: no such file. The package has a config of this name: transduce init --from {path.stem} > {path.name}"
+            f"{path}: no such file. The package has one of this name: transduce init --from {path.stem} > {path.name}"
         )
     return read_utf8(path)
 
