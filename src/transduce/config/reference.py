@@ -104,4 +104,6 @@ def _choices(options: Any) -> str:
 
 
 def _as_toml(value: Any) -> str:
-    return tomli_w.dumps({"value": list(value) if isinstance(value, tuple) else value}).strip().removeprefix("value = ")
+    if isinstance(value, tuple | list):  # in one line, which can be commented out
+        return f"[{', '.join(map(_as_toml, value))}]"
+    return tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
