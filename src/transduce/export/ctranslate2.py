@@ -40,7 +40,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:  # noqa: ARG001 - every
     try:
         import ctranslate2  # noqa: F401
     except ImportError:
-        raise TransduceError(f"{TITLE} needs ctranslate2: pip install 'transduce[export]'.") from None
+        raise TransduceError(f"{TITLE} needs ctranslate2: pip install 'transduce[export]'") from None
 
 
 def write(predictor: Predictor, folder: Path, *, int8: bool) -> None:

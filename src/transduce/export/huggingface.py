@@ -67,7 +67,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:
     try:
         import transformers  # noqa: F401
     except ImportError:
-        raise TransduceError(f"{TITLE} needs transformers: pip install 'transduce[export]'.") from None
+        raise TransduceError(f"{TITLE} needs transformers: pip install 'transduce[export]'") from None
 
 
 def unexpressed(decoding: DecodingConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Folders that come with the package, of files that are no modules: recipes and notebooks."""
+"""Folders that come with the package, of files that are no modules: configs, recipes, notebooks."""
 
 from pathlib import Path
 

@@ -7,11 +7,13 @@ FOLDER = shipped_folder("notebooks")
 
 
 def first_cell() -> str:
-    """The code of a notebook's first cell: it does nothing where the package is there."""
+    """The code of a notebook's first cell: it does nothing where the package and what notebooks need are there."""
     begin = 'import importlib.util\n\nif importlib.util.find_spec("transduce") is None:'
     if INSTALL_FROM:
         return f"{begin}\n    %pip install --quiet {INSTALL_FROM}"
     return (
         f"{begin}\n"
-        "    raise ImportError(\"the package transduce is missing: in its folder, run  pip install '.[learn]'\")"
+        "    raise ImportError(\"the package transduce is missing: in its folder, run  pip install '.[learn]'\")\n"
+        'if importlib.util.find_spec("matplotlib") is None:\n'
+        "    raise ImportError(\"notebooks need more than the package: run  pip install 'transduce[learn]'\")"
     )

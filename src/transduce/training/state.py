@@ -57,7 +57,7 @@ class TrainerState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
-        """The state that a checkpoint holds, of this version or an older one. Raises ValueError for impossible values."""
+        """The state in a checkpoint, of this version or an older one. Raises ValueError for impossible values."""
         values = {"window": values.get("shard", 0), **values}  # its name in older files
         state = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         for name, default in vars(cls()).items():

@@ -67,8 +67,16 @@ def add_init(subparsers: Subparsers) -> None:
         "Print an annotated TOML file with all settings for `transduce train`, set up for a small model.",
         "transduce init > my.toml",
         "transduce init train.en train.de > my.toml",
+        "transduce init --from copy > copy.toml",
     )
     parser.add_argument("pairs", nargs="*", metavar="PAIRS", help="training files to write into it")
+    parser.add_argument(
+        "--from",
+        dest="shipped",
+        metavar="NAME",
+        help="print a config that comes with the package instead: cmudict, copy, multi30k_en_de, or a recipe of "
+        "`transduce reproduce`",
+    )
 
 
 def add_compare(subparsers: Subparsers) -> None:
