@@ -226,7 +226,7 @@ READING = {
     ),
     "half an archive is read": bug(
         "data/compression.py",
-        '                    raise EOFError("it ends too early")',
+        '                    raise EOFError("it is truncated")',
         "                    return",
         PAIRS + "test_a_compressed_file_cut_anywhere_is_refused",
     ),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tokenize
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ORDER = [
 ]  # fmt: skip
 ENTRIES = {name for floor in ORDER for name in floor} | {"learn"}
 OUTSIDE_THE_CORE = ("learn", "export", "cli")
-MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 8_777
+MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 8_998
 
 
 @cache
@@ -52,7 +53,7 @@ def imported_by(tree: ast.Module) -> set[str]:
 
 
 def code_lines(tree: ast.AST, text: str) -> set[int]:
-    """The numbers of the lines that hold code: not blank, no comment, no docstring."""
+    """The numbers of the lines that hold code: not blank, no comment, no docstring, no help text of a setting."""
     lines: set[int] = set()
     layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -61,6 +62,10 @@ def code_lines(tree: ast.AST, text: str) -> set[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+        for field, text_below in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+            match field, text_below:  # the help text of a setting
+                case ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str())):
+                    lines -= set(range(text_below.lineno, (text_below.end_lineno or 0) + 1))
     return lines
 
 

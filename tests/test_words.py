@@ -57,7 +57,6 @@ NAMES = re.compile(r"\blicence(?= =|$)|^licence|\blearnt-|`learnt`|^(randomisati
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "Makefile", "docs/*.md", "benchmarks/README.md", "configs/*.toml"]
 DOCUMENTS += ["recipes/*.toml", "src/transduce/data/catalogue.toml", "src/transduce/inference/explanation.html"]
 HISTORY = ("LOG.md",)  # quotes what was
-FORMER = ("src/transduce/cli/console.py", "src/transduce/export/folder.py")  # still say answer, and a blank line
 
 
 def private_terms(text: str, *, more: tuple[re.Pattern[str], ...] = ()) -> list[str]:
@@ -79,7 +78,7 @@ def literals() -> list[tuple[str, str, bool]]:
     """Every string of the package but the lessons: where it stands, its text, and whether it is a docstring."""
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
-        if path.relative_to(SOURCE).parts[0] == "learn" or str(path.relative_to(ROOT)) in FORMER:
+        if path.relative_to(SOURCE).parts[0] == "learn":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

@@ -80,7 +80,7 @@ def test_a_percentile_is_a_latency_that_so_many_lines_stay_within(run: Path) -> 
         (["decode"], "required: --run"),
         (["train", "--run", "x"], "there is no option '--run'"),
         (["decode", "--run", "x", "--steps", "7"], "there is no option '--steps'"),
-        (["decode", "--run", "/nowhere"], "no run here"),
+        (["decode", "--run", "/nowhere"], "not a run folder"),
     ],
 )
 def test_what_cannot_be_measured_is_explained(words: list[str], said: str) -> None:

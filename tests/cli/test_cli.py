@@ -609,7 +609,7 @@ def test_describe_says_at_which_temperature_confidence_is_and_whether_it_is_roug
 def test_describe_says_which_step_the_model_is_of_and_how_good(run: Path, tmp_path: Path) -> None:
     model_is_of = json.loads(command("describe", run, "--json").out)["model_is_of"]
     last = command("describe", run).lines[-1]
-    assert last.startswith(f"the model is of step {model_is_of['step']}, validation: ")
+    assert last.startswith(f"the model is from step {model_is_of['step']}, validation: ")
     told = {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)", last.split("validation: ")[1])}
     assert told.keys() == {"loss", "training_loss", "exact_match", "cer"}
     assert told == pytest.approx(model_is_of["validation"], rel=1e-3)
@@ -636,7 +636,7 @@ def test_a_run_stopped_before_its_first_model_is_described_and_verified(
     assert "model.safetensors: none yet" in found.lines
     assert json.loads(command("verify", young, "--json").out)["is_intact"] is True
     assert json.loads(command("describe", young, "--json").out)["model_is_of"] is None
-    assert command("describe", young).lines[-1] == "no model yet: the first validation is still to come"
+    assert command("describe", young).lines[-1] == "no model yet: the first validation has not run"
 
 
 def test_verify_misses_a_model_that_was_there(own_run: Path) -> None:

@@ -471,7 +471,7 @@ def test_a_stop_while_scoring_tells_how_to_go_on(monkeypatch, letters, signalled
         stopped = command(*words)
     assert stopped.status == status
     assert stopped.err.endswith(
-        f"go on with: transduce reproduce letters --processes 1 --run-dir {letters / 'run'} --threads 1 --resume\n"
+        f"Continue with: transduce reproduce letters --processes 1 --run-dir {letters / 'run'} --threads 1 --resume\n"
     )
     resumed = command(*words, "--resume")
     assert resumed.status == 0, resumed.err
@@ -505,7 +505,7 @@ def test_what_a_list_has_no_use_for_is_refused():
     for words in (["-o", "x.json"], ["--resume"], ["--run-dir", "runs/x"], ["--processes", "1"]):
         refused = command("reproduce", *words)
         assert refused.status == 2
-        assert refused.err.startswith(f"transduce: error: {words[0]} needs the NAME of a row")
+        assert refused.err.startswith(f"transduce: error: {words[0]} needs the NAME of a recipe")
 
 
 def test_a_stopped_row_tells_how_to_go_on_and_be_scored(monkeypatch, letters):

@@ -125,7 +125,9 @@ def test_a_signal_in_any_phase_ends_a_command_with_its_status_and_one_line(
         strike_in(patch, place, send(signum))
         stopped = places.call(words, "--quiet")
     assert (stopped.status, stopped.out) == (SIGNALS[signum], b""), stopped.err
-    assert re.fullmatch(r"transduce: (stopped\.|Stopped at step .*all is saved\.)( Go on with: .*)?\n", stopped.err)
+    assert re.fullmatch(
+        r"transduce: (stopped\.|Stopped at step .*everything is saved\.)( Continue with: .*)?\n", stopped.err
+    )
     is_training = phase.startswith("train")
     if not is_training:
         assert not places.out.exists() or not any(places.out.iterdir())
@@ -156,7 +158,7 @@ def test_a_stop_of_fit_while_it_scores_says_how_to_go_on(places: Places, monkeyp
     words = "fit {data}/train.source {data}/train.target --run-dir {out}"
     stopped = places.call(words, "--quiet")
     assert stopped.status == 143
-    told = f"transduce: stopped. Go on with: transduce {words.format(**places.names)} --quiet --threads 1 --resume\n"
+    told = f"transduce: stopped. Continue with: transduce {words.format(**places.names)} --quiet --threads 1 --resume\n"
     assert stopped.err == told
 
 
@@ -336,7 +338,7 @@ def test_a_name_that_is_not_utf_8_is_refused_before_training(data: Path, tmp_pat
 def test_a_rank_that_something_left_behind_silences_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     outcome = command("verify", "nowhere")
-    assert (outcome.status, outcome.err.count("no run here")) == (66, 1)
+    assert (outcome.status, outcome.err.count("not a run folder")) == (66, 1)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +453,6 @@ def test_a_batch_that_memory_is_too_small_for_is_described_and_the_steps_before_
     pattern = rf"transduce: error: step {number}: too little memory for {batch}"
     assert re.match(pattern, outcome.err)
     assert "Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len." in outcome.err
-    assert f"All is saved up to step {number - 1}: resume the run to go on." in outcome.err
+    assert f"All is saved up to step {number - 1}: resume the run to continue." in outcome.err
     assert RunFolder(places.out).checkpoints()[-1] == number - 1
     assert places.call(words, "--quiet", "--resume").status == 0

@@ -312,7 +312,7 @@ def test_every_verb_takes_an_imported_run(folder: Path, tmp_path: Path) -> None:
 def test_a_run_in_use_is_refused_and_untouched(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="holds other things"):
+    with pytest.raises(RunFolderError, match="contains other files"):
         import_marian(folder, tmp_path / "run")
     assert content_of(tmp_path / "run") == {"notes.txt": b"mine"}
 

@@ -144,5 +144,5 @@ def test_the_tokenizer_of_an_imported_model_is_refused_in_one_line() -> None:
         def to_json(self) -> str:
             return '{"content": {"source": null, "target": {"kind": "sentencepiece"}}}'
 
-    with pytest.raises(TransduceError, match=r"^the source tokenizer of this imported model is sentencepiece's own.*$"):
+    with pytest.raises(TransduceError, match=r"^the source tokenizer of this imported model is SentencePiece's own.*$"):
         library_tokenizer(Imported(), "source")

@@ -52,7 +52,7 @@ def test_a_lock_held_elsewhere_is_refused_with_its_owner_or_waited_for_and_ends_
 
         with lock(path, report):
             assert path.read_text() == f"{os.getpid()}\n"
-        assert reports == [f"waiting for process {process.pid}, which is at work on a"]
+        assert reports == [f"waiting for process {process.pid}, which is working on a"]
     with lock(path):
         pass
 

@@ -284,7 +284,7 @@ def files(tmp_path: Path) -> ExperimentConfig:
 
 @pytest.fixture
 def gpu(on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Runs choose as on a GPU whose memory is short once, though they compute on this CPU; the problems to come."""
+    """Runs choose as on a GPU whose out of memory once, though they compute on this CPU; the problems to come."""
     problems = [SHORT]
 
     def choose(config: ExperimentConfig, _model: object, _pairs: object, _num: int, report: Any) -> Any:
@@ -325,7 +325,7 @@ def test_another_batch_than_at_the_start_is_a_change(files, tmp_path):
 
 def test_memory_that_never_suffices_leaves_no_run_folder(files, gpu, tmp_path):
     gpu[:] = [SHORT] * 9
-    with pytest.raises(TransduceError, match="memory is short"):
+    with pytest.raises(TransduceError, match="out of memory"):
         train(files, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

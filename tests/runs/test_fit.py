@@ -123,7 +123,7 @@ def test_the_last_word_of_fit_is_a_command_that_works(fitted: tuple[Path, Outcom
 
 
 def test_fit_on_a_used_folder_is_refused_before_any_work(fitted: tuple[Path, Outcome], pairs: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds a run already"):
+    with pytest.raises(RunFolderError, match="already contains a run"):
         fit([pairs], fitted[0])
 
 
@@ -181,7 +181,7 @@ def test_an_interrupted_fit_goes_on_even_with_other_minutes(pairs: Path, tmp_pat
     def stop(_row: dict[str, Any]) -> None:
         raise Stopped(signal.SIGINT)
 
-    with pytest.raises(Stopped, match=r"all is saved\. The same call with resume=True goes on"):
+    with pytest.raises(Stopped, match=r"everything is saved\. To continue, repeat the call with resume=True"):
         fit([pairs], tmp_path / "run", minutes=2.4, device="cpu", clock=clock, observers=[stop])
     stopped_at = RunFolder.open(tmp_path / "run").checkpoints()[-1]
     # So much less time calls for another dropout in a new run.

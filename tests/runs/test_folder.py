@@ -619,7 +619,7 @@ def test_create_refuses_a_folder_that_holds_a_run(run):
 def test_create_refuses_a_folder_with_other_things_and_leaves_it_alone(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunFolderError, match="holds other things"):
+    with pytest.raises(RunFolderError, match="contains other files"):
         RunFolder.create(tmp_path, config=CONFIG, tokenizer=TOKENIZER, facts={})
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
     assert (tmp_path / name).read_text() == "mine"
@@ -641,7 +641,7 @@ def test_create_says_in_one_line_where_it_cannot_write(tmp_path):
 
 def test_open_names_the_runs_nearby(run):
     for path in (run.path.parent, run.path.with_name("dmeo")):
-        with pytest.raises(MissingInputError, match=f"no run here.*{run.path.parent}/ holds: demo"):
+        with pytest.raises(MissingInputError, match=f"not a run folder.*{run.path.parent}/ holds: demo"):
             RunFolder.open(path)
     with pytest.raises(MissingInputError):
         RunFolder.open(Path("no/such/place"))

@@ -266,7 +266,7 @@ def test_a_stop_in_any_micro_batch_leaves_no_trace(
 ) -> None:
     signum = (signal.SIGTERM, signal.SIGINT)[micro_batch // 2 % 2]
     lazy = replace(config, training=replace(config.training, save_every=0))  # so that the stop must save
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="all is saved") as stopped:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="everything is saved") as stopped:
         strike_at(patch, "micro_batch", micro_batch, signalling(signum))
         train(lazy, tmp_path / "run")
     assert stopped.value.signum == signum
@@ -485,7 +485,7 @@ def test_the_line_printed_at_a_stop_is_the_command_that_goes_on(
             assert cli.main(words) == status
         told = capsys.readouterr().err
         assert "Traceback" not in told
-        again = shlex.split(told.rpartition("Go on with: ")[2])
+        again = shlex.split(told.rpartition("Continue with: ")[2])
         assert again[0] == "transduce"
         assert cli.main(again[1:]) == 0
         assert cli.main(again[1:]) == 0
@@ -501,7 +501,10 @@ def test_a_stop_told_more_than_once_is_saved_all_the_same(
     config: ExperimentConfig, tmp_path: Path, signum: int
 ) -> None:
     lazy = replace(config, training=replace(config.training, save_every=0))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="Stopped at step 4 of 15; all is saved"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Stopped, match="Stopped at step 4 of 15; everything is saved"),
+    ):
         strike_at(patch, "micro_batch", 9, signalling(signum, times=2))
         write = Striking(RunFolder.write_checkpoint, 3, signalling(signum))  # after 0 and 3
         patch.setattr(RunFolder, "write_checkpoint", lambda *given, **named: write(*given, **named))
@@ -522,7 +525,10 @@ def test_a_signal_to_save_saves_the_step_in_which_it_comes_and_changes_nothing(
 
 def test_a_stop_while_the_last_step_is_saved_is_heard(config: ExperimentConfig, finished: Path, tmp_path: Path) -> None:
     lazy = replace(config, training=replace(config.training, save_every=0))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="Stopped at step 15 of 15; all is saved"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Stopped, match="Stopped at step 15 of 15; everything is saved"),
+    ):
         write = Striking(RunFolder.write_checkpoint, 6, signalling(signal.SIGTERM))  # after 0, 3, 6, 9 and 12
         patch.setattr(RunFolder, "write_checkpoint", lambda *given, **named: write(*given, **named))
         train(lazy, tmp_path / "run")
@@ -537,7 +543,7 @@ def test_whoever_waits_for_ctrl_c_hears_every_stop(config: ExperimentConfig, tmp
         strike_at(patch, "micro_batch", 2, signalling(signal.SIGINT))
         train(config, tmp_path / "run")
     assert not isinstance(stopped.value, Exception)
-    assert str(stopped.value).endswith("all is saved. The same call with resume=True goes on.")
+    assert str(stopped.value).endswith("everything is saved. To continue, repeat the call with resume=True.")
 
 
 def test_memory_that_ends_within_an_update_saves_no_half_updated_weights(
@@ -588,7 +594,9 @@ def test_a_real_process_stops_with_the_status_of_the_signal(
     assert process.returncode == status
     assert time.monotonic() - sent < 5
     assert "Traceback" not in told
-    assert told.endswith(f"all is saved. Go on with: transduce {shlex.join(command(endless, tmp_path))} --resume\n")
+    assert told.endswith(
+        f"everything is saved. Continue with: transduce {shlex.join(command(endless, tmp_path))} --resume\n"
+    )
     folder = RunFolder.open(tmp_path / "run")
     assert folder.checkpoints()[-1] == folder.metrics()[-1]["step"]
 
@@ -870,7 +878,7 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(
     config: ExperimentConfig, copy_of: Callable[[int], Path]
 ) -> None:
     path = copy_of(8)
-    with pytest.raises(RunFolderError, match=r"holds a run already.*--resume"):
+    with pytest.raises(RunFolderError, match=r"already contains a run.*--resume"):
         train(config, path)
     assert RunFolder.open(path).checkpoints()[-1] == 8
 

@@ -315,7 +315,7 @@ def test_a_copy_loads_and_predicts_alone_and_nothing_is_left_of_one_that_failed(
     with pytest.raises(DamagedFileError, match=r"original/model\.safetensors is damaged"):
         loaded.save(tmp_path / "damaged")
     shutil.rmtree(original)
-    with pytest.raises(MissingInputError, match="no run here"):
+    with pytest.raises(MissingInputError, match="not a run folder"):
         loaded.save(tmp_path / "gone")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     assert transduce.load(tmp_path / "copy", device="cpu")(TEXTS) == expected

@@ -128,7 +128,7 @@ def test_each_side_is_read_from_where_it_is_and_nothing_is_left_where_it_cannot_
 def test_a_folder_in_use_is_noticed_before_an_iterator_is_used_up(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     rows = iter(ROWS)
-    with pytest.raises(RunFolderError, match="holds other things"):
+    with pytest.raises(RunFolderError, match="contains other files"):
         train(rows, tmp_path)
     assert next(rows) == ROWS[0]
 

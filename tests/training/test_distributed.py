@@ -179,7 +179,7 @@ def test_two_processes_train_like_one_and_one_or_two_go_on_where_the_others_stop
     assert train_alone(folder, "stopped", strike_at=2)[0] == 143
     (status, told), (other_status, other_told) = train_together(folder, "stopped", "--resume", strike_at={"1": 6})
     assert (status, other_status) == (143, 143), told + other_told
-    assert "Stopped at step 6 of 12; all is saved. Go on with: transduce train" in told
+    assert "Stopped at step 6 of 12; everything is saved. Continue with: transduce train" in told
     assert "Traceback" not in told + other_told
     assert RunFolder.open(folder / "stopped").checkpoints() == [0, 1, 4, 6]
     before = take_steps(folder)
@@ -303,7 +303,7 @@ def test_what_a_scheduler_sends_to_every_process_of_a_job_saves_or_stops_them_to
         time.sleep(0.01)
     send_to_all(signal.SIGHUP)
     status, told = running.end()
-    assert (status, told.count("all is saved. Go on with: transduce train")) == (129, 1), told
+    assert (status, told.count("everything is saved. Continue with: transduce train")) == (129, 1), told
 
 
 def test_of_processes_that_have_ended_the_one_is_named_that_the_others_have_lost() -> None:

@@ -119,5 +119,5 @@ def test_it_can_be_entered_in_any_thread() -> None:
 
 
 def test_a_stop_reaches_another_process_whole() -> None:
-    there = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, "all is saved")))
-    assert (there.signum, there.message, there.exit_status) == (signal.SIGTERM, "all is saved", 143)
+    there = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, "everything is saved")))
+    assert (there.signum, there.message, there.exit_status) == (signal.SIGTERM, "everything is saved", 143)

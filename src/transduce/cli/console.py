@@ -80,7 +80,7 @@ def groups_of_lines(name: str) -> Iterator[list[str]]:
     try:
         yield from _groups(_unbuffered(sys.stdin.buffer), "standard input")
     except OSError as error:
-        raise MissingInputError(f"standard input: cannot be read: {error.strerror or error}.") from error
+        raise MissingInputError(f"standard input cannot be read: {error.strerror or error}.") from error
 
 
 def prompt(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -151,13 +151,13 @@ def refuse_output(name: str | None, source: str | None, run: str) -> None:
     for file, what in files.items():
         if (status := _regular_file(file, sys.stdin)) and os.path.samestat(status, output):
             option = f"-o {name}" if name else "standard output"
-            raise TransduceError(f"{option} is {what}: give the answers another name.")
+            raise TransduceError(f"{option} is {what}: choose another name for the output.")
 
 
 def _refuse_folder(name: str | None) -> None:
     with suppress(OSError):  # a name that cannot be one is refused when it is opened
         if name is not None and Path(name).is_dir():
-            raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
+            raise TransduceError(f"-o {name} is a folder: give the name of a file.")
 
 
 def _regular_file(name: str, standard: TextIO) -> os.stat_result | None:
@@ -261,11 +261,11 @@ def print_description(description: dict[str, Any]) -> None:
 
 def _provenance(metadata: dict[str, Any] | None) -> str:
     if metadata is None:
-        return "no model yet: the first validation is still to come"
+        return "no model yet: the first validation has not run"
     if "steps" in metadata:
         return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
     scores = printable(", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items()))
-    return f"the model is of step {metadata['step']:,}{scores and f', validation: {scores}'}"
+    return f"the model is from step {metadata['step']:,}{scores and f', validation: {scores}'}"
 
 
 def _about_confidence(calibration: Calibration) -> str:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (see `errors` for their meaning)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
-        words = [*words[1:2], "--help"]
+        words = [*(word for word in words[1:2] if not word.startswith("-")), "--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # as `predict` writes, whatever the locale: no text is lost
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if not isinstance(sys.stderr, Unfailing):  # closed, Python would print what is meant for it among the outputs
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", None) == "-":
         arguments.file = rest.pop()  # `predict RUN --json FILE`: argparse gives FILE its default before it sees it
     if rest:
-        parser.error(f"'{rest[0]}' is not understood: see transduce {arguments.subcommand} --help")
+        parser.error(f"unknown argument '{rest[0]}': see transduce {arguments.subcommand} --help")
     arguments.overrides, arguments.words = settings, words
     with StopSignals() as signals:
         return _run_reporting(arguments, signals)

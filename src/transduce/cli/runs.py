@@ -29,7 +29,7 @@ def average_command(arguments: argparse.Namespace) -> int:
         raise TransduceError(
             f"{arguments.run} has checkpoints of steps {', '.join(map(str, available)) or 'none'}: "
             f"{f'not of {missing[0]}' if missing else f'not {arguments.last} of them'}. "
-            "training.keep_checkpoints says how many stay."
+            "training.keep_checkpoints says how many are kept."
         )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}, "calibration": None}
     with new_folder(output) as temporary:

@@ -142,5 +142,5 @@ def _with_resume_hint(arguments: argparse.Namespace, run_dir: Path) -> Iterator[
             if world_size := os.environ.get("LOCAL_WORLD_SIZE"):  # set by torchrun alone
                 program = ["torchrun", f"--nproc-per-node={world_size}", "-m", "transduce"]
             command = program + arguments.words + ["--resume"] * (not arguments.resume)
-            stopped.message = f"{stopped.message or 'stopped.'} Go on with: {shlex.join(command)}"
+            stopped.message = f"{stopped.message or 'stopped.'} Continue with: {shlex.join(command)}"
         raise stopped from None

@@ -77,7 +77,7 @@ def _unpack(chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Cal
             yield stream.decompress(data)
             while not stream.eof:
                 if not (data := next(chunks, b"")):
-                    raise EOFError("it ends too early")
+                    raise EOFError("it is truncated")
                 yield stream.decompress(data)
             data = stream.unused_data or next(chunks, b"")
             if not data.strip(b"\0"):  # gzip and xz files may be padded with zeros; no stream begins with them

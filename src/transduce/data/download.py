@@ -28,7 +28,7 @@ def open_url(url: str) -> BinaryIO:
 
 
 def _refuse_url(url: str) -> BinaryIO:
-    raise MissingInputError(f"{url} is not here.")
+    raise MissingInputError(f"{url} is not available offline.")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def locate(file: DataFile, places: Places) -> Path:
     if places.root is not None and (path := Path(places.root) / file.path).is_file():
         if (digest := sha256_of_file(path)) != file.sha256:
             raise DamagedFileError(
-                f"{path}: its SHA-256 is {digest}, and {file.sha256} is the one of this data set. "
-                "Get it again, or train on it as a file of your own."
+                f"{path}: its SHA-256 is {digest}, but this data set has {file.sha256}. "
+                "Download it again, or use it as a file of your own."
             )
         return path
     path = Path(places.cache).expanduser() / file.path
@@ -81,7 +81,7 @@ def _download(file: DataFile, places: Places) -> bytes:
     sub_folder = Path(file.path).parent.name
     by_hand = f"Put it by hand at ROOT/{file.path}, unpacked, and set TRANSDUCE_DATA to ROOT."
     if file.url is None:
-        where = "no folder of data is set" if places.root is None else f"not in {places.root}"
+        where = "TRANSDUCE_DATA is not set" if places.root is None else f"not in {places.root}"
         raise MissingInputError(
             f"{file.path}: {where}, and it cannot be fetched: {file.advice} "
             f"Put the files into ROOT/{sub_folder} and set TRANSDUCE_DATA to ROOT."
@@ -93,7 +93,7 @@ def _download(file: DataFile, places: Places) -> bytes:
         content = outcome.result(_MOST_SECONDS)
     except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and TimeoutError are OSErrors
         reason = " ".join(str(error).split()) or f"not done in {_MOST_SECONDS:.0f} seconds"
-        raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}") from None
+        raise MissingInputError(f"{file.url}: download failed ({reason}). {by_hand}") from None
     except DataError as error:
         raise DamagedFileError(f"{error} {by_hand}") from None
     if (digest := sha256_of(content)) != file.sha256:

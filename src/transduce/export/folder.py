@@ -25,7 +25,7 @@ from transduce.runs.corpus import pairs_at_hand, places_of_environment
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import Run
 
-_WITHOUT_ALPHABET = "only characters that training targets had: this engine may, if seldom, write others"
+_WITHOUT_ALPHABET = "only characters of the training targets: this engine may, rarely, write others"
 
 # The packages that write and run each format; the format's module has its name.
 _PACKAGES = {
@@ -142,7 +142,7 @@ def export_run(
     with new_folder(output, num_bytes) as folder:
         module.write(predictor, folder, int8=int8)
         engine = module.open_engine(folder, predictor)
-        report(f"written; comparing the answers of {module.TITLE} with those of the run")
+        report(f"written; comparing its outputs in {module.TITLE} with the run's")
         certificate = certify(predictor, engine, lines, exported)
         for name, text in (
             ("certificate.json", json.dumps(certificate.as_dict(), ensure_ascii=False, indent=1) + "\n"),
@@ -154,7 +154,7 @@ def export_run(
 
 def _refuse_place(output: Path) -> None:
     if os.path.lexists(output):
-        raise RunFolderError(f"{output} exists already: choose another folder for -o, or remove that one first.")
+        raise RunFolderError(f"{output} already exists: choose another folder for -o, or remove it first.")
     if not output.parent.is_dir():
         raise RunFolderError(f"{output}: there is no folder {output.parent}: make it first, or choose another for -o.")
 
@@ -171,25 +171,25 @@ def _readme(module: Format, predictor: Predictor, certificate: Certificate) -> s
     header, *rows = [f"| {' | '.join(row)} |\n" for row in certificate.table()]
     rule = "|---" * len(certificate.table()[0]) + "|\n"
     unexpressed = "".join(f"- {line}\n" for line in exported.unexpressed)
-    limitations = f"\nThe run was made to be searched in ways that {module.TITLE} does not have:\n\n{unexpressed}"
+    limitations = f"\nThe run's decoding settings include some that {module.TITLE} does not have:\n\n{unexpressed}"
     return f"""\
 # A model of transduce for {module.TITLE}
 
-From text to text, with {module.TITLE} alone, in this folder:
+Text in, text out, with {module.TITLE} alone, in this folder:
 
 ```python
 {module.usage(predictor)}```
 
-The answer to a blank line is a blank line; nothing was trained on one.
+A line without text gives a line without text; the model was not trained on any.
 
-## Are its answers those of the run?
+## Do its outputs match the run's?
 
-{certificate.num_lines:,} lines of {certificate.lines_from} were answered by the run and by this folder:
-`certificate.json` has all of it.
+{certificate.num_lines:,} lines of {certificate.lines_from} were decoded by the run and by this folder;
+`certificate.json` has the details.
 
 {header}{rule}{"".join(rows)}
 {certificate.verdict}
 {limitations if unexpressed else ""}
-Weights: {exported.precision}, of the run whose `model.safetensors` has the SHA-256 `{exported.model_sha256}`.
+Weights: {exported.precision}, from the run whose `model.safetensors` has the SHA-256 `{exported.model_sha256}`.
 Written by {versions}.
 """

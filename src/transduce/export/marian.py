@@ -67,10 +67,10 @@ _WITHOUT_EFFECT = {  # ids of control symbols (padding is never predicted here e
 # Subtracted from a logit: e^-100 of a probability vanishes in any sum, and 100 fits 16 bits, too.
 _EXCLUSION = 100.0
 
-_ADVICE = "Get it again from where it came from."
+_ADVICE = "Download it again."
 _NOTE = """\
-# This model was imported: run.json says of what. [tokenizer], [model] and [decoding] are its own; the other sections
-# are defaults, and say nothing of how it was trained.
+# This model was imported; run.json says from where. [tokenizer], [model] and [decoding] are its own; the other sections
+# are defaults, and do not describe how it was trained.
 """
 
 
@@ -99,7 +99,7 @@ def import_marian(
         weights["output_bias"][tokenizer.pad_id] -= _EXCLUSION
     if search_path.exists():
         for name in sorted(name for name in search.keys() - _SEARCH_SETTINGS - _WITHOUT_EFFECT if search[name]):
-            report(f"{search_path}: {name} = {search[name]!r:.100} has nothing here that does the same")
+            report(f"{search_path}: {name} = {search[name]!r:.100} has no equivalent here and is ignored")
     hashes = {name: sha256_of_file(source / name) for name in _FILE_NAMES if (source / name).exists()}
     facts = {"data": {}, "num_train_pairs": 0, "imported": {"from": str(source), "files": hashes}}
     with new_folder(output) as temporary:
@@ -279,5 +279,5 @@ class _Converter:
         if tensor.shape != shape:
             raise damaged(self.path, f"{name} has shape {list(tensor.shape)}, not {list(shape)}", _ADVICE)
         if not (tensor := tensor.float()).isfinite().all():
-            raise damaged(self.path, f"{name} holds values that are no numbers", _ADVICE)
+            raise damaged(self.path, f"{name} contains NaN or infinite values", _ADVICE)
         return tensor

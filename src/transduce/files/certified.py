@@ -62,7 +62,7 @@ def check_digest(path: Path, advice: str) -> str:
         start, stated = file.read(8 + len(_HEADER_START)), file.read(64)
         digest = hashlib.sha256(start + NO_DIGEST)
         if start[8:] != _HEADER_START or hashlib.file_digest(file, lambda: digest).hexdigest().encode() != stated:
-            raise damaged(path, "its SHA-256 is not the one it states", advice)
+            raise damaged(path, "its SHA-256 does not match the one it records", advice)
     return stated.decode()
 
 

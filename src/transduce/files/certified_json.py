@@ -64,5 +64,5 @@ def json_object(text: str | bytes, name: Path | str, advice: str) -> dict[str, A
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise damaged(name, "it should hold a JSON object", advice)
+        raise damaged(name, "it is not a JSON object", advice)
     return value

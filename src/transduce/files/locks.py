@@ -38,7 +38,7 @@ def lock(path: Path, report: Callable[[str], None] | None = None, *, patience: f
                     raise RunFolderError(
                         f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another folder."
                     )
-                report(f"waiting for process {owner}, which is at work on {path.stem}")
+                report(f"waiting for process {owner}, which is working on {path.stem}")
                 _take(file.fileno(), path, held, waits=True)
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
@@ -74,7 +74,7 @@ def _take(descriptor: int, path: Path, held: ExitStack, *, waits: bool = False) 
         return False
     except OSError as error:
         raise RunFolderError(
-            f"{path} cannot be locked here ({error.strerror}): take a folder on another disk."
+            f"{path} cannot be locked here ({error.strerror}): choose a folder on another disk."
         ) from error
     return True
 

@@ -25,7 +25,7 @@ def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
         if error.errno in _DISK_FULL:
             free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
             needed = f"{num_bytes:,} bytes needed, " if num_bytes else ""
-            reason += f" ({needed}{free:,} free). What was there before is still valid. Make room"
+            reason += f" ({needed}{free:,} free). The previous contents are intact. Free some space"
             raise RunFolderError(f"{reason} or choose another folder.") from error
         raise RunFolderError(f"{reason}. Check the permissions or choose another folder.") from error
 
@@ -37,7 +37,7 @@ def explained_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except IsADirectoryError:
-        raise MissingInputError(f"{path}: this is a folder, and a file is needed. Name a file in it.") from None
+        raise MissingInputError(f"{path}: this is a folder: name a file in it.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise MissingInputError(f"{path}: no such file. Check the path and the folder it is relative to.") from None
     except OSError as error:

@@ -77,7 +77,7 @@ def verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     if not _TENSOR_NAME.fullmatch(name):
-                        raise damaged(path, f"{name!r} is no name for a tensor", TENSOR_ADVICE)
+                        raise damaged(path, f"{name!r} is not a valid tensor name", TENSOR_ADVICE)
                 yield file, dict(sorted((file.metadata() or {}).items()))
         except SafetensorError as error:  # a forged file: its hash is right, its content is not
             raise damaged(path, str(error), TENSOR_ADVICE) from None

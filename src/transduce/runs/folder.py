@@ -90,7 +90,7 @@ class RunFolder:
         run = cls(path)
         if not os.path.lexists(run.path / "run.json"):
             nearby = _runs_in(run.path) or _runs_in(run.path.parent)
-            raise MissingInputError(f"{run.path}: no run here (a run folder has a run.json in it).{nearby}")
+            raise MissingInputError(f"{run.path}: not a run folder (it has no run.json).{nearby}")
         run._record()
         return run
 
@@ -299,7 +299,7 @@ class RunFolder:
             return None
         with explained_read_errors(path), open_regular(path) as file:
             if hashes and file_digest(file, "sha256").hexdigest() not in hashes:
-                raise damaged(path, "its SHA-256 is not the one in run.json", _MEND_TEXT)
+                raise damaged(path, "its SHA-256 does not match run.json", _MEND_TEXT)
         return path
 
     def verify(self) -> list[tuple[str, str]]:
@@ -358,20 +358,22 @@ class RunFolder:
         names: set[str] = set()
         with explained_write_errors(self.path), suppress(FileNotFoundError):
             if (self.path / "run.json").exists():
-                raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
+                raise RunFolderError(
+                    f"{self.path} already contains a run: choose another folder, or add --resume to continue it."
+                )
             names = {path.name for path in self.path.iterdir()}
         unfinished = {"run.lock", "tokenizer.json"} | ({"config.toml"} if "tokenizer.json" in names else set())
         if not self.checkpoints():
             unfinished.add("checkpoints")
         if others := sorted(name for name in names - unfinished if not name.startswith(".")):
-            raise RunFolderError(f"{self.path} holds other things ({', '.join(others[:3])}). Choose another folder.")
+            raise RunFolderError(f"{self.path} contains other files ({', '.join(others[:3])}). Choose another folder.")
 
     def _record(self) -> dict[str, Any]:
         path = self.path / "run.json"
         content = read_regular(path)
         record = read_with_digest(content, _without_digest)
         if not record or _layout(record) != content:
-            raise damaged(path, "its SHA-256 is not the one it states", _MEND_TEXT)
+            raise damaged(path, "its SHA-256 does not match the one it records", _MEND_TEXT)
         if type(number := record.get("format")) is int and number != FORMAT_VERSION:
             raise RunFolderError(
                 f"{path} has format {number}, this version of transduce knows {FORMAT_VERSION}. "
@@ -407,7 +409,7 @@ class RunFolder:
     def _text(self, name: str) -> str:
         content = read_regular(self.path / name)
         if sha256_of(content) not in self._record()["files"][name]:
-            raise damaged(self.path / name, "its SHA-256 is not the one in run.json", _MEND_TEXT)
+            raise damaged(self.path / name, "its SHA-256 does not match run.json", _MEND_TEXT)
         with well_formed(self.path / name, _MEND_CONTENT):
             return content.decode()
 

@@ -21,7 +21,7 @@ class Stopped(KeyboardInterrupt):
         self.message = message
 
     def __str__(self) -> str:
-        return self.message and f"{self.message} The same call with resume=True goes on."
+        return self.message and f"{self.message} To continue, repeat the call with resume=True."
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
         return Stopped, (self.signum, self.message)  # pickled where rank 0 raises it for all processes

@@ -104,7 +104,7 @@ class Trainer:
             except Stopped as stopped:
                 self._save()
                 raise Stopped(
-                    stopped.signum, f"Stopped at step {self.state.step:,} of {self.num_steps:,}; all is saved."
+                    stopped.signum, f"Stopped at step {self.state.step:,} of {self.num_steps:,}; everything is saved."
                 ) from None
         return self.state
 
