@@ -166,9 +166,9 @@ class Tokenizer:
             settings = content["config"]
             settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
             tokenizer = cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
-            is_ours = matches(content, _CONTENT) and tokenizer.vocabulary_sizes  # which looks at the values
-            is_ours = is_ours and tokenizer.num_target_ids >= min(NUM_FIXED_IDS, len(target.tokens))
-            if not is_ours or (settings["source"], settings["target"]) != (source.kind, target.kind):
+            kinds, sizes = (tokenizer.config.source, tokenizer.config.target), tokenizer.vocabulary_sizes
+            is_enough = sizes.num_target_ids >= min(NUM_FIXED_IDS, sizes.target)
+            if not (matches(content, _CONTENT) and is_enough and kinds == (source.kind, target.kind)):
                 raise ValueError("its settings are of other kinds than its tokens")
         return tokenizer
 
