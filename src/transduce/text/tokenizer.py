@@ -161,6 +161,8 @@ class Tokenizer:
         """The tokenizer that `to_json` wrote. Raises DamagedFileError, which names `path`, for any other text."""
         content = _verified_content(text, path)
         with well_formed(path, "Restore it from a copy."):
+            if not matches(content, _CONTENT):
+                raise ValueError("it has not the fields, or not the kinds of values, that are written there")
             target = _vocabulary(content["target"])
             source = target if content["source"] is None else _vocabulary(content["source"])
             settings = content["config"]
@@ -168,7 +170,7 @@ class Tokenizer:
             tokenizer = cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
             kinds, sizes = (tokenizer.config.source, tokenizer.config.target), tokenizer.vocabulary_sizes
             is_enough = sizes.num_target_ids >= min(NUM_FIXED_IDS, sizes.target)
-            if not (matches(content, _CONTENT) and is_enough and kinds == (source.kind, target.kind)):
+            if not is_enough or kinds != (source.kind, target.kind):
                 raise ValueError("its settings are of other kinds than its tokens")
         return tokenizer
 
