@@ -163,14 +163,16 @@ class Tokenizer:
         """The tokenizer that `to_json` wrote. Raises DamagedFileError, which names `path`, for any other text."""
         content = _verified_content(text, path)
         with well_formed(path, "Restore it from a copy."):
+            if not matches(content, _CONTENT):
+                raise ValueError("it has not the fields, or not the kinds of values, that are written there")
             target = _vocabulary(content["target"])
             source = target if content["source"] is None else _vocabulary(content["source"])
             settings = content["config"]
             settings |= {name: tuple(forms) for name, forms in settings.items() if isinstance(forms, list)}
             tokenizer = cls(TokenizerConfig(**settings), source, target, content["num_target_ids"])
-            is_ours = matches(content, _CONTENT) and bool(tokenizer.vocabulary_sizes)  # which looks at the values
-            is_ours = is_ours and tokenizer.num_target_ids >= min(NUM_FIXED_IDS, len(target.tokens))
-            if not is_ours or (settings["source"], settings["target"]) != (source.kind, target.kind):
+            kinds, sizes = (tokenizer.config.source, tokenizer.config.target), tokenizer.vocabulary_sizes
+            is_enough = sizes.num_target_ids >= min(NUM_FIXED_IDS, sizes.target)
+            if not is_enough or kinds != (source.kind, target.kind):
                 raise ValueError("its settings are of other kinds than its tokens")
         return tokenizer
 
