@@ -50,7 +50,9 @@ def take_lock(run: RunFolder) -> None:
 
 def measure(folder: Path, preset: str, rounds: int) -> dict[str, float]:
     """Milliseconds, the medians of so many rounds."""
-    config = load_config(f'[model]\npreset = "{preset}"\n[data]\ndataset = "copy"\n[training]\nsteps = 1\n', "benchmark")
+    config = load_config(
+        f'[model]\npreset = "{preset}"\n[data]\ndataset = "copy"\n[training]\nsteps = 1\n', "benchmark"
+    )
     letters = ["".join(map(chr, range(33, 127)))]
     tokenizer = Tokenizer.learn(TokenizerConfig(source="characters", target="characters"), letters, letters)
     shutil.rmtree(folder / preset, ignore_errors=True)
