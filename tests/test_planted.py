@@ -28,7 +28,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.name not in COPIED:
             (copy / path.name).symlink_to(path)
         elif path.is_dir():
-            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__", "museum"))
+            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, copy)
     return copy
