@@ -128,6 +128,18 @@ RESUMING = {
         "    random = np.random\n",
         BATCHES + "test_a_plan_is_the_same_whatever_the_global_random_state",
     ),
+    "pieces are in an order that depends on the process": bug(
+        "text/vocabulary.py",
+        "key=lambda t: (-counts[t], t))",
+        "key=lambda t: (-counts[t], hash(t)))",
+        RESUME + "test_a_run_in_another_process_language_hash_seed_and_folder_has_the_same_bits",
+    ),
+    "another beta of Adam": bug(
+        "training/optim.py",
+        "betas=(config.beta1, config.beta2)",
+        "betas=(config.beta1, config.beta2 + 0.001)",
+        "runs/test_golden.py::test_a_hundred_losses_are_those_that_were_recorded",
+    ),
     "dropout comes from a state": bug(
         "training/step.py",
         "                torch.manual_seed(_seed_of(self.config.seed, step, number))\n",

@@ -89,7 +89,8 @@ def differences(found: NBest, expected: NBest) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("int8", "beam_size", "batching", "num_lines"),
     [
-        *product([True], [1, 5], ["by 7", "beside a long one"], [60]),
+        (True, 1, "beside a long one", 60),
+        (True, 5, "by 7", 60),
         *(pytest.param(*row, marks=pytest.mark.proof) for row in product([False, True], [1, 5], BATCHINGS, [500])),
     ],
 )
