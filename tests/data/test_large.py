@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calling import content_of
+from crashing import count_operations, is_killed_at, moments
 from transduce.data import batches
 from transduce.data.batches import EncodedPairs, PreparedPairs, StepOrder, encode_pairs, plan_epoch
 from transduce.data.large import prepare as preparation
@@ -389,10 +392,28 @@ def test_after_a_kill_nothing_is_left_and_of_two_at_once_one_prepares(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("sample", [8, pytest.param(None, marks=pytest.mark.proof)])
+def test_killed_at_any_moment_a_preparation_leaves_nothing_that_looks_like_one(
+    tmp_path: Path, sample: int | None
+) -> None:
+    path = numbered(tmp_path, 20)
+    total = count_operations(lambda: prepared_by(tmp_path / "whole", path))
+    expected = content_of(tmp_path / "whole")
+    for at, is_late in moments(total, sample):
+        made = tmp_path / f"{at}-{is_late}"
+        assert is_killed_at(at, partial(prepared_by, made, path), is_late=is_late)
+        for name, content in (content_of(made) if made.exists() else {}).items():
+            assert name.startswith(".") or name.endswith(".lock") or content == expected[name], (at, is_late)
+        prepared_by(made, path)
+        assert content_of(made).keys() == expected.keys()
+        assert all(content == expected[name] or name.endswith(".lock") for name, content in content_of(made).items())
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_killed_processes_left_is_removed_by_the_next_that_prepares(tmp_path: Path) -> None:
-    (tmp_path / "made/.KEY.0123.tmp").mkdir(parents=True)  # of format 1
-    write(tmp_path / "made/.KEY.0123.tmp/block-0", "a part")
-    write(tmp_path / "made/.KEY.safetensors.0123.tmp", "a part")
+    (tmp_path / "made/.KEY.01234567.tmp").mkdir(parents=True)  # of format 1
+    write(tmp_path / "made/.KEY.01234567.tmp/block-0", "a part")
+    write(tmp_path / "made/.KEY.safetensors.01234567.tmp", "a part")
     prepared_by(tmp_path / "made", numbered(tmp_path, 20))
     assert not list((tmp_path / "made").glob(".*"))
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from calling import command, content_of
+from crashing import count_operations, is_killed_at, moments
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.export.marian import import_marian
 from transduce.inference.config import DecodingConfig
@@ -487,3 +489,20 @@ def test_without_sentencepiece_the_error_says_what_to_install(ours: Predictor, m
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(TransduceError, match=r"pip install 'transduce\[export\]'"):
         Tokenizer.from_json(ours.tokenizer.to_json()).encode_source(["dog"])
+
+
+@pytest.mark.parametrize("sample", [3, pytest.param(None, marks=pytest.mark.proof)])
+def test_an_import_killed_at_any_moment_leaves_nothing_or_the_run_and_can_be_given_again(
+    folder: Path, run: Path, tmp_path: Path, sample: int | None
+) -> None:
+    def contents(place: Path) -> dict[str, bytes]:
+        return {name: content for name, content in content_of(place).items() if name != "run.lock"}
+
+    total = count_operations(lambda: import_marian(folder, tmp_path / "whole"))
+    for at, is_late in moments(total, sample):
+        out = tmp_path / f"{at}-{is_late}" / "out"
+        assert is_killed_at(at, partial(import_marian, folder, out), is_late=is_late)
+        if not out.exists():
+            import_marian(folder, out)
+        assert contents(out) == contents(run)
+        assert [path.name for path in out.parent.iterdir()] == ["out"]

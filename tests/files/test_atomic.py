@@ -2,6 +2,8 @@ import errno
 import hashlib
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,8 +114,69 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path, size):
     assert sha256_of_file(tmp_path / "x") == sha256_of(b"\xa5" * size) == hashlib.sha256(b"\xa5" * size).hexdigest()
 
 
-def test_a_folder_under_way_is_not_taken_for_what_a_killed_process_left(tmp_path: Path) -> None:
-    (tmp_path / ".out.01234567.tmp").mkdir()
-    (tmp_path / ".weights.01234567.tmp").touch()
-    remove_temporaries(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".out.01234567.tmp"]
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_the_same_file(tmp_path: Path) -> None:
+    for name in (".out.01234567.tmp", ".other.01234567.tmp", ".out.txt.01234567.tmp"):
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "out", b"new")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".other.01234567.tmp", ".out.txt.01234567.tmp", "out"]
+
+
+def test_two_may_write_one_file_at_once_and_the_last_wins(tmp_path: Path) -> None:
+    with replacing(tmp_path / "out") as first:
+        first.write(b"first")
+        with replacing(tmp_path / "out") as second:
+            remove_temporaries(tmp_path)
+            second.write(b"second")
+        assert (tmp_path / "out").read_bytes() == b"second"
+    assert (tmp_path / "out").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="threads write at once, and Windows replaces no file that is open")
+def test_many_that_write_one_file_at_once_all_succeed(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(partial(write_atomically, tmp_path / "out"), contents * 10))
+    assert (tmp_path / "out").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_a_file_that_replaces_another_has_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with replacing(path) as file:
+        file.write(b"new")
+        (temporary,) = (other for other in tmp_path.iterdir() if other != path)
+        assert stat.S_IMODE(temporary.stat().st_mode) & ~mode & 0o077 == 0  # nor are they wider before
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", mode)
+
+
+def test_the_permissions_of_a_group_are_not_given_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.touch(0o640)
+    path.chmod(0o664)
+    real = Path.stat
+
+    def stat_of(self: Path, **how: bool) -> os.stat_result:
+        values = list(real(self, **how))
+        return os.stat_result([*values[:5], values[5] + (self == path), *values[6:]])  # the group of `path` is another
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+    write_atomically(path, b"new")
+    assert stat.S_IMODE(real(path).st_mode) == 0o604
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "字", "😀"])
+def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path, letter: str) -> None:
+    path = tmp_path / (letter * (255 // len(letter.encode())))
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", failing(errno.ENOLCK))
+    write_atomically(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

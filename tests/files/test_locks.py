@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from shapes import Finder
 from transduce.errors import RunFolderError
-from transduce.files.locks import lock, lock_folder
+from transduce.files.locks import lock, try_lock
 
 pytest_plugins = ["small_run"]
 
@@ -75,16 +75,28 @@ def test_a_disk_too_full_for_the_name_of_the_owner_is_told_in_one_line(tmp_path:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_folder_is_locked_with_nothing_in_it_and_for_one_at_a_time(tmp_path: Path) -> None:
-    with lock_folder(tmp_path):
-        assert list(tmp_path.iterdir()) == []
-        with pytest.raises(RunFolderError, match="in use by another process"), lock_folder(tmp_path):
-            pass
-    with lock_folder(tmp_path):
-        pass
+@pytest.mark.parametrize("name", [".", "file"])
+def test_a_file_or_folder_is_locked_with_nothing_in_it_and_for_one_at_a_time(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    for _ in range(2):  # it is free again after the block
+        with ExitStack() as held:
+            assert try_lock(tmp_path / name, held)
+            assert [path.name for path in tmp_path.iterdir()] == ["file"]
+            assert not try_lock(tmp_path / name, held)
 
 
-@pytest.mark.parametrize("held", [lambda path: lock(path / "a.lock"), lock_folder], ids=["file", "folder"])
+def test_what_is_gone_cannot_be_locked(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        assert not try_lock(tmp_path / "none", held)
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        yield None if try_lock(path, held) else pytest.fail("it is locked")
+
+
+@pytest.mark.parametrize("held", [lambda path: lock(path / "a.lock"), locked_folder], ids=["file", "folder"])
 def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held) -> None:
     def refuse(_file: object, _how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -96,6 +108,7 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
 
 WITHOUT_FCNTL = """
 import sys, types, warnings
+from contextlib import ExitStack
 import transduce
 predictor = transduce.load(run, device="cpu")
 predictor(["abc"])
@@ -103,15 +116,16 @@ sys.modules["portalocker"] = types.ModuleType("portalocker")  # of sacreBLEU, wh
 warnings.simplefilter("ignore")  # filelock warns where neither Unix nor Windows locks for it
 from transduce.config.settings import load_config
 from transduce.errors import RunFolderError
-from transduce.files.locks import lock, lock_folder
-for take in (lambda: lock(folder / "a.lock"), lambda: lock_folder(folder)):
-    for _ in range(2):  # it is free again after the block
-        with take():
-            try:
-                with take():
-                    raise SystemExit("taken twice")
-            except RunFolderError as error:
-                assert "in use by" in str(error)
+from transduce.files.locks import lock, try_lock
+for _ in range(2):  # it is free again after the block
+    with lock(folder / "a.lock"):
+        try:
+            with lock(folder / "a.lock"):
+                raise SystemExit("taken twice")
+        except RunFolderError as error:
+            assert "in use by" in str(error)
+    with ExitStack() as held:
+        assert try_lock(folder, held) and not try_lock(folder, held)
 config = load_config((run / "config.toml").read_text(), "config.toml", ["--training.steps", "2"])
 made = transduce.train(config, folder / "run", device="cpu")
 made.save(folder / "copy")

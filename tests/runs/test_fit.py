@@ -1,6 +1,7 @@
 import json
 import pickle
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from calling import Outcome, command
+from crashing import Killed
 from transduce.cli import train as train_module
 from transduce.config.settings import ExperimentConfig, load_config
 from transduce.data.config import DataConfig
@@ -130,6 +132,30 @@ def test_going_on_with_a_finished_fit_scores_it_as_before(fitted: tuple[Path, Ou
     again = command("fit", pairs, "--run-dir", run_dir, "--minutes", MINUTES, "--json", "--resume")
     assert again.status == 0, again.err
     assert json.loads(again.out)["scores"] == json.loads(outcome.out)["scores"]
+
+
+def test_a_fit_killed_between_its_results_has_all_of_them_when_it_goes_on(
+    fitted: tuple[Path, Outcome], pairs: Path, tmp_path: Path, clock: StepClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, names = Path(shutil.copytree(fitted[0], tmp_path / "own")), ("test.source", "test.target", "score.json")
+    for name in names:
+        (own / name).unlink()
+    write_file = RunFolder.write_file
+
+    def killed(folder: RunFolder, name: str, content: bytes) -> None:
+        if name == "test.target":
+            raise Killed
+        write_file(folder, name, content)
+
+    go_on = partial(fit, [pairs], own, minutes=MINUTES, resume=True, device="cpu", clock=clock)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "write_file", killed)
+        go_on()
+    assert [name for name in names if (own / name).exists()] == ["test.source"]
+    go_on()
+    assert all((own / name).read_bytes() == (fitted[0] / name).read_bytes() for name in names[:2])
+    scores = [json.loads((folder / "score.json").read_text())["scores"] for folder in (own, fitted[0])]
+    assert scores[0] == scores[1]
 
 
 def test_fit_takes_the_name_of_a_folder_for_the_folder(

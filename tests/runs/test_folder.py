@@ -1,7 +1,6 @@
 import ast
 import errno
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -11,9 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from itertools import count, product
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from safetensors import safe_open
 
 import transduce
 from covering import rest_as_proofs
+from crashing import Disk, Killed, forked, kill_this_process
 from transduce.cli.runs import average_tensors
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.tensors import read_tensors, write_tensors
@@ -363,91 +361,6 @@ def test_the_package_has_no_way_to_run_code_from_a_file():
 # Faults: every operation that changes the disk fails in turn
 
 
-class Killed(BaseException):
-    """The process is gone: nothing after this reaches the disk."""
-
-
-def inode_of(file: int | Path) -> int:
-    if isinstance(file, int):
-        return os.fstat(file).st_ino
-    return file.stat().st_ino if file.exists() else 0
-
-
-class Disk:
-    """Counts the operations that change the disk; `fault` happens at operation number `at`.
-
-    It happens before the operation, or, with `is_late`, half-way through a write and after anything else.
-    After a `Killed` no operation reaches the disk any more, so that no cleaning up helps.
-    """
-
-    def __init__(self, at: int, fault: Callable[[], BaseException], *, is_late: bool = False) -> None:
-        self.at, self.fault, self.is_late = at, fault, is_late
-        self.log: list[tuple[str, int]] = []  # what was done, to which inode
-        self.is_dead = False
-
-    @property
-    def has_fired(self) -> bool:
-        return len(self.log) >= self.at
-
-    def perform(self, kind: str, inode: int, operation: Callable[[bool], object]) -> object:
-        if self.is_dead:
-            raise Killed
-        self.log.append((kind, inode))
-        if len(self.log) != self.at:
-            return operation(False)
-        try:
-            if self.is_late:
-                with suppress(FileExistsError):  # mkdir of a folder that is there
-                    operation(True)
-        finally:
-            error = self.fault()
-            self.is_dead = isinstance(error, Killed)
-        raise error
-
-    @contextmanager
-    def in_use(self) -> Iterator["Disk"]:
-        with pytest.MonkeyPatch.context() as patch:
-            for kind in ("replace", "unlink", "mkdir"):
-                patch.setattr(os, kind, self._counted(kind, getattr(os, kind)))
-            patch.setattr(os, "fsync", self._counted("fsync", lambda _: None))  # waiting for the real one is slow
-            patch.setattr(Path, "open", self._counted_open(Path.open))
-            yield self
-
-    def _counted(self, kind: str, original: Callable[..., object]) -> Callable[..., object]:
-        def counted(target, *arguments, **options):
-            return self.perform(kind, inode_of(target), lambda _: original(target, *arguments, **options))
-
-        return counted
-
-    def _counted_open(self, original: Callable[..., object]) -> Callable[..., object]:
-        disk = self
-
-        class CountedFile(io.FileIO):
-            def write(self, data):
-                data = bytes(data)
-                whole = super().write
-
-                def write(is_cut):
-                    return whole(data[: len(data) // 2] if is_cut else data)
-
-                return disk.perform("write", inode_of(self.fileno()), write)
-
-            def truncate(self, size=None):
-                cut = super().truncate
-                return disk.perform("truncate", inode_of(self.fileno()), lambda _: cut(size))
-
-        def counted_open(path, mode="r", *arguments, **options):
-            if mode in ("r", "rb"):
-                return original(path, mode, *arguments, **options)
-            raw = disk.perform(
-                "open", 0, lambda is_lost: CountedFile(path, mode).close() if is_lost else CountedFile(path, mode)
-            )
-            buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-            return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
-
-        return counted_open
-
-
 ACTIONS: dict[str, Callable[[RunFolder], object]] = {
     "write_checkpoint, keeping 1 of 4": lambda run: run.write_checkpoint(40, value(40.0), {"epoch": 40}, keep=1),
     "write_checkpoint, keeping 2 of 4": lambda run: run.write_checkpoint(40, value(40.0), {"epoch": 40}, keep=2),
@@ -590,48 +503,6 @@ def test_nothing_takes_effect_before_its_bytes_are_on_disk(run):
             assert [kind for kind, _ in disk.log if kind != "unlink"][-1] == "fsync"
 
 
-class Child:
-    """A forked process; its id is used only until it was waited for, since then it may name another process."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.status: int | None = None
-
-    def wait(self) -> int:
-        if self.status is None:
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.status
-
-    def kill(self) -> int:
-        if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
-        return self.wait()
-
-
-@contextmanager
-def forked(work: Callable[[], object]) -> Iterator[Child]:
-    """A child process that does the work and exits; killed at the end of the block at the latest."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads and ends by _exit
-        pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    child = Child(pid)
-    try:
-        yield child
-    finally:
-        child.kill()
-
-
-def kill_this_process() -> BaseException:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("unreachable")
-
-
 @pytest.mark.parametrize("is_late", [False, True], ids=["before", "halfway"])
 def test_kill_9_at_any_operation_of_a_checkpoint_leaves_the_old_or_the_new(run, is_late):
     before, statuses = content_of(run.path), []
@@ -765,7 +636,8 @@ def test_a_second_process_is_refused_until_the_first_is_gone(run):
 
 
 def test_the_lock_removes_left_over_temporaries_and_nothing_else(run):
-    for path in (run.path / ".run.json.ab12.tmp", run.path / "checkpoints" / ".step-00000040.safetensors.ab12.tmp"):
+    for name in (".run.json.0123abcd.tmp", "checkpoints/.step-00000040.safetensors.0123abcd.tmp"):
+        path = run.path / name
         path.write_bytes(b"half")
     (run.path / "notes.tmp").write_text("mine")
     with run.lock():

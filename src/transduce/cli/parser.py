@@ -265,7 +265,7 @@ def _add_average(subparsers: Subparsers) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--last", type=_positive, metavar="N", help="the newest N checkpoints")
     which.add_argument("--steps", type=_steps, metavar="A,B,C", help="the checkpoints of these steps")
-    parser.add_argument("-o", "--output", required=True, metavar="RUN2", help="folder to make")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN2", help="folder to make, whole or not at all")
 
 
 def _add_describe(subparsers: Subparsers) -> None:
@@ -316,7 +316,7 @@ def _add_import(subparsers: Subparsers) -> None:
         subparsers, "import", "make a run of a Marian model in Hugging Face form, such as those of OPUS-MT"
     )
     parser.add_argument("folder", metavar="DIR", help="with config.json, model.safetensors, vocab.json and both .spm")
-    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder to make")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder to make, whole or not at all")
 
 
 def _add_benchmark(subparsers: Subparsers) -> None:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transduce.cli.console import print_description, print_json, report_of
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest
 from transduce.evaluation.config import scores_by_name
+from transduce.files.atomic import new_folder
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.transformer import Transformer
 from transduce.runs.folder import RunFolder
@@ -29,13 +30,14 @@ def average_command(arguments: argparse.Namespace) -> int:
             f"{f'not of {missing[0]}' if missing else f'not {arguments.last} of them'}. "
             "training.keep_checkpoints says how many stay."
         )
-    averaged = average_tensors(
-        {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        for tensors, _ in map(folder.read_checkpoint, steps)
-    )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}, "calibration": None}
-    result = RunFolder.create(output, config=folder.config_text, tokenizer=folder.tokenizer_text, facts=facts)
-    result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
+    with new_folder(output) as temporary:
+        averaged = average_tensors(
+            {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            for tensors, _ in map(folder.read_checkpoint, steps)
+        )
+        result = RunFolder.create(temporary, config=folder.config_text, tokenizer=folder.tokenizer_text, facts=facts)
+        result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
     report_of(arguments)(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
     return 0
 

@@ -18,8 +18,7 @@ from transduce.devices import machine
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError, nearest
 from transduce.evaluation.evaluate import as_lists
 from transduce.export.certificate import Certificate, Engine, Exported, Lines, certify
-from transduce.export.new_folder import new_folder
-from transduce.files.atomic import write_atomically
+from transduce.files.atomic import new_folder, write_atomically
 from transduce.inference.config import DecodingConfig
 from transduce.inference.predictor import Predictor
 from transduce.runs.corpus import pairs_at_hand, places_of_environment

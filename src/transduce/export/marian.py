@@ -22,6 +22,7 @@ from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import build, to_toml
 from transduce.data.config import DataConfig
 from transduce.errors import DamagedFileError, TransduceError
+from transduce.files.atomic import new_folder
 from transduce.files.certified import damaged
 from transduce.files.certified_json import json_object
 from transduce.files.content import read_bytes, sha256_of_file
@@ -101,9 +102,10 @@ def import_marian(
             report(f"{search_path}: {name} = {search[name]!r} has nothing here that does the same")
     hashes = {name: sha256_of_file(source / name) for name in _FILE_NAMES if (source / name).exists()}
     facts = {"data": {}, "num_train_pairs": 0, "imported": {"from": str(source), "files": hashes}}
-    run = RunFolder.create(output, config=_NOTE + to_toml(settings), tokenizer=tokenizer.to_json(), facts=facts)
-    run.write_model(weights, {"step": 0, "validation": {}})
-    return run
+    with new_folder(output) as temporary:
+        run = RunFolder.create(temporary, config=_NOTE + to_toml(settings), tokenizer=tokenizer.to_json(), facts=facts)
+        run.write_model(weights, {"step": 0, "validation": {}})
+    return RunFolder(output)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

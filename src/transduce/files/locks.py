@@ -45,17 +45,20 @@ def lock(path: Path, report: Callable[[str], None] | None = None, *, patience: f
         yield
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder without writing into it. Raises RunFolderError while another process holds it."""
-    with ExitStack() as held:
-        descriptor = -1
-        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            held.callback(os.close, descriptor)
-        if not _take(descriptor, folder, held):
-            raise RunFolderError(f"{folder} is in use by another process. Wait for it.")
-        yield
+def try_lock(path: Path, held: ExitStack) -> bool:
+    """Whether a lock on a file or folder itself could be taken, until `held` ends; nothing is written into it.
+
+    False as well if the path is gone meanwhile. Raises RunFolderError where nothing can be locked.
+    """
+    descriptor = -1
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+        kind = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR  # NFS locks no file opened to be read alone
+        try:
+            descriptor = os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return False
+        held.callback(os.close, descriptor)
+    return _take(descriptor, path, held) and path.exists()
 
 
 def _take(descriptor: int, path: Path, held: ExitStack, *, waits: bool = False) -> bool:

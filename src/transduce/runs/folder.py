@@ -286,10 +286,10 @@ class RunFolder:
 
     def refuse_other_use(self) -> None:
         """Raise RunFolderError if the folder holds a run, or anything but a run whose creation was interrupted."""
-        if (self.path / "run.json").exists():
-            raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
         names: set[str] = set()
         with explained_write_errors(self.path), suppress(FileNotFoundError):
+            if (self.path / "run.json").exists():
+                raise RunFolderError(f"{self.path} holds a run already. Choose another folder, or --resume to go on.")
             names = {path.name for path in self.path.iterdir()}
         unfinished = {"run.lock", "tokenizer.json"} | ({"config.toml"} if "tokenizer.json" in names else set())
         if not self.checkpoints():

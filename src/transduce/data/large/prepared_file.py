@@ -7,7 +7,6 @@ prepared/                  in the data cache
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -95,8 +94,6 @@ def alone_in(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / "preparation.lock", report):
-        for leftover in folder.glob(".*.tmp/"):  # of format 1: nobody else prepares anything here now
-            shutil.rmtree(leftover, ignore_errors=True)
         remove_temporaries(folder)
         yield
 

@@ -1,12 +1,13 @@
 import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from transduce.errors import RunFolderError
-from transduce.export.new_folder import new_folder, remove_leftovers
-from transduce.files.locks import lock_folder
+from transduce.files.atomic import new_folder, remove_temporaries
+from transduce.files.locks import try_lock
 
 
 def names_in(folder: Path) -> set[str]:
@@ -50,16 +51,47 @@ def test_only_what_killed_processes_left_of_this_name_is_removed(tmp_path: Path)
     for name in {".a.0123abcd.tmp", ".a.89abcdef.tmp"} | others:
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").touch()
-    (tmp_path / ".a.00000000.tmp").touch()  # a file that is being replaced
-    with lock_folder(tmp_path / ".a.89abcdef.tmp"):  # one that is being written
+    with ExitStack() as held:
+        assert try_lock(tmp_path / ".a.89abcdef.tmp", held)  # one that is being written
         with new_folder(tmp_path / "a"):
             pass
-        assert names_in(tmp_path) == {"a", ".a.89abcdef.tmp", ".a.00000000.tmp"} | others
+        assert names_in(tmp_path) == {"a", ".a.89abcdef.tmp"} | others
         with new_folder(tmp_path / "[a]") as writing:
-            remove_leftovers(tmp_path)  # of all names
+            remove_temporaries(tmp_path)  # of all names
             assert names_in(tmp_path) == {
-                "a", ".a.89abcdef.tmp", ".a.00000000.tmp", ".a.mine.tmp", "a.0123abcd.tmp", writing.name
+                "a", ".a.89abcdef.tmp", ".a.mine.tmp", "a.0123abcd.tmp", writing.name
             }  # fmt: skip
+
+
+def test_a_link_with_the_name_of_a_temporary_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/x").touch()
+    (tmp_path / ".a.0123abcd.tmp").symlink_to("mine")
+    (tmp_path / ".a.89abcdef.tmp").symlink_to("mine/x")
+    with new_folder(tmp_path / "a"):
+        pass
+    assert names_in(tmp_path / "mine") == {"x"}
+
+
+def test_an_empty_folder_is_replaced_also_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "x").touch()
+    assert names_in(tmp_path) == {"empty", "link"} and names_in(tmp_path / "empty") == {"x"}
+
+
+def test_a_folder_with_something_in_it_and_the_current_one_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full/inner").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (tmp_path / "full", tmp_path / "file", tmp_path / "here", Path()):
+        with pytest.raises(RunFolderError, match="is in use: name a new folder"), new_folder(path):
+            pytest.fail("the work was begun")
+    assert names_in(tmp_path) == {"full", "file", "here"}
 
 
 def test_a_relative_path_is_one_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
