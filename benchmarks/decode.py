@@ -28,7 +28,6 @@ from transduce.cli.benchmark import usage
 from transduce.data.pairs import Pairs
 from transduce.devices import machine
 from transduce.export import Lines, export_run
-from transduce.runs.folder import RunFolder
 from transduce.runs.run import load
 
 HERE = Path(__file__).parent
@@ -145,7 +144,7 @@ def prepare(folder: Path, run: Path, pairs: Pairs) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lines.txt").write_text("".join(f"{line}\n" for line in pairs.src))
     predictor = load(run, device="cpu")
-    digest = RunFolder.open(run).model_sha256
+    digest = predictor.model_sha256
     for name, (format, int8) in EXPORTS.items():
         output = folder / name
         if output.exists() and json.loads((output / "certificate.json").read_text())["model_sha256"] == digest:

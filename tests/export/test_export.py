@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -326,6 +327,28 @@ def test_the_written_folder_holds_what_it_promises(run: Path, room: Path) -> Non
     readme = (room / "out/README.md").read_text()
     assert "| greedy | 40 | 0 | 0 |" in readme
     assert "40 lines of the run's validation pairs" in found.lines[0]
+
+
+def test_the_certificate_names_the_weights_that_were_exported_though_others_were_saved_meanwhile(
+    own_run: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transduce.cli.export as exporting
+
+    real, folder = exporting.load, RunFolder.open(own_run)
+
+    def load_before_a_better_one_is_saved(*arguments: Any, **options: Any) -> Any:
+        run = real(*arguments, **options)
+        tensors, metadata = folder.read_model()
+        folder.write_model({name: tensor + 1 for name, tensor in tensors.items()}, metadata)
+        return run
+
+    exported_header = (own_run / "model.safetensors").read_bytes()[:200]
+    monkeypatch.setattr(exporting, "load", load_before_a_better_one_is_saved)
+    assert command("export", own_run, "--format", "onnx", "-o", room / "out").status == 0
+    digest = json.loads((room / "out/certificate.json").read_text())["model_sha256"].encode()
+    assert digest in exported_header and digest not in (own_run / "model.safetensors").read_bytes()[:200]
+    run = real(own_run, device="cpu")
+    assert run.model_sha256.encode() in (own_run / "model.safetensors").read_bytes()[:200]
 
 
 def test_json_on_standard_output_is_the_certificate(run: Path, room: Path) -> None:

@@ -29,7 +29,7 @@ def export_command(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         int8=arguments.int8,
         lines=read_test_lines(folder, places_of_environment(), arguments.source, arguments.target),
-        model_sha256=folder.model_sha256,
+        model_sha256=predictor.model_sha256,
         report=report,
     )
     if arguments.json:

@@ -71,8 +71,9 @@ def export(
         if references is not None:
             given, sets, _ = as_lists(given, references, ())
         lines = Lines(sources=given, references=cast(list[list[str]], sets), origin="the texts given")
-    sha256 = run.folder.model_sha256
-    return export_run(run, Path(folder), format=format, int8=int8, lines=lines, model_sha256=sha256, report=run.report)
+    return export_run(
+        run, Path(folder), format=format, int8=int8, lines=lines, model_sha256=run.model_sha256, report=run.report
+    )
 
 
 def copy_run(run: RunFolder, folder: Path) -> None:

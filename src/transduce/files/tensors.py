@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors by name, on the CPU, and the metadata.
+    """The tensors by name, on the CPU, and the metadata, among which is the hash of the file ("sha256").
 
     Every byte is verified first. Raises MissingInputError, or DamagedFileError if a byte is not as written.
     """
@@ -77,7 +77,6 @@ def verified(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     if not _TENSOR_NAME.fullmatch(name):
                         raise damaged(path, f"{name!r} is no name for a tensor", TENSOR_ADVICE)
-                metadata = file.metadata() or {}
-                yield file, {key: metadata[key] for key in sorted(metadata) if key != "sha256"}
+                yield file, dict(sorted((file.metadata() or {}).items()))
         except SafetensorError as error:  # a forged file: its hash is right, its content is not
             raise damaged(path, str(error), TENSOR_ADVICE) from None

@@ -48,6 +48,7 @@ class RunFolder:
         self.path = Path(path)
         self._checkpoint_folder = self.path / "checkpoints"
         self._metrics_path = self.path / "metrics.jsonl"
+        self._sha256_read = ""
 
     @classmethod
     def create(cls, path: str | Path, *, config: str, tokenizer: str, facts: dict[str, Any]) -> "RunFolder":
@@ -141,8 +142,11 @@ class RunFolder:
 
     @property
     def model_sha256(self) -> str:
-        """SHA-256 of the model's file, verified. Raises MissingInputError if there is none yet."""
-        return check_digest(self.path / "model.safetensors", TENSOR_ADVICE)
+        """SHA-256 of the model's file, verified: of the one read last, if any was, else of the one that is there.
+
+        Raises MissingInputError if there is none yet.
+        """
+        return self._sha256_read or check_digest(self.path / "model.safetensors", TENSOR_ADVICE)
 
     @property
     def has_model(self) -> bool:
@@ -176,6 +180,7 @@ class RunFolder:
         """The weights of the model, by name, and their metadata."""
         path = self.path / "model.safetensors"
         tensors, header = read_tensors(path)
+        self._sha256_read = header["sha256"]
         return tensors, self._checked_metadata(path, header, "metadata")
 
     def read_model_metadata(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Run(Predictor):
 
     folder: RunFolder
     settings: ExperimentConfig
+    model_sha256: str  # of the file of its weights, as they were read
     result: Any = None  # a FitResult, if `fit` gave this run
     state: TrainerState | None = None  # if `fit` or `train` gave it
 
@@ -183,7 +184,7 @@ def load_from(
     calibration = Calibration(**(folder.facts.get("calibration") or {}))  # of older and imported runs there is none
     run = Run(model, tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
-    run.folder, run.settings = folder, settings
+    run.folder, run.settings, run.model_sha256 = folder, settings, folder.model_sha256
     return run
 
 
