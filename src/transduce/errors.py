@@ -19,11 +19,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_MOST_CHARACTERS = 1_000  # of a message, at either end of one that is longer
+
 
 def nearest(word: str, known: Iterable[str], path: str = "") -> str:
     """A hint to end an error with: what `word` was likely meant to be, or all there is. `path` is put before it."""
     names = list(known)
-    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:_MOST_CHARACTERS].lower(), names, n=1, cutoff=0.5)
     return f" Did you mean '{path}{close[0]}'?" if close else f" There are: {', '.join(names)}."
 
 
@@ -34,10 +36,20 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
     return options[name]
 
 
+def printable(text: str) -> str:
+    """A text as one line that is not long, in which nothing controls a terminal: parts of it come from anywhere."""
+    if len(text) > 2 * _MOST_CHARACTERS:
+        text = f"{text[:_MOST_CHARACTERS]} ... {text[-_MOST_CHARACTERS:]}"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 class TransduceError(ValueError):
     """A setting or an argument that cannot be used."""
 
     exit_status = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class DataError(TransduceError):

@@ -1,6 +1,7 @@
 import ast
 import dataclasses
 import functools
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -151,6 +152,54 @@ def test_an_override_of_a_value_as_if_it_were_a_section_is_refused() -> None:
 def test_broken_toml_is_refused_with_the_name_of_the_file_and_the_line() -> None:
     with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML: .*line 2"):
         parse_toml("[a]\nb =\n", "my.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"x = {'[' * 100_000}",
+        f"x = {'{a = ' * 100_000}",
+        f"x = {'9' * 5_000}",
+        f"x = 0x{'f' * 5_000}",
+        f"{'a.' * 2_000}b = 1",
+    ],
+    ids=["arrays", "tables", "digits", "hexadecimal digits", "sections"],
+)
+def test_toml_that_python_cannot_hold_is_refused_with_the_name_of_the_file(text: str) -> None:
+    with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML"):
+        load_config(text, "my.toml")
+
+
+@pytest.mark.parametrize("name", ["oven.racks", "oven.degrees"])
+@pytest.mark.parametrize("value", [1 << 63, 10**400, -(10**400)])
+def test_a_number_beyond_64_bits_is_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(TransduceError, match=rf"^{name} is .*2\*\*63"):
+        build(Kitchen, {"name": "a", "oven": {name.partition(".")[2]: value}})
+
+
+@pytest.mark.parametrize(
+    "text", ["2\n[evil]\nx=1", "2 # no more", "2\n", "2, racks = 3", "2}\n[evil]\nx = {a = 1", "2\n#\n", "[2] # no"]
+)
+def test_an_override_is_one_value_with_nothing_behind_it(text: str) -> None:
+    assert override({}, ["--oven.racks", text]) == {"oven": {"racks": text}}
+    with pytest.raises(TransduceError, match=r"oven\.racks is .* must be a whole number") as caught:
+        build(Kitchen, override({"name": "a"}, ["--oven.racks", text], Kitchen))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_may_be_any_value_of_toml() -> None:
+    values = {"[1, 2]": [1, 2], "[\n1, # one\n2]": [1, 2], "{a = 1}": {"a": 1}, '"a # b"': "a # b", " 3 ": 3}
+    for text, value in values.items():
+        assert override({}, ["--oven.unknown", text]) == {"oven": {"unknown": value}}
+
+
+def test_a_setting_of_millions_of_characters_is_refused_at_once_in_a_short_line() -> None:
+    started, long = time.perf_counter(), "x" * 5_000_000
+    for table in ({long: 1}, {"name": "a", "oven": {"racks": long}}, {"oven": {long: 1}}):
+        with pytest.raises(TransduceError) as caught:
+            build(Kitchen, table)
+        assert len(str(caught.value)) < 2_100
+    assert time.perf_counter() - started < 2
 
 
 def test_differences_names_what_differs_and_nothing_else() -> None:

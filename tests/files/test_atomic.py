@@ -2,13 +2,14 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
+from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 from transduce.files.atomic import remove_temporaries, replacing, sync_folder, write_atomically
 from transduce.files.content import read_bytes, sha256_of, sha256_of_file
 
@@ -180,3 +181,9 @@ def test_a_disk_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatc
     monkeypatch.setattr("fcntl.flock", failing(errno.ENOLCK))
     write_atomically(tmp_path / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("act", [read_bytes, sha256_of_file, partial(write_atomically, content=b"")])
+def test_a_name_with_nul_is_refused_in_one_line(tmp_path: Path, act: Callable[[Path], object]) -> None:
+    with pytest.raises(TransduceError, match=r"a\\x00b: no file has the character NUL in its name"):
+        act(tmp_path / "a\0b")

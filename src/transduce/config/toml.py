@@ -22,8 +22,10 @@ _COMMENT_COLUMN = 26
 def parse_toml(text: str, name: str) -> Table:
     """The tables of a TOML document; `name` identifies it in the error."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+        repr(table)  # which fails for hexadecimals that are too long for decimals
+        return table
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
         raise TransduceError(f"{name} is not valid TOML: {error}.") from None
 
 
@@ -129,10 +131,12 @@ def _holds_text(kind: Any) -> bool:
 
 def _read_value(text: str, *, holds_text: bool) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        # Within an inline table, where neither a comment nor another line may follow.
+        table = parse_toml(f"table = {{value = {text}}}", "")
+        values = [*table.pop("table").values(), *table]
+    except TransduceError:
         return text
-    return text if holds_text and not isinstance(value, str | list) else value
+    return text if len(values) > 1 or (holds_text and not isinstance(values[0], str | list)) else values[0]
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
@@ -152,6 +156,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             value = [value]
         return tuple(_convert(arguments[0], item, name) for item in value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise TransduceError(f"{name} is a number of {len(str(value))} digits: it must be below 2**63.")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
+from transduce.errors import DamagedFileError, MissingInputError, RunFolderError, TransduceError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -14,6 +14,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextmanager
 def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
     """Turn an error of the system while `path` is written into a RunFolderError that says what to do."""
+    _refuse_nul(path, RunFolderError)
     try:
         yield
     except BrokenPipeError:  # the reader of a pipe has left: nothing is wrong with the path
@@ -31,6 +32,7 @@ def explained_write_errors(path: Path, num_bytes: int = 0) -> Iterator[None]:
 @contextmanager
 def explained_read_errors(path: Path) -> Iterator[None]:
     """Turn an error of the system while `path` is read into MissingInputError, or DamagedFileError on a bad disk."""
+    _refuse_nul(path, MissingInputError)
     try:
         yield
     except IsADirectoryError:
@@ -40,3 +42,8 @@ def explained_read_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         kind = DamagedFileError if error.errno == errno.EIO else MissingInputError
         raise kind(f"{path}: cannot be read: {error.strerror or error}. Check the disk and the permissions.") from error
+
+
+def _refuse_nul(path: Path, kind: type[TransduceError]) -> None:
+    if "\0" in str(path):  # which Python takes for an error of the program
+        raise kind(f"{path}: no file has the character NUL in its name. Correct it.")
