@@ -196,19 +196,19 @@ def test_answers_into_what_is_read_are_refused_by_whatever_name(
     path.write_text("a\n")
     (tmp_path / "link").symlink_to(path)
     with path.open() as stdin, path.open("a") as stdout:
-        refuse_output(str(other), str(path))
+        refuse_output(str(other), str(path), str(tmp_path))
         with pytest.raises(TransduceError, match="is the file that is read"):
-            refuse_output(str(tmp_path / "link"), str(path))
+            refuse_output(str(tmp_path / "link"), str(path), str(tmp_path))
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", stdin)
-            refuse_output(str(other), "-")
+            refuse_output(str(other), "-", str(tmp_path))
             with pytest.raises(TransduceError, match=f"-o {path} is the file that is read"):
-                refuse_output(str(path), "-")
+                refuse_output(str(path), "-", str(tmp_path))
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout)
-            refuse_output(None, "-")
+            refuse_output(None, "-", str(tmp_path))
             with pytest.raises(TransduceError, match="standard output is the file that is read"):
-                refuse_output(None, str(path))
+                refuse_output(None, str(path), str(tmp_path))
 
 
 def test_a_terminal_may_be_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,12 @@ def test_a_terminal_may_be_read_and_written(monkeypatch: pytest.MonkeyPatch) -> 
     with os.fdopen(ends[0]), os.fdopen(ends[1], "r") as stdin, open(os.ttyname(ends[1]), "w") as stdout:  # noqa: PTH123
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "stdout", stdout)
-        refuse_output(None, "-")
+        refuse_output(None, "-", "no run")
 
 
 def test_a_folder_is_no_place_for_answers(tmp_path: Path) -> None:
     with pytest.raises(TransduceError, match="is a folder"):
-        refuse_output(str(tmp_path), "-")
+        refuse_output(str(tmp_path), "-", str(tmp_path))
 
 
 def test_a_full_disk_leaves_the_old_answers_and_is_one_line(tmp_path: Path) -> None:

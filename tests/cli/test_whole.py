@@ -1,5 +1,6 @@
 """What a command writes appears whole or not at all; killed at any moment, the same command can be given again."""
 
+import os
 import shutil
 import stat
 from collections.abc import Callable
@@ -87,6 +88,31 @@ def check_moments(work: Work, room: Path, sample: int | None, *, is_whole: bool)
         shutil.rmtree(place)
 
 
+# -o
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json", "checkpoints/step-00000060.safetensors"])
+def test_no_command_writes_over_a_file_of_the_run_that_it_reads(
+    name: str, run: Path, lines: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(run / name)
+    os.link(run / name, tmp_path / "other name")
+    before = content_of(run)
+    commands = (f"predict {run} {lines}", f"explain {run} a", f"score {run} {lines}", f"benchmark decode --run {run}")
+    for output in (run / name, tmp_path / "link", tmp_path / "other name", run / ".." / run.name / name):
+        for words in commands:
+            found = command(*words.split(), "-o", output)
+            assert found.status == 2, words
+            assert f"-o {output} is {Path(name).name} of {run}: give" in found.err
+    assert content_of(run) == before
+
+
+def test_answers_may_lie_in_the_folder_of_the_run_and_be_written_again(run: Path, lines: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    for _ in range(2):
+        assert command("predict", own, lines, "-o", own / "answers.json", "--json").status == 0
+
+
 def test_a_narrowed_file_stays_narrow(run: Path, lines: Path, tmp_path: Path) -> None:
     own = RunFolder(shutil.copytree(run, tmp_path / "own"))
     for path in (tmp_path / "out", own.path / "run.json", own.path / "config.toml"):
@@ -97,6 +123,15 @@ def test_a_narrowed_file_stays_narrow(run: Path, lines: Path, tmp_path: Path) ->
     own.rewrite_config(own.config_text)
     for path in (tmp_path / "out", own.path / "run.json", own.path / "config.toml"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 256, "no\0thing"])
+def test_an_output_that_cannot_be_is_refused_in_one_line(name: str, run: Path, lines: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for words in (["predict", run, lines], ["average", run, "--last", 2]):
+        found = command(*words, "-o", tmp_path / name)
+        assert (found.status, found.err.count("\n")) == (73, 1), found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"] and (tmp_path / "loop").is_symlink()
 
 
 @pytest.mark.parametrize("length", [242, 255])

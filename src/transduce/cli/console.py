@@ -1,13 +1,14 @@
 """Console input and output: lines in; outputs, tables and JSON out."""
 
 import argparse
+import errno
 import json
 import os
 import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -27,6 +28,10 @@ from transduce.inference.predictor import Prediction
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
 _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand times as many
+_FILES_OF_RUN = (
+    "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints/*", "metrics.jsonl", "run.lock",
+    "score.json", "test.source", "test.target", "learning_curve.png",
+)  # fmt: skip
 
 
 def report_of(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -116,25 +121,30 @@ def read_references(source: str, targets: Sequence[str]) -> tuple[list[str], lis
     return sources, references
 
 
-def refuse_output(name: str | None, source: str) -> None:
-    """Raises TransduceError if outputs cannot be written to `name`: a folder, or the file that is read."""
+def refuse_output(name: str | None, source: str | None, run: str) -> None:
+    """Raises TransduceError if outputs cannot be written to `name`: a folder, the file that is read, one of the run."""
     _refuse_folder(name)
-    source_stat, output_stat = _regular_file(source, sys.stdin), _regular_file(name or "-", sys.stdout)
-    if source_stat and output_stat and os.path.samestat(source_stat, output_stat):
-        output = f"-o {name}" if name else "standard output"
-        raise TransduceError(f"{output} is the file that is read: give the answers another name.")
+    if (output := _regular_file(name or "-", sys.stdout)) is None:
+        return
+    files = {source: "the file that is read"} if source else {}
+    files |= {str(path): f"{path.name} of {run}" for pattern in _FILES_OF_RUN for path in Path(run).glob(pattern)}
+    for file, what in files.items():
+        if (status := _regular_file(file, sys.stdin)) and os.path.samestat(status, output):
+            option = f"-o {name}" if name else "standard output"
+            raise TransduceError(f"{option} is {what}: give the answers another name.")
 
 
 def _refuse_folder(name: str | None) -> None:
-    if name is not None and Path(name).is_dir():
-        raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
+    with suppress(OSError):  # a name that cannot be one is refused when it is opened
+        if name is not None and Path(name).is_dir():
+            raise TransduceError(f"-o {name} is a folder: give the answers the name of a file.")
 
 
 def _regular_file(name: str, standard: TextIO) -> os.stat_result | None:
     """The status of a file, or of a standard stream for "-"; None if it is not a regular file."""
     try:
         status = os.fstat(standard.fileno()) if name == "-" else Path(name).stat()
-    except (OSError, AttributeError):  # missing, closed, or a stream without a descriptor
+    except (OSError, ValueError, AttributeError):  # missing, no name, closed, or a stream without a descriptor
         return None
     return status if stat.S_ISREG(status.st_mode) else None
 
@@ -151,9 +161,14 @@ def open_output(name: str | None) -> Iterator[BinaryIO]:
         yield _unbuffered(sys.stdout.buffer)
         return
     path = Path(name)
-    is_stream = path.exists() and not path.is_file()
-    with explained_write_errors(path), path.open("wb") if is_stream else replacing(path.resolve()) as file:
-        yield file
+    with explained_write_errors(path), ExitStack() as opened:
+        if path.exists() and not path.is_file():
+            yield opened.enter_context(path.open("wb"))
+            return
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():  # one that leads to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        yield opened.enter_context(replacing(target))
 
 
 def text_line(outputs: Sequence[Prediction]) -> str:

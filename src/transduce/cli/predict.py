@@ -22,7 +22,7 @@ from transduce.inference.predictor import Prediction, Predictor
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
-    refuse_output(arguments.output, arguments.file)
+    refuse_output(arguments.output, arguments.file, arguments.run)
     predictor = load_predictor(arguments, arguments.run, reports=False)
     predictor.predict_n_best([], arguments.n_best)  # refuses an impossible number before a line is read
     notes, num_lines = LineNotes(predictor, report_of(arguments)), 0
@@ -51,7 +51,7 @@ def _format_lines(
 
 
 def explain_command(arguments: argparse.Namespace) -> int:
-    refuse_output(arguments.output, arguments.run)
+    refuse_output(arguments.output, None, arguments.run)
     predictor = load_predictor(arguments, arguments.run)
     with open_output(arguments.output) as file:
         explanation = explain(predictor, arguments.text)

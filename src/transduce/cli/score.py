@@ -27,7 +27,7 @@ def score_command(arguments: argparse.Namespace) -> int:
     if len(parallel) == 1 or (parallel and arguments.file != "-"):
         raise TransduceError("give either one FILE of pairs (source TAB target), or --source FILE and --target FILE.")
     for name in parallel or [arguments.file]:
-        refuse_output(arguments.output, name)
+        refuse_output(arguments.output, name, arguments.run)
     run, num_lines = load(arguments.run, device=arguments.device, report=report_of(arguments)), 0
     with open_output(arguments.output) as file:
         for sources, targets in _blocks(arguments):

@@ -8,7 +8,7 @@ from typing import Any
 from transduce.cli.benchmark.decoding import measure_decoding
 from transduce.cli.benchmark.tables import print_decoding_speed, print_training_speed
 from transduce.cli.benchmark.training import TrainingWork, measure_training
-from transduce.cli.console import open_output, print_json, refuse_missing_folder, report_of
+from transduce.cli.console import open_output, print_json, refuse_missing_folder, refuse_output, report_of
 from transduce.cli.export import read_test_lines
 from transduce.devices.device import find_device, local_device
 from transduce.inference.predictor import ignore
@@ -22,6 +22,7 @@ from transduce.training.workers import refuse_processes, shared
 def benchmark_command(arguments: argparse.Namespace) -> int:
     refuse_missing_folder(arguments.output)
     if arguments.topic == "decode":
+        refuse_output(arguments.output, arguments.source, arguments.run)
         result: dict[str, Any] | None = _measure_run(arguments)
     else:
         work = TrainingWork(
