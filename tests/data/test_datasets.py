@@ -2,9 +2,12 @@ import calendar
 import gzip
 import hashlib
 import io
+import os
 import re
 import sys
+import threading
 import urllib.error
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -157,6 +160,58 @@ def test_other_bytes_than_the_table_names_never_reach_the_cache(tmp_path, served
         locate(data_file(), Places(None, tmp_path / "cache", serving(served)))
     assert "https://example.org/train.de.gz" in one_line(caught)
     assert not list(tmp_path.rglob("*.de*"))
+
+
+class Endless(io.RawIOBase):
+    """A stream of the same bytes over and over, which counts what was taken."""
+
+    def __init__(self, content: bytes, wait: Callable[[], object] = lambda: None) -> None:
+        self.content, self.wait, self.num_bytes = content, wait, 0
+
+    def read(self, size: int = -1) -> bytes:
+        assert size > 0, "all of it would never come"
+        self.wait()
+        self.num_bytes += size
+        return (self.content * (size // len(self.content) + 1))[:size]
+
+
+@pytest.mark.parametrize("content", [b"x", gzip.compress(b""), gzip.compress(bytes(10**7))], ids=["x", "none", "bomb"])
+def test_what_is_longer_than_the_file_can_be_is_refused_when_it_is(tmp_path: Path, content: bytes) -> None:
+    file, stream = replace(data_file(), most_bytes=1_000_000), Endless(content)
+    with pytest.raises(DamagedFileError, match=r"https://example\.org/train\.de\.gz: .*TRANSDUCE_DATA"):
+        locate(file, Places(None, tmp_path, lambda _url: stream))
+    assert stream.num_bytes < 3_000_000
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("waits_to", ["open", "read"])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
+    waits_to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_MOST_SECONDS", 0.1)
+    is_over = threading.Event()
+
+    def open_slowly(_url: str) -> io.RawIOBase:
+        if waits_to == "open":
+            is_over.wait()
+        return Endless(b"x", is_over.wait)
+
+    try:
+        with pytest.raises(MissingInputError, match=r"cannot be fetched \(not done in 0 seconds\)") as caught:
+            locate(replace(data_file(), most_bytes=1_000), Places(None, tmp_path, open_slowly))
+        one_line(caught)
+    finally:
+        is_over.set()
+
+
+def test_a_file_of_a_data_set_may_have_a_thousand_bytes_for_each_of_its_pairs() -> None:
+    root = Path(os.environ.get("TRANSDUCE_DATA", "no such folder"))
+    for dataset in list_datasets():
+        split_files = dataset.load.args[0] if dataset.home != "generated" else {}  # type: ignore[attr-defined]
+        for split, files in split_files.items():
+            for file in files:
+                assert file.most_bytes == 1_000 * dataset.splits[split]
+                assert not (root / file.path).exists() or (root / file.path).stat().st_size < file.most_bytes / 4
 
 
 def test_without_a_network_the_error_names_the_address_and_the_way_by_hand(tmp_path):

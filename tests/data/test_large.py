@@ -510,6 +510,16 @@ def test_a_corpus_of_one_window_is_planned_as_it_always_was_in_memory_and_on_dis
         assert order.depends_on == [5, 40, 2, 50]
 
 
+@pytest.mark.parametrize("packing", PACKED)
+def test_the_text_of_a_file_is_counted_as_it_is_when_unpacked_and_no_further_than_need_be(
+    packing: str, tmp_path: Path
+) -> None:
+    content = b"a\tb\n" * 1_000_000
+    path = write(tmp_path / f"p.tsv{packing}", PACKED[packing](content))
+    assert text_bytes([path, path], most=10**9) == 2 * len(content)
+    assert 1_000_000 < text_bytes([path, path], most=1_000_000) <= 2 * len(content)
+
+
 def test_asking_how_much_text_a_pipe_holds_takes_nothing_from_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tsv")
     assert text_bytes([tmp_path / "pipe.tsv"]) == 0  # opened, it would wait for a writer for ever

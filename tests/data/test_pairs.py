@@ -5,8 +5,11 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import subprocess
 import sys
+import threading
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -413,7 +416,39 @@ def test_streams_longer_than_the_chunks_they_are_read_in_are_whole(suffix):
     noise = hashlib.shake_256(b"noise").digest(1_500_000)  # does not compress: 1.5 chunks a stream
     small = b"".join(COMPRESSORS[suffix](b"%d\n" % k) for k in range(50))
     raw = COMPRESSORS[suffix](noise) + small + COMPRESSORS[suffix](noise)
-    assert decompressed(raw, "noise") == noise + b"".join(b"%d\n" % k for k in range(50)) + noise
+    assert decompressed([raw], "noise", most=10**7) == noise + b"".join(b"%d\n" % k for k in range(50)) + noise
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_file_that_unpacks_to_more_than_is_held_in_memory_is_refused_when_it_has(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("transduce.data.pairs.LARGE_BYTES", 200_000)
+    packed = COMPRESSORS[suffix](b"a\tb\n" * 500_000) * 32  # of 64 MB
+    path = write(tmp_path / f"bomb.tsv{suffix}", packed)
+    tracemalloc.start()
+    try:
+        for read in (lambda: read_pairs([path]), lambda: read_lines(path)):
+            with pytest.raises(DataError, match=r"bomb\.tsv\S*: more than 200,000 bytes to read at once"):
+                read()
+        assert tracemalloc.get_traced_memory()[1] < 25_000_000  # of which two decompressors may have 8 each
+    finally:
+        tracemalloc.stop()
+    path = write(tmp_path / f"most.tsv{suffix}", COMPRESSORS[suffix](b"a\tb\n" * 50_000))
+    assert len(read_pairs([path])) == 50_000
+
+
+def test_a_plain_file_may_have_any_size_and_a_pipe_may_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("transduce.data.pairs.LARGE_BYTES", 100)
+    content = b"a\tb\n" * 26
+    assert len(read_pairs([write(tmp_path / "p.tsv", content)])) == 26
+    os.mkfifo(tmp_path / "pipe.tsv")
+    for num_pairs in (25, 26):
+        writer = threading.Thread(target=(tmp_path / "pipe.tsv").write_bytes, args=(content[: 4 * num_pairs],))
+        writer.start()
+        if num_pairs == 25:
+            assert len(read_pairs([tmp_path / "pipe.tsv"])) == 25
+        else:
+            assert "more than 100 bytes" in one_line_error(DataError, [tmp_path / "pipe.tsv"])
+        writer.join()
 
 
 def test_a_file_of_a_parallel_zstandard_compressor_is_read(tmp_path):
@@ -424,7 +459,7 @@ def test_a_file_of_a_parallel_zstandard_compressor_is_read(tmp_path):
 
 def test_zero_padding_after_a_gzip_or_xz_stream_is_passed_over():
     for suffix in (".gz", ".xz"):
-        assert decompressed(COMPRESSORS[suffix](b"a") + bytes(512), "a") == b"a"
+        assert decompressed([COMPRESSORS[suffix](b"a") + bytes(512)], "a", most=1) == b"a"
 
 
 def test_without_zstandard_the_error_names_the_extra(tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ _STARTS = {".gz": _GZIP, ".xz": _XZ, ".zst": _ZSTD}
 COMPRESSED_SUFFIXES = tuple(_STARTS)
 # Parallel compressors (pzstd) begin with a "skippable" frame, numbered in the low half of its first byte.
 _ZSTD_STARTS = (_ZSTD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
-# Small, as the end of each stream copies the rest of its chunk: many small streams would take long.
 CHUNK_BYTES = 1 << 16
+# Small, as a chunk can be ten thousand times as long when it is decompressed.
+_PACKED_BYTES = 1 << 12
 
 
 def is_compressed(start: bytes) -> bool:
@@ -23,29 +24,31 @@ def is_compressed(start: bytes) -> bool:
     return start.startswith((_GZIP, _XZ, *_ZSTD_STARTS))
 
 
-def decompressed(raw: bytes, name: str) -> bytes:
-    """`raw` decompressed if it begins as gzip, xz or Zstandard does, else `raw` itself; errors mention `name`.
+def decompressed(chunks: Iterable[bytes], name: str, *, most: int) -> bytes:
+    """The content of a file in chunks, see `decompressed_chunks`. Raises DataError if it has over `most` bytes."""
+    content = bytearray()
+    for chunk in decompressed_chunks(iter(chunks), name):
+        content += chunk
+        if len(content) > most:
+            raise DataError(f"{name}: more than {most:,} bytes to read at once. Decompress them into a file, and look.")
+    return bytes(content)
 
-    Raises DataError unless every compressed stream is complete and nothing but streams follows.
-    """
-    if not is_compressed(raw):
-        _refuse_unlike_its_name(raw, name)
-        return raw
-    return b"".join(decompressed_chunks(split_chunks([raw]), name))
 
-
-def split_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks of at most CHUNK_BYTES."""
-    return (chunk[start : start + CHUNK_BYTES] for chunk in chunks for start in range(0, len(chunk), CHUNK_BYTES))
+def split_chunks(chunks: Iterable[bytes], size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The same bytes in chunks of at most `size` bytes."""
+    return (chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size))
 
 
 def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """The output of `decompressed` in chunks, for a file in chunks; the first must hold a few bytes.
+    """A file in chunks, decompressed if it begins as gzip, xz or Zstandard does; the first must hold a few bytes.
 
-    Raises DataError when it reaches the damage.
+    Raises DataError, which mentions `name`, when it reaches the end unless every compressed stream is complete and
+    nothing but streams follows.
     """
     first = next(chunks, b"")
     chunks = chain([first] if first else [], chunks)
+    if is_compressed(first):
+        chunks = split_chunks(chunks, _PACKED_BYTES)
     if first.startswith(_GZIP):
         return _unpack(chunks, name, "gzip", lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
     if first.startswith(_XZ):

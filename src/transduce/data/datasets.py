@@ -19,6 +19,7 @@ from transduce.data.pairs import Pairs, read_pairs
 from transduce.data.synthetic import SMALL_TASKS, SPLITS, generate
 from transduce.errors import MissingInputError, TransduceError, choose, nearest
 
+_LINE_BYTES = 1_000  # on average over a file, at most
 _TEST_PERCENT = 5
 _VALID_PERCENT = 2
 _SPELLING = re.compile(r"[a-z'.-]*[a-z][a-z'.-]*")  # "'cause", "x-ray", "a.m."
@@ -81,7 +82,8 @@ def _described(name: str, entry: dict[str, Any], sha256: dict[str, str]) -> Iter
 
     def file(row: dict[str, Any], suffix: str) -> DataFile:
         path, url = row["file"].format(suffix), row.get("url")
-        return DataFile(path, sha256[path], url and url.format(suffix), entry.get("advice", ""))
+        most_bytes, advice = _LINE_BYTES * row["pairs"], entry.get("advice", "")
+        return DataFile(path, sha256[path], url and url.format(suffix), advice, most_bytes)
 
     directions = {name: entry["suffixes"]}
     if "reverse" in entry:

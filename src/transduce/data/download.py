@@ -6,8 +6,10 @@ Wherever they come from, their bytes have that hash, or an error says what to do
 import http.client
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import BinaryIO
 
 from transduce.data.compression import decompressed
@@ -17,7 +19,7 @@ from transduce.files.content import sha256_of, sha256_of_file
 from transduce.files.system_errors import explained_write_errors
 
 DEFAULT_CACHE = Path("~/.cache/transduce")
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS, _MOST_SECONDS = 30.0, 600.0  # without a byte; for a file
 
 
 def open_url(url: str) -> BinaryIO:
@@ -53,6 +55,7 @@ class DataFile:
     sha256: str  # of the unpacked content
     url: str | None = None  # may lead to a compressed file; None where no public copy has these bytes
     advice: str = ""  # how to get it if it cannot be downloaded
+    most_bytes: int = 100_000_000  # of its content: no more is downloaded or unpacked
 
 
 def locate(file: DataFile, places: Places) -> Path:
@@ -83,19 +86,29 @@ def _download(file: DataFile, places: Places) -> bytes:
             f"{file.path}: {where}, and it cannot be fetched: {file.advice} "
             f"Put the files into ROOT/{sub_folder} and set TRANSDUCE_DATA to ROOT."
         )
+    outcome: Future[bytes] = Future()
+    # In a thread, since a server that sends a byte now and then can make each call last for days, that of opening, too.
+    Thread(target=_fetch, args=(file.url, file.most_bytes, places, outcome), daemon=True).start()
     try:
-        with places.open_url(file.url) as stream:
-            raw = stream.read()
+        content = outcome.result(_MOST_SECONDS)
     except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and TimeoutError are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or f"not done in {_MOST_SECONDS:.0f} seconds"
         raise MissingInputError(f"{file.url}: cannot be fetched ({reason}). {by_hand}") from None
-    try:
-        content = decompressed(raw, file.url)
     except DataError as error:
-        raise DamagedFileError(str(error)) from None
+        raise DamagedFileError(f"{error} {by_hand}") from None
     if (digest := sha256_of(content)) != file.sha256:
         raise DamagedFileError(
             f"{file.url}: the SHA-256 of what was fetched is {digest}, and {file.sha256} was expected: "
             f"the file has changed, or something on the way has. {by_hand}"
         )
     return content
+
+
+def _fetch(url: str, most_bytes: int, places: Places, outcome: "Future[bytes]") -> None:
+    """Give `outcome` the content at `url`, decompressed, or what went wrong."""
+    try:
+        with places.open_url(url) as stream:
+            # Hardly any file grows by compression, but empty compressed streams may follow without an end.
+            outcome.set_result(decompressed([stream.read(2 * most_bytes)], url, most=most_bytes))
+    except Exception as error:
+        outcome.set_exception(error)

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from transduce.data.compression import decompressed, decompressed_chunks, split_chunks
+from transduce.data.compression import CHUNK_BYTES, decompressed, decompressed_chunks, split_chunks
 from transduce.data.parsing import (
     BYTE_ORDER_MARK,
     Row,
@@ -28,8 +29,9 @@ from transduce.data.parsing import (
     without_empty,
 )
 from transduce.errors import DataError, TransduceError
-from transduce.files.content import read_bytes, sha256_of
+from transduce.files.system_errors import explained_read_errors
 
+LARGE_BYTES = 256_000_000  # training files with more text than this are prepared on disk, not held in memory
 MOST_LINE_BYTES = 1 << 24  # of streamed text: more is no sentence, and its ids take some hundred megabytes
 
 
@@ -209,12 +211,21 @@ def split_pairs(pairs: Pairs, *, valid: int, test: int, may_share_targets: bool 
 
 def _read_text(path: Path) -> tuple[list[str], list[str], str]:
     """The lines of a file, a note on each repair, and the SHA-256 of its bytes on disk."""
-    raw = read_bytes(path)
-    content = decompressed(raw, str(path))
+    digest = hashlib.sha256()
+    with explained_read_errors(path), path.open("rb") as raw:
+        # Of a compressed file or a pipe nobody knows how much text it holds.
+        content = decompressed(digested(raw, digest), str(path), most=max(LARGE_BYTES, path.stat().st_size))
     lines = next_lines(content, str(path), 0)
     has_mark = content.startswith(BYTE_ORDER_MARK.encode())
     notes = repairs(str(path), has_mark=has_mark, num_crlf=content.count(b"\r\n"), num_lines=len(lines))
-    return lines, notes, sha256_of(raw)
+    return lines, notes, digest.hexdigest()
+
+
+def digested(raw: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
+    """The bytes of a file in chunks, which `digest` takes in."""
+    while chunk := raw.read(CHUNK_BYTES):
+        digest.update(chunk)
+        yield chunk
 
 
 def _digest(source: str, target: str) -> bytes:

@@ -16,12 +16,12 @@ from transduce.data.batches import EncodedPairs, PreparedPairs, TrainingPairs, e
 from transduce.data.config import IN_MEMORY, DataConfig
 from transduce.data.datasets import load_split
 from transduce.data.download import DEFAULT_CACHE, Places
-from transduce.data.large.prepare import LARGE_BYTES, LargePairs, Listener
+from transduce.data.large.prepare import LargePairs, Listener
 from transduce.data.large.prepared_file import Manifest
 from transduce.data.large.scan import text_bytes
-from transduce.data.pairs import Pairs, count_overlap, extend_pairs, read_pairs, split_pairs
+from transduce.data.pairs import LARGE_BYTES, Pairs, count_overlap, extend_pairs, read_pairs, split_pairs
 from transduce.data.seen import Seen
-from transduce.errors import ConfigMismatchError, DataError, MissingInputError, TransduceError
+from transduce.errors import ConfigMismatchError, DataError, TransduceError
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
 from transduce.text.tokenizer import Tokenizer
@@ -156,10 +156,10 @@ def with_room(config: ExperimentConfig, pairs: TrainingPairs, report: Callable[[
 
 
 def is_large(paths: Sequence[str | Path]) -> bool:
-    """Whether files have more text than is held in memory: a function of their sizes."""
+    """Whether files have more text than is held in memory: a function of their bytes."""
     try:
-        return text_bytes([Path(path) for path in paths]) > LARGE_BYTES
-    except MissingInputError:
+        return text_bytes([Path(path) for path in paths], LARGE_BYTES) > LARGE_BYTES
+    except TransduceError:
         return False  # told by whoever reads them
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from transduce.config.settings import ExperimentConfig
 from transduce.config.toml import to_toml
-from transduce.data.large.prepare import LARGE_BYTES
 from transduce.data.memory import names_of, pairs_of, paths_of
-from transduce.data.pairs import Pairs, count_overlap
+from transduce.data.pairs import LARGE_BYTES, Pairs, count_overlap
 from transduce.data.parsing import as_text
 from transduce.devices.device import find_device
 from transduce.errors import ConfigMismatchError, DataError, TransduceError

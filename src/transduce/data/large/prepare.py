@@ -39,7 +39,6 @@ from transduce.files.content import read_bytes, sha256_of, sha256_of_file
 from transduce.text.config import TokenizerConfig
 from transduce.text.tokenizer import Tokenizer
 
-LARGE_BYTES = 256_000_000  # training files with more text than this are prepared on disk, not held in memory
 SAMPLED_ROWS = 250_000  # at most, spread evenly over the corpus: what the tokenizer is learnt from
 LINES_PER_BLOCK = 10_000  # of each file, encoded by one process at a time: what fits the processor's caches is faster
 

@@ -6,15 +6,13 @@ What they say is what `pairs` says of them, and so are the errors.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-from transduce.data.compression import CHUNK_BYTES, is_compressed
-from transduce.data.pairs import next_lines, whole_lines
+from transduce.data.compression import CHUNK_BYTES, decompressed_chunks
+from transduce.data.pairs import LARGE_BYTES, digested, next_lines, whole_lines
 from transduce.data.parsing import BYTE_ORDER_MARK, refuse_nul, repairs
 from transduce.files.system_errors import explained_read_errors
-
-_UNPACKED = 4  # a compressed file counts as so many times its size
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,16 @@ class ScannedFile:
     sample: list[str]  # every k-th line, where k is a power of two
 
 
-def text_bytes(paths: Sequence[Path]) -> int:
-    """How much text the files hold, roughly: a function of their bytes alone."""
+def text_bytes(paths: Sequence[Path], most: int = LARGE_BYTES) -> int:
+    """How much text the files hold, decompressed; they are read until it is more than `most`."""
     total = 0
     for path in paths:
         if path.exists() and not path.is_file():
             continue  # a pipe: what is looked at is gone for whoever reads it
         with explained_read_errors(path), path.open("rb") as file:
-            total += path.stat().st_size * (_UNPACKED if is_compressed(file.read(8)) else 1)
+            for chunk in decompressed_chunks(iter(partial(file.read, CHUNK_BYTES), b""), str(path)):
+                if (total := total + len(chunk)) > most:
+                    return total
     return total
 
 
@@ -46,7 +46,7 @@ def line_blocks(name: str, digest: "hashlib._Hash", *, num_lines: int) -> Iterat
     """
     waiting, num_waiting = [b""], 0
     with explained_read_errors(Path(name)), Path(name).open("rb") as raw:
-        for lines in whole_lines(_digested(raw, digest), name):
+        for lines in whole_lines(digested(raw, digest), name):
             waiting.append(lines)
             num_waiting += lines.count(b"\n")
             while num_waiting >= num_lines:
@@ -75,9 +75,3 @@ def scan(name: str, *, lines_per_block: int, most_sampled: int) -> ScannedFile:
         num_lines += len(lines)
     notes = repairs(name, has_mark=has_mark, num_crlf=num_crlf, num_lines=num_lines)
     return ScannedFile(digest.hexdigest(), num_lines, num_rows, notes, sample)
-
-
-def _digested(raw: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
-    while chunk := raw.read(CHUNK_BYTES):
-        digest.update(chunk)
-        yield chunk
