@@ -1,11 +1,15 @@
 """What answers are asked to hold: against all answers there can be, filtered by predicates on their tokens."""
 
 import functools
+import random
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_search import BOS, EOS, PAD, SPECIAL, VOCAB_SIZE, Script, all_answers, random_score, uniform_numbers
 
 from transduce.errors import TransduceError
@@ -192,6 +196,31 @@ def test_a_forbidden_text_may_begin_and_end_inside_tokens():
     assert text.completed_by([]) == [3]
     assert text.completed_by([4, 5]) == [3]
     assert sorted(text.completed_by([4, 5, 6])) == [3, 7, 8]
+
+
+@given(
+    text=st.text("ab", min_size=1, max_size=7),
+    pieces=st.lists(st.text("ab", max_size=4), min_size=1, max_size=8),
+    history=st.lists(st.integers(0, 7), max_size=6),
+)
+def test_what_would_complete_a_forbidden_text_is_what_would_make_it_occur(text, pieces, history):
+    history = [i for i in history if i < len(pieces)]
+    written = "".join(pieces[i] for i in history)
+    found = ForbiddenText(text.encode(), [piece.encode() for piece in pieces]).completed_by(history)
+    if text not in written:  # as it always is where it is forbidden
+        assert sorted({*found}) == [i for i, piece in enumerate(pieces) if text in written + piece]
+
+
+def test_a_long_text_can_be_forbidden_or_begun_with_in_no_time():
+    pieces = [b"", b"", b"", *(bytes([first, second]) for first in range(97, 122) for second in range(97, 122))]
+    text = bytes(random.Random(1).choices(range(97, 122), k=100_000))
+    started = time.perf_counter()
+    forbidden = ForbiddenText(text, pieces)
+    for _ in range(100):
+        forbidden.completed_by([50] * 200)
+    assert forbidden.completed_by([]) == []
+    OpenText(text, [], pieces, range(3, len(pieces)))
+    assert time.perf_counter() - started < 4
 
 
 def test_padding_and_the_begin_symbol_stay_out_of_what_rules_choose():

@@ -44,12 +44,12 @@ class ForbiddenText:
     def __init__(self, text: bytes, token_bytes: Sequence[bytes]) -> None:
         self._token_bytes = token_bytes
         # The ids that would complete the text, by how many of its bytes are written already: with some, those that
-        # begin with the rest; with none, those that have the whole text inside.
-        self._completing = {
-            num_written: [
-                i for i, token in enumerate(token_bytes) if (token.startswith(rest) if num_written else text in token)
-            ]
-            for num_written, rest in ((n, text[n:]) for n in range(len(text)))
+        # begin with the rest, which no token is as long as before the last bytes; with none, those that have the whole
+        # text inside.
+        first = max(len(text) - max(map(len, token_bytes)), 1)
+        self._completing = {0: [i for i, token in enumerate(token_bytes) if text in token]} | {
+            num_written: [i for i, token in enumerate(token_bytes) if token.startswith(text[num_written:])]
+            for num_written in range(first, len(text))
         }
         self._text = text
 
@@ -75,13 +75,14 @@ class OpenText:
         self.ids, self._text, self._token_bytes = tuple(ids), text, token_bytes
         own = dict(zip(accumulate((len(token_bytes[i]) for i in ids), initial=0), ids, strict=False))
         by_first: dict[bytes, list[int]] = {}
+        longest = max(map(len, token_bytes))
         for i in usable:
             by_first.setdefault(token_bytes[i][:1], []).append(i)
         # By how many bytes are written: the ids that may follow, and how many tokens complete the text after each.
         self._choices: list[dict[int, float]] = [{} for _ in text]
         num_missing = [math.inf] * len(text) + [0.0]
         for n in reversed(range(len(text))):
-            rest, fitting = text[n:], [own[n]] if n in own else []
+            rest, fitting = text[n : n + longest], [own[n]] if n in own else []
             others = ((i, token_bytes[i]) for i in by_first.get(rest[:1], []))
             fitting += [i for i, token in others if rest.startswith(token) or token.startswith(rest)]
             self._choices[n] = {i: num_missing[min(n + len(token_bytes[i]), len(text))] for i in fitting}
