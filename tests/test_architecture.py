@@ -22,7 +22,7 @@ ORDER = [
 ]  # fmt: skip
 ENTRIES = {name for floor in ORDER for name in floor} | {"learn"}
 OUTSIDE_THE_CORE = ("learn", "export", "cli")
-MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 8_420
+MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 8_492
 
 
 @cache
