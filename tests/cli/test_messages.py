@@ -92,7 +92,7 @@ def test_a_folder_in_place_of_a_file_is_called_a_folder(run: Path, tmp_path: Pat
     for words in (("predict", run, run), ("fit", run, "--run-dir", tmp_path / "r"), ("train", run)):
         outcome = command(*words)
         assert outcome.status == 66
-        assert f"{run}: this is a folder, and a file is needed" in outcome.err
+        assert f"{run}: this is a folder: name a file in it" in outcome.err
 
 
 def test_validation_pairs_are_an_option_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:

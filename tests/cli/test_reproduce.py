@@ -471,7 +471,7 @@ def test_a_stop_while_scoring_tells_how_to_go_on(monkeypatch, letters, signalled
         stopped = command(*words)
     assert stopped.status == status
     assert stopped.err.endswith(
-        f"Continue with: transduce reproduce letters --processes 1 --run-dir {letters / 'run'} --threads 1 --resume\n"
+        f"with: transduce reproduce letters --processes 1 --run-dir {letters / 'run'} --threads 1 --resume\n"
     )
     resumed = command(*words, "--resume")
     assert resumed.status == 0, resumed.err

@@ -103,7 +103,7 @@ def test_no_command_writes_over_a_file_of_the_run_that_it_reads(
         for words in commands:
             found = command(*words.split(), "-o", output)
             assert found.status == 2, words
-            assert f"-o {output} is {Path(name).name} of {run}: give" in found.err
+            assert f"-o {output} is {Path(name).name} of {run}: choose another name" in found.err
     assert content_of(run) == before
 
 

@@ -197,7 +197,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
         return Endless(b"x", is_over.wait)
 
     try:
-        with pytest.raises(MissingInputError, match=r"cannot be fetched \(not done in 0 seconds\)") as caught:
+        with pytest.raises(MissingInputError, match=r"download failed \(not done in 0 seconds\)") as caught:
             locate(replace(data_file(), most_bytes=1_000), Places(None, tmp_path, open_slowly))
         one_line(caught)
     finally:
@@ -226,7 +226,7 @@ def test_a_server_that_stops_answering_is_a_one_line_error(tmp_path):
     def silent(_url: str) -> io.BytesIO:
         raise TimeoutError
 
-    with pytest.raises(MissingInputError, match="cannot be fetched") as caught:
+    with pytest.raises(MissingInputError, match="download failed") as caught:
         locate(data_file(), Places(None, tmp_path, silent))
     one_line(caught)
 

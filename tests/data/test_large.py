@@ -536,7 +536,7 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): take"):
+    with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): choose"):
         LargePairs([write(tmp_path / "pairs.tsv", "a\tb\n")], tmp_path / "cache").prepared(CONFIG, None, max_len=9)
 
 

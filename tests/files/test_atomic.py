@@ -98,7 +98,7 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path, read):
     for path in (tmp_path / "none", tmp_path / "file" / "below"):
         with pytest.raises(MissingInputError, match=f"^{path}: no such file. Check"):
             read(path)
-    with pytest.raises(MissingInputError, match=f"^{tmp_path}: this is a folder, and a file is needed"):
+    with pytest.raises(MissingInputError, match=f"^{tmp_path}: this is a folder: name a file in it"):
         read(tmp_path)
 
 

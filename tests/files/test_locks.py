@@ -102,7 +102,7 @@ def test_a_disk_that_knows_no_locks_is_told_in_one_line(tmp_path: Path, monkeypa
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): take"), held(tmp_path):
+    with pytest.raises(RunFolderError, match=r"cannot be locked here \(No locks available\): choose"), held(tmp_path):
         pass
 
 

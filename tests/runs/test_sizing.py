@@ -59,6 +59,7 @@ def test_dropout_grows_with_the_passes_over_the_text_and_the_batch_with_the_toke
     # 11 tokens a pair, 85 % of the time, so 5.1 million tokens in 10 minutes at this speed.
     short, long = (choice(29_000, minutes=minutes, tokens_per_second=10_000).config for minutes in (2, 60))
     assert (short.model.dropout, long.model.dropout) == (0.05, 0.3)
+    assert (short.optim.weight_decay, long.optim.weight_decay) == (0.0, 0.3)
     sizes = [config.training.batch_tokens * config.training.micro_batches for config in (short, long)]
     assert sizes == [1024, 4096]
     on_gpu = choice(29_000, minutes=10, tokens_per_second=700_000, device="cuda").config.training

@@ -44,6 +44,7 @@ _TOKENS_SEEN_PER_WEIGHT, _MOST_WEIGHTS_PER_TOKEN = 20, 8
 _NUM_STEPS = 2500  # about: with fewer the weights are not there yet, with more a larger batch has steadier gradients
 _TOKENS_PER_STEP = (1024, 4096, 16_384)  # at least; at most on a CPU, and on a GPU
 _DROPOUT_BY_PASSES = ((6, 0.05), (15, 0.1), (40, 0.2), (math.inf, 0.3))  # over the text, up to so many
+_WEIGHT_DECAY, _PASSES_OF_DECAY = 0.3, 15  # against overfitting, from so many passes on
 # Pairs made of others, for sides that run in parallel, and of these end to end, where there are so many passes.
 _PASSES_OF_FEW, _RECOMBINATIONS, _CONCATENATIONS = 60, 5, 1
 _PART_TOKENS = 512
@@ -106,6 +107,7 @@ def choose_settings(
             warmup_steps=200,
             max_grad_norm=1.0,
             ema_decay=0.995,
+            weight_decay=_WEIGHT_DECAY if passes >= _PASSES_OF_DECAY else 0.0,
         ),
         training=TrainingConfig(
             minutes=minutes,
@@ -212,6 +214,7 @@ def _reasons(config: ExperimentConfig, task: Task, preset: str, num_tokens: int,
         "model.norm_first": "allows a higher learning rate",
         "optim.method": "learns faster than Adam",
         "optim.ema_decay": "the average over the last steps is better than any one of them",
+        "optim.weight_decay": "against overfitting" if config.optim.weight_decay else "",
         "training.batch_tokens": f"for about {_NUM_STEPS:,} steps",
         "training.part_tokens": "so that several processes have work in each batch",
         "validation.best": "the metric of the task",
