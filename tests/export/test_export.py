@@ -365,7 +365,7 @@ def test_an_output_that_exists_is_refused_and_stays(run: Path, room: Path) -> No
     for name in ("out", "nowhere"):
         found = command("export", run, "--format", "ctranslate2", "-o", room / name)
         assert found.status == 73
-        assert f"{room / name} exists already" in found.err
+        assert f"{room / name} already exists" in found.err
     assert content_of(room) == before
 
 

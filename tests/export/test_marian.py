@@ -464,7 +464,7 @@ REFUSED: list[tuple[Callable[[Path], object], type, str]] = [
     (set_in("config.json", activation_function=["swish"]), TransduceError, r"\['swish'\]: .*swish, silu"),
     (set_in("generation_config.json", max_length="30"), TransduceError, "max_length is '30': it must be a whole"),
     (set_in("generation_config.json", max_length=1), TransduceError, "max_length is 1: it must be"),
-    (tensors_with(lambda t: t["model.decoder.layers.1.fc2.bias"].fill_(torch.nan)), DamagedFileError, "NaN or infinite"),
+    (tensors_with(lambda t: t["model.decoder.layers.1.fc2.bias"].fill_(torch.nan)), DamagedFileError, "NaN or inf"),
     (set_in("generation_config.json", num_beams=0), TransduceError, "beam_size is 0"),
     (set_in("vocab.json", **{"<unk>": None}), DamagedFileError, "its ids should be"),
     (set_in("vocab.json", more=1000), DamagedFileError, "its ids should be"),

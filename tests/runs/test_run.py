@@ -285,7 +285,7 @@ def test_an_export_has_the_certificate_of_the_command(run: Path, loaded: transdu
     assert any("only characters of the training targets" in line for line in given.exported.unexpressed)
     with pytest.raises(TransduceError, match=r"no format 'onyx'\. Did you mean 'onnx'"):
         loaded.export("onyx", tmp_path / "none")
-    with pytest.raises(RunFolderError, match="exists already"):
+    with pytest.raises(RunFolderError, match="already exists"):
         loaded.export("ctranslate2", tmp_path / "given")
 
 

@@ -100,15 +100,7 @@ def choose_settings(
         ),
         tokenizer=tokenizer,
         model=model,
-        optim=OptimConfig(
-            method="muon",
-            schedule="linear",
-            learning_rate=_RATE_TIMES_WIDTH / model.d_model * (_FINE_TUNING if ancestor else 1),
-            warmup_steps=200,
-            max_grad_norm=1.0,
-            ema_decay=0.995,
-            weight_decay=_WEIGHT_DECAY if passes >= _PASSES_OF_DECAY else 0.0,
-        ),
+        optim=_optim_settings(_RATE_TIMES_WIDTH / model.d_model * (_FINE_TUNING if ancestor else 1), passes),
         training=TrainingConfig(
             minutes=minutes,
             batch_tokens=tokens_per_step // micro_batches,
@@ -169,6 +161,18 @@ def _tokenizer_settings(task: Task, pairs: Pairs) -> TokenizerConfig:
         # Heaps' law: the number of useful subwords grows about as the square root of the text's length.
         vocab_size=min(8000, max(600, 100 * round(3.3 * math.sqrt(num_characters) / 100))),
         **_normal_forms(pairs, source),
+    )
+
+
+def _optim_settings(learning_rate: float, passes: float) -> OptimConfig:
+    return OptimConfig(
+        method="muon",
+        schedule="linear",
+        learning_rate=learning_rate,
+        warmup_steps=200,
+        max_grad_norm=1.0,
+        ema_decay=0.995,
+        weight_decay=_WEIGHT_DECAY if passes >= _PASSES_OF_DECAY else 0.0,
     )
 
 
