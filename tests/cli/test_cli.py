@@ -593,7 +593,12 @@ def test_describe_shows_a_run(run: Path) -> None:
     weights = load_file(run / "model.safetensors")
     assert found["parameters"]["total"] == sum(tensor.numel() for tensor in weights.values())
     assert found["config"]["d_model"] == 32
-    assert "total" in command("describe", run).out.decode()
+    lines = command("describe", run).out.decode().split("\n")
+    size = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file()) / 1e6
+    assert any("total" in line for line in lines)
+    assert any(re.match(r"trained: \d{4}-\d\d-\d\d, transduce \S+, torch \S+, device cpu$", line) for line in lines)
+    assert any(line.startswith(f"data: {found['facts']['num_train_pairs']:,} training pairs of ") for line in lines)
+    assert f"folder {size:,.1f} MB" in next(line for line in lines if line.startswith("size: "))
 
 
 def test_describe_says_at_which_temperature_confidence_is_and_whether_it_is_rough(run: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.data.parsing import refuse_unequal
 from transduce.data.texts import MOST_TEXTS
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError, printable
+from transduce.evaluation.definitions import DEFINITIONS
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
 from transduce.files.content import read_bytes
@@ -254,9 +255,29 @@ def print_description(description: dict[str, Any]) -> None:
     print_table(table)
     print(", ".join(f"{name} {value}" for name, value in description["config"].items()))
     if "model_is_of" in description:
+        for line in _about_run(description):
+            print(printable(line))
         is_imported = "imported" in description["facts"]
         print(_about_confidence(Calibration(**(description["facts"].get("calibration") or {}))))
         print("imported, not trained here" if is_imported else _provenance(description["model_is_of"]))
+
+
+def _about_run(description: dict[str, Any]) -> Iterator[str]:
+    """Lines on when a run was trained, on which data, its test scores and its size."""
+    facts, dataset, sizes = description["facts"], description["dataset"], description["bytes"]
+    started = facts.get("started", {})
+    versions = ", ".join(f"{name} {started[name]}" for name in ("transduce", "torch", "device") if name in started)
+    if description["trained"]:
+        yield f"trained: {description['trained']}{versions and f', {versions}'}"
+    paths = [path for split, names in facts.get("paths", {}).items() if split != "valid" for path in names]
+    source = f"{dataset['name']} (license: {dataset['license']})" if dataset else ", ".join(paths)
+    if "num_train_pairs" in facts and "imported" not in facts:
+        yield f"data: {facts['num_train_pairs']:,} training pairs{source and f' of {source}'}"
+    for name, score in (description["test"] or {}).items():
+        label = DEFINITIONS[name].title if name in DEFINITIONS else name
+        interval = f"[{score['low']:.2f}, {score['high']:.2f}]"
+        yield f"test: {label} {score['value']:.2f} {interval} on {score['num_segments']:,} held-out sources"
+    yield f"size: model {sizes['model'] / 1e6:,.1f} MB, folder {sizes['folder'] / 1e6:,.1f} MB"
 
 
 def _provenance(metadata: dict[str, Any] | None) -> str:

@@ -3,6 +3,8 @@
 import argparse
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,19 @@ import torch
 from torch import Tensor
 
 from transduce.cli.console import print_description, print_json, report_of
+from transduce.config.settings import ExperimentConfig
+from transduce.data.datasets import find_dataset
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest, printable
 from transduce.evaluation.config import scores_by_name
 from transduce.files.atomic import new_folder
+from transduce.files.certified_json import json_object, matches
+from transduce.files.content import read_regular
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.weights import Shapes, parameter_shapes
 from transduce.runs.folder import RunFolder
+
+_NUMBER = (int, float)
+_SCORES = {"*": {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER, "num_segments": int, "*": object}}  # of score.json
 
 
 def average_command(arguments: argparse.Namespace) -> int:
@@ -81,10 +90,27 @@ def describe_command(arguments: argparse.Namespace) -> int:
         metadata = folder.read_model_metadata(shapes) if folder.has_model else None
         if metadata is not None:
             metadata["validation"] = scores_by_name(metadata["validation"], group_sources=group_sources)
-        run_facts = {"model_is_of": metadata, "facts": folder.facts}
+        run_facts = {"model_is_of": metadata, "facts": folder.facts} | _about(folder, settings)
     description = {"name": arguments.what, "parameters": _count_parameters(shapes), "config": vars(config)} | run_facts
     (print_json if arguments.json else print_description)(description)
     return 0
+
+
+def _about(folder: RunFolder, settings: ExperimentConfig) -> dict[str, Any]:
+    """What `describe` tells of a run besides its model: when it was trained, on which data, test scores, size."""
+    sizes = {path: path.lstat().st_size for path in folder.path.rglob("*") if path.is_file() and not path.is_symlink()}
+    model, dataset, licence = folder.path / "model.safetensors", settings.data.dataset, None
+    with suppress(TransduceError):  # of a data set that had another name once
+        licence = find_dataset(dataset).licence if dataset else None
+    path = folder.checked_file("score.json")
+    result = json_object(read_regular(path), path, "Delete it, or restore it from a copy.") if path else {}
+    scores = result.get("scores")
+    return {
+        "trained": datetime.fromtimestamp(model.lstat().st_mtime, UTC).date().isoformat() if folder.has_model else None,
+        "dataset": {"name": dataset, "license": licence} if dataset else None,
+        "test": scores if matches(scores, _SCORES) else None,
+        "bytes": {"model": sizes.get(model, 0), "folder": sum(sizes.values())},
+    }
 
 
 def verify_command(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def learning_curve(rows: Sequence[Row], title: str, best: str = "loss") -> bytes
 
     training = [row for row in rows if row["kind"] == "training"]
     validation = [row for row in rows if row["kind"] == "validation"]
-    scores = [name for name in (metrics_of(validation[-1]) if validation else {}) if name != "loss"]
+    scores = [name for name in (metrics_of(validation[-1]) if validation else {}) if not name.endswith("loss")]
     figure = Figure(figsize=(7, 2.4 * (2 + len(scores))), layout="constrained")
     axes = figure.subplots(2 + len(scores), 1, sharex=True, squeeze=False)[:, 0]
     kept = _best_step(validation, best)
@@ -42,7 +42,7 @@ def learning_curve(rows: Sequence[Row], title: str, best: str = "loss") -> bytes
             axis.axvline(kept, color=_RED, linewidth=0.8, linestyle=":")
     if kept is not None:
         axes[0].annotate(f"kept: step {kept:,}", (kept, 1), xycoords=("data", "axes fraction"), fontsize=8, color=_RED,
-                         xytext=(3, -8), textcoords="offset points")  # fmt: skip
+                         xytext=(-3, -8), textcoords="offset points", ha="right")  # fmt: skip
     buffer = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of characters in the title that the font lacks
         figure.savefig(buffer, format="png", dpi=140)
