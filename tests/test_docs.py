@@ -102,7 +102,7 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny", tiny)
         patch.setattr("transduce.runs.fit.MINIMUM_PAIRS", 50)
-        patch.setattr("transduce.runs.train._draw_learning_curve", lambda _run: None)
+        patch.setattr("transduce.runs.train._draw_learning_curve", lambda *_: None)
         patch.setattr("transduce.runs.fit.measured_speed", lambda *_: lambda _config: 500.0)
         for name in ("transduce.runs.fit.train", "transduce.runs.train_pairs.train_by", "transduce.cli.train.train"):
             patch.setattr(name, shortened)

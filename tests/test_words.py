@@ -54,7 +54,16 @@ ANSWER = re.compile(r"\banswer(s|ed)?\b", re.IGNORECASE)
 
 # Names that files, callers or the command have: keys of JSON and TOML, a file's name, spellings of version 0.1.
 NAMES = re.compile(r"\blicence(?= =|$)|^licence|\blearnt-|`learnt`|^(randomisation|normalisation)$")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "Makefile", "docs/*.md", "benchmarks/README.md", "configs/*.toml"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/site/pages/**/*.md",
+    "Makefile",
+    "docs/*.md",
+    "benchmarks/README.md",
+    "configs/*.toml",
+]
 DOCUMENTS += ["recipes/*.toml", "src/transduce/data/catalogue.toml", "src/transduce/inference/explanation.html"]
 HISTORY = ("LOG.md",)  # quotes what was
 

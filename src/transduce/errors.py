@@ -21,6 +21,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _MOST_CHARACTERS = 1_000  # of a message, at either end of one that is longer
+_SPACES = "\u00a0\u202f\u3000\u200c\u200d"  # ordinary in French, Japanese and Persian, though not "printable"
 
 
 def nearest(word: str, known: Iterable[str], path: str = "") -> str:
@@ -41,7 +42,7 @@ def printable(text: str) -> str:
     """A text as one line that is not long, in which nothing controls a terminal: parts of it come from anywhere."""
     if len(text) > 2 * _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]} ... {text[-_MOST_CHARACTERS:]}"
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return "".join(each if each.isprintable() or each in _SPACES else ascii(each)[1:-1] for each in text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -596,8 +596,11 @@ def test_describe_shows_a_run(run: Path) -> None:
     lines = command("describe", run).out.decode().split("\n")
     size = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file()) / 1e6
     assert any("total" in line for line in lines)
-    assert any(re.match(r"trained: \d{4}-\d\d-\d\d, transduce \S+, torch \S+, device cpu$", line) for line in lines)
-    assert any(line.startswith(f"data: {found['facts']['num_train_pairs']:,} training pairs of ") for line in lines)
+    assert any(
+        re.match(r"model file of \d{4}-\d\d-\d\d; trained with transduce \S+, torch \S+, device cpu$", line)
+        for line in lines
+    )
+    assert any(line.startswith(f"data: {found['facts']['num_train_pairs']:,} training pairs from ") for line in lines)
     assert f"folder {size:,.1f} MB" in next(line for line in lines if line.startswith("size: "))
 
 
@@ -727,7 +730,7 @@ BAD_INPUT = {
     "no run": ("predict {work}", 66, "{work}"),
     "a missing source": ("predict {run} {work}/none.txt", 66, "none.txt"),
     "a source that is not UTF-8": ("predict {run} {work}/latin.txt", 65, "latin.txt"),
-    "a beam of nothing": ("predict {run} {source} --beam-size 0", 2, "beam_size"),
+    "a beam of nothing": ("predict {run} {source} --beam-size 0", 2, "--beam-size"),
     "an average over a file": ("average {run} --last 2 -o {work}/two.tsv", 73, "two.tsv"),
     "a beam beyond all memory": ("predict {run} {source} --beam-size 1000000000", 2, "beam_size"),
     "more answers than hypotheses": ("predict {run} {source} --n-best 4 --beam-size 2", 2, "the beam size, 2"),
@@ -823,8 +826,8 @@ def test_a_run_without_a_sound_checkpoint_is_not_resumed(own_run: Path, data: Pa
 
 
 def test_debug_shows_where_an_error_comes_from(run: Path) -> None:
-    with pytest.raises(TransduceError, match="beam_size"):
-        command("predict", run, "--beam-size", "0", "--debug", stdin=b"abc\n")
+    with pytest.raises(TransduceError, match="length_penalty"):
+        command("predict", run, "--length-penalty", "-1", "--debug", stdin=b"abc\n")
     found = in_shell("$transduce describe nothing --debug")
     assert found.returncode == 1
     assert b"Traceback" in found.stderr

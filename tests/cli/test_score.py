@@ -47,6 +47,14 @@ def test_predicted_outputs_have_the_log_probability_and_the_tokens_that_predict_
         assert [token["token"] for token in score["tokens"]] == [token["token"] for token in output["tokens"]]
 
 
+def test_per_token_is_the_mean_over_the_tokens_and_the_end(run: Path, files: dict[str, Path]) -> None:
+    rows = [json.loads(line) for line in command("score", run, files["pairs.tsv"], "--json").lines]
+    means = [float(line) for line in command("score", run, files["pairs.tsv"], "--per-token").lines]
+    # The end symbol is among the tokens; to an empty source the empty output is certain.
+    expected = [row["log_prob"] / max(1, len(row["tokens"])) for row in rows]
+    assert means == pytest.approx(expected, abs=1e-5)
+
+
 def test_an_impossible_output_is_null_in_json(run: Path) -> None:
     [line] = command("score", run, "--json", stdin=b"\tabc\n").lines
     assert json.loads(line)["log_prob"] is None

@@ -68,6 +68,12 @@ def test_the_file_of_init_is_a_config_with_the_pairs_given(capsys: pytest.Captur
     assert (config.model.d_model, config.optim.method) == (128, "muon")
 
 
+def test_a_commented_line_of_init_is_the_default_of_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert {"# d_model = 128", "# d_ff = 256", "# num_heads = 4", "# num_encoder_layers = 4"} <= {*lines}
+
+
 def test_the_commented_lines_of_init_are_defaults_that_can_be_switched_on() -> None:
     text = annotated_toml({"data.dataset": "copy", "training.steps": 1})
     lines = [

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from transduce.cli.tensorboard import TensorBoardWriter
 from transduce.runs.learning_curve import learning_curve
-from transduce.runs.monitoring import metrics_of, report_to_notebook, training_display
+from transduce.runs.monitoring import best_validation, metrics_of, report_to_notebook, training_display
 
 TRAINING = {
     "kind": "training", "step": 50, "epoch": 1, "seconds": 3.2, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5,
@@ -107,6 +107,20 @@ def test_validations_are_a_table_with_units_that_marks_the_best_one_and_shows_ou
     ]
     assert lines[header + 4].strip() == "cat -> K AE T   reference: K AE T"
     assert max(map(len, lines)) <= 80
+
+
+def test_of_equal_scores_the_first_is_the_best_unless_the_loss_decides() -> None:
+    rows = [VALIDATIONS[0], {**VALIDATIONS[1], "word_error": 60.0}]
+    for by_loss, step in ((False, 10), (True, 20)):
+        best = best_validation(rows, "word_error", ties_by_loss=by_loss)
+        assert best is not None and best["step"] == step
+
+
+def test_a_sample_never_controls_a_terminal() -> None:
+    row = {**VALIDATIONS[0], "samples": (("a\x1b]0;title\x07", "b\u00a0c", "b"),)}
+    for is_terminal in (True, False):
+        text = shown(row, is_terminal=is_terminal, width=80)
+        assert "\\x1b]0;title\\x07" in text and "b\u00a0c" in text
 
 
 def test_in_a_log_each_validation_is_a_line_with_its_outputs_below() -> None:

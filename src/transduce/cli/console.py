@@ -267,12 +267,12 @@ def _about_run(description: dict[str, Any]) -> Iterator[str]:
     facts, dataset, sizes = description["facts"], description["dataset"], description["bytes"]
     started = facts.get("started", {})
     versions = ", ".join(f"{name} {started[name]}" for name in ("transduce", "torch", "device") if name in started)
-    if description["trained"]:
-        yield f"trained: {description['trained']}{versions and f', {versions}'}"
+    if description["model_file_date"]:
+        yield f"model file of {description['model_file_date']}{versions and f'; trained with {versions}'}"
     paths = [path for split, names in facts.get("paths", {}).items() if split != "valid" for path in names]
     source = f"{dataset['name']} (license: {dataset['license']})" if dataset else ", ".join(paths)
     if "num_train_pairs" in facts and "imported" not in facts:
-        yield f"data: {facts['num_train_pairs']:,} training pairs{source and f' of {source}'}"
+        yield f"data: {facts['num_train_pairs']:,} training pairs{source and f' from {source}'}"
     for name, score in (description["test"] or {}).items():
         label = DEFINITIONS[name].title if name in DEFINITIONS else name
         interval = f"[{score['low']:.2f}, {score['high']:.2f}]"

@@ -34,7 +34,8 @@ def data_command(arguments: argparse.Namespace) -> int:
         return 0
     dataset = find_dataset(arguments.name)
     if arguments.output is None:
-        report(_described(dataset))
+        for line in _described(dataset).split("\n"):
+            report(line)
         raise TransduceError(f"add an output folder: transduce data {dataset.name} -o {dataset.name}")
     written = write_dataset(arguments.name, Path(arguments.output), places_of_environment())
     if arguments.json:

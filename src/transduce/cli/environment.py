@@ -41,12 +41,14 @@ def is_first_process() -> bool:
 @contextmanager
 def waiting_reported(report: Callable[[str], None]) -> Iterator[None]:
     """A block at whose start all processes meet; `report` gets a line if they have not after some seconds."""
+    rank, size = rank_and_size()
+    if size == 1:
+        yield
+        return
     import torch.distributed as dist
 
-    rank, size = rank_and_size()
-
     def report_waiting() -> None:
-        if size > 1 and not dist.is_initialized():
+        if not dist.is_initialized():
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             report(f"process {rank} of {size} (RANK, WORLD_SIZE) waits at {place} for the others")
 

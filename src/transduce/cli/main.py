@@ -61,10 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_reporting(arguments: argparse.Namespace, signals: StopSignals) -> int:
     """Run the subcommand; return its exit status, after a line about what ended it early."""
     try:
-        status = _run(arguments, signals)
-        if sys.stdout is not None:  # it may have been closed
-            sys.stdout.flush()  # here, where an error can still be reported
-        return status
+        return _run(arguments, signals)
     except Stopped as stopped:
         return _print_message(stopped.message or "stopped.", stopped.exit_status)
     except KeyboardInterrupt:
@@ -93,7 +90,10 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
         rank_and_size()  # refused before anything else
     command = getattr(import_module(f"transduce.cli.{_MODULES[name]}"), f"{name}_command")
     with signals.at_once():  # not before: an import that is broken off may end in any error
-        return int(command(arguments))
+        status = int(command(arguments))
+        if sys.stdout is not None:  # it may have been closed
+            sys.stdout.flush()  # here, where an error can still be reported
+        return status
 
 
 def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -61,8 +61,8 @@ def explain_command(arguments: argparse.Namespace) -> int:
     if not (arguments.output or arguments.open):
         raise TransduceError("explain needs -o FILE for the page, or --open to show it in a browser.")
     refuse_output(arguments.output, None, arguments.run)
-    output = arguments.output or str(Path(mkdtemp(prefix="transduce-")) / "page.html")
     predictor = load_predictor(arguments, arguments.run)
+    output = arguments.output or str(Path(mkdtemp(prefix="transduce-")) / "page.html")
     with open_output(output) as file:
         explanation = explain(predictor, arguments.text)
         page = explanation_page(explanation, Path(arguments.run).name or arguments.run)

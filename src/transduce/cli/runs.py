@@ -35,10 +35,10 @@ def average_command(arguments: argparse.Namespace) -> int:
     steps = arguments.steps or available[-arguments.last :]
     missing = sorted(set(steps) - set(available))
     if missing or len(steps) < (arguments.last or 1):
+        listed = f"checkpoints at steps {', '.join(map(str, available))}" if available else "no checkpoints"
+        lacking = f"none at step {missing[0]}" if missing else f"fewer than {arguments.last}"
         raise TransduceError(
-            f"{arguments.run} has checkpoints of steps {', '.join(map(str, available)) or 'none'}: "
-            f"{f'not of {missing[0]}' if missing else f'not {arguments.last} of them'}. "
-            "training.keep_checkpoints says how many are kept."
+            f"{arguments.run} has {listed}, and {lacking}. training.keep_checkpoints sets how many are kept."
         )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}, "calibration": None}
     with new_folder(output) as temporary:
@@ -106,7 +106,9 @@ def _about(folder: RunFolder, settings: ExperimentConfig) -> dict[str, Any]:
     result = json_object(read_regular(path), path, "Delete it, or restore it from a copy.") if path else {}
     scores = result.get("scores")
     return {
-        "trained": datetime.fromtimestamp(model.lstat().st_mtime, UTC).date().isoformat() if folder.has_model else None,
+        "model_file_date": datetime.fromtimestamp(model.lstat().st_mtime, UTC).date().isoformat()
+        if folder.has_model
+        else None,
         "dataset": {"name": dataset, "license": licence} if dataset else None,
         "test": scores if matches(scores, _SCORES) else None,
         "bytes": {"model": sizes.get(model, 0), "folder": sum(sizes.values())},

@@ -33,7 +33,7 @@ def score_command(arguments: argparse.Namespace) -> int:
         for sources, targets in _blocks(arguments):
             ids = run.target_ids(targets, first=num_lines + 1)
             outputs = [Prediction(target, 0.0, 0.0, tuple(each)) for target, each in zip(targets, ids, strict=True)]
-            write_now(file, "".join(_lines(run, sources, outputs, as_json=arguments.json)).encode())
+            write_now(file, "".join(_lines(run, sources, outputs, arguments)).encode())
             num_lines += len(sources)
     return 0
 
@@ -55,10 +55,12 @@ def _blocks(arguments: argparse.Namespace) -> Iterator[Block]:
         num_lines += len(lines)
 
 
-def _lines(run: Run, sources: list[str], outputs: list[Prediction], *, as_json: bool) -> Iterator[str]:
+def _lines(run: Run, sources: list[str], outputs: list[Prediction], arguments: argparse.Namespace) -> Iterator[str]:
     """One line for each pair; in JSON the log-probability of impossible outputs is null."""
     log_probs = run.log_prob(sources, outputs)
-    if not as_json:
+    if arguments.per_token:  # the end is one, too
+        log_probs = [log_prob / (len(each.ids) + 1) for log_prob, each in zip(log_probs, outputs, strict=True)]
+    if not arguments.json:
         yield from (f"{log_prob:.6f}\n" for log_prob in log_probs)
         return
     annotations = run.annotate(sources, outputs)

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from transduce.config.reference import Setting, all_settings, annotated_toml, sections
+from transduce.config.reference import SYNONYMS, Setting, all_settings, annotated_toml, sections
 from transduce.errors import MissingInputError, TransduceError, choose, nearest
 from transduce.files.shipped import shipped_folder
 
@@ -32,7 +33,7 @@ def settings_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({setting.name: setting._asdict() for setting in settings}))
     else:
-        print(formatted(settings, with_details=len(settings) == 1), end="")
+        print(formatted(settings, with_details=arguments.name is not None), end="")
     return 0
 
 
@@ -45,7 +46,7 @@ def init_command(arguments: argparse.Namespace) -> int:
         text = _HEADER + annotated_toml(_SMALL | {"data.train": arguments.pairs or ["train.tsv"]})
     print(text, end="")
     if sys.stdout.isatty():
-        print("save it: transduce init > my.toml", file=sys.stderr)
+        print(f"to save it: {shlex.join(['transduce', *arguments.words])} > my.toml", file=sys.stderr)
     return 0
 
 
@@ -86,8 +87,13 @@ def formatted(settings: Sequence[Setting], *, with_details: bool = False) -> str
 def _matching(name: str | None) -> list[Setting]:
     """The settings of a section, or one by its full or short name; all without a name."""
     settings = all_settings()
-    found = [each for each in settings if name in (None, each.section, each.name, each.key)]
-    if not found:
-        names = [*sections(), *(each.name for each in settings), *(each.key for each in settings)]
-        raise TransduceError(f"There is no setting or section {name!r}.{nearest(str(name), names)}")
-    return found
+    key = (name or "").rpartition(".")[2].replace("-", "_")
+    names = (None, name, SYNONYMS.get(key, ""))
+    matching = [each for each in settings if name is None or {each.section, each.name, each.key} & {*names}]
+    if not matching:
+        known = [*sections(), *(each.name for each in settings), *(each.key for each in settings)]
+        hint = nearest(str(name), known)
+        raise TransduceError(
+            f"There is no setting or section {name!r}.{hint if 'Did' in hint else ' See: transduce settings.'}"
+        )
+    return matching

@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 
 _CLOSE = 0.6  # of difflib's ratio
 _WITH_SETTINGS = ("train", "prepare")
-_SYNONYMS = {  # of settings, in other toolkits
-    "batch_size": "batch_tokens", "lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs",
-    "optimizer": "method", "scheduler": "schedule", "clip_norm": "max_grad_norm", "layers": "num_encoder_layers",
-}  # fmt: skip
 
 
 def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -41,10 +37,10 @@ def _hint(parser: argparse.ArgumentParser, word: str, path: Sequence[str]) -> st
     name = word.partition("=")[0].removeprefix("--")
     settings: dict[str, str] = {}
     if path[:1] and path[0] in _WITH_SETTINGS:
-        from transduce.config.reference import all_settings
+        from transduce.config.reference import SYNONYMS, all_settings
 
         settings = {each.key: f"--{each.name}" for each in all_settings()}
-        settings |= {synonym: settings[key] for synonym, key in _SYNONYMS.items()}
+        settings |= {synonym: settings[key] for synonym, key in SYNONYMS.items()}
     known = {option.removeprefix("--").replace("-", "_"): option for option in options}
     return _nearest(name.replace("-", "_"), known | settings) or f"see {' '.join(['transduce', *path])} --help"
 

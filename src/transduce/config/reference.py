@@ -14,6 +14,10 @@ import tomli_w
 from transduce.config.settings import ExperimentConfig, resume_class
 from transduce.model.config import PRESETS
 
+SYNONYMS = {  # of the keys of settings, in other toolkits
+    "batch_size": "batch_tokens", "lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs",
+    "optimizer": "method", "scheduler": "schedule", "clip_norm": "max_grad_norm", "layers": "num_encoder_layers",
+}  # fmt: skip
 _LIST = "list of "
 _TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false"}
 
@@ -66,14 +70,15 @@ def sections() -> dict[str, str]:
 
 def annotated_toml(values: dict[str, Any]) -> str:
     """A TOML document of all settings with help texts; those that are not in `values`, by name, are commented out."""
-    lines = []
+    lines, preset = [], PRESETS.get(values.get("model.preset", ""))
+    defaults = {f"model.{key}": _as_toml(value) for key, value in vars(preset).items()} if preset else {}
     for section, title in sections().items():
         lines += ["", f"[{section}]  # {title}"]
         for setting in all_settings():
             if setting.section == section:
                 lines += ["", *textwrap.wrap(setting.text, 98, initial_indent="# ", subsequent_indent="# ")]
                 is_set = setting.name in values
-                value = _as_toml(values[setting.name]) if is_set else setting.default
+                value = _as_toml(values[setting.name]) if is_set else defaults.get(setting.name, setting.default)
                 lines.append(f"{'' if is_set else '# '}{setting.key} = {value}")
     return "\n".join(lines).lstrip("\n") + "\n"
 

@@ -17,7 +17,7 @@ class DataConfig:
     """Files of training pairs: one with both sides (.tsv, .jsonl) or two parallel text files. They may be larger than
     memory."""
     valid: tuple[str, ...] = ()
-    """Files of validation pairs, as for `train`."""
+    """Files of validation pairs, as for `train`. Without them the last weights are kept, and nothing is scored."""
     more: tuple[str, ...] = ()
     """Files of additional training pairs, such as the outputs of another model."""
     recombinations: int = 0

@@ -1,9 +1,12 @@
 """The device that a process computes on."""
 
 import os
+import platform
+from typing import Any
 
 import torch
 
+from transduce.devices import machine
 from transduce.errors import TransduceError
 
 
@@ -33,3 +36,14 @@ def local_device(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """Versions and settings of the machine on which the bits of the weights depend."""
+    return {
+        "transduce": machine.version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(device),
+    }

@@ -40,9 +40,9 @@ class ValidationConfig:
     """Settings of validation during training."""
 
     metrics: tuple[str, ...] = ("bleu",)
-    """Metrics of the decoded outputs, besides the loss."""
+    """Metrics of the decoded outputs, besides the loss; `transduce evaluate --help` lists them."""
     best: str = "loss"
-    """Which weights to keep: those with the best value of this metric, or with the lowest loss."""
+    """What decides which weights are kept: "loss", or one of `metrics`."""
     ties_by_loss: bool = False
     """Among validations with equal scores, keep the one with the lowest loss instead of the first."""
     max_pairs: int = 500

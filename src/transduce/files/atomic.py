@@ -32,10 +32,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            if old is not None:  # a group keeps its permissions, another one gets none
-                kept = 0o777 if temporary.stat().st_gid == old.st_gid else 0o707
-                temporary.chmod(stat.S_IMODE(old.st_mode) & kept)
             os.fsync(file.fileno())
+        if old is not None:
+            mode = stat.S_IMODE(old.st_mode)
+            if temporary.stat().st_gid != old.st_gid:  # another group gets none, and its members are others now
+                mode &= 0o700 | mode >> 3 & 0o007
+            temporary.chmod(mode)  # last: what a killed process leaves must be removable
         temporary.replace(path)
         sync(path.parent)
 
@@ -60,7 +62,8 @@ def new_folder(path: Path, num_bytes: int = 0) -> Iterator[Path]:
         with _temporary(target, partial(Path.mkdir, parents=True)) as temporary:
             yield temporary
             for written in [*temporary.rglob("*"), temporary]:  # by other programs, some of it
-                sync(written)
+                if not written.is_symlink():
+                    sync(written)
             temporary.rename(target)
             sync(target.parent)
 

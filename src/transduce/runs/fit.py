@@ -102,7 +102,7 @@ def fit(
 
     No source or target of the parts that it holds out occurs in training. The run folder keeps the test part
     (test.source, test.target) and the result (score.json). A resumed run keeps its settings. So
-    many `processes` of this machine share each step; None: as many as `choose_processes` says.
+    many `processes` of this machine share each step; None: chosen by `choose_processes`.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
     started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook

@@ -329,7 +329,8 @@ class RunFolder:
             check("model.safetensors", self._check_tensors, None, shapes)
         for name in sorted(record["files"].keys() - problems.keys()) if record else ():
             check(name, self.checked_file, name)
-        check("metrics.jsonl", self.metrics, _refuse)
+        if os.path.lexists(self._metrics_path):
+            check("metrics.jsonl", self.metrics, _refuse)
         return list(problems.items())
 
     def not_covered(self, checked: Collection[str]) -> list[str]:

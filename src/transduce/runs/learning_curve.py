@@ -13,10 +13,10 @@ _BLUE, _DARK, _RED, _GRAY = "#9db4d0", "#1b4f8a", "#b5502a", "#777777"
 _FEW = 50  # points of a curve, which are marked
 
 
-def learning_curve(rows: Sequence[Row], title: str, best: str = "loss") -> bytes:
+def learning_curve(rows: Sequence[Row], title: str, kept: int | None = None) -> bytes:
     """Learning curve as a PNG: losses by step, below them each score, and the learning rate. Needs `matplotlib`.
 
-    The step whose weights are kept, by `best`, is marked.
+    The step whose weights are `kept` is marked.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
@@ -25,7 +25,6 @@ def learning_curve(rows: Sequence[Row], title: str, best: str = "loss") -> bytes
     scores = [name for name in (metrics_of(validation[-1]) if validation else {}) if not name.endswith("loss")]
     figure = Figure(figsize=(7, 2.4 * (2 + len(scores))), layout="constrained")
     axes = figure.subplots(2 + len(scores), 1, sharex=True, squeeze=False)[:, 0]
-    kept = _best_step(validation, best)
     _draw_losses(axes[0], training, validation)
     axes[0].set_title(title.encode(errors="surrogateescape").decode(errors="replace"), parse_math=False)
     for axis, name in zip(axes[1:], scores, strict=False):
@@ -66,13 +65,6 @@ def _draw_losses(axis: Any, training: Sequence[Row], validation: Sequence[Row]) 
         axis.set_ylim(min(late) - room, max(late) + room)
     axis.set_ylabel("loss\n(nats per token)")
     axis.legend(frameon=False)
-
-
-def _best_step(validation: Sequence[Row], best: str) -> int | None:
-    """The step of the best validation; of equal ones, that with the least loss."""
-    sign = -1 if best in DEFINITIONS and DEFINITIONS[best].is_higher_better else 1
-    rows = [row for row in validation if best in row]
-    return min(rows, key=lambda row: (sign * row[best], row["loss"]))["step"] if rows else None
 
 
 def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:

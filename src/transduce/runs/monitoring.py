@@ -1,4 +1,4 @@
-"""Displays of a training run: progress bars in the terminal, and the learning curve."""
+"""Displays of a training run: in a terminal, a notebook, a log file."""
 
 import math
 import sys
@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from transduce.errors import printable
 from transduce.evaluation.definitions import DEFINITIONS
 from transduce.files.system_errors import Unfailing
 
@@ -40,10 +41,19 @@ class TrainingDisplay:
     file, each row is a plain line. `best` is the metric by which weights are kept, or "loss".
     """
 
-    def __init__(self, console: Console, num_steps: int, *, first_step: int = 0, best: str = "loss") -> None:
-        self._console, self._num_steps, self._best = console, num_steps, best
+    def __init__(
+        self,
+        console: Console,
+        num_steps: int,
+        *,
+        first_step: int = 0,
+        best: str = "loss",
+        ties_by_loss: bool = False,
+        history: Sequence[Row] = (),  # of a resumed run
+    ) -> None:
+        self._console, self._num_steps, self._best, self._ties_by_loss = console, num_steps, best, ties_by_loss
         self._is_cell = is_in_notebook() and not console.is_terminal
-        self._validations: list[Row] = []
+        self._validations = [row for row in history if row["kind"] == "validation"]
         self._samples: Sequence[Sample] = ()
         self._bar = Progress(
             "step {task.completed:,.0f}/{task.total:,.0f}", BarColumn(None), TaskProgressColumn(),
@@ -64,7 +74,7 @@ class TrainingDisplay:
             self._bar.update(self._task, completed=row["step"], description=text)
             line = f"step {row['step']:,}/{self._num_steps:,}  {text}"
         else:
-            self._validations.append(metrics_of(row) | {"step": row["step"], "seconds": row["seconds"]})
+            self._validations.append(row)
             self._samples = row.get("samples", ())
             line = self._line_of(self._validations[-1])
         if self._is_cell:
@@ -79,15 +89,12 @@ class TrainingDisplay:
             print()
 
     def _line_of(self, row: Row) -> str:
-        shown = [f"{_heading(name)} {_number(name, row[name])}" for name in _metrics(row)]
+        shown = [f"{_heading(name)} {_number(name, row[name])}" for name in metrics_of(row)]
         mark = "  (best so far)" if row is self._best_row() else ""
         return f"step {row['step']:,}  validation: {'  '.join(shown)}{mark}"
 
     def _best_row(self) -> Row | None:
-        name = self._best
-        rows = [row for row in self._validations if name in row]
-        sign = -1 if _is_higher_better(name) else 1
-        return min(rows, key=lambda row: (sign * row[name], row["loss"]), default=None)
+        return best_validation(self._validations, self._best, ties_by_loss=self._ties_by_loss)
 
     def __rich_console__(self, console: Console, _options: object) -> Iterator[RenderableType]:
         if self._validations:
@@ -100,7 +107,7 @@ class TrainingDisplay:
     def _table(self, num_rows: int) -> Table:
         """The last validations, and the best one, which is marked."""
         best = self._best_row()
-        metrics = _metrics(self._validations[-1])
+        metrics = [*metrics_of(self._validations[-1])]
         table = Table("step", "time", *map(_heading, metrics), "", box=None, padding=(0, 2, 0, 0), header_style="dim")
         for column in table.columns[:-1]:
             column.justify = "right"
@@ -115,24 +122,23 @@ class TrainingDisplay:
         return table
 
 
+def best_validation(rows: Sequence[Row], best: str, *, ties_by_loss: bool) -> Row | None:
+    """The validation whose weights are kept: of equal scores the first, or with `ties_by_loss` that of least loss."""
+    sign = -1 if best in DEFINITIONS and DEFINITIONS[best].is_higher_better else 1
+    rows = [row for row in rows if best in row]
+    return min(rows, key=lambda row: (sign * row[best], row["loss"] if ties_by_loss else 0.0), default=None)
+
+
 @contextmanager
-def training_display(
-    num_steps: int, *, first_step: int = 0, best: str = "loss", console: Console | None = None
-) -> Iterator[TrainingDisplay]:
-    """A `TrainingDisplay` on standard error, for a block."""
+def training_display(num_steps: int, *, console: Console | None = None, **options: Any) -> Iterator[TrainingDisplay]:
+    """A `TrainingDisplay` on standard error, for a block; `options` are its own."""
     console = console or Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
-    display = TrainingDisplay(console, num_steps, first_step=first_step, best=best)
+    display = TrainingDisplay(console, num_steps, **options)
     with display.live:
-        yield display
-    display.close()
-
-
-def _metrics(row: Row) -> list[str]:
-    return [name for name in row if name not in ("step", "seconds")]
-
-
-def _is_higher_better(name: str) -> bool:
-    return name in DEFINITIONS and DEFINITIONS[name].is_higher_better
+        try:
+            yield display
+        finally:
+            display.close()
 
 
 def _heading(name: str) -> str:
@@ -149,7 +155,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _sample_line(sample: Sample) -> str:
-    source, output, reference = sample
+    source, output, reference = map(printable, sample)
     return f"  {source} -> {output}" + (
         f"  (reference: {reference})" if output != reference else "  (as the reference)"
     )
@@ -157,7 +163,7 @@ def _sample_line(sample: Sample) -> str:
 
 def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:
     """A sample on one line if it fits, else on three."""
-    source, output, reference = sample
+    source, output, reference = map(printable, sample)
     style = "green" if output == reference else "yellow"
     one_line = Text.assemble((f"  {source} -> ", "dim"), (output, style), (f"   reference: {reference}", "dim"))
     if one_line.cell_len <= width:
@@ -178,8 +184,8 @@ def preparation_display(report: Callable[[str], None], *, is_shown: bool) -> Ite
     console = Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
     is_live = is_shown and console.is_terminal
     bar = Progress(
-        "{task.description}", BarColumn(20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, disable=not is_live, transient=True,
+        "{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"),
+        console=console, disable=not is_live, transient=True,
     )  # fmt: skip
     task = bar.add_task("", total=None, visible=False)
     stages: list[str] = []  # begun so far

@@ -6,11 +6,10 @@ The composition root: corpus, tokenizer, model, trainer and run folder meet only
 import copy
 import gc
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from transduce.data.download import Places
 from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
-from transduce.devices.device import find_device, local_device
+from transduce.devices.device import find_device, local_device, machine_facts
 from transduce.errors import (
     DamagedFileError,
     LostProcessError,
@@ -296,8 +295,8 @@ def _rate(config: ExperimentConfig, step: int) -> float:
 
 
 def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Checkpoint:
-    """The checkpoint, with the score in its state's `best_measure` called by its name of today."""
-    tensors, state = checkpoint
+    """The checkpoint, with all of its state, and the score in `best_measure` called by its name of today."""
+    tensors, state = checkpoint[0], asdict(TrainerState.from_dict(checkpoint[1]))
     name, of, pairs = state.get("best_measure", "").partition(" of ")
     name = name_of_score(name, group_sources=config.validation.group_sources)
     return tensors, {**state, "best_measure": f"{name}{of}{pairs}"}
@@ -315,8 +314,15 @@ def _train(run: _Run) -> TrainerState:
     with ExitStack() as stack:
         watch = {}
         if run.show_progress:
-            first_step, best = run.checkpoint[1]["step"] if run.checkpoint else 0, config.validation.best
-            display = stack.enter_context(training_display(steps, first_step=first_step, best=best))
+            display = stack.enter_context(
+                training_display(
+                    steps,
+                    first_step=run.checkpoint[1]["step"] if run.checkpoint else 0,
+                    best=config.validation.best,
+                    ties_by_loss=config.validation.ties_by_loss,
+                    history=run.folder.metrics() if run.checkpoint else (),
+                )
+            )
             observers, watch = [*observers, display], {"watch": display.step}
         trainer = Trainer(
             run.model,
@@ -347,14 +353,14 @@ def _train(run: _Run) -> TrainerState:
         )
     elif trainer.num_steps < steps:
         report(f"planned {trainer.num_steps:,} steps instead of {steps:,}: they took longer than at first")
-    run.process.decide(partial(_finish, run))  # together, as a process that leaves early may end badly
+    run.process.decide(partial(_finish, run, state.best_step))  # together, as a process that leaves early may end badly
     return state
 
 
-def _finish(run: _Run) -> None:
+def _finish(run: _Run, kept: int) -> None:
     if run.valid is not None:
         calibrate(run.folder, run.valid, str(run.model.output_weight.device))
-    _draw_learning_curve(run)
+    _draw_learning_curve(run, kept)
 
 
 def _saved_after(error: TransduceError, run: _Run, trainer: Trainer) -> TransduceError:
@@ -379,17 +385,6 @@ def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
 def _first_model(config: ExperimentConfig, tokenizer: Tokenizer, first: str | Path | None) -> Transformer:
     """The model with its initial weights, or with those of the run in the folder `first`."""
     return RunFolder.open(first).load_model(config.model, tokenizer)[0] if first else build_model(config, tokenizer)
-
-
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Versions and settings of the machine on which the bits of the weights depend."""
-    return {
-        "transduce": machine.version(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(device),
-    }
 
 
 def _plan_steps(run: _Run, budget: float) -> int:
@@ -431,11 +426,11 @@ def _seconds_per_step(run: _Run, order: StepOrder, budget: float) -> float:
         return seconds_per_step(run.process.from_main(num_steps))
 
 
-def _draw_learning_curve(run: _Run) -> None:
+def _draw_learning_curve(run: _Run, kept: int) -> None:
     folder, group_sources = run.folder, run.config.validation.group_sources
     rows = [scores_by_name(row, group_sources=group_sources) for row in folder.metrics()]
     try:
-        folder.write_file("learning_curve.png", learning_curve(rows, folder.path.name, run.config.validation.best))
+        folder.write_file("learning_curve.png", learning_curve(rows, folder.path.name, kept))
     except Exception as error:  # a picture of the outcome never changes it
         why = "it needs matplotlib (pip install 'transduce[plots]')" if isinstance(error, ImportError) else str(error)
         run.report(f"no learning curve: {' '.join(why.split())}")

@@ -14,9 +14,9 @@ class TrainingConfig:
     steps: int = 0
     """Optimizer steps. 0: as many as `epochs` or `minutes` allow."""
     epochs: float = 0.0
-    """Passes over the training pairs."""
+    """Passes over the training pairs. 0: not limited by passes."""
     minutes: float = 0.0
-    """Time limit, turned into a number of steps by timing the first few."""
+    """Time limit. Without `steps` or `epochs` it also sets the number of steps, by timing a few. 0: no limit."""
     batch_tokens: int = 4096
     """Maximum tokens per batch: pairs times the longest side (bucketed), or the tokens of each side (packed)."""
     micro_batches: int = 1
@@ -31,7 +31,7 @@ class TrainingConfig:
     validate_every: int = 0
     """Steps between validations. 0: ten validations per run."""
     save_every: int = 0
-    """Steps between checkpoints. 0: one at every validation."""
+    """Steps between checkpoints, in addition to those at each validation. 0: only those."""
     keep_checkpoints: int = 5
     """Number of most recent checkpoints to keep."""
     log_every: int = 50

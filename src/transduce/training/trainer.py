@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transduce.data.batches import EncodedPairs, StepOrder, TrainingPairs, bucket_batches
 from transduce.data.packed_batches import pack_batches
 from transduce.devices.cpu import speed_up_cpu
-from transduce.errors import DivergedError
+from transduce.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from transduce.model.transformer import Transformer
 from transduce.model.weights import load_weights
 from transduce.training.config import OptimConfig, TrainingConfig
@@ -209,8 +209,15 @@ class Trainer:
         return True
 
     def _validation(self, validate: Callable[[nn.Module], Validation]) -> Validation:
-        with self.signals.at_once():
-            validation = validate(self.best_model)
+        try:
+            with self.signals.at_once():
+                validation = validate(self.best_model)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"step {self.state.step}: out of memory in a validation. Lower validation.max_pairs or beam_size."
+            ) from error
         if not math.isfinite(validation.goodness):
             raise DivergedError(
                 f"step {self.state.step}: the validation score is {validation.goodness}, which is not finite. Lower "

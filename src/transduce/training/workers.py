@@ -100,7 +100,8 @@ def _refuse_ended(workers: Sequence[subprocess.Popen[bytes]], seconds: float, me
         rank = min(statuses, key=lambda rank: statuses[rank] == LostProcessError.exit_status)
         how = f"by signal {-statuses[rank]}" if statuses[rank] < 0 else f"with status {statuses[rank]}"
         memory = " If memory ran out, use fewer processes." if statuses[rank] == -9 else ""
-        raise LostProcessError(f"process {rank} of {len(workers) + 1} has ended {how}.{memory} {message}".strip())
+        kind = OutOfMemoryError if statuses[rank] == OutOfMemoryError.exit_status else LostProcessError
+        raise kind(f"process {rank} of {len(workers) + 1} has ended {how}.{memory} {message}".strip())
 
 
 def _connect(store: "dist.Store", rank: int, num: int) -> None:

@@ -93,7 +93,9 @@ def add_references(parser: Parser) -> None:
 
 def add_decoding(parser: Parser) -> None:
     search = parser.add_argument_group("decoding (defaults: those of the run)")
-    search.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at each step; 1 is greedy search")
+    search.add_argument(
+        "--beam-size", type=positive, metavar="N", help="hypotheses kept at each step; 1 is greedy search"
+    )
     search.add_argument("--length-penalty", type=float, metavar="ALPHA", help="0: none; larger favors longer outputs")
     search.add_argument(
         "--int8",

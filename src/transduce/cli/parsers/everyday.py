@@ -50,7 +50,8 @@ def add_predict(subparsers: Subparsers) -> None:
     parser = add_subcommand(
         subparsers,
         "predict",
-        "Translate text line by line: line k of the output belongs to line k of the input.",
+        "Turn text into text line by line, as the model was trained to (translate, pronounce, ...): line k of the "
+        "output belongs to line k of the input.",
         "echo 'A dog runs.' | transduce predict runs/en-de",
         "transduce predict runs/en-de in.txt -o out.txt --beam-size 1 --forbid Katze",
         aliases=("translate",),
@@ -63,7 +64,7 @@ def add_predict(subparsers: Subparsers) -> None:
         "--json",
         action="store_true",
         help="print one JSON object per line: scores, tokens, alignment, and confidence (the estimated probability "
-        "that an output equals a reference, or a token the next one of the reference)",
+        "that an output equals a reference, and that each token is the reference's next)",
     )
     add_decoding(parser)
     group = parser.add_argument_group("output constraints")
@@ -89,9 +90,12 @@ def add_predict(subparsers: Subparsers) -> None:
     group.add_argument("--no-repeat-ngram", type=number_from_0, metavar="N", help="repeat no sequence of N tokens")
     group = parser.add_argument_group("sampling")
     group.add_argument("--temperature", type=float, metavar="T", help="sample if above 0; 1: the model's distribution")
-    group.add_argument("--top-k", type=int, metavar="K", help="sample only from the K most likely tokens")
+    group.add_argument("--top-k", type=number_from_0, metavar="K", help="sample only from the K most likely tokens")
     group.add_argument(
-        "--top-p", type=float, metavar="P", help="sample only from the most likely tokens with probability P together"
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample only from the most likely tokens whose probabilities add up to P",
     )
     group.add_argument("--seed", type=number_from_0, metavar="N", help="random seed (default: that of the run)")
 
@@ -140,7 +144,7 @@ def add_explain(subparsers: Subparsers) -> None:
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("text", metavar="TEXT", help="one line of text; write -- before one that begins with a dash")
-    parser.add_argument("-o", "--output", metavar="FILE", help=OUTPUT_HELP)
+    parser.add_argument("-o", "--output", metavar="FILE", help=f"{OUTPUT_HELP} (needed unless --open)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser (without -o: a temporary file)")
     add_decoding(parser)
 
@@ -150,7 +154,7 @@ def add_learn(subparsers: Subparsers) -> None:
         subparsers,
         "learn",
         "Copy the notebooks that explain the Transformer into a folder.",
-        "transduce learn notebooks",
+        "transduce learn my-notebooks",
     )
     parser.add_argument("folder", metavar="DIR", help="output folder")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)

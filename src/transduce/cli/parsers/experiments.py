@@ -22,7 +22,7 @@ def add_train(subparsers: Subparsers) -> None:
         "train",
         "Train by the settings of a TOML file. Each setting can be overridden on the command line; all of them are "
         "listed below.",
-        "transduce init > my.toml && transduce train my.toml",
+        "transduce init pairs.tsv > my.toml && transduce train my.toml",
         "transduce train my.toml --model.dropout 0.2 --training.steps 5000 --run-dir runs/b",
     )
     parser.add_argument("config", metavar="CONFIG.toml", help="settings; `transduce init` prints a file to start from")
@@ -113,14 +113,17 @@ def add_score(subparsers: Subparsers) -> None:
     parser = add_subcommand(
         subparsers,
         "score",
-        "Compute the log-probability (natural logarithm) of given outputs: one number per pair and line. The least "
-        "likely pairs of a corpus are often its errors.",
-        "transduce score runs/en-de pairs.tsv",
+        "Compute the log-probability (natural logarithm) of given outputs: one number per pair and line. With "
+        "--per-token, the least likely pairs of a corpus are often its errors.",
+        "transduce score runs/en-de pairs.tsv --per-token",
         "transduce score runs/en-de --source test.en --target test.de --json",
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument(
         "file", nargs="?", default="-", metavar="FILE", help="source TAB target per line (default: standard input)"
+    )
+    parser.add_argument(
+        "--per-token", action="store_true", help="divide by the number of tokens, to compare pairs of different lengths"
     )
     parser.add_argument("--source", metavar="FILE", help="source lines, instead of FILE")
     parser.add_argument("--target", metavar="FILE", help="the output to score for each source line")
@@ -152,7 +155,7 @@ def add_reproduce(subparsers: Subparsers) -> None:
         "Train a recipe of docs/RESULTS.md, score it, and compare with the recorded result. Without a name, list the "
         "recipes with recorded and published results.",
         "transduce reproduce",
-        "transduce reproduce cmudict --seed 2",
+        "transduce reproduce cmudict-g2p --seed 2",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe")
     parser.add_argument("--seed", type=number_from_0, default=1, metavar="N", help="random seed (default: 1)")

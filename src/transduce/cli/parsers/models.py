@@ -46,7 +46,9 @@ def add_export(subparsers: Subparsers) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--format", required=True, choices=["ctranslate2", "onnx", "huggingface"], help="target format")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="output folder (must not exist)")
-    parser.add_argument("--int8", action="store_true", help="store weights as 8-bit integers: smaller and faster")
+    parser.add_argument(
+        "--int8", action="store_true", help="store weights as 8-bit integers: smaller and faster (ctranslate2, onnx)"
+    )
     parser.add_argument("--source", metavar="FILE", help="lines to compare outputs on (default: the validation pairs)")
     parser.add_argument("--target", nargs="+", action="extend", metavar="FILE", help="reference outputs, for BLEU")
     parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
@@ -59,7 +61,9 @@ def add_import(subparsers: Subparsers) -> None:
         "Import a Marian model in Hugging Face format, such as the OPUS-MT models, as a run.",
         "transduce import opus-mt-en-de -o runs/opus",
     )
-    parser.add_argument("folder", metavar="DIR", help="with config.json, model.safetensors, vocab.json and both .spm")
+    parser.add_argument(
+        "folder", metavar="DIR", help="folder with config.json, model.safetensors, vocab.json and both .spm files"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="RUN", help="output folder (must not exist)")
 
 
@@ -72,7 +76,7 @@ def add_data(subparsers: Subparsers) -> None:
         "transduce data multi30k-en-de -o multi30k",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a data set (default: list all)")
-    parser.add_argument("-o", "--output", metavar="DIR", help="output folder")
+    parser.add_argument("-o", "--output", metavar="DIR", help="output folder (needed with NAME)")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
@@ -97,14 +101,18 @@ def add_benchmark(subparsers: Subparsers) -> None:
         formatter_class=Formatter,
         allow_abbrev=False,
     )
-    topics = parser.add_subparsers(dest="topic", required=True, metavar="TOPIC")
+    topics = parser.add_subparsers(
+        dest="topic", required=True, metavar="TOPIC", help="train: training speed; decode: decoding speed"
+    )
     training = add_subcommand(
         topics,
         "train",
         "Measure training speed, in target tokens per second.",
         "transduce benchmark train --model tiny --processes 2",
     )
-    training.add_argument("--model", choices=["tiny", "small", "base", "big"], default="tiny", help="default: tiny")
+    training.add_argument(
+        "--model", choices=["tiny", "small", "base", "big"], default="tiny", help="preset (default: tiny)"
+    )
     training.add_argument(
         "--data",
         choices=["multi30k-en-de", "wmt-like"],
