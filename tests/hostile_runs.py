@@ -109,7 +109,9 @@ def change_run(run: Path, changes: Sequence[Change]) -> None:
         _write(run / name, documents[name])
     _write(run / "run.json", record)
     for name, kind in put.items():
-        _replace(run / name, kind)
+        folder = (run / name).parent
+        if folder.is_dir() and not folder.is_symlink():  # it may have been replaced, too
+            _replace(run / name, kind)
 
 
 def _is_small_file(path: Path) -> bool:

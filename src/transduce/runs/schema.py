@@ -8,7 +8,7 @@ _FACTS = {
     "data?": {"*": [str]}, "paths?": {"*": [str]}, "num_train_pairs?": int, "configured_batch?": [int],
     "initialised_from?": _NAME, "started?": _SESSION, "resumed?": [{"machine": _SESSION, "changes?": dict}],
     "seen?": {"source_characters": str, "target_characters": str, "source_len": int, "target_bytes?": [int]},
-    "calibration?": (type(None), {"temperature": _NUMBER, "num_pairs": int}),
+    "calibration?": (type(None), {"temperature": float, "num_pairs": int}),
 }  # fmt: skip
 _SCORES = {"validation": {"*": _NUMBER}}
 
