@@ -27,13 +27,10 @@ from transduce.files.content import read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
 from transduce.inference.predictor import Prediction
+from transduce.runs.schema import RUN_FILES
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
 _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand times as many
-_FILES_OF_RUN = (
-    "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints/*", "metrics.jsonl", "run.lock",
-    "score.json", "test.source", "test.target", "learning_curve.png",
-)  # fmt: skip
 
 
 def report_of(arguments: argparse.Namespace, *, of_every_process: bool = False) -> Callable[[str], None]:
@@ -148,7 +145,8 @@ def refuse_output(name: str | None, source: str | None, run: str) -> None:
     if (output := _regular_file(name or "-", sys.stdout)) is None:
         return
     files = {source: "the file that is read"} if source else {}
-    files |= {str(path): f"{path.name} of {run}" for pattern in _FILES_OF_RUN for path in Path(run).glob(pattern)}
+    patterns = (*RUN_FILES, "checkpoints/*", "score.json", "test.source", "test.target", "learning_curve.png")
+    files |= {str(path): f"{path.name} of {run}" for pattern in patterns for path in Path(run).glob(pattern)}
     for file, what in files.items():
         if (status := _regular_file(file, sys.stdin)) and os.path.samestat(status, output):
             option = f"-o {name}" if name else "standard output"

@@ -14,10 +14,7 @@ def refuse_unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) 
     for word in words:
         if choices and not word.startswith("-"):
             if word not in choices:
-                hint = (
-                    _nearest(word, {name: " ".join([*path, name]) for name in choices})
-                    or f"see {' '.join(['transduce', *path])} --help"
-                )
+                hint = _nearest(word, {name: " ".join([*path, name]) for name in choices}, path)
                 parser.error(f"there is no command '{' '.join([*path, word])}': {hint}")
             parser, path = choices[word], [*path, word]
             choices = _subparsers(parser)
@@ -42,10 +39,10 @@ def _hint(parser: argparse.ArgumentParser, word: str, path: Sequence[str]) -> st
         settings = {each.key: f"--{each.name}" for each in all_settings()}
         settings |= {synonym: settings[key] for synonym, key in SYNONYMS.items()}
     known = {option.removeprefix("--").replace("-", "_"): option for option in options}
-    return _nearest(name.replace("-", "_"), known | settings) or f"see {' '.join(['transduce', *path])} --help"
+    return _nearest(name.replace("-", "_"), known | settings, path)
 
 
-def _nearest(word: str, known: Mapping[str, str]) -> str:
-    """The question whether the nearest of the known words was meant, as `known` shows it."""
+def _nearest(word: str, known: Mapping[str, str], path: Sequence[str]) -> str:
+    """Whether the nearest of the known words was meant, as `known` shows it; else where all are listed."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=_CLOSE)
-    return f"did you mean {known[close[0]]}?" if close else ""
+    return f"did you mean {known[close[0]]}?" if close else f"see {' '.join(['transduce', *path])} --help"

@@ -29,16 +29,13 @@ from transduce.inference.predictor import ignore
 from transduce.model.config import TransformerConfig
 from transduce.model.transformer import Transformer
 from transduce.model.weights import Shapes, load_weights, parameter_shapes, refuse_other_shapes, shapes_of
-from transduce.runs.schema import METADATA, OTHER_FIELDS, RECORD, ROW
+from transduce.runs.schema import METADATA, OTHER_FIELDS, RECORD, ROW, RUN_FILES
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.state import TrainerState
 
 FORMAT_VERSION = 1
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
-_RESERVED_NAMES = (
-    "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints", "metrics.jsonl", "run.lock",
-)  # fmt: skip
 _MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
 _MEND_CONTENT = "Restore it from a copy, or use the version of transduce that wrote it."
 _MOST_ROW_BYTES = 1_000_000  # of the log
@@ -285,8 +282,8 @@ class RunFolder:
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file beside those of the run, such as a picture or a table of scores."""
-        if name in _RESERVED_NAMES or not _is_plain(name):
-            raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(_RESERVED_NAMES)}.")
+        if name in RUN_FILES or not _is_plain(name):
+            raise ValueError(f"{name!r} must be a plain file name, not hidden, and not {', '.join(RUN_FILES)}.")
         self._write_recorded(name, content)
 
     def checked_file(self, name: str) -> Path | None:

@@ -1,5 +1,9 @@
 """Schemas of the documents of a run folder: a hash says that nothing has changed, not who wrote it."""
 
+# The files of a run itself; training and `fit` write others beside them.
+RUN_FILES = (
+    "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints", "metrics.jsonl", "run.lock",
+)  # fmt: skip
 OTHER_FIELDS = "it has not the fields, or not the kinds of values, that are written there"
 
 _NUMBER, _NAME = (int, float), (str, type(None))

@@ -312,7 +312,7 @@ def _train(run: _Run) -> TrainerState:
             limit = f"{training.epochs:g} epochs:" if training.epochs else f"{training.minutes:g} minutes: about"
             report(f"{limit} {steps:,} steps")
     with ExitStack() as stack:
-        watch = {}
+        watch: Callable[[int], object] = bool
         if run.show_progress:
             display = stack.enter_context(
                 training_display(
@@ -323,7 +323,7 @@ def _train(run: _Run) -> TrainerState:
                     history=run.folder.metrics() if run.checkpoint else (),
                 )
             )
-            observers, watch = [*observers, display], {"watch": display.step}
+            observers, watch = [*observers, display], display.step
         trainer = Trainer(
             run.model,
             run.pairs,
@@ -335,7 +335,7 @@ def _train(run: _Run) -> TrainerState:
             process=run.process,
             deadline=budget if training.minutes else math.inf,
             clock=run.clock,
-            **watch,
+            watch=watch,
         )
         if run.checkpoint is not None:
             with well_formed(run.folder.path / "checkpoints", "Delete the newest, and resume from the one before it."):
