@@ -842,7 +842,7 @@ def test_the_best_of_one_measure_is_forgotten_when_another_decides(
     by_match = changed(config, "validation", metrics=("exact_match",), best="exact_match")
     state = train(by_match, path, resume=True, accept_changes=True)
     assert state.best_step >= 9
-    assert state.best_goodness >= 0.0
+    assert state.best_score >= 0.0
 
 
 # Changed data

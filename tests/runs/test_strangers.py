@@ -319,7 +319,7 @@ STATES: dict[str, list[Change]] = {
     for name, value in [
         ("step", "x"), ("step", -1), ("step", 59), ("epoch", 10**400), ("position", "x"), ("plan_of", 7),
         ("seconds", "x"),
-        ("seconds", float("nan")), ("best_step", "x"), ("best_goodness", None), ("best_measure", 7),
+        ("seconds", float("nan")), ("best_step", "x"), ("best_score", None), ("best_measure", 7),
         ("target_tokens", 0.5),
         ("minutes_over", "x"), ("window", None),
     ]

@@ -102,14 +102,14 @@ def planned_steps(trainer: Trainer, num_steps: int) -> list[list[np.ndarray]]:
     raise AssertionError
 
 
-def scripted(goodness_by_step: list[float], record: list[Weights]) -> Callable[[nn.Module], Validation]:
+def scripted(score_by_step: list[float], record: list[Weights]) -> Callable[[nn.Module], Validation]:
     """A validation that says what it is told to, and remembers the weights that it was shown."""
-    script = iter(goodness_by_step)
+    script = iter(score_by_step)
 
     def validate(model: nn.Module) -> Validation:
         record.append(weights_of(model))
-        goodness = next(script)
-        return Validation({"loss": -goodness}, goodness)
+        score = next(script)
+        return Validation({"loss": -score}, score)
 
     return validate
 
@@ -263,7 +263,7 @@ def test_the_weights_kept_are_those_of_the_best_validation(new_trainer: NewTrain
     kept, facts, _ = trainer.store.read_model()
     assert_same(kept, shown[1])
     assert (facts["step"], facts["validation"]) == (4, {"loss": -3.0})
-    assert (state.best_step, state.best_goodness) == (4, 3.0)
+    assert (state.best_step, state.best_score) == (4, 3.0)
 
 
 def test_without_a_validation_the_last_weights_are_kept(new_trainer: NewTrainer) -> None:
@@ -282,11 +282,17 @@ def test_a_run_ends_after_as_many_bad_validations_in_a_row_as_it_has_patience(ne
     assert (state.step, state.best_step, trainer.is_finished) == (14, 8, True)
 
 
-def test_goodness_of_another_measure_is_not_compared(new_trainer: NewTrainer) -> None:
+def test_the_best_score_of_an_older_checkpoint_is_kept() -> None:
+    state = TrainerState.from_dict({"best_goodness": 2.0, "best_step": 4})
+    assert not state.judge(Validation({"loss": 3.0}, 1.0))
+    assert (state.best_step, state.best_score) == (4, 2.0)
+
+
+def test_score_of_another_measure_is_not_compared(new_trainer: NewTrainer) -> None:
     found = iter([Validation({}, 30.0, "bleu"), Validation({}, -2.0, "loss"), Validation({}, -3.0, "loss")])
     trainer = new_trainer(replace(TRAINING, steps=6), validate=lambda _model: next(found))
     state = trainer.run()
-    assert (state.best_step, state.best_goodness) == (4, -2.0)
+    assert (state.best_step, state.best_score) == (4, -2.0)
 
 
 def test_of_equally_good_weights_the_first_are_kept_unless_a_tie_is_decided(new_trainer: NewTrainer) -> None:

@@ -99,11 +99,11 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     tokenizer = RunFolder.open(Path(arguments.init_from)).tokenizer if arguments.init_from else None
     corpus, prepared = read_corpus(config.data, places_of_environment(), report), None
     if isinstance(corpus.train, LargePairs):
-        learnt = learn_and_encode(
+        encoded = learn_and_encode(
             config, corpus, tokenizer, Process(), report=report, show_progress=not arguments.quiet
         )
-        assert isinstance(learnt.pairs, PreparedPairs)
-        prepared = learnt.pairs.file
+        assert isinstance(encoded.pairs, PreparedPairs)
+        prepared = encoded.pairs.file
     else:
         report("these pairs fit in memory: `train` reads them directly, and nothing needs preparing")
     if arguments.json:

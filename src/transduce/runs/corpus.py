@@ -54,7 +54,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class LearntFrom:
+class EncodedCorpus:
     """Encoded training data: ids, the tokenizer that made them, and the number of pairs of text."""
 
     tokenizer: Tokenizer
@@ -101,16 +101,16 @@ def learn_and_encode(
     *,
     report: Callable[[str], None],
     show_progress: bool,
-) -> LearntFrom:
+) -> EncodedCorpus:
     """The training pairs as ids; the tokenizer is learned from them unless one is given."""
     if isinstance(corpus.train, Pairs):
         train = corpus.train
         if process.from_main(corpus.sha256) != corpus.sha256:
             raise _other_data("the training or validation pairs")
-        learnt = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
-        encoded = encode_reporting(learnt, train, config.data, report)
-        sides = learnt.normal_source(train.src), learnt.normal_target(train.tgt)
-        return LearntFrom(learnt, encoded, len(train), Seen.of(*sides, encoded.src_lens, encoded.tgt_ids))
+        learned = tokenizer or process.decide(lambda: Tokenizer.learn(config.tokenizer, train.src, train.tgt))
+        encoded = encode_reporting(learned, train, config.data, report)
+        sides = learned.normal_source(train.src), learned.normal_target(train.tgt)
+        return EncodedCorpus(learned, encoded, len(train), Seen.of(*sides, encoded.src_lens, encoded.tgt_ids))
     large, given = corpus.train, tokenizer.to_json() if tokenizer else None
     with preparation_display(report, is_shown=show_progress) as progress:
         listener = Listener(report, progress)
@@ -133,7 +133,7 @@ def learn_and_encode(
     _report_long(manifest.num_long, manifest.max_len, report)
     report(f"prepared corpus: {file.path}")
     seen = Seen.from_dict(manifest.seen)
-    return LearntFrom(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, seen)
+    return EncodedCorpus(Tokenizer.from_json(text), PreparedPairs(file), manifest.num_pairs, seen)
 
 
 def _other_data(what: str) -> ConfigMismatchError:

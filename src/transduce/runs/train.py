@@ -47,7 +47,7 @@ from transduce.files.content import well_formed
 from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
 from transduce.model.weights import parameter_shapes, shapes_of
-from transduce.runs.corpus import Corpus, LearntFrom, absolute_paths, learn_and_encode, read_corpus, with_room
+from transduce.runs.corpus import Corpus, EncodedCorpus, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
 from transduce.runs.learning_curve import learning_curve
@@ -123,17 +123,17 @@ def train(
             config = with_shape_of(ancestor.settings, config)
             report(f"starting from {ancestor.path}: its tokenizer, model settings and weights")
         tokenizer = origin.tokenizer if (origin := saved or ancestor) else None
-        learnt = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
-        config = with_room(config, learnt.pairs, report)
-        pairs, valid = augmented(learnt.pairs, config.data), corpus.valid
-        validate = build_validation(config, learnt, valid, report) if valid is not None else None
+        encoded = learn_and_encode(config, corpus, tokenizer, process, report=report, show_progress=show_progress)
+        config = with_room(config, encoded.pairs, report)
+        pairs, valid = augmented(encoded.pairs, config.data), corpus.valid
+        validate = build_validation(config, encoded, valid, report) if valid is not None else None
         first = saved.facts.get("initialised_from") if saved else init_from
-        model = _first_model(config, learnt.tokenizer, first if checkpoint is None else None).to(local_device(chosen))
+        model = _first_model(config, encoded.tokenizer, first if checkpoint is None else None).to(local_device(chosen))
         if saved is None:
             suit = partial(suit_device, config, model, pairs, process.world_size, report)
             config, choice = process.decide(suit)
             facts = {"data": corpus.sha256, "started": environment} | choice
-            saved = process.decide(partial(_create, run_dir, config, learnt, ancestor, facts))
+            saved = process.decide(partial(_create, run_dir, config, encoded, ancestor, facts))
             process.decide(partial(held.enter_context, saved.lock()))
         del corpus  # of its text, the training needs no more
         run = _Run(saved, config, model, pairs, checkpoint, process)
@@ -154,16 +154,16 @@ def _take_group(num: int, why: str, report: Callable[[str], None], held: ExitSta
 
 
 def _create(
-    run_dir: Path, config: ExperimentConfig, learnt: LearntFrom, ancestor: RunFolder | None, facts: dict[str, Any]
+    run_dir: Path, config: ExperimentConfig, encoded: EncodedCorpus, ancestor: RunFolder | None, facts: dict[str, Any]
 ) -> RunFolder:
     """A new run, which records its data and the run whose weights it begins with."""
-    facts |= {"num_train_pairs": learnt.num_text_pairs, "paths": absolute_paths(config.data)}
-    seen: Seen | None = learnt.seen
+    facts |= {"num_train_pairs": encoded.num_text_pairs, "paths": absolute_paths(config.data)}
+    seen: Seen | None = encoded.seen
     if ancestor is not None:
         facts["initialised_from"] = str(ancestor.path)
-        seen = ancestor.seen and ancestor.seen | learnt.seen  # not known of an imported model
+        seen = ancestor.seen and ancestor.seen | encoded.seen  # not known of an imported model
     facts |= {"seen": seen.as_dict()} if seen else {}
-    texts = {"config": to_toml(config), "tokenizer": learnt.tokenizer.to_json()}
+    texts = {"config": to_toml(config), "tokenizer": encoded.tokenizer.to_json()}
     return RunFolder.create(run_dir, **texts, facts=facts, identity=lasting(config))
 
 

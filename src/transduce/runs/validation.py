@@ -15,7 +15,7 @@ from transduce.evaluation.evaluate import predict_distinct, score
 from transduce.evaluation.loss import corpus_loss
 from transduce.inference.predictor import Predictor, ignore
 from transduce.model.transformer import Transformer
-from transduce.runs.corpus import LearntFrom, encode_reporting
+from transduce.runs.corpus import EncodedCorpus, encode_reporting
 from transduce.runs.folder import RunFolder
 from transduce.runs.run import load
 from transduce.training.state import Validation
@@ -25,7 +25,7 @@ _NUM_TRAINED = 500  # training pairs whose loss is computed
 
 
 def build_validation(
-    config: ExperimentConfig, learnt: LearntFrom, valid: Pairs, report: Callable[[str], None]
+    config: ExperimentConfig, encoded_train: EncodedCorpus, valid: Pairs, report: Callable[[str], None]
 ) -> Callable[[nn.Module], Validation]:
     """Function from a model to its metrics and the one number by which models are compared.
 
@@ -34,8 +34,8 @@ def build_validation(
     loss of some training pairs, as it is without label smoothing and dropout: the gap between both is overfitting.
     """
     settings = config.validation
-    encoded = encode_reporting(learnt.tokenizer, valid, config.data, report)
-    some_trained = _some_of(learnt.pairs)
+    encoded = encode_reporting(encoded_train.tokenizer, valid, config.data, report)
+    some_trained = _some_of(encoded_train.pairs)
     limits = [config.decoding.max_len(src_len) for src_len in encoded.src_lens.tolist()]
     if num_longer := int((encoded.tgt_lens > limits).sum()):
         report(f"{num_longer:,} validation targets exceed the maximum output length: raise decoding.max_len_extra")
@@ -57,9 +57,9 @@ def build_validation(
         metrics, samples = {"loss": corpus_loss(model, encoded)}, []
         if some_trained is not None:
             metrics["training_loss"] = corpus_loss(model, some_trained)
-        goodness = -metrics["loss"]
+        score_kept = -metrics["loss"]
         if settings.metrics:
-            predictor = Predictor(model, learnt.tokenizer, decoding, seen=learnt.seen)
+            predictor = Predictor(model, encoded_train.tokenizer, decoding, seen=encoded_train.seen)
             outputs = predict_distinct(predictor, texts)
             scores = score(
                 predictor, texts, references, settings.metrics, group_sources=settings.group_sources, num_resamples=1,
@@ -69,9 +69,9 @@ def build_validation(
             for result in scores:
                 metrics[result.name] = result.value
                 if result.name == settings.best:
-                    goodness = result.value if result.is_higher_better else -result.value
+                    score_kept = result.value if result.is_higher_better else -result.value
         tie = -metrics["loss"] if settings.ties_by_loss else 0.0
-        return Validation(metrics, goodness, measure, tie, tuple(samples))
+        return Validation(metrics, score_kept, measure, tie, tuple(samples))
 
     return validate
 

@@ -21,9 +21,9 @@ class Validation(NamedTuple):
     """Result of a validation, and the one number to compare it by: the larger the better."""
 
     metrics: dict[str, float]
-    goodness: float
-    measure: str = ""  # the name of `goodness`: only equal measures are compared
-    tie: float = 0.0  # which decides between equally good ones
+    score: float
+    measure: str = ""  # the name of `score`: only equal measures are compared
+    tie: float = 0.0  # which decides between equal scores
     samples: tuple[tuple[str, str, str], ...] = ()  # source, output, reference of some pairs
 
 
@@ -47,7 +47,7 @@ class TrainerState:
     logged_seconds: float = 0.0
     validated_step: int = 0
     best_step: int = 0
-    best_goodness: float = -math.inf
+    best_score: float = -math.inf
     best_measure: str = ""
     best_tie: float = 0.0
     num_bad_validations: int = 0
@@ -58,7 +58,8 @@ class TrainerState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerState":
         """The state in a checkpoint, of this version or an older one. Raises ValueError for impossible values."""
-        values = {"window": values.get("shard", 0), **values}  # its name in older files
+        # The names of before, in older files.
+        values = {"window": values.get("shard", 0), "best_score": values.get("best_goodness", -math.inf), **values}
         state = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         for name, default in vars(cls()).items():
             value: Any = getattr(state, name)
@@ -130,10 +131,10 @@ class TrainerState:
     def judge(self, validation: Validation) -> bool:
         """Record a validation; True if it is the best so far by its measure."""
         self.validated_step = self.step
-        new, best = (validation.goodness, validation.tie), (self.best_goodness, self.best_tie)
+        new, best = (validation.score, validation.tie), (self.best_score, self.best_tie)
         is_best = new > best or validation.measure != self.best_measure
         if is_best:
-            (self.best_goodness, self.best_tie), self.best_measure = new, validation.measure
+            (self.best_score, self.best_tie), self.best_measure = new, validation.measure
             self.best_step, self.num_bad_validations = self.step, 0
         else:
             self.num_bad_validations += 1

@@ -218,9 +218,9 @@ class Trainer:
             raise OutOfMemoryError(
                 f"step {self.state.step}: out of memory in a validation. Lower validation.max_pairs or beam_size."
             ) from error
-        if not math.isfinite(validation.goodness):
+        if not math.isfinite(validation.score):
             raise DivergedError(
-                f"step {self.state.step}: the validation score is {validation.goodness}, which is not finite. Lower "
+                f"step {self.state.step}: the validation score is {validation.score}, which is not finite. Lower "
                 "optim.learning_rate, or set optim.max_grad_norm = 1; the checkpoints before this step are kept."
             )
         return validation

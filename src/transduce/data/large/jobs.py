@@ -25,15 +25,15 @@ def block_encoder(
     The ids are those of either side, end to end, each followed by how many every row has. The files, of these `names`,
     have `num_rows` rows; `valid` are the `overlap_keys` of the validation.
     """
-    learnt = Tokenizer.from_json(tokenizer)
-    encoders = learnt.source_encoder(), learnt.target_encoder()
+    learned = Tokenizer.from_json(tokenizer)
+    encoders = learned.source_encoder(), learned.target_encoder()
     wanted = {name: set(keys) for name, keys in valid.items()}
 
     def encode_block(question: dict[str, Any], texts: Sequence[bytes]) -> Message:
         start, end = question["num_before"], max(0, num_rows - question["num_before"])
         sides = [next_lines(text, name, start)[:end] for text, name in zip(texts, names, strict=True)]
         src, tgt, skipped = without_empty(read_rows(names[0], sides, start))
-        normal = learnt.normal_source(src), learnt.normal_target(tgt)
+        normal = learned.normal_source(src), learned.normal_target(tgt)
         encoded = [encode(lines) for encode, lines in zip(encoders, normal, strict=True)]
         longer_lens = np.maximum(*(lens for _, lens in encoded))
         is_kept = longer_lens <= max_len

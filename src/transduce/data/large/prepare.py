@@ -77,17 +77,17 @@ class LargePairs:
         return [kind, *(self.sha256[name] for name in self.names)]
 
     def prepared(
-        self, config: TokenizerConfig, learnt: str | None, *, max_len: int, listener: Listener = Listener()
+        self, config: TokenizerConfig, learned: str | None, *, max_len: int, listener: Listener = Listener()
     ) -> tuple[str, PreparedFile]:
         """The tokenizer and the file of ids, both made only if they are not there.
 
-        The tokenizer is `learnt`, if given, else learned by `config` from an even sample. Raises as `read_pairs` and
+        The tokenizer is `learned`, if given, else learned by `config` from an even sample. Raises as `read_pairs` and
         `encode_pairs` do.
         """
         known = self.folder / f"learnt-{key_of(self._identity, asdict(config), SAMPLED_ROWS)}.json"
 
         def find() -> tuple[str, PreparedFile] | None:
-            tokenizer = learnt or _intact(known)
+            tokenizer = learned or _intact(known)
             file = self.find(self.name_for(tokenizer, max_len)) if tokenizer else None
             return (tokenizer, file) if tokenizer and file else None
 
@@ -96,7 +96,7 @@ class LargePairs:
         with alone_in(self.folder, listener.report):
             if found := find():  # another process was faster
                 return found
-            return self._prepare(config, learnt or _intact(known), known, max_len, listener)
+            return self._prepare(config, learned or _intact(known), known, max_len, listener)
 
     def find(self, name: str) -> PreparedFile | None:
         """The prepared file of that name, if it is on this machine."""
@@ -108,7 +108,7 @@ class LargePairs:
         return f"{key_of(self._identity, sha256_of(tokenizer.encode()), max_len)}.safetensors"
 
     def _prepare(
-        self, config: TokenizerConfig, learnt: str | None, known: Path, max_len: int, listener: Listener
+        self, config: TokenizerConfig, learned: str | None, known: Path, max_len: int, listener: Listener
     ) -> tuple[str, PreparedFile]:
         started = time.perf_counter()
         size = sum(Path(name).stat().st_size for name in self.names)
@@ -116,18 +116,18 @@ class LargePairs:
         listener.progress("reading", 0, 0)
         scanned = self._scan()
         src, tgt = self._sample(scanned)
-        if learnt is None:
+        if learned is None:
             listener.progress("learning the tokenizer", 0, 0)
-            learnt = Tokenizer.learn(config, src, tgt).to_json()
-            write_atomically(known, learnt.encode())
-            if file := self.find(self.name_for(learnt, max_len)):  # made with this very tokenizer before
-                return learnt, file
-        path = self.folder / self.name_for(learnt, max_len)
-        self._encode(path, learnt, scanned, max_len, listener.progress)
+            learned = Tokenizer.learn(config, src, tgt).to_json()
+            write_atomically(known, learned.encode())
+            if file := self.find(self.name_for(learned, max_len)):  # made with this very tokenizer before
+                return learned, file
+        path = self.folder / self.name_for(learned, max_len)
+        self._encode(path, learned, scanned, max_len, listener.progress)
         seconds, file = time.perf_counter() - started, PreparedFile.open(path)
         num_pairs = file.manifest.num_pairs
         listener.report(f"prepared {num_pairs:,} pairs in {seconds:.1f} s ({num_pairs / seconds:,.0f} pairs/s)")
-        return learnt, file
+        return learned, file
 
     def _scan(self) -> list[ScannedFile]:
         scanned = [scan(name, lines_per_block=LINES_PER_BLOCK, most_sampled=SAMPLED_ROWS) for name in self.names]
@@ -153,8 +153,8 @@ class LargePairs:
         self, path: Path, tokenizer: str, scanned: Sequence[ScannedFile], max_len: int, progress: Progress
     ) -> None:
         """Writes the file of ids."""
-        learnt, num_rows = Tokenizer.from_json(tokenizer), _num_rows(scanned)
-        dtype = "U16" if max(learnt.source_vocab_size, learnt.target_vocab_size) <= 1 << 16 else "I32"
+        learned, num_rows = Tokenizer.from_json(tokenizer), _num_rows(scanned)
+        dtype = "U16" if max(learned.source_vocab_size, learned.target_vocab_size) <= 1 << 16 else "I32"
         valid = overlap_keys(self.valid.src, self.valid.tgt) if self.valid else {}
         settings = {"names": self.names, "tokenizer": tokenizer, "dtype": dtype, "max_len": max_len}
         settings |= {"num_rows": num_rows, "valid": valid}
