@@ -7,7 +7,13 @@ READY := $(VENV)/.ready
 
 WORKERS ?= 2
 
-.PHONY: demo test proofs proofs-sample notebooks notebooks-fast claims docs check clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test proofs proofs-sample notebooks notebooks-fast claims docs check clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="	" read -r name text; do printf '%-15s %s\n' "$$name" "$$text"; done
+
+install: $(READY)  ## install into .venv, and nothing else
 
 demo: $(READY)  ## learn to pronounce English in five minutes, score the model, and pronounce invented words
 	$(BIN)/python examples/pronunciation.py --run-dir runs/demo

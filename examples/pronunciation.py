@@ -55,16 +55,17 @@ def main() -> int:
     if is_new:  # the clocks of a sitting that only went on say nothing of the whole
         found |= {"training_seconds": spent["wall"], "cpu_seconds": spent["cpu"], "stolen_seconds": spent["stolen"]}
         folder.write_file("score.json", json.dumps(found, indent=2).encode() + b"\n")
-    print(f"\n{word_errors}: of {found['num_test_words']:,} words never seen, this share came out wrong (percent)")
-    print(f"{phoneme_errors}: the share of wrong phonemes")
+    print(f"\n{word_errors}  on {found['num_test_words']:,} words that were not in training: the share that is wrong")
+    print(f"{phoneme_errors}  the share of wrong phonemes")
     print(f"{spent['wall']:.0f} seconds from the command to the score\n")
 
-    print("Words that are in no dictionary:")
+    print("Rare and invented words:")
     words = {word for pairs in known.values() for word in pairs.src}
     for word, phonemes in zip(NEW_WORDS, predictor.predict(NEW_WORDS), strict=True):
         print(f"  {word:14} {phonemes}{'   (in the dictionary after all)' if word in words else ''}")
     folder.write_file("attention.png", draw_attention(predictor, NEW_WORDS[0]))
-    print(f"\nWhich letter each phoneme looked at: {run_dir}/attention.png    Learning: {run_dir}/learning_curve.png")
+    print(f"\nAttention of each phoneme to the letters: {run_dir}/attention.png")
+    print(f"Learning curve: {run_dir}/learning_curve.png")
     print(f"Try your own: {Path(sys.executable).parent / 'transduce'} predict {run_dir}")
     return 0
 

@@ -228,11 +228,11 @@ def write_now(file: BinaryIO, content: bytes) -> None:
     file.flush()
 
 
-def print_scores(scores: list[Score], about: str) -> None:
+def print_scores(scores: list[Score], about: str, *, with_signatures: bool = True) -> None:
     """Prints each score, and below them the signatures by which they can be computed again."""
     for score in scores:
         print(f"{score}  {about}")
-    for score in scores:
+    for score in scores if with_signatures else ():
         print(f"  {score.name}: {score.signature}")
 
 

@@ -32,6 +32,11 @@ def data_command(arguments: argparse.Namespace) -> int:
             return 0
         print("\n\n".join(map(_described, datasets)))
         return 0
+    if Path(arguments.name).is_file():
+        raise TransduceError(
+            f"{arguments.name} is a file, and this command knows the built-in data sets alone. To see what fit makes "
+            f"of it: transduce fit {arguments.name} --dry-run"
+        )
     dataset = find_dataset(arguments.name)
     if arguments.output is None:
         for line in _described(dataset).split("\n"):

@@ -24,8 +24,16 @@ _SMALL = {
 _HEADER = """\
 # Settings of a training run. Train with:  transduce train THIS-FILE
 # Lines that begin with "# name =" show defaults; remove the "# " to change one.
+# Set data.valid to a file of other pairs: without validation pairs nothing is scored, and the last weights are kept.
 
 """
+
+
+_ON_RESUME = {
+    "free": "May change when a run is resumed.",
+    "with --accept-changes": "Changes when a run is resumed with --accept-changes.",
+    "never": "Does not change when a run is resumed.",
+}
 
 
 def settings_command(arguments: argparse.Namespace) -> int:
@@ -74,13 +82,14 @@ def formatted(settings: Sequence[Setting], *, with_details: bool = False) -> str
     for section, title in sections().items():
         of_section = [setting for setting in settings if setting.section == section]
         if of_section:
-            lines += ["", f"[{section}]  {title}"]
+            lines += ["", *textwrap.wrap(f"[{section}]  {title}", width - 1, subsequent_indent="  ")]
         for setting in of_section:
             default = "" if setting.default == '""' else setting.default
             lines.append(f"  --{setting.name} {default}".rstrip())
             lines += textwrap.wrap(setting.text, width - 1, initial_indent=" " * 6, subsequent_indent=" " * 6)
             if with_details:
-                lines.append(f"      Type: {setting.type}. Changing it when resuming: {setting.on_resume}.")
+                kind = "" if " of: " in setting.text else f"Type: {setting.type}. "
+                lines.append(f"      {kind}{_ON_RESUME[setting.on_resume]}")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

@@ -33,11 +33,15 @@ def _hint(parser: argparse.ArgumentParser, word: str, path: Sequence[str]) -> st
     options = [option for option in parser._option_string_actions if option.startswith("--")]
     name = word.partition("=")[0].removeprefix("--")
     settings: dict[str, str] = {}
-    if path[:1] and path[0] in _WITH_SETTINGS:
-        from transduce.config.reference import SYNONYMS, all_settings
+    from transduce.config.reference import SYNONYMS, all_settings, sections
 
+    if path[:1] and path[0] in _WITH_SETTINGS:
         settings = {each.key: f"--{each.name}" for each in all_settings()}
         settings |= {synonym: settings[key] for synonym, key in SYNONYMS.items()}
+    if path == ["fit"] and name.partition(".")[0] in sections():
+        return (
+            "fit chooses the settings. To set one: transduce init PAIRS > my.toml, then transduce train my.toml " + word
+        )
     known = {option.removeprefix("--").replace("-", "_"): option for option in options}
     return _nearest(name.replace("-", "_"), known | settings, path)
 

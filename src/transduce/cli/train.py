@@ -24,6 +24,8 @@ from transduce.runs.train import train
 from transduce.training.distributed import Process
 from transduce.training.signals import Stopped
 
+_HARDLY_USABLE = 10  # BLEU
+
 
 def fit_command(arguments: argparse.Namespace) -> int:
     paths = arguments.pairs
@@ -41,7 +43,9 @@ def fit_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(result.as_dict())
     else:
-        print_scores(result.scores, f"on {result.num_test:,} held-out pairs")
+        print_scores(result.scores, f"on {result.num_test:,} held-out pairs", with_signatures=False)
+    if any(score.name.startswith("bleu") and score.value < _HARDLY_USABLE for score in result.scores):
+        report(f"BLEU below {_HARDLY_USABLE}: these outputs are hardly usable. More pairs and more --minutes help.")
     if lines := result.truncated_outputs:
         named = named_lines(lines[:MOST_NAMED], len(lines))
         report(
@@ -64,6 +68,9 @@ def train_command(arguments: argparse.Namespace) -> int:
     refuse_other_encoding(*config.data.train, *config.data.valid, *config.data.more)
     run_dir = Path(arguments.run_dir or Path("runs") / path.stem)
     report = report_of(arguments)
+    has_valid = bool(config.data.valid or config.data.dataset)
+    if not has_valid:
+        report("no validation pairs (data.valid): nothing will be scored, and the last weights are kept")
     if arguments.init_from:
         names = [word.partition("=")[0] for word in overrides if word.startswith(("--model.", "--tokenizer."))]
         if ignored := ", ".join(name for name in names if name != "--model.dropout"):
@@ -85,9 +92,10 @@ def train_command(arguments: argparse.Namespace) -> int:
         )
     patience = config.training.patience
     why = f" (patience: {patience} validations without improvement)" * (0 < patience <= state.num_bad_validations)
+    kept = f"the best weights are from step {state.best_step:,}" if has_valid else "the last weights were kept"
     report(
-        f"finished at step {state.step:,}{why} after {state.seconds / 60:.1f} minutes of training; the best weights "
-        f"are from step {state.best_step:,}. Try: transduce predict {shlex.quote(str(run_dir))}"
+        f"finished at step {state.step:,}{why} after {state.seconds / 60:.1f} minutes of training; {kept}. Try: "
+        f"transduce predict {shlex.quote(str(run_dir))}"
     )
     return 0
 

@@ -36,6 +36,9 @@ class Score:
     signature: str  # all that is needed to compute `value`, `low` and `high` again, in sacreBLEU's notation
     is_higher_better: bool
 
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
     def __str__(self) -> str:
         return f"{DEFINITIONS[self.name].label} {self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 

@@ -107,13 +107,13 @@ target = tokenizers.Tokenizer.from_file(f"{{folder}}/target_tokenizer.json")
 def translate(text: str) -> str:
     if not text.strip():
         return ""
-    tokens = source.encode(text).tokens  # their end with them
+    tokens = source.encode(text).tokens  # with the end symbol
     if len(tokens) > {longest}:
         tokens = tokens[: {longest - 1}] + tokens[-1:]
     longest = min(int({decoding.max_len_ratio} * len(tokens)) + {decoding.max_len(0)}, {longest})
     (result,) = translator.translate_batch(
         [tokens],
-        max_decoding_length=max({max(1, decoding.min_len)}, longest - 1),  # of an output that has not ended by itself
+        max_decoding_length=max({max(1, decoding.min_len)}, longest - 1),  # where an output does not end by itself
 {options}    )
     return target.decode([target.token_to_id(token) for token in result.hypotheses[0]])
 

@@ -180,7 +180,7 @@ Text in, text out, with {module.TITLE} alone, in this folder:
 ```python
 {module.usage(predictor)}```
 
-A line without text gives a line without text; the model was not trained on any.
+An empty line gives an empty line.
 
 ## Do its outputs match the run's?
 

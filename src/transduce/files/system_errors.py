@@ -1,5 +1,6 @@
 """Errors of the operating system as one line that says what to do, or of a display alone, as nothing."""
 
+import difflib
 import errno
 import shutil
 from collections.abc import Iterator
@@ -39,7 +40,13 @@ def explained_read_errors(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise MissingInputError(f"{path}: this is a folder: name a file in it.") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingInputError(f"{path}: no such file. Check the path and the folder it is relative to.") from None
+        near: list[str] = []
+        with suppress(OSError):
+            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1)
+        hint = (
+            f"Did you mean {path.with_name(near[0])}?" if near else "Check the path and the folder it is relative to."
+        )
+        raise MissingInputError(f"{path}: no such file. {hint}") from None
     except OSError as error:
         kind = DamagedFileError if error.errno == errno.EIO else MissingInputError
         raise kind(f"{path}: cannot be read: {error.strerror or error}. Check the disk and the permissions.") from error

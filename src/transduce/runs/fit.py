@@ -129,8 +129,9 @@ def fit(
     predictions, metrics, grouped = predict_distinct(run, test_pairs.src), settings.metrics, settings.group_sources
     scores = score(run, test_pairs.src, [test_pairs.tgt], metrics, group_sources=grouped, predictions=predictions)
     truncated = [line for line, prediction in enumerate(predictions, 1) if prediction.is_truncated]
+    example = next((source for source in test_pairs.src if "'" not in source), test_pairs.src[0])  # easy to quote
     counts = (len(plan.train), len(plan.valid), len(test_pairs))
-    result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), test_pairs.src[0], truncated)
+    result = FitResult(run_dir, scores, *counts, round(state.seconds, 1), example, truncated)
     _write_result(result, test_pairs)
     for source, prediction in zip(test_pairs.src[:_NUM_SAMPLES], predictions, strict=False):
         report(f"sample: {source} -> {prediction.text}")

@@ -357,7 +357,7 @@ class RunFolder:
         with explained_write_errors(self.path), suppress(FileNotFoundError):
             if (self.path / "run.json").exists():
                 raise RunFolderError(
-                    f"{self.path} already contains a run: choose another folder, or add --resume to continue it."
+                    f"{self.path} already contains a run: choose another --run-dir, or add --resume to continue it."
                 )
             names = {path.name for path in self.path.iterdir()}
         unfinished = {"run.lock", "tokenizer.json"} | ({"config.toml"} if "tokenizer.json" in names else set())

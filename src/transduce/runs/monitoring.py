@@ -90,7 +90,7 @@ class TrainingDisplay:
 
     def _line_of(self, row: Row) -> str:
         shown = [f"{_heading(name)} {_number(name, row[name])}" for name in metrics_of(row)]
-        mark = "  (best so far)" if row is self._best_row() else ""
+        mark = f"  (best {_heading(self._best)} so far)" if row is self._best_row() else ""
         return f"step {row['step']:,}  validation: {'  '.join(shown)}{mark}"
 
     def _best_row(self) -> Row | None:

@@ -50,7 +50,10 @@ class Run(Predictor):
         for part in (self.result, self.state):
             if not name.startswith("_") and hasattr(part, name):
                 return getattr(part, name)
-        raise AttributeError(f"a run has no '{name}', unless `fit` or `train` returned it")
+        raise AttributeError(
+            f"this run has no '{name}'. What `fit` and `train` measured is an attribute of the runs that they return; "
+            "to score given outputs there is log_prob(sources, targets), and evaluate(sources, references) a test set."
+        )
 
     def __repr__(self) -> str:
         scores = ", ".join(map(str, self.result.scores)) if self.result else ""
