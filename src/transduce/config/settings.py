@@ -48,7 +48,7 @@ ON_RESUME = {
         "optim.*", "validation.*", "data.max_len", "data.recombinations", "data.concatenations",
         "training.batch_tokens", "training.micro_batches", "training.part_tokens", "training.label_smoothing",
         "training.validate_every", "training.precision", "training.compile", "training.seed", "training.batching",
-        "training.cuda_graph", "model.dropout",
+        "training.cuda_graph", "training.kernels", "model.dropout",
     ],
     "never": [
         "tokenizer.*", "model.d_*", "model.num_*", "model.norm*", "model.positions", "model.feed_forward",

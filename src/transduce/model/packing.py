@@ -28,6 +28,7 @@ class Segments:
 
     queries: Packing
     keys: Packing
+    use_triton: bool = False
 
     def attend(
         self,
@@ -38,8 +39,17 @@ class Segments:
         is_causal: bool = False,
     ) -> Float[Tensor, "1 heads tgt_tokens head_dim"]:
         """Attention within each sentence: on a GPU in 16 bits by a kernel made for it, elsewhere by way of padding."""
+        if self.use_triton:
+            return self._attend_by_triton(q, k, v, is_causal)
         attend = self._attend_packed if _has_kernel_for(q) else self._attend_padded
         return attend(q, k, v, is_causal)
+
+    def _attend_by_triton(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+        from transduce.model.kernels import attend
+
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (1, H, N, K) -> (N, H, K)
+        offsets, max_lens = (self.queries.offsets, self.keys.offsets), (self.queries.max_len, self.keys.max_len)
+        return attend(q, k, v, offsets, max_lens, is_causal=is_causal).transpose(0, 1)[None]
 
     def _attend_packed(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn  # loads torch's compiler: over a second, for a GPU alone
@@ -74,6 +84,11 @@ def _has_kernel_for(q: Tensor) -> bool:
 def is_kernel_size(head_dim: int) -> bool:
     """Whether flash attention takes heads of so many channels."""
     return head_dim % 8 == 0 and head_dim <= 256
+
+
+def is_tile_size(head_dim: int) -> bool:
+    """Whether the attention of `kernels` takes heads of so many channels: a tile has 16 or more, a power of two."""
+    return head_dim in (16, 32, 64, 128)
 
 
 def _padded(x: Float[Tensor, "1 heads tokens head_dim"], packing: Packing) -> Float[Tensor, "rows heads len head_dim"]:

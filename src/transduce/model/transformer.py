@@ -59,13 +59,19 @@ class Transformer(nn.Module):
         tgt_in: Int[Tensor, "1 tgt_tokens"],
         src_packing: Packing,
         tgt_packing: Packing,
+        *,
+        use_triton: bool = False,
     ) -> Float[Tensor, "1 tgt_tokens d_model"]:
-        """`forward` of sentences that lie end to end in one row instead of one to a row."""
+        """`forward` of sentences that lie end to end in one row instead of one to a row.
+
+        `use_triton`: with the attention of `kernels`, for a GPU.
+        """
         most = self.config.max_len  # no position of a packed batch is beyond
         x = self._embed(src, src_packing.positions, self.src_embedding, self.src_positions, most)
-        memory = self.encoder(x, Segments(src_packing, src_packing))
+        memory = self.encoder(x, Segments(src_packing, src_packing, use_triton))
         y = self._embed(tgt_in, tgt_packing.positions, self.tgt_embedding, self.tgt_positions, most)
-        return self.decoder(y, memory, Segments(tgt_packing, src_packing), Segments(tgt_packing, tgt_packing))
+        segments, own = Segments(tgt_packing, src_packing, use_triton), Segments(tgt_packing, tgt_packing, use_triton)
+        return self.decoder(y, memory, segments, own)
 
     def encode(
         self, src: Int[Tensor, "batch src_len"]

@@ -4,6 +4,7 @@ import copy
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import TrainingPairs
 from transduce.devices import machine
 from transduce.errors import OutOfMemoryError, TransduceError
-from transduce.model.packing import is_kernel_size
+from transduce.model.config import TransformerConfig
+from transduce.model.packing import is_kernel_size, is_tile_size
 from transduce.model.transformer import Transformer
 from transduce.training.config import TrainingConfig
 from transduce.training.step import TrainStep
@@ -30,7 +32,7 @@ def settled(config: ExperimentConfig, capability: tuple[int, int] | None, num_gp
     asked, model = config.training, config.model
     is_ampere = capability is not None and capability >= (8, 0)  # the first with bfloat16, and with that kernel
     precision = asked.precision if asked.precision != "auto" else "bfloat16" if is_ampere else "float32"
-    has_kernel = is_ampere and precision == "bfloat16" and is_kernel_size(model.d_model // model.num_heads)
+    has_kernel = is_ampere and precision != "float32" and is_kernel_size(model.d_model // model.num_heads)
     batching = asked.batching if asked.batching != "auto" else "packed" if has_kernel else "bucketed"
     can_graph = has_kernel and batching == "packed" and num_gpus == 1 and not asked.compile
     graph = asked.cuda_graph if asked.cuda_graph != "auto" else can_graph
@@ -46,6 +48,8 @@ def suit_device(
     into one. Raises TransduceError where it is too short even so.
     """
     asked, device = config.training, model.output_weight.device
+    if asked.kernels == "triton":
+        _check_kernels(config.model, device, report)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     new = settled(config, capability, num_gpus)
     if capability is None and new.cuda_graph:
@@ -73,6 +77,20 @@ def suit_device(
         "chosen": choice,
         "configured_batch": [asked.batch_tokens, asked.micro_batches],
     }
+
+
+def _check_kernels(model: TransformerConfig, device: torch.device, report: Callable[[str], None]) -> None:
+    """Raises TransduceError if our kernels cannot be used; reports that a CPU uses none."""
+    head_dim = model.d_model // model.num_heads
+    if device.type != "cuda":
+        report("training.kernels does nothing on a CPU")
+    elif find_spec("triton") is None:
+        raise TransduceError('training.kernels = "triton" needs triton (pip install \'transduce[gpu]\'): or "torch".')
+    elif not is_tile_size(head_dim):
+        raise TransduceError(
+            f'training.kernels = "triton" is for heads of 16, 32, 64 or 128 channels, and these have {head_dim}: set '
+            'it to "torch", or choose other model.num_heads.'
+        )
 
 
 def _problem_of(config: ExperimentConfig, model: Transformer, pairs: TrainingPairs) -> str:

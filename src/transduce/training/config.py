@@ -38,8 +38,12 @@ class TrainingConfig:
     """Steps between rows of metrics.jsonl."""
     patience: int = 0
     """Stop after this many validations without improvement. 0: never."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic precision. auto: bfloat16 on a GPU of compute capability 8.0 or higher, float32 elsewhere."""
+    precision: Literal["auto", "float32", "bfloat16", "bfloat16_weights"] = "auto"
+    """Arithmetic precision. bfloat16: of matrix products (autocast); bfloat16_weights: of the whole network, on a copy
+    of the weights, while the optimizer updates those in float32.
+    auto: bfloat16 on a GPU of compute capability 8.0 or higher, float32 elsewhere."""
+    kernels: Literal["torch", "triton"] = "torch"
+    """Kernels of a GPU for attention in packed batches and for the loss: those of torch, or our own in Triton."""
     compile: bool = False
     """Use torch.compile: faster steps after a minute or more of compilation."""
     cuda_graph: Literal["auto", True, False] = "auto"

@@ -5,6 +5,7 @@ float32, and their gradient as much again. A row of logits needs nothing of any 
 from hidden vectors to gradients before the next one is begun.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ def cross_entropy_sum(
     pad_id: int,
     label_smoothing: float = 0.0,
     bias: Float[Tensor, " vocab"] | None = None,
+    use_triton: bool = False,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Summed cross-entropy in nats over the target tokens that are not padding, and the number of these tokens.
 
     Divide once per optimizer step, over all its micro-batches and processes: a mean of means is wrong when batches
     differ in size. With smoothing e the target distribution is 1 - e on the right token plus e / V on every token
-    (Szegedy et al. 2016, which the paper cites; the same as torch's). `bias` is added to the logits.
+    (Szegedy et al. 2016, which the paper cites; the same as torch's). `bias` is added to the logits. `use_triton`: with
+    those of `kernels`, for a GPU.
     """
     is_real = tgt_out != pad_id
     if not torch.is_grad_enabled():
@@ -40,7 +43,8 @@ def cross_entropy_sum(
     # Padding is computed and weighted by zero. Selecting the real rows would give a tensor of unknown size, for which
     # the CPU has to wait until the GPU has counted them.
     targets, is_real = tgt_out.flatten(), is_real.flatten()
-    loss_sum = _CrossEntropySum.apply(hidden.flatten(0, 1), output_weight, bias, targets, is_real, label_smoothing)
+    rows = hidden.flatten(0, 1)
+    loss_sum = _CrossEntropySum.apply(rows, output_weight, bias, targets, is_real, label_smoothing, use_triton)
     return loss_sum, is_real.sum()
 
 
@@ -67,31 +71,39 @@ class _CrossEntropySum(torch.autograd.Function):
         targets: Int[Tensor, " rows"],
         is_real: Bool[Tensor, " rows"],
         label_smoothing: float,
+        use_triton: bool,
     ) -> Float[Tensor, ""]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         product_dtype, sum_dtype = _precisions(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=sum_dtype) if bias is not None and needs_bias else None
         total = hidden.new_zeros((), dtype=torch.float64)  # a float32 sum over 100,000 tokens loses digits
         weights = is_real.to(sum_dtype)[:, None]
         # With the hidden vectors of padding set to zero, it adds nothing to the gradient of the weight either.
         x, w = (hidden * weights).to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
         most_rows, num_ids = min(chunk, hidden.size(0)), weight.size(0)
-        probabilities = hidden.new_empty(most_rows, num_ids, dtype=sum_dtype)
+        if use_triton:
+            from transduce.training.kernels import loss_and_gradient
+        else:
+            probabilities = hidden.new_empty(most_rows, num_ids, dtype=sum_dtype)
+            loss_and_gradient = partial(_loss_and_gradient, out=probabilities)
         # Reused by all chunks, so that it stays in the caches; and with rows padded to whole vector registers, as rows
         # that begin at such a boundary are written up to 1.5 times as fast.
-        logits_buffer = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)[:, :num_ids]
+        # Nothing is written beyond num_ids, but products in bfloat16 on a CPU read it: 0 times NaN is NaN.
+        logits_buffer = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)
+        logits_buffer[:, num_ids:] = 0
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
-            logits = torch.mm(x[rows], w.T, out=logits_buffer[: len(x[rows])]).to(sum_dtype)
+            logits = torch.mm(x[rows], w.T, out=logits_buffer[: len(x[rows]), :num_ids])
+            logits = logits if use_triton else logits.to(sum_dtype)
             if bias is not None:
                 logits += bias
-            loss, gradient = _loss_and_gradient(logits, targets[rows], label_smoothing, probabilities)
+            loss, gradient = loss_and_gradient(logits, targets[rows], label_smoothing)
             total += torch.dot(loss, weights[rows, 0])
             if grad_bias is not None:
-                grad_bias += weights[rows, 0] @ gradient
+                grad_bias += weights[rows, 0].to(gradient.dtype) @ gradient
             gradient = gradient.to(product_dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ w
@@ -122,7 +134,7 @@ class _CrossEntropySum(torch.autograd.Function):
         # By the chain rule: the gradient of whatever was computed from the loss, by the loss, times ours.
         gradients = tuple(g if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None  # scaled in place, so a second backward pass would scale them twice
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _precisions(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:

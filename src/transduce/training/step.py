@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,13 @@ class TrainStep:
             p: each for each in self.optimizers for group in each.param_groups for p in group["params"]
         }
         self.average = copy.deepcopy(model).eval() if self.optim.ema_decay else None
-        forward: Callable[..., Tensor] = model.forward_packed if config.batching == "packed" else model
+        # A copy whose weights are in bfloat16 already: autocast would cast each of them in every layer.
+        has_copy = config.precision == "bfloat16_weights"
+        self._network = network = copy.deepcopy(model).to(torch.bfloat16) if has_copy else model
+        self._use_triton = config.kernels == "triton" and _runs_triton(self.device)
+        self._copies = list[Tensor](network.parameters()) if has_copy else []
+        packed = partial(network.forward_packed, use_triton=True) if self._use_triton else network.forward_packed
+        forward: Callable[..., Tensor] = packed if config.batching == "packed" else network
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
         self._is_graphed = config.cuda_graph is True and self.device.type == "cuda"
         work = self._accumulate_gradients
@@ -93,7 +100,10 @@ class TrainStep:
         `check` is called between parts; whatever it raises leaves the weights as they were, and so does the
         OutOfMemoryError of a part that is too large.
         """
-        self.model.train()
+        self._network.train()
+        if self._copies:
+            with torch.no_grad():
+                torch._foreach_copy_(self._copies, list[Tensor](self.model.parameters()))
         loss_sum = torch.zeros((), device=self.device)
         num_tokens = torch.zeros((), device=self.device)
         try:
@@ -148,20 +158,28 @@ class TrainStep:
 
     def _accumulate_gradients(self, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor]:
         """Add to the gradients of the parameters; return the summed loss and the number of target tokens."""
+        network = self._network
+        for copied in self._copies:
+            copied.grad = None
         with self._precision():
             with record_function("forward"):
                 hidden = self._forward(*batch.inputs)
             with record_function("loss"):
                 loss, count = cross_entropy_sum(
                     hidden,
-                    self.model.output_weight,
+                    network.output_weight,
                     batch.tgt_out,
                     pad_id=self.model.vocabulary.pad_id,
                     label_smoothing=self.config.label_smoothing,
-                    bias=self.model.output_bias,
+                    bias=network.output_bias,
+                    use_triton=self._use_triton,
                 )
         with record_function("backward"):
             loss.backward()
+        if self._copies:  # summed over the parts in float32
+            for gradient, copied in zip(gradients_of(list(self.model.parameters())), self._copies, strict=True):
+                if copied.grad is not None:
+                    gradient += copied.grad
         return loss.detach(), count
 
     def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int, num_steps: int) -> StepOutcome:
@@ -205,6 +223,10 @@ def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp], part_tokens: int)
     while num_tokens > num_parts * part_tokens and 2 * num_parts <= len(rows):
         num_parts *= 2
     return np.array_split(rows, num_parts)
+
+
+def _runs_triton(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _seed_of(seed: int, step: int, part: int) -> int:

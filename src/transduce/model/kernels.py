@@ -1,0 +1,217 @@
+"""Attention within short sentences for a GPU, in Triton; `Segments._attend_padded` is its plain form.
+
+torch's kernel for packed rows works on blocks of 128 queries and 128 keys, and sentences have some 27 tokens: most of
+each block is masked. Here a block has 32, and a program computes one block of one head of one sentence. As in flash
+attention (Dao et al. 2022) the scores are never in memory: the backward pass computes them again.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK = 32
+
+
+def attend(
+    q: Float[Tensor, "tgt_tokens heads head_dim"],
+    k: Float[Tensor, "src_tokens heads head_dim"],
+    v: Float[Tensor, "src_tokens heads head_dim"],
+    offsets: tuple[Int[Tensor, " sentences_and_one"], Int[Tensor, " sentences_and_one"]],
+    max_lens: tuple[int, int],
+    *,
+    is_causal: bool,
+) -> Float[Tensor, "tgt_tokens heads head_dim"]:
+    """Attention from each sentence of the queries to the same one of the keys.
+
+    `offsets` of both sides: sentence i is offsets[i] to offsets[i + 1], and no longer than its side's `max_lens`.
+    Causal only if both sides are the same.
+    """
+    output: Tensor = _Attention.apply(q, k, v, *offsets, max_lens, is_causal)
+    return output
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        query_offsets: Tensor,
+        key_offsets: Tensor,
+        max_lens: tuple[int, int],
+        is_causal: bool,
+    ) -> Tensor:
+        # A row of a head lies in one piece, and rows and heads may lie anywhere: views of one projection need no copy.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        output = torch.empty_like(q, memory_format=torch.contiguous_format)
+        # The logarithm of each query's sum of exponentials: all that the backward pass needs of the softmax.
+        log_sums = torch.empty(q.shape[:2], device=q.device, dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, output, log_sums, query_offsets, key_offsets)
+        ctx.max_lens = max_lens
+        ctx.settings = {"is_causal": is_causal, "block_len": _BLOCK, "head_dim": q.size(-1), "num_warps": 2}
+        _forward[_grid(max_lens[0], q, query_offsets)](
+            q, k, v, output, log_sums, query_offsets, key_offsets,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], q.size(1), q.size(-1) ** -0.5, **ctx.settings,
+        )  # fmt: skip
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, output, log_sums, query_offsets, key_offsets = ctx.saved_tensors
+        grad = grad_outputs[0].contiguous()
+        grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        num_queries, num_keys = ctx.max_lens
+        inputs = (q, k, v, output, log_sums, query_offsets, key_offsets, grad)
+        numbers = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], q.size(1), q.size(-1) ** -0.5)
+        _backward_of_queries[_grid(num_queries, q, query_offsets)](*inputs, grad_q, *numbers, **ctx.settings)
+        _backward_of_keys[_grid(num_keys, q, key_offsets)](*inputs, grad_k, grad_v, *numbers, **ctx.settings)
+        return grad_q, grad_k, grad_v, None, None, None, None
+
+
+def _grid(max_len: int, q: Tensor, offsets: Tensor) -> tuple[int, int, int]:
+    """A program for each sentence, each head, and each block that the longest sentence has."""
+    return len(offsets) - 1, q.size(1), triton.cdiv(max_len, _BLOCK)
+
+
+@triton.jit
+def _tile(x, first, rows, length, head, x_row, x_head, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The `rows` of one head of a sentence that begins at row `first` and has `length` rows; zeros beyond it."""
+    columns = tl.arange(0, head_dim)
+    places = x + (first + rows).to(tl.int64)[:, None] * x_row + head * x_head + columns[None, :]
+    return tl.load(places, mask=(rows < length)[:, None], other=0.0)
+
+
+@triton.jit
+def _scores(q, k, queries, keys, num_keys, scale, is_causal: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Equation 1 before its softmax: a tile of q times one of k, -inf where a query may not look."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    may_look = (keys < num_keys)[None, :]
+    if is_causal:
+        may_look = may_look & (queries[:, None] >= keys[None, :])
+    return tl.where(may_look, scores, float("-inf"))
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    q, k, v, output, log_sums, query_offsets, key_offsets,
+    q_row, q_head, k_row, k_head, v_row, v_head, num_heads, scale,
+    is_causal: tl.constexpr, block_len: tl.constexpr, head_dim: tl.constexpr,
+):  # fmt: skip
+    sentence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(query_offsets + sentence)
+    num_queries = tl.load(query_offsets + sentence + 1) - first
+    if block * block_len < num_queries:  # most sentences have fewer blocks than the longest
+        first_key = tl.load(key_offsets + sentence)
+        num_keys = tl.load(key_offsets + sentence + 1) - first_key
+        queries = block * block_len + tl.arange(0, block_len)
+        q_tile = _tile(q, first, queries, num_queries, head, q_row, q_head, head_dim)
+        largest = tl.full([block_len], float("-inf"), tl.float32)
+        total = tl.zeros([block_len], tl.float32)
+        mixed = tl.zeros([block_len, head_dim], tl.float32)
+        end = tl.minimum((block + 1) * block_len, num_keys) if is_causal else num_keys
+        for start in range(0, end, block_len):
+            keys = start + tl.arange(0, block_len)
+            k_tile = _tile(k, first_key, keys, num_keys, head, k_row, k_head, head_dim)
+            v_tile = _tile(v, first_key, keys, num_keys, head, v_row, v_head, head_dim)
+            scores = _scores(q_tile, k_tile, queries, keys, num_keys, scale, is_causal)
+            # Softmax over keys that come block by block: what was summed is rescaled to the largest score so far.
+            # Each query sees the first key, so that is finite from the first block on.
+            new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+            shrink = tl.exp(largest - new_largest)
+            weights = tl.exp(scores - new_largest[:, None])
+            total = total * shrink + tl.sum(weights, axis=1)
+            mixed = mixed * shrink[:, None]
+            mixed += tl.dot(weights.to(v_tile.dtype), v_tile, input_precision="ieee")
+            largest = new_largest
+        columns, rows = tl.arange(0, head_dim), (first + queries).to(tl.int64) * num_heads + head
+        is_real = queries < num_queries
+        mixed = (mixed / total[:, None]).to(output.dtype.element_ty)
+        tl.store(output + rows[:, None] * head_dim + columns[None, :], mixed, mask=is_real[:, None])
+        tl.store(log_sums + rows, largest + tl.log(total), mask=is_real)
+
+
+@triton.jit
+def _weights_and_slopes(  # type: ignore[no-untyped-def]
+    q, k, v, output, log_sums, grad, queries, keys, first, num_queries, num_keys, head, num_heads, scale,
+    is_causal: tl.constexpr, head_dim: tl.constexpr,
+):  # fmt: skip
+    """For tiles of q, k and v: the attention weights, and the gradient of the loss by the scores; that by the output.
+
+    With weights P = softmax(S) and output O = P V, dP = dO V^T, and dS = P * (dP - rowsum(dO * O)).
+    """
+    output_tile = _tile(output, first, queries, num_queries, head, num_heads * head_dim, head_dim, head_dim)
+    grad_tile = _tile(grad, first, queries, num_queries, head, num_heads * head_dim, head_dim, head_dim)
+    rows = (first + queries).to(tl.int64) * num_heads + head
+    log_sum = tl.load(log_sums + rows, mask=queries < num_queries, other=float("inf"))  # no weight beyond the sentence
+    weights = tl.exp(_scores(q, k, queries, keys, num_keys, scale, is_causal) - log_sum[:, None])
+    by_weights = tl.dot(grad_tile, tl.trans(v), input_precision="ieee")
+    mean = tl.sum(grad_tile.to(tl.float32) * output_tile.to(tl.float32), axis=1)
+    return weights, weights * (by_weights - mean[:, None]) * scale, grad_tile
+
+
+@triton.jit
+def _backward_of_queries(  # type: ignore[no-untyped-def]
+    q, k, v, output, log_sums, query_offsets, key_offsets, grad, grad_q,
+    q_row, q_head, k_row, k_head, v_row, v_head, num_heads, scale,
+    is_causal: tl.constexpr, block_len: tl.constexpr, head_dim: tl.constexpr,
+):  # fmt: skip
+    sentence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(query_offsets + sentence)
+    num_queries = tl.load(query_offsets + sentence + 1) - first
+    if block * block_len < num_queries:
+        first_key = tl.load(key_offsets + sentence)
+        num_keys = tl.load(key_offsets + sentence + 1) - first_key
+        queries = block * block_len + tl.arange(0, block_len)
+        q_tile = _tile(q, first, queries, num_queries, head, q_row, q_head, head_dim)
+        total = tl.zeros([block_len, head_dim], tl.float32)
+        end = tl.minimum((block + 1) * block_len, num_keys) if is_causal else num_keys
+        for start in range(0, end, block_len):
+            keys = start + tl.arange(0, block_len)
+            k_tile = _tile(k, first_key, keys, num_keys, head, k_row, k_head, head_dim)
+            v_tile = _tile(v, first_key, keys, num_keys, head, v_row, v_head, head_dim)
+            _, slopes, _ = _weights_and_slopes(
+                q_tile, k_tile, v_tile, output, log_sums, grad, queries, keys, first, num_queries, num_keys, head,
+                num_heads, scale, is_causal, head_dim,
+            )  # fmt: skip
+            total += tl.dot(slopes.to(k_tile.dtype), k_tile, input_precision="ieee")
+        columns, rows = tl.arange(0, head_dim), (first + queries).to(tl.int64) * num_heads + head
+        places = grad_q + rows[:, None] * head_dim + columns[None, :]
+        tl.store(places, total.to(grad_q.dtype.element_ty), mask=(queries < num_queries)[:, None])
+
+
+@triton.jit
+def _backward_of_keys(  # type: ignore[no-untyped-def]
+    q, k, v, output, log_sums, query_offsets, key_offsets, grad, grad_k, grad_v,
+    q_row, q_head, k_row, k_head, v_row, v_head, num_heads, scale,
+    is_causal: tl.constexpr, block_len: tl.constexpr, head_dim: tl.constexpr,
+):  # fmt: skip
+    sentence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first_key = tl.load(key_offsets + sentence)
+    num_keys = tl.load(key_offsets + sentence + 1) - first_key
+    if block * block_len < num_keys:
+        first = tl.load(query_offsets + sentence)
+        num_queries = tl.load(query_offsets + sentence + 1) - first
+        keys = block * block_len + tl.arange(0, block_len)
+        k_tile = _tile(k, first_key, keys, num_keys, head, k_row, k_head, head_dim)
+        v_tile = _tile(v, first_key, keys, num_keys, head, v_row, v_head, head_dim)
+        total_k = tl.zeros([block_len, head_dim], tl.float32)
+        total_v = tl.zeros([block_len, head_dim], tl.float32)
+        begin = block * block_len if is_causal else 0  # queries before these keys do not see them
+        for start in range(begin, num_queries, block_len):
+            queries = start + tl.arange(0, block_len)
+            q_tile = _tile(q, first, queries, num_queries, head, q_row, q_head, head_dim)
+            weights, slopes, grad_tile = _weights_and_slopes(
+                q_tile, k_tile, v_tile, output, log_sums, grad, queries, keys, first, num_queries, num_keys, head,
+                num_heads, scale, is_causal, head_dim,
+            )  # fmt: skip
+            total_v += tl.dot(tl.trans(weights).to(grad_tile.dtype), grad_tile, input_precision="ieee")
+            total_k += tl.dot(tl.trans(slopes).to(q_tile.dtype), q_tile, input_precision="ieee")
+        columns, rows = tl.arange(0, head_dim), (first_key + keys).to(tl.int64) * num_heads + head
+        places, is_real = rows[:, None] * head_dim + columns[None, :], (keys < num_keys)[:, None]
+        tl.store(grad_k + places, total_k.to(grad_k.dtype.element_ty), mask=is_real)
+        tl.store(grad_v + places, total_v.to(grad_v.dtype.element_ty), mask=is_real)

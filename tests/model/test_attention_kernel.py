@@ -1,0 +1,77 @@
+"""Attention in Triton, interpreted where there is no GPU, against equation 1 written out in float64."""
+
+import math
+from itertools import accumulate
+
+import pytest
+import torch
+from torch import Tensor
+
+from small_model import small_model
+from transduce.model import Packing
+from transduce.model.config import VocabularySizes
+
+pytest.importorskip("triton")
+from transduce.model.kernels import attend
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Below, at and above the length of a block, and of two.
+QUERY_LENS, KEY_LENS = [1, 31, 32, 33, 70, 5], [40, 1, 32, 65, 3, 97]
+
+
+def packing_of(lens: list[int], num_empty: int = 2) -> Packing:
+    return Packing(
+        torch.tensor([number for number, length in enumerate(lens) for _ in range(length)], device=DEVICE),
+        torch.tensor([position for length in lens for position in range(length)], device=DEVICE),
+        torch.tensor([0, *accumulate(lens + [0] * num_empty)], dtype=torch.int32, device=DEVICE),
+        max(lens),
+    )
+
+
+def equation_1(q: Tensor, k: Tensor, v: Tensor, query_lens: list[int], key_lens: list[int], causal: bool) -> Tensor:
+    """Sentence by sentence, head by head."""
+    outputs = []
+    for q_one, k_one, v_one in zip(q.split(query_lens), k.split(key_lens), v.split(key_lens), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q_one, k_one) / math.sqrt(q.size(-1))
+        if causal:
+            scores += torch.full(scores.shape[1:], -math.inf, dtype=scores.dtype, device=DEVICE).triu(1)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v_one))
+    return torch.cat(outputs)
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "num_heads", "head_dim", "bound"), [(torch.float32, 3, 16, 1e-6), (torch.float16, 1, 64, 2e-3)]
+)
+def test_attention_and_its_gradients_are_those_of_equation_1(is_causal, dtype, num_heads, head_dim, bound):
+    torch.manual_seed(1)
+    key_lens = QUERY_LENS if is_causal else KEY_LENS
+    queries = packing_of(QUERY_LENS)
+    keys = queries if is_causal else packing_of(key_lens)
+    # Views of one projection, as in self-attention.
+    for_queries, for_keys = (
+        torch.randn(sum(n), 3, num_heads, head_dim).to(DEVICE, dtype) for n in (QUERY_LENS, key_lens)
+    )
+    q, k, v = (x.requires_grad_() for x in (for_queries[:, 0], for_keys[:, 1], for_keys[:, 2]))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    weights = torch.randn(q.shape).to(DEVICE, dtype)
+    offsets, max_lens = (queries.offsets, keys.offsets), (queries.max_len, keys.max_len)
+    output = attend(q, k, v, offsets, max_lens, is_causal=is_causal)
+    expected = equation_1(*exact, QUERY_LENS, key_lens, is_causal)
+    assert distance(output, expected) < bound
+    gradients = torch.autograd.grad((output * weights).sum(), (q, k, v))
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * weights).sum(), exact), strict=True):
+        assert ours.dtype == dtype
+        assert distance(ours, theirs) < bound
+
+
+def test_a_model_computes_the_same_with_its_own_kernels():
+    model = small_model(VocabularySizes.joint(13), d_model=32, num_heads=2, positions="rotary").to(DEVICE)
+    src, tgt = (torch.randint(3, 13, (1, sum(lens)), device=DEVICE) for lens in ([5, 3, 8], [2, 6, 1]))
+    packings = packing_of([5, 3, 8]), packing_of([2, 6, 1])
+    ours, theirs = (model.forward_packed(src, tgt, *packings, use_triton=use_triton) for use_triton in (True, False))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
