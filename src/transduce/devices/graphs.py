@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 B = TypeVar("B")  # a tensor, or a dataclass of tensors and numbers
+R = TypeVar("R")
 
 _MOST_GRAPHS = 16  # one for each batch shape, first come first served; other shapes run without a graph
 _WARM_UP_RUNS = 3  # libraries choose and allocate in their first calls, which must not be recorded
@@ -56,21 +57,35 @@ class GraphedWork(Generic[B]):
     def _record(self, batch: B) -> _Recording:
         gradients = gradients_of(self._parameters)
         before = [gradient.clone() for gradient in gradients]
-        # Warmed up on a side stream, as it will be captured on one: the default stream cannot be captured.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP_RUNS):
-                self._work(batch)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads, such as NCCL's watchdog, may go on querying the device.
-        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
-        with torch.cuda.stream(torch.cuda.current_stream()), recording:  # it leaves its stream only if it succeeds
-            results = self._work(batch)
+        graph, results = _capture(lambda: self._work(batch), self._pool)
         self._pool = graph.pool()
         torch._foreach_copy_(gradients, before)  # the warm-up added to them
         return _Recording(graph, batch, results)
+
+
+def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`work`, which reads and writes tensors that stay where they are, as one CUDA graph; unchanged on a CPU.
+
+    It is called a few times before this returns.
+    """
+    return _capture(work)[0].replay if device.type == "cuda" else work
+
+
+def _capture(work: Callable[[], R], pool: Any = None) -> tuple[Any, R]:
+    """A CUDA graph of `work`, and what it returned."""
+    # Warmed up on a side stream, as it will be captured on one: the default stream cannot be captured.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP_RUNS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # "thread_local": other threads, such as NCCL's watchdog, may go on querying the device.
+    recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    with torch.cuda.stream(torch.cuda.current_stream()), recording:  # it leaves its stream only if it succeeds
+        results = work()
+    return graph, results
 
 
 def gradients_of(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -64,7 +64,7 @@ def beam_search(
         if any(rule.required for rule in row_rules):
             ranked = _rank_in_banks(log_probs, beams, row_rules, config.beam_size, special)
         else:
-            ranked = _rank_continuations(log_probs, beams.log_probs, 2 * config.beam_size)
+            ranked = rank_continuations(log_probs, beams.log_probs, 2 * config.beam_size)
         norm = length_norm_of(torch.tensor(float(length)), config).item()
         for row, output in _ended(ranked, beams, config.beam_size, special.eos, norm):
             if len(outputs[sentences[row]]) < config.beam_size:
@@ -123,7 +123,7 @@ class _Beams(NamedTuple):
         return _Beams(*(field[rows] for field in self))
 
 
-def _rank_continuations(
+def rank_continuations(
     log_probs: Float[Tensor, "batch beam vocab"], totals: Float[Tensor, "batch beam"], num_ranks: int
 ) -> _Ranked:
     """The `num_ranks` most likely continuations of hypotheses whose log-probabilities are `totals`.
@@ -158,7 +158,7 @@ def _rank_in_banks(
     Hypotheses that miss equally many required tokens are a bank, and the banks choose in turn, the one that misses
     fewest first. So neither the most likely hypotheses nor those that fulfill constraints fill the beam alone.
     """
-    most_likely = _rank_continuations(log_probs, beams.log_probs, 2 * beam_size)
+    most_likely = rank_continuations(log_probs, beams.log_probs, 2 * beam_size)
     refuse_nan(most_likely.log_probs[:, 0].tolist())
     # To Python at once: what follows asks for single numbers, each of which would wait for the device.
     columns = zip(

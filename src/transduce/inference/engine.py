@@ -15,6 +15,7 @@ calls that compute it. What differs:
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +40,11 @@ _STEPS_PER_PRUNING = 4  # steps that there is room for after dead slots are drop
 class InferenceState:
     """The keys and values of a batch between two tokens. One slot holds those of one token of one hypothesis.
 
-    During a step, by layer: `new_slots` are where its keys and values go, `keys` (transposed) and `values` are those of
-    all tokens so far.
+    During a step, by layer: `keys` (transposed) and `values` are those of all tokens so far, to which `append` adds its
+    own.
     """
 
-    new_slots: tuple[Float[Tensor, "batch beam two heads head_dim"], ...]
+    shape: tuple[int, int, int, int]  # of the queries: batch, beam, heads, head_dim
     keys: tuple[Float[Tensor, "batch_heads head_dim slots"], ...]
     values: tuple[Float[Tensor, "batch_heads slots head_dim"], ...]
     bias: Float[Tensor, "#batch_heads #beam slots"] | None  # added to scores: -inf at slots of others and empty ones
@@ -79,13 +80,23 @@ class InferenceState:
             is_same = torch.eye(width, dtype=torch.bool, device=parents.device)
             self._ancestry[:, :, first:] = F.pad(is_same, (0, self._past.size(4) - self.num_slots))
         self.num_steps += 1
+        self.shape = (*parents.shape, self._past.size(3), self._past.size(5))
         # (L, 2, B, H, beam, K) -> (L, B, beam, 2, H, K)
-        self.new_slots = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
+        self._new_slots = self._past[:, :, :, :, first : self.num_slots].permute(0, 2, 4, 1, 3, 5).unbind(0)
         end = self.num_slots
         if len(parents) >= _MANY_SENTENCES:
             end = _to_whole_vectors(end)
         self.keys, self.values = _by_layer(self._past[:, :, :, :, :end])
         self.bias = self._bias(end)
+
+    @property
+    def position(self) -> int:
+        """The position of the current token."""
+        return self.num_steps - 1
+
+    def append(self, layer: int, keys_and_values: Float[Tensor, "batch beam two heads head_dim"]) -> None:
+        """Store the current tokens' keys and values of one layer."""
+        self._new_slots[layer].copy_(keys_and_values)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all sentences but `rows`, so that finished ones cost nothing more."""
@@ -139,6 +150,57 @@ class InferenceState:
         self._ancestry[:, :, self.num_slots :] = False
 
 
+class StaticState:
+    """The keys and values of a batch of constant shape, for a captured graph: `InferenceState` without its economies.
+
+    There is room for `num_steps` tokens of each hypothesis from the start, and a step is told by tensors alone.
+    """
+
+    def __init__(self, cross: Tensor, beam: int, num_steps: int) -> None:
+        """`cross` is zeros of the shape that `fill` will be given."""
+        _, _, batch_size, num_heads, src_len, head_dim = cross.shape
+        self.shape = (batch_size, beam, num_heads, head_dim)
+        self._cross = cross
+        self._past = cross.new_zeros(*cross.shape[:4], num_steps * beam, head_dim)
+        slots = torch.arange(num_steps * beam, device=cross.device)
+        self._step_of, self._rank_of = slots // beam, slots % beam
+        self._is_ancestor = torch.zeros(batch_size, beam, len(slots), dtype=torch.bool, device=cross.device)
+        self._is_own_rank = self._rank_of == torch.arange(beam, device=cross.device)[:, None]  # (beam, slots)
+        self.position = torch.zeros(1, dtype=torch.int64, device=cross.device)
+        self._cross_bias = cross.new_zeros(batch_size, num_heads, 1, src_len)
+        self.cross_bias = self._cross_bias.flatten(0, 1)
+        self.cross_keys, self.cross_values = _by_layer(cross)
+        self.keys, self.values = _by_layer(self._past)
+        self.bias = cross.new_zeros(batch_size * num_heads, beam, len(slots))
+
+    def fill(self, other: InferenceState) -> None:
+        """Begin with the sources of `other`, of which there may be fewer tokens and fewer sentences."""
+        batch_size, src_len = other._source_mask.shape
+        self._cross[:, :, :batch_size, :, :src_len] = other._cross
+        self._cross_bias.fill_(-math.inf)
+        self._cross_bias[..., 0] = 0.0  # of a sentence that is not there
+        is_hidden = ~other._source_mask[:, None, None]
+        self._cross_bias[:batch_size, ..., :src_len] = torch.where(is_hidden, -math.inf, 0.0)
+        self._is_ancestor.zero_()
+        self.position.fill_(-1)
+
+    def advance(self, parents: Int[Tensor, "batch beam"]) -> None:
+        """Open the next position; hypothesis i now continues what was hypothesis `parents[i]`."""
+        self.position += 1
+        ancestors = self._is_ancestor.gather(1, parents[..., None].expand_as(self._is_ancestor))
+        self._is_ancestor.copy_(ancestors | (self._is_own_rank & (self._step_of == self.position)))
+        bias = torch.zeros_like(self._is_ancestor, dtype=self.bias.dtype).masked_fill(~self._is_ancestor, -math.inf)
+        self.bias.copy_(bias[:, None].expand(-1, self.shape[2], -1, -1).flatten(0, 1))
+
+    def append(self, layer: int, keys_and_values: Float[Tensor, "batch beam two heads head_dim"]) -> None:
+        """Store the current tokens' keys and values of one layer."""
+        slots = self.position * self.shape[1] + torch.arange(self.shape[1], device=self.position.device)
+        self._past[layer].index_copy_(3, slots, keys_and_values.permute(2, 0, 3, 1, 4))  # (2, B, H, beam, K)
+
+
+S = TypeVar("S", InferenceState, StaticState)
+
+
 class InferenceModel:
     """A trained Transformer prepared for decoding: `start` and `step` with the results of the model's own.
 
@@ -171,6 +233,7 @@ class InferenceModel:
         self._decoder_norm = _norm_of(model.decoder.final_norm)
         self._num_ids = len(model.output_weight)
         num_more = -self._num_ids % _BLOCK_LEN
+        self.num_logits = self._num_ids + num_more
         bias = None if model.output_bias is None else F.pad(model.output_bias, (0, num_more))
         self._output = make_map(F.pad(model.output_weight, (0, 0, 0, num_more)), bias)
 
@@ -186,15 +249,21 @@ class InferenceModel:
         num_more = -src.size(1) % _VECTOR_LEN if len(src) >= _MANY_SENTENCES else 0
         return InferenceState(F.pad(cross, (0, 0, 0, num_more)).contiguous(), F.pad(mask, (0, num_more)))
 
+    def empty_cross(self, batch_size: int, src_len: int) -> Float[Tensor, "layers two batch heads src_len head_dim"]:
+        """Zeros of the shape that the keys and values of so many sources have."""
+        weight = self._embed_source.weight
+        head_dim = weight.size(1) // self._num_heads
+        return weight.new_zeros(len(self._decoder_layers), 2, batch_size, self._num_heads, src_len, head_dim)
+
     def step(
-        self, tokens: Int[Tensor, "batch beam"], parents: Int[Tensor, "batch beam"], state: InferenceState
-    ) -> tuple[Float[Tensor, "batch beam vocab"], InferenceState]:
+        self, tokens: Int[Tensor, "batch beam"], parents: Int[Tensor, "batch beam"], state: S
+    ) -> tuple[Float[Tensor, "batch beam vocab"], S]:
         """Append `tokens[b, i]` to hypothesis `parents[b, i]` of sentence b, and score the token after it.
 
         Returns logits, -inf for ids that only fill the last block, and the state, which is the one given, changed.
         """
         state.advance(parents)
-        x = self._embed_target(tokens.view(-1, 1), state.num_steps - 1)
+        x = self._embed_target(tokens.view(-1, 1), state.position)
         for layer in self._decoder_layers:
             x = layer(x, state)
         logits = self._output(self._decoder_norm(x))
@@ -206,17 +275,18 @@ class _Embedding:
     """Scaled embeddings plus positions."""
 
     def __init__(self, embedding: nn.Embedding, positions: SinusoidalPositions | LearnedPositions | None) -> None:
-        self._weight, self._positions = embedding.weight, positions
+        self.weight, self._positions = embedding.weight, positions
         self._scale = math.sqrt(embedding.embedding_dim)  # section 3.4
 
-    def __call__(self, ids: Int[Tensor, "batch len"], first: int) -> Float[Tensor, "rows d_model"]:
-        """The vectors of ids at positions `first`, `first` + 1, ..."""
-        x = F.embedding(ids, self._weight) * self._scale
+    def __call__(self, ids: Int[Tensor, "batch len"], first: int | Int[Tensor, "1"]) -> Float[Tensor, "rows d_model"]:
+        """The vectors of ids at positions `first`, `first` + 1, ...; of one position if it is on the device."""
+        x = F.embedding(ids, self.weight) * self._scale
         if self._positions is not None:
-            end = first + ids.size(1)
-            self._positions.reserve(end)
             positions = self._positions
-            x += (positions.table if isinstance(positions, SinusoidalPositions) else positions.weight)[first:end]
+            if isinstance(first, int):
+                positions.reserve(first + ids.size(1))
+            table = positions.table if isinstance(positions, SinusoidalPositions) else positions.weight
+            x += table[first : first + ids.size(1)] if isinstance(first, int) else table.index_select(0, first)
         return x.flatten(0, 1)
 
 
@@ -268,23 +338,24 @@ class _DecoderLayer:
         self._add_and_norm_2 = _add_and_norm_of(layer.residual_2)
         self._add_and_norm_3 = _add_and_norm_of(layer.residual_3)
 
-    def __call__(self, x: Float[Tensor, "rows d_model"], state: InferenceState) -> Float[Tensor, "rows d_model"]:
+    def __call__(
+        self, x: Float[Tensor, "rows d_model"], state: InferenceState | StaticState
+    ) -> Float[Tensor, "rows d_model"]:
         x = self._add_and_norm_1(x, lambda x: self._self_attend(x, state))
         x = self._add_and_norm_2(x, lambda x: self._cross_attend(x, state))
         return self._add_and_norm_3(x, self._feed_forward)
 
-    def _self_attend(self, x: Tensor, state: InferenceState) -> Tensor:
-        new_slots = state.new_slots[self._index]
-        parts = self._qkv(x).view(*new_slots.shape[:2], 3, *new_slots.shape[3:])
+    def _self_attend(self, x: Tensor, state: InferenceState | StaticState) -> Tensor:
+        batch_size, beam, *heads = state.shape
+        parts = self._qkv(x).view(batch_size, beam, 3, *heads)
         if self._rotary is not None:
             turned = parts[:, :, :2].flatten(0, 1).flatten(1, 2)[:, :, None]  # a view: (B * beam, 2 * H, 1, K)
-            turned.copy_(self._rotary(turned, torch.tensor([state.num_steps - 1], device=x.device)))
-        new_slots.copy_(parts[:, :, 1:])  # a view of the cache: this token's keys are among those it attends to
+            turned.copy_(self._rotary(turned, torch.as_tensor(state.position, device=x.device).view(1)))
+        state.append(self._index, parts[:, :, 1:])  # this token's keys are among those it attends to
         return self._self_out(_attend(parts[:, :, 0], state.keys[self._index], state.values[self._index], state.bias))
 
-    def _cross_attend(self, x: Tensor, state: InferenceState) -> Tensor:
-        batch_size, beam, _, *heads = state.new_slots[self._index].shape
-        q = self._query(x).view(batch_size, beam, *heads)
+    def _cross_attend(self, x: Tensor, state: InferenceState | StaticState) -> Tensor:
+        q = self._query(x).view(state.shape)
         keys, values = state.cross_keys[self._index], state.cross_values[self._index]
         return self._cross_out(_attend(q, keys, values, state.cross_bias))
 
