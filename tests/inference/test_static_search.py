@@ -85,3 +85,22 @@ def test_scores_that_are_no_numbers_are_refused():
     searches = StaticSearches(InferenceModel(predictor.model), SPECIAL, DecodingConfig(beam_size=2))
     with pytest.raises(TransduceError, match="NaN"):
         searches(sources_of([3], 12, 1), torch.tensor([5], device=DEVICE))
+
+
+def test_a_predictor_takes_this_search_where_it_is_asked_to_and_can(monkeypatch):
+    monkeypatch.setattr("transduce.inference.predictor._runs_graphs", lambda _device: True)
+    num_batches = []
+    search = StaticSearches.__call__
+    monkeypatch.setattr(StaticSearches, "__call__", lambda *given: num_batches.append(1) or search(*given))
+    predictor = random_predictor(MODEL, TOKENIZER, DecodingConfig(beam_size=3), seed=1, scale=0.5).to(DEVICE)
+    texts = ["the cat sat", "", "birds", "a mat and the birds in trees"]
+    graphed = DecodingConfig(beam_size=3, cuda_graph=True)
+    expected = [[each.ids for each in n_best] for n_best in predictor.predict_n_best(texts, 2)]
+    assert not num_batches
+    outputs = predictor.predict_n_best(texts, 2, decoding=graphed)
+    assert [[each.ids for each in n_best] for n_best in outputs] == expected
+    assert num_batches
+    num_batches.clear()
+    for settings in ({"min_len": 3}, {"temperature": 1.0}):
+        predictor.predict(texts, decoding=DecodingConfig(cuda_graph=True, **settings))
+    assert not num_batches

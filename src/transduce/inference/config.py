@@ -37,6 +37,10 @@ class DecodingConfig:
     """Sample only from the most likely tokens whose probabilities add up to p (nucleus sampling)."""
     seed: int = 1
     """Random seed of sampling."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic precision on a GPU."""
+    cuda_graph: bool = False
+    """Search on a GPU in CUDA graphs, of whole batches at once: the same outputs. Constrained searches go without."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= _WIDEST_BEAM:

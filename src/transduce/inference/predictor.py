@@ -1,5 +1,6 @@
 """The predictor: text in, predictions out. Every front end uses it."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from threading import Lock
@@ -24,12 +25,14 @@ from transduce.inference.engine import InferenceModel
 from transduce.inference.forced_decoding import Annotation, Calibration, annotate
 from transduce.inference.rules import rules_of, with_characters
 from transduce.inference.search import Hypothesis, SpecialIds, Step, greedy_search, sample
+from transduce.inference.static_search import StaticSearches
 from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
 
 # Tokens of a batch, those of the sources and of all hypotheses: enough for large products, few enough for the caches of
 # a CPU to hold their keys and values, and for several workers to have batches.
 _TOKENS_AT_ONCE = 8_192
+_TOKENS_IN_A_GRAPH = 65_536  # those of a GPU, which wants them large
 
 # Only so many times model.max_len characters of a text are tokenized: no token is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
@@ -95,11 +98,12 @@ class Predictor:
         self.alphabet = Alphabet.of(self.tokenizer, self.seen) if self.seen else None  # None: any id may follow
         self._reported: set[str] = set()  # characters, and "" for lengths
         self.special = SpecialIds(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
-        self._engine: InferenceModel | None = None
+        self._engines: dict[str, InferenceModel] = {}  # by precision
+        self._searches: dict[Any, StaticSearches] = {}  # those of the last settings
         survive_forks(_ENGINE_LOCK)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_engine": None}  # prepared anew where it is unpickled
+        return vars(self) | {"_engines": {}, "_searches": {}}  # prepared anew where it is unpickled
 
     def __repr__(self) -> str:
         config, count = self.model.config, sum(parameter.numel() for parameter in self.model.parameters())
@@ -166,7 +170,7 @@ class Predictor:
         *,
         decoding: DecodingConfig | None = None,
         row_numbers: Sequence[int] | None = None,
-        watch: Callable[[Step[Any]], Step[Any]] = lambda step: step,
+        watch: Callable[[Step[Any]], Step[Any]] | None = None,
     ) -> list[list[Hypothesis]]:
         """The `num_best` best outputs, as ids, for sources given as ids with the end symbol; best first.
 
@@ -185,17 +189,21 @@ class Predictor:
         rules = self._rules(sources, constraints, max_lens, row_numbers, decoding)
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
         src_lens = np.array([len(ids) for ids in sources], dtype=np.int32)
-        batch_tokens = max(1, _TOKENS_AT_ONCE // (1 + (1 if decoding.is_sampling else beam_size)))
+        engine = self._prepared_engine(decoding.precision)  # before the workers start, not by the first of them
+        static = None if watch else self._static_searches(engine, decoding, num_best)
+        tokens_at_once = _TOKENS_IN_A_GRAPH if static else _TOKENS_AT_ONCE
+        batch_tokens = max(1, tokens_at_once // (1 + (1 if decoding.is_sampling else beam_size)))
         batches = bucket_batches(src_lens, src_lens, batch_tokens=batch_tokens, order=range(len(sources)))
-        engine = self._prepared_engine()  # before the workers start, not by the first of them
 
         @torch.inference_mode()
         def decode(rows: np.ndarray) -> None:
             src = pad_sources([sources[row] for row in rows]).to(self.device)
             limits = torch.tensor([max_lens[row] for row in rows], device=src.device)
             options: dict[str, Any] = {"config": decoding, "rules": [rules[row] for row in rows] if rules else []}
-            step, special = watch(engine.step), self.special
-            if decoding.is_sampling:
+            step, special = watch(engine.step) if watch else engine.step, self.special
+            if static and all(rule.is_empty and rule.alphabet is self.alphabet for rule in options["rules"]):
+                hypotheses = static(src, limits)
+            elif decoding.is_sampling:
                 numbers, samples = [row_numbers[row] for row in rows], []
                 for index in range(num_best):
                     uniforms = _uniforms(numbers, index, decoding.seed, int(limits.max())).to(src.device)
@@ -239,7 +247,7 @@ class Predictor:
         chosen = find_device(str(device))
         self._refuse_int8_on(chosen)
         self.model.to(chosen)
-        self._engine = None
+        self._engines, self._searches = {}, {}
         return self
 
     @property
@@ -254,19 +262,32 @@ class Predictor:
     @property
     def is_int8(self) -> bool:
         """Whether any matrix is multiplied in int8: `int8` asks for it, and a small model has none that gains by it."""
-        return self.int8 and self._prepared_engine().is_int8
+        return self.int8 and self._prepared_engine("float32").is_int8
 
     def _refuse_int8_on(self, device: torch.device) -> None:
         if self.int8 and device.type != "cpu":
             raise TransduceError("int8 is for prediction on a CPU: leave it out, or give --device cpu.")
 
-    def _prepared_engine(self) -> InferenceModel:
+    def _prepared_engine(self, precision: str) -> InferenceModel:
         """The model prepared for decoding: by the first thread that needs it, while others wait."""
+        precision = precision if self.device.type == "cuda" else "float32"
         with _ENGINE_LOCK:
-            if self._engine is None:
+            if precision not in self._engines:
                 keep_freed_memory()
-                self._engine = InferenceModel(self.model, int8=self.int8)
-            return self._engine
+                model = self.model if precision == "float32" else copy.deepcopy(self.model).to(torch.bfloat16)
+                self._engines[precision] = InferenceModel(model, int8=self.int8)
+            return self._engines[precision]
+
+    def _static_searches(
+        self, engine: InferenceModel, decoding: DecodingConfig, num_best: int
+    ) -> StaticSearches | None:
+        """The searches in graphs, if these settings and the device have any."""
+        if not decoding.cuda_graph or decoding.is_sampling or not _runs_graphs(self.device):
+            return None
+        key = decoding, num_best
+        if key not in self._searches:
+            self._searches = {key: StaticSearches(engine, self.special, decoding, num_best, self.alphabet)}
+        return self._searches[key]
 
     def _constraints_of(self, texts: Sequence[str], constraints: ConstraintsOf) -> list[Constraints]:
         """The constraints on the outputs of each text."""
@@ -334,6 +355,10 @@ class Predictor:
             new = [set(self.tokenizer.decode_source(ids)) - self.seen.source_characters for ids in sources]
             rules = [with_characters(rule, each) if each else rule for rule, each in zip(rules, new, strict=True)]
         return [] if not self.alphabet and all(rule.is_empty for rule in rules) else rules
+
+
+def _runs_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _uniforms(row_numbers: list[int], sample_index: int, seed: int, length: int) -> Float[Tensor, "rows length"]:

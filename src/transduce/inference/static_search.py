@@ -21,7 +21,8 @@ from transduce.inference.search import Hypothesis, SpecialIds, length_norm_of, l
 
 _STEPS_BETWEEN_LOOKS = 4  # until Python asks whether all sentences are done
 _LEN_ROUNDING = 32  # of sources and of outputs
-_MOST_SEARCHES = 12  # shapes with a graph at a time
+_SENTENCES_ROUNDING = 256
+_MOST_SEARCHES = 6  # shapes with a graph at a time: each keeps the keys and values of its largest batch
 
 
 class StaticSearches:
@@ -44,7 +45,7 @@ class StaticSearches:
         """The best outputs of each sentence, best first."""
         num_steps = int(max_lens.max())
         shape = (
-            1 << (len(src) - 1).bit_length(),
+            _rounded(len(src)),
             *(-(-length // _LEN_ROUNDING) * _LEN_ROUNDING for length in (src.size(1), num_steps)),
         )
         search = self._searches.pop(shape, None) or self._make(*shape, src.device)
@@ -52,6 +53,11 @@ class StaticSearches:
         if len(self._searches) > _MOST_SEARCHES:
             del self._searches[next(iter(self._searches))]
         return search(src, max_lens)
+
+
+def _rounded(num_sentences: int) -> int:
+    """A power of two, and from some hundreds on a multiple: few shapes, and few sentences that are not there."""
+    return min(1 << (num_sentences - 1).bit_length(), -(-num_sentences // _SENTENCES_ROUNDING) * _SENTENCES_ROUNDING)
 
 
 class _StaticSearch:
