@@ -1,19 +1,30 @@
 """Is training on this GPU right, and how fast is it?
 
-    python benchmarks/gpu.py [-o benchmarks/results/gpu.json] [--models tiny base big] [--modes bucketed packed ...]
+    PYTHONPATH=src python benchmarks/gpu.py [-o benchmarks/results/gpu.json] [--parts checks base ...]
 
-First the checks: each compares two ways to the same numbers, within a bound that it states. Then the speed of tiny,
-base and big in bfloat16 on random ids with lengths like those of news translation. What fails is written down in one
-line, and the rest goes on; the file is written after each result, so that nothing is lost if the time is up.
+It goes part by part, each in a process of its own with its own time limit, some eight minutes in all:
 
-`--rehearse` goes the same way on a CPU with tiny sizes, as far as that is possible there: to try the script itself.
+- checks: each compares two ways to the same numbers, within a bound that it states;
+- tiny, base, big: training in bfloat16 on random ids with lengths like those of news translation, in several ways;
+- baseline: the same with an older version of this project, whose tree is in a folder (--baseline):
+  `mkdir -p build/baseline && git archive d149bbf src benchmarks/gpu.py | tar x -C build/baseline`;
+- huggingface, nn.Transformer: a plain loop of theirs over the same pairs, in padded batches of similar lengths;
+- decoding, baseline decoding, huggingface decoding: random sentences with random weights of tiny, from ids to ids.
+
+It needs torch, triton, jaxtyping and tokenizers, and for Hugging Face transformers; nothing is installed. What fails is
+written down in one line, and the rest goes on; the file is written after each part, so that nothing is lost if the time
+is up. At the end it prints a table. `--rehearse` goes the same way on a CPU with tiny sizes, as far as that is possible
+there: to try the script itself.
 """
 
 import argparse
 import gc
 import json
+import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from transduce.cli.benchmark import usage
 from transduce.cli.benchmark.matrix_products import synchronize
@@ -40,6 +52,7 @@ from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.loss import cross_entropy_sum
 from transduce.training.step import TrainStep
 
+HERE = Path(__file__).resolve().parent
 # Products of bfloat16 that the makers promise, without sparsity, in operations a second.
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 MODES: dict[str, dict[str, Any]] = {
@@ -47,7 +60,20 @@ MODES: dict[str, dict[str, Any]] = {
     "packed": {"batching": "packed"},
     "packed compiled": {"batching": "packed", "compile": True},
     "packed graphed": {"batching": "packed", "cuda_graph": True},
-}
+    "weights in bfloat16": {"batching": "packed", "precision": "bfloat16_weights"},
+    "own kernels": {"batching": "packed", "kernels": "triton"},
+    "both": {"batching": "packed", "precision": "bfloat16_weights", "kernels": "triton"},
+    "both graphed": {
+        "batching": "packed", "precision": "bfloat16_weights", "kernels": "triton", "cuda_graph": True,
+    },
+}  # fmt: skip
+PEERS = ("huggingface", "nn.Transformer")
+DECODING = {"decoding": ("plain", "graphed", "bfloat16"), "huggingface decoding": ("huggingface",)}
+# Seconds that a part may take.
+LIMITS = {
+    "checks": 100, "base": 90, "baseline": 100, "decoding": 60, "baseline decoding": 50, "tiny": 45, "big": 75,
+    "huggingface": 45, "nn.Transformer": 45, "huggingface decoding": 60,
+}  # fmt: skip
 LEN_SPREAD, SIDE_SPREAD, MOST_TOKENS = 0.6, 0.15, 250  # spreads: of logarithms
 SEED = 1
 
@@ -149,6 +175,59 @@ def check_attention(work: Work, device: torch.device) -> Bounded:
     return found
 
 
+def check_kernels(work: Work, device: torch.device) -> Bounded:
+    """Attention and loss of our own against their plain forms, in bfloat16 on a GPU and float32 on a CPU."""
+    from transduce.model.kernels import attend
+    from transduce.training.kernels import loss_and_gradient
+    from transduce.training.loss import _loss_and_gradient
+
+    found: Bounded = {}
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    ((rows,),) = planned(work, pairs := random_pairs(work), "packed", 1)
+    batch = collate_packed(pairs, rows, num_tokens=work.batch_tokens).to(device)
+    for head_dim in (32, 64):
+        for kind, keys in (("cross", batch.src_packing), ("causal", batch.tgt_packing)):
+            segments = Segments(batch.tgt_packing, keys)
+            generator = torch.Generator().manual_seed(SEED)
+            q, k, v, weights = (
+                torch.randn(len(packing.sentences), 4, head_dim, generator=generator).to(device, dtype)
+                for packing in (segments.queries, keys, keys, segments.queries)
+            )
+            weights[int((batch.tgt_out != 0).sum()) :] = 0  # fillers differ, and nobody asks
+            offsets, max_lens = (segments.queries.offsets, keys.offsets), (segments.queries.max_len, keys.max_len)
+            results = []
+            for is_ours in (True, False):
+                leaves = [x.detach().to(dtype if is_ours else torch.float32).requires_grad_() for x in (q, k, v)]
+                if is_ours:
+                    out = attend(*leaves, offsets, max_lens, is_causal=kind == "causal")
+                else:
+                    rows_of_heads = (x.transpose(0, 1)[None] for x in leaves)
+                    out = segments._attend_padded(*rows_of_heads, kind == "causal")[0].transpose(0, 1)
+                results.append([out * (weights != 0), *torch.autograd.grad((out * weights).sum(), leaves)])
+            for name, ours, theirs in zip(("out", "dq", "dk", "dv"), *results, strict=True):
+                found[f"attention, {kind} {head_dim} {name}"] = (distance(ours, theirs), 0.02)
+    logits = 3 * torch.randn(64, work.vocabulary, generator=torch.Generator().manual_seed(SEED)).to(device, dtype)
+    targets = torch.arange(64, device=device)
+    theirs = _loss_and_gradient(logits.float(), targets, 0.1, torch.empty_like(logits, dtype=torch.float32))
+    for name, ours, expected in zip(("", ", gradient"), loss_and_gradient(logits, targets, 0.1), theirs, strict=True):
+        found[f"loss{name}"] = (distance(ours, expected), 0.01)
+    return found
+
+
+def check_learning(work: Work, device: torch.device) -> Bounded:
+    """The mean loss of 200 small steps with bfloat16 weights and kernels of our own, against float32 on the CPU."""
+    work = replace(work, batch_tokens=min(512, work.batch_tokens), num_batches=10)
+    pairs, num_steps = random_pairs(work), 200 if device.type == "cuda" else 5
+    optim = OptimConfig(schedule="constant", learning_rate=0.001, warmup_steps=1, epsilon=1e-6)
+    plan = planned(work, pairs, "packed", work.num_batches)
+    losses = []
+    ours = {"precision": "bfloat16_weights", "kernels": "triton", "cuda_graph": device.type == "cuda"}
+    for where, settings in ((device, ours), (torch.device("cpu"), {"precision": "float32"})):
+        update = new_step(work, where, optim=optim, batching="packed", **settings)
+        losses.append(torch.tensor([update(pairs, plan[n % len(plan)], n + 1).read().loss for n in range(num_steps)]))
+    return {"mean loss": (distance(losses[0].mean(), losses[1].mean()), 0.01)}
+
+
 def numbers_of(
     model: Transformer, work: Work, device: torch.device, batching: str, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,7 +326,7 @@ def check_no_waiting(work: Work, device: torch.device) -> Bounded:
             continue
         for ema_decay, max_grad_norm in ((0.0, 0.0), (0.999, 1.0)):
             optim = OptimConfig(ema_decay=ema_decay, max_grad_norm=max_grad_norm)
-            update = new_step(work, device, optim=optim, precision="bfloat16", **settings)
+            update = new_step(work, device, optim=optim, **{"precision": "bfloat16"} | settings)
             (micro_batches,) = planned(work, pairs, settings.get("batching", "bucketed"), 1)
             for step in (1, 2, 3):
                 update(pairs, micro_batches, step)
@@ -266,6 +345,8 @@ CHECKS = {
     "tiny: bfloat16 against float32": check_bfloat16,
     "steps replayed from graphs against others": check_graphs,
     "a step does not wait for the device": check_no_waiting,
+    "kernels of our own against their plain forms": check_kernels,
+    "bfloat16 weights and kernels of our own against float32 on the CPU": check_learning,
 }
 
 
@@ -327,7 +408,7 @@ def measure(work: Work, mode: str, device: torch.device) -> dict[str, Any]:
     plan = planned(work, pairs, settings.get("batching", "bucketed"), work.num_batches)
     rows = np.concatenate([batch for step in plan for batch in step])
     usage.forget_peak_memory(device)
-    update = new_step(work, device, precision="bfloat16", **settings)
+    update = new_step(work, device, **{"precision": "bfloat16"} | settings)
     started = time.perf_counter()
     for number, micro_batches in enumerate(plan):  # every shape once: to compile it, to record it
         outcome = update(pairs, micro_batches, number + 1)
@@ -404,14 +485,153 @@ def facts(device: torch.device, work: dict[str, Work]) -> dict[str, Any]:
     }
 
 
+def peer_logits(name: str, work: Work, device: torch.device) -> tuple[torch.nn.Module, Callable[..., Tensor]]:
+    """A model of theirs of the same sizes, and its logits for source and target ids."""
+    sizes = work.model
+    if name == "huggingface":
+        from transformers import MarianConfig, MarianMTModel
+
+        sides = {}
+        for side, num in (("encoder", sizes.num_encoder_layers), ("decoder", sizes.num_decoder_layers)):
+            sides |= {f"{side}_layers": num, f"{side}_ffn_dim": sizes.d_ff, f"{side}_attention_heads": sizes.num_heads}
+        config = MarianConfig(
+            vocab_size=work.vocabulary, d_model=sizes.d_model, dropout=sizes.dropout, attention_dropout=0.0,
+            activation_dropout=0.0, activation_function="relu", scale_embedding=True, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None, **sides,
+        )  # fmt: skip
+        marian = MarianMTModel(config).to(device).train()
+        return (
+            marian,
+            lambda src, tgt: (
+                marian(input_ids=src, attention_mask=(src != 0).long(), decoder_input_ids=tgt, use_cache=False).logits
+            ),
+        )
+    embedding = torch.nn.Embedding(work.vocabulary, sizes.d_model)
+    network = torch.nn.Transformer(
+        sizes.d_model, sizes.num_heads, sizes.num_encoder_layers, sizes.num_decoder_layers, sizes.d_ff, sizes.dropout,
+        batch_first=True,
+    )  # fmt: skip
+    both = torch.nn.ModuleList([embedding, network]).to(device).train()
+
+    def logits(src: Tensor, tgt: Tensor) -> Tensor:
+        causal = torch.ones(tgt.size(1), tgt.size(1), dtype=torch.bool, device=device).triu(1)
+        x, y = (embedding(ids) * sizes.d_model**0.5 for ids in (src, tgt))
+        masks = {"src_key_padding_mask": src == 0, "memory_key_padding_mask": src == 0}
+        return network(x, y, tgt_mask=causal, tgt_key_padding_mask=tgt == 0, **masks) @ embedding.weight.T
+
+    return both, logits
+
+
+def measure_peer(name: str, work: Work, device: torch.device) -> dict[str, Any]:
+    """Target tokens a second of a plain loop: padded batches, bfloat16 by autocast, a fused Adam."""
+    pairs = random_pairs(work)
+    plan = [batch for step in planned(work, pairs, "bucketed", work.num_batches) for batch in step]
+    model, logits_of = peer_logits(name, work, device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+    seconds = []
+    for _ in range(1 + work.num_blocks):  # the first warms up
+        synchronize(device)
+        started = time.perf_counter()
+        for rows in plan:
+            batch = collate(pairs, rows).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = logits_of(*batch.inputs).flatten(0, 1)
+                loss = cross_entropy(logits, batch.tgt_out.flatten(), ignore_index=0, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    speeds = sorted(int(pairs.tgt_lens[np.concatenate(plan)].sum()) / each for each in seconds[1:])
+    return {"target_tokens_per_second": {"median": median(speeds), "min": speeds[0], "max": speeds[-1]}}
+
+
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Checks training on a GPU, and measures how fast it is.")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results/gpu.json")
-    parser.add_argument("--models", nargs="+", choices=WORK, default=list(WORK))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--no-checks", action="store_true", help="measure alone")
+    parser = argparse.ArgumentParser(description="Checks a GPU, and measures how fast it trains and decodes.")
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "results/gpu.json")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_argument("--baseline", type=Path, default=HERE.parent / "build/baseline", help="an older version")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[m for m in MODES if m != "packed compiled"])
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one part, in this process
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU with tiny sizes")
     return parser.parse_args(words)
+
+
+def run_here(part: str, arguments: argparse.Namespace) -> None:
+    """One part, row after row into the output file."""
+    device = torch.device("cpu" if arguments.rehearse else "cuda")
+    if arguments.rehearse:
+        torch.set_num_threads(1)  # so little work is not worth two
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        arguments.output.write_text(json.dumps(rows))
+
+    if part == "checks":
+        for name in CHECKS:
+            add(run_check(name, CHECKED_IN_REHEARSAL if arguments.rehearse else CHECKED, device))
+        return
+    works = REHEARSAL if arguments.rehearse else WORK
+    if part in PEERS:
+        for name in ("tiny",) if arguments.rehearse else ("base", "tiny"):
+            try:
+                add({"model": name, "mode": part, "error": None} | measure_peer(part, works[name], device))
+            except Exception as error:
+                add({"model": name, "mode": part, "error": in_a_line(error)})
+            free_memory(device)
+        return
+    for mode in arguments.modes:
+        if part == "big" and mode not in ("packed", "both", "both graphed"):
+            continue
+        if not (arguments.rehearse and MODES[mode].get("compile")):  # compiling for a CPU takes a compiler and a minute
+            add(run_measurement(part, works[part], mode, device))
+
+
+def run_part(part: str, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a part that ran in processes of its own, and what went wrong, in a line."""
+    rows, problems, ends = [], [], time.monotonic() + LIMITS[part]
+    rehearse = ["--rehearse"] * arguments.rehearse
+    tree = arguments.baseline if part.startswith("baseline") else HERE.parent
+    if part == "baseline":
+        models = ["tiny"] if arguments.rehearse else ["base", "big", "tiny"]
+        modes = ["packed", "packed graphed"]
+        own = ["--no-checks", "--models", *models, "--modes", *modes, *rehearse, "-o"]
+        commands = [[tree / "benchmarks/gpu.py", *own]]
+    elif part.endswith("decoding"):
+        script, lines = HERE / "peers/gpu_decoding.py", ["--lines", "20"] * arguments.rehearse
+        ways = DECODING.get(part, ("plain",))
+        commands = [[script, *rehearse, *lines, "--way", way, "--output"] for way in ways]
+    else:
+        own = ["--here", "--parts", part, "--modes", *arguments.modes, *rehearse, "-o"]
+        commands = [[HERE / "gpu.py", *own]]
+    for command in commands:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "rows.json"
+            words = [sys.executable, "-P", *map(str, command), str(output)]
+            environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
+            try:
+                done = subprocess.run(
+                    words, env=environment, capture_output=True, text=True, timeout=max(1.0, ends - time.monotonic())
+                )
+                problem = done.stderr.strip().split("\n")[-1][:300] if done.returncode else ""
+            except subprocess.TimeoutExpired:
+                problem = f"stopped after {LIMITS[part]} seconds"
+            problems += [problem] * bool(problem)
+            found = json.loads(output.read_text()) if output.exists() else []
+            rows += found["measurements"] if isinstance(found, dict) else found
+    return rows, "; ".join(problems)
+
+
+def told(part: str, row: dict[str, Any]) -> str:
+    if part == "checks":
+        return f"{row['name']}: {row['error'] or ('holds' if row['holds'] else 'DOES NOT HOLD')}"
+    if part.endswith("decoding"):
+        search = "greedy" if row["beam_size"] == 1 else f"beam {row['beam_size']}"
+        numbers = f"{row['tokens_per_second']:,.0f} tokens/s; one line alone {row['milliseconds_alone']:.1f} ms"
+        return f"{part}, {row['way']}, {search}: {numbers}"
+    name = f"{row['model']}, {'' if part in WORK or part in PEERS else part + ', '}{row['mode']}"
+    return f"{name}: {row['error'] or format(row['target_tokens_per_second']['median'], ',.0f') + ' target tokens/s'}"
 
 
 def main(words: list[str]) -> int:
@@ -421,30 +641,26 @@ def main(words: list[str]) -> int:
             "no GPU is to be seen here: nothing was measured (--rehearse tries the script on a CPU).", file=sys.stderr
         )
         return 2
-    if arguments.rehearse:
-        torch.set_num_threads(1)  # so little work is not worth two
+    if arguments.here:
+        run_here(arguments.parts[0], arguments)
+        return 0
+    work = REHEARSAL if arguments.rehearse else WORK
     device = torch.device("cpu" if arguments.rehearse else "cuda")
-    checked = CHECKED_IN_REHEARSAL if arguments.rehearse else CHECKED
-    work = REHEARSAL if arguments.rehearse else {name: WORK[name] for name in arguments.models}
-    # Compiling for a CPU takes a compiler and a minute.
-    modes = [mode for mode in arguments.modes if not (arguments.rehearse and MODES[mode].get("compile"))]
-    report: dict[str, Any] = facts(device, work) | {"rehearsal": arguments.rehearse, "checks": [], "measurements": []}
+    report: dict[str, Any] = facts(device, work) | {"rehearsal": arguments.rehearse, "parts": {}}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    for name in [] if arguments.no_checks else CHECKS:
-        found = run_check(name, checked, device)
-        report["checks"].append(found)
-        print(f"{name}: {found['error'] or ('holds' if found['holds'] else 'DOES NOT HOLD')}", flush=True)
+    for part in arguments.parts:
+        if arguments.rehearse and part in ("base", "big"):
+            continue
+        started = time.monotonic()
+        rows, problem = run_part(part, arguments)
+        report["parts"][part] = {"rows": rows, "error": problem or None, "seconds": time.monotonic() - started}
+        for line in [*(told(part, row) for row in rows), *([f"{part}: {problem}"] if problem else [])]:
+            print(line, flush=True)
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    for name, each in work.items():
-        for mode in modes:
-            row = run_measurement(name, each, mode, device)
-            report["measurements"].append(row)
-            speed = row["error"] or f"{row['target_tokens_per_second']['median']:,.0f} target tokens/s"
-            print(f"{name}, {mode}: {speed}", flush=True)
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    is_right = all(found["holds"] for found in report["checks"])
-    is_whole = all(row["error"] is None for row in report["measurements"])
-    return 0 if arguments.rehearse or (is_right and is_whole) else 1
+    parts = report["parts"]
+    rows = [row for part in parts.values() for row in part["rows"]]
+    is_right = all(row.get("holds", True) and not row.get("error") for row in rows)
+    return 0 if arguments.rehearse or (is_right and not any(part["error"] for part in parts.values())) else 1
 
 
 if __name__ == "__main__":
