@@ -37,9 +37,12 @@ class DecoderLayer(nn.Module):
         own_segments: Segments | None = None,
     ) -> Float[Tensor, "batch tgt_len d_model"]:
         """`memory`: the encoder's output as this layer's keys and values. `own_segments`: of a packed batch."""
-        x = self.residual_1(x, lambda x: self.self_attention(x, mask=own_segments, is_causal=True))
-        x = self.residual_2(x, lambda x: self.cross_attention(x, memory, mask=memory_mask))
-        return self.residual_3(x, self.feed_forward)
+        residuals = self.residual_1, self.residual_2, self.residual_3
+        use_triton = own_segments is not None and own_segments.use_triton
+        add_1, add_2, add_3 = (residual.by_triton if use_triton else residual for residual in residuals)
+        x = add_1(x, lambda x: self.self_attention(x, mask=own_segments, is_causal=True))
+        x = add_2(x, lambda x: self.cross_attention(x, memory, mask=memory_mask))
+        return add_3(x, self.feed_forward)
 
     def step(
         self, x: Float[Tensor, "batch beam d_model"], state: DecoderState, index: int

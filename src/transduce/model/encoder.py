@@ -24,8 +24,11 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch src_len d_model"], mask: Bool[Tensor, "batch 1 1 src_len"] | Segments | None
     ) -> Float[Tensor, "batch src_len d_model"]:
-        x = self.residual_1(x, lambda x: self.self_attention(x, mask=mask))
-        return self.residual_2(x, self.feed_forward)
+        residuals = self.residual_1, self.residual_2
+        use_triton = isinstance(mask, Segments) and mask.use_triton
+        add_1, add_2 = (residual.by_triton if use_triton else residual for residual in residuals)
+        x = add_1(x, lambda x: self.self_attention(x, mask=mask))
+        return add_2(x, self.feed_forward)
 
 
 class Encoder(nn.Module):

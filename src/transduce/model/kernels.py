@@ -1,7 +1,9 @@
-"""Attention within short sentences for a GPU, in Triton; `Segments._attend_padded` is its plain form.
+"""Kernels of a GPU, in Triton: attention within short sentences, and Add & Norm.
 
-torch's kernel for packed rows works on blocks of 128 queries and 128 keys, and sentences have some 27 tokens: most of
-each block is masked. Here a block has 32, and a program computes one block of one head of one sentence. As in flash
+`Segments._attend_padded` and `AddAndNorm` are their plain forms.
+
+torch's attention for packed rows works on blocks of 128 queries and 128 keys, and sentences have some 27 tokens: most
+of each block is masked. Here a block has 32, and a program computes one block of one head of one sentence. As in flash
 attention (Dao et al. 2022) the scores are never in memory: the backward pass computes them again.
 """
 
@@ -14,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _BLOCK = 32
+_PROGRAMS = 256  # that share the rows of a norm in its backward pass
 
 
 def attend(
@@ -215,3 +218,127 @@ def _backward_of_keys(  # type: ignore[no-untyped-def]
         places, is_real = rows[:, None] * head_dim + columns[None, :], (keys < num_keys)[:, None]
         tl.store(grad_k + places, total_k.to(grad_k.dtype.element_ty), mask=is_real)
         tl.store(grad_v + places, total_v.to(grad_v.dtype.element_ty), mask=is_real)
+
+
+def add_and_norm(
+    residual: Float[Tensor, "*rows d_model"],
+    x: Float[Tensor, "*rows d_model"],
+    norm: torch.nn.LayerNorm | None,
+    *,
+    dropout: float,
+) -> Float[Tensor, "*rows d_model"]:
+    """norm(residual + Dropout(x)) in one pass over memory, or without a norm the sum; see `residual.AddAndNorm`."""
+    # What is dropped is a function of a number that is drawn on the device, so that a replayed graph draws another.
+    seed = torch.empty(1, dtype=torch.int64, device=x.device).random_(2**31)
+    weight, bias, eps = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+    output: Tensor = _AddAndNorm.apply(residual, x, weight, bias, seed, dropout, eps)
+    return output
+
+
+class _AddAndNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        residual: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        seed: Tensor,
+        dropout: float,
+        eps: float,
+    ) -> Tensor:
+        residual, x = residual.contiguous(), x.contiguous()
+        width, num_rows = x.size(-1), x.numel() // x.size(-1)
+        total = torch.empty_like(residual)
+        output = total if weight is None else torch.empty_like(residual)
+        statistics = torch.empty(
+            2, num_rows, device=x.device, dtype=torch.float32
+        )  # mean and 1 / deviation of each row
+        ctx.settings = {"has_norm": weight is not None, "block_len": triton.next_power_of_2(width), "num_warps": 4}
+        ctx.dropout = dropout
+        _add_and_norm[(num_rows,)](
+            residual, x, weight, bias, total, output, statistics, seed, num_rows, width, dropout, eps, **ctx.settings
+        )
+        ctx.save_for_backward(weight, total if weight is not None else None, statistics, seed)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        weight, total, statistics, seed = ctx.saved_tensors
+        grad = grad_outputs[0].contiguous()
+        width, num_rows = grad.size(-1), grad.numel() // grad.size(-1)
+        grad_x = torch.empty_like(grad)
+        grad_residual = grad if weight is None else torch.empty_like(grad)
+        num_programs = min(num_rows, _PROGRAMS)
+        # Each program adds up the gradients of weight and bias over its own rows.
+        sums = torch.empty(2, num_programs, width, device=grad.device, dtype=torch.float32)
+        _backward_of_add_and_norm[(num_programs,)](
+            grad, weight, total, statistics, seed, grad_residual, grad_x, sums, num_rows, width, ctx.dropout,
+            **ctx.settings,
+        )  # fmt: skip
+        if weight is None:
+            return grad_residual, grad_x, None, None, None, None, None
+        grad_weight, grad_bias = sums.sum(dim=1).to(weight.dtype)
+        return grad_residual, grad_x, grad_weight, grad_bias, None, None, None
+
+
+@triton.jit
+def _scales(seed, row, columns, width, dropout):  # type: ignore[no-untyped-def]
+    """0 for what is dropped, and 1 / (1 - dropout) for the rest."""
+    is_kept = tl.rand(seed, row * width + columns) >= dropout
+    return tl.where(is_kept, 1.0 / (1.0 - dropout), 0.0)
+
+
+@triton.jit
+def _add_and_norm(  # type: ignore[no-untyped-def]
+    residual, x, weight, bias, total, output, statistics, seed, num_rows, width, dropout, eps,
+    has_norm: tl.constexpr, block_len: tl.constexpr,
+):  # fmt: skip
+    row, columns = tl.program_id(0), tl.arange(0, block_len)
+    is_real, places = columns < width, row * width + columns
+    kept = tl.load(x + places, mask=is_real, other=0.0).to(tl.float32)
+    if dropout > 0:
+        kept *= _scales(tl.load(seed), row, columns, width, dropout)
+    z = tl.load(residual + places, mask=is_real, other=0.0).to(tl.float32) + kept
+    tl.store(total + places, z.to(total.dtype.element_ty), mask=is_real)
+    if has_norm:
+        mean = tl.sum(z, axis=0) / width
+        centered = tl.where(is_real, z - mean, 0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=0) / width + eps)
+        tl.store(statistics + row, mean)
+        tl.store(statistics + num_rows + row, scale)
+        gain = tl.load(weight + columns, mask=is_real, other=0.0).to(tl.float32)
+        shift = tl.load(bias + columns, mask=is_real, other=0.0).to(tl.float32)
+        normed = centered * scale * gain + shift
+        tl.store(output + places, normed.to(output.dtype.element_ty), mask=is_real)
+
+
+@triton.jit
+def _backward_of_add_and_norm(  # type: ignore[no-untyped-def]
+    grad, weight, total, statistics, seed, grad_residual, grad_x, sums, num_rows, width, dropout,
+    has_norm: tl.constexpr, block_len: tl.constexpr,
+):  # fmt: skip
+    """With n = (z - mean) / deviation: dn = dy * weight, and dz = (dn - mean(dn) - n mean(dn * n)) / deviation."""
+    first, num_programs, columns = tl.program_id(0), tl.num_programs(0), tl.arange(0, block_len)
+    is_real = columns < width
+    sum_weight = tl.zeros([block_len], tl.float32)
+    sum_bias = tl.zeros([block_len], tl.float32)
+    for row in range(first, num_rows, num_programs):
+        places = row * width + columns
+        slope = tl.load(grad + places, mask=is_real, other=0.0).to(tl.float32)
+        if has_norm:
+            mean, scale = tl.load(statistics + row), tl.load(statistics + num_rows + row)
+            z = tl.load(total + places, mask=is_real, other=0.0).to(tl.float32)
+            normed = tl.where(is_real, (z - mean) * scale, 0.0)
+            sum_weight += slope * normed
+            sum_bias += slope
+            slope *= tl.load(weight + columns, mask=is_real, other=0.0).to(tl.float32)
+            mean_slope, mean_product = tl.sum(slope, axis=0) / width, tl.sum(slope * normed, axis=0) / width
+            slope = (slope - mean_slope - normed * mean_product) * scale
+            tl.store(grad_residual + places, slope.to(grad_residual.dtype.element_ty), mask=is_real)
+        if dropout > 0:
+            slope *= _scales(tl.load(seed), row, columns, width, dropout)
+        tl.store(grad_x + places, slope.to(grad_x.dtype.element_ty), mask=is_real)
+    if has_norm:
+        tl.store(sums + first * width + columns, sum_weight, mask=is_real)
+        tl.store(sums + (num_programs + first) * width + columns, sum_bias, mask=is_real)

@@ -32,3 +32,16 @@ class AddAndNorm(nn.Module):
         if self.norm_first:
             return self.dropout.add(x, sublayer(self.norm(x)))
         return self.norm(self.dropout.add(x, sublayer(x)))
+
+    def by_triton(
+        self, x: Float[Tensor, "batch len d_model"], sublayer: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "batch len d_model"]:
+        """`forward` by a kernel of our own, for a GPU; there is none for a norm without mean."""
+        if not isinstance(self.norm, nn.LayerNorm):
+            return self(x, sublayer)
+        from transduce.model.kernels import add_and_norm
+
+        dropout = self.dropout.p if self.training else 0.0
+        if self.norm_first:
+            return add_and_norm(x, sublayer(self.norm(x)), None, dropout=dropout)
+        return add_and_norm(x, sublayer(x), self.norm, dropout=dropout)

@@ -1,4 +1,4 @@
-"""Attention in Triton, interpreted where there is no GPU, against equation 1 written out in float64."""
+"""Attention and Add & Norm in Triton, interpreted where there is no GPU, against their plain forms in float64."""
 
 import math
 from itertools import accumulate
@@ -12,7 +12,7 @@ from transduce.model import Packing
 from transduce.model.config import VocabularySizes
 
 pytest.importorskip("triton")
-from transduce.model.kernels import attend
+from transduce.model.kernels import add_and_norm, attend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Below, at and above the length of a block, and of two.
@@ -69,8 +69,44 @@ def test_attention_and_its_gradients_are_those_of_equation_1(is_causal, dtype, n
         assert distance(ours, theirs) < bound
 
 
-def test_a_model_computes_the_same_with_its_own_kernels():
-    model = small_model(VocabularySizes.joint(13), d_model=32, num_heads=2, positions="rotary").to(DEVICE)
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_add_and_norm_and_its_gradients_are_those_of_torch(has_norm, dtype, bound, monkeypatch):
+    monkeypatch.setattr("transduce.model.kernels._PROGRAMS", 3)  # of which some have more rows
+    torch.manual_seed(1)
+    residual, x, weights = (torch.randn(2, 5, 18).to(DEVICE, dtype) for _ in range(3))
+    norm = torch.nn.LayerNorm(18).to(DEVICE, dtype) if has_norm else None
+    leaves = [residual.requires_grad_(), x.requires_grad_(), *(() if norm is None else norm.parameters())]
+    for parameter in leaves[2:]:
+        torch.nn.init.normal_(parameter)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = exact[0] + exact[1]
+    if norm is not None:
+        expected = torch.nn.functional.layer_norm(expected, (18,), *exact[2:], norm.eps)
+    output = add_and_norm(residual, x, norm, dropout=0.0)
+    assert distance(output, expected) < bound
+    gradients = torch.autograd.grad((output * weights).sum(), leaves)
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * weights).sum(), exact), strict=True):
+        assert ours.dtype == dtype
+        assert distance(ours, theirs) < bound
+
+
+def test_what_is_dropped_is_drawn_anew_and_gets_no_gradient():
+    torch.manual_seed(1)
+    residual, x = torch.zeros(40, 50, device=DEVICE), torch.ones(40, 50, device=DEVICE).requires_grad_()
+    first, second = (add_and_norm(residual, x, None, dropout=0.3) for _ in range(2))
+    assert first.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=0.04)  # four deviations
+    assert ((first == 0) & (second == 0)).float().mean().item() == pytest.approx(0.09, abs=0.03)
+    (gradient,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(gradient, first.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_model_computes_the_same_with_its_own_kernels(norm_first, norm):
+    settings = {"d_model": 32, "num_heads": 2, "positions": "rotary", "norm": norm, "norm_first": norm_first}
+    model = small_model(VocabularySizes.joint(13), **settings).to(DEVICE)
     src, tgt = (torch.randint(3, 13, (1, sum(lens)), device=DEVICE) for lens in ([5, 3, 8], [2, 6, 1]))
     packings = packing_of([5, 3, 8]), packing_of([2, 6, 1])
     ours, theirs = (model.forward_packed(src, tgt, *packings, use_triton=use_triton) for use_triton in (True, False))
