@@ -39,16 +39,8 @@ def attend(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        query_offsets: Tensor,
-        key_offsets: Tensor,
-        max_lens: tuple[int, int],
-        is_causal: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        q, k, v, query_offsets, key_offsets, max_lens, is_causal = inputs
         # A row of a head lies in one piece, and rows and heads may lie anywhere: views of one projection need no copy.
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         output = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -237,16 +229,8 @@ def add_and_norm(
 
 class _AddAndNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        residual: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        seed: Tensor,
-        dropout: float,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        residual, x, weight, bias, seed, dropout, eps = inputs
         residual, x = residual.contiguous(), x.contiguous()
         width, num_rows = x.size(-1), x.numel() // x.size(-1)
         total = torch.empty_like(residual)
