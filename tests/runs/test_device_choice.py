@@ -365,3 +365,21 @@ def test_fit_leaves_its_batches_to_the_device():
 )
 def test_a_resumed_run_keeps_what_is_left_open(asked, saved, expected):
     assert choice_of(carry_over(asking(**asked), asking(**saved)).training) == expected
+
+
+@pytest.mark.parametrize(
+    ("is_missing", "num_heads", "expected"),
+    [(True, 1, r"pip install 'transduce\[gpu\]'"), (False, 2, "these have 8: set it to 'torch'")],
+)
+def test_kernels_that_cannot_be_used_are_refused_with_what_to_do(is_missing, num_heads, expected, on_gpu, monkeypatch):
+    monkeypatch.setattr(device_choice, "find_spec", lambda _name: None if is_missing else object())
+    config = asking(kernels="triton")
+    with pytest.raises(TransduceError, match=expected):
+        on_gpu(config=replace(config, model=replace(MODEL, num_heads=num_heads)))
+
+
+def test_on_a_cpu_our_kernels_are_not_used_and_that_is_said():
+    lines: list[str] = []
+    model = Transformer(MODEL, VocabularySizes.joint(13))
+    suit_device(asking(kernels="triton"), model, EncodedPairs([[3, 2]], [[3, 2]]), 1, lines.append)
+    assert lines == ["training.kernels does nothing on a CPU"]

@@ -85,11 +85,11 @@ def _check_kernels(model: TransformerConfig, device: torch.device, report: Calla
     if device.type != "cuda":
         report("training.kernels does nothing on a CPU")
     elif find_spec("triton") is None:
-        raise TransduceError('training.kernels = "triton" needs triton (pip install \'transduce[gpu]\'): or "torch".')
+        raise TransduceError("training.kernels = 'triton' needs triton: pip install 'transduce[gpu]'")
     elif not is_tile_size(head_dim):
         raise TransduceError(
-            f'training.kernels = "triton" is for heads of 16, 32, 64 or 128 channels, and these have {head_dim}: set '
-            'it to "torch", or choose other model.num_heads.'
+            f"training.kernels = 'triton' is for heads of 16, 32, 64 or 128 channels, and these have {head_dim}: set "
+            "it to 'torch', or choose other model.num_heads."
         )
 
 
