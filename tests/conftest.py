@@ -15,6 +15,7 @@ pytest_plugins = ["sampling"]
 
 if not torch.cuda.is_available():  # before Triton looks: without a GPU its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"  # it warns where this is not set
 
 # Before CTranslate2 looks: on CPUs without VNNI its other products of bytes overflow, and int8 cannot be judged.
 os.environ["CT2_USE_MKL"] = "1"

@@ -369,7 +369,7 @@ def test_a_resumed_run_keeps_what_is_left_open(asked, saved, expected):
 
 @pytest.mark.parametrize(
     ("is_missing", "num_heads", "expected"),
-    [(True, 1, r"pip install 'transduce\[gpu\]'"), (False, 2, "these have 8: set it to 'torch'")],
+    [(True, 1, r"pip install 'transduce\[gpu\]'"), (False, 2, "not for heads of 8 channels")],
 )
 def test_kernels_that_cannot_be_used_are_refused_with_what_to_do(is_missing, num_heads, expected, on_gpu, monkeypatch):
     monkeypatch.setattr(device_choice, "find_spec", lambda _name: None if is_missing else object())

@@ -27,7 +27,7 @@ def kernels(monkeypatch):
     return kernels
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.usefixtures("kernels")
 def test_the_loss_and_its_gradients_are_those_of_torch(dtype, bound):
     torch.manual_seed(1)
@@ -68,7 +68,7 @@ BATCHES = [torch.arange(first, first + 4).numpy() for first in (0, 4, 8)]
 def step_in(precision: str, learning_rate: float = 0.003) -> TrainStep:
     torch.manual_seed(1)
     return TrainStep(
-        Transformer(MODEL, VocabularySizes.joint(12)),
+        Transformer(MODEL, VocabularySizes.joint(12)).to(DEVICE),
         config=TrainingConfig(steps=100, precision=precision),
         # A large epsilon: where a gradient is nothing but rounding, Adam would make full steps of it.
         optim=OptimConfig(schedule="constant", learning_rate=learning_rate, warmup_steps=1, epsilon=1e-3),
@@ -106,10 +106,10 @@ def test_a_step_with_kernels_of_our_own_is_that_with_those_of_torch(monkeypatch)
     monkeypatch.setattr("transduce.data.packed_batches._CAPACITY_ROUNDING", 8)  # few sentences, as each is interpreted
     results = []
     for kernels in ("torch", "triton"):
-        monkeypatch.setattr("transduce.training.step._runs_triton", lambda _device: True)
+        monkeypatch.setattr("transduce.training.step.is_gpu", lambda _device: True)
         update = step_in("float32")
         settings = replace(update.config, batching="packed", kernels=kernels)
         update = TrainStep(update.model, config=settings, optim=update.optim)
         results.append(update(PAIRS, BATCHES[:1], 1).read())
-    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-5)

@@ -48,9 +48,9 @@ class GraphedWork(Generic[B]):
                 self._recordings[shape] = self._record(batch)
         recording = self._recordings[shape]
         # A graph reads from fixed addresses: a new batch is copied to where the recorded one lies.
-        for recorded, new in zip(_leaves(recording.batch), _leaves(batch), strict=True):
-            if isinstance(recorded, Tensor):
-                recorded.copy_(new)
+        for old, new in zip(_leaves(recording.batch), _leaves(batch), strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
         recording.graph.replay()
         return recording.results
 
@@ -68,7 +68,21 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], Non
 
     It is called a few times before this returns.
     """
-    return _capture(work)[0].replay if device.type == "cuda" else work
+    if not is_gpu(device):
+        return work
+    with torch.cuda.device(device):
+        graph, _ = _capture(work)
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether graphs can be captured there, and kernels of Triton run."""
+    return device.type == "cuda"
 
 
 def _capture(work: Callable[[], R], pool: Any = None) -> tuple[Any, R]:

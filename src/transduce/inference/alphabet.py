@@ -98,29 +98,27 @@ class Alphabet:
         return self._biases[begun]
 
     def tables(self, num_ids: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What `restrict` does as tables, of `num_ids` columns.
+        """What `restrict` does as tables.
 
         A state is what a text ends with: 0 a whole character, the others the bytes of one that is begun. For each state
-        the term added to the scores of what follows, and the state after each id. The third table has the term by how
-        much room is left.
+        the term added to the scores of what follows (states, num_ids), and the state after each byte (states, 256); by
+        how much room is left, the term added to those of controls and bytes.
         """
         assert self.spelled is not None
-        begun = sorted({text[:length] for text in self.spelled for length in range(1, len(text))})
-        states = {text: number for number, text in enumerate(begun, 1)}
-        biases = torch.zeros(1 + len(begun), num_ids)
+        states = {b"": 0}
+        for begun in sorted({text[:length] for text in self.spelled for length in range(1, len(text))}):
+            states[begun] = len(states)
+        biases = torch.full((len(states), num_ids), -math.inf)
+        biases[0] = 0.0
         biases[0, : len(self.bias)] = self.bias
-        biases[1:] = -math.inf
-        next_states = torch.zeros(biases.shape, dtype=torch.int64)
-        for text, number in {b"": 0, **states}.items():
+        for text, number in states.items():
             if text:
                 biases[number, _FIRST_BYTE_ID:NUM_FIXED_IDS] = self.bias_within(text)
-            following = [states.get(text + bytes([byte]), 0) for byte in range(256)]
-            next_states[number, _FIRST_BYTE_ID:NUM_FIXED_IDS] = torch.tensor(following)
-        by_room = torch.zeros(LONGEST_CHARACTER + 2, num_ids)
-        if self.longest_character > 1:
-            for room, lead in _LEADS.items():
-                by_room[room, _FIRST_BYTE_ID + lead : NUM_FIXED_IDS] = -math.inf
-        return biases, next_states, by_room
+        following = [[states.get(text + bytes([byte]), 0) for byte in range(256)] for text in states]
+        by_room = torch.zeros(LONGEST_CHARACTER + 2, NUM_FIXED_IDS)
+        for room, lead in _LEADS.items():
+            by_room[room, _FIRST_BYTE_ID + lead :] = -math.inf
+        return biases, torch.tensor(following), by_room
 
     @cached_property
     def _biases(self) -> dict[bytes, Tensor]:

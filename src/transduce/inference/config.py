@@ -40,7 +40,7 @@ class DecodingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic precision on a GPU."""
     cuda_graph: bool = False
-    """Search on a GPU in CUDA graphs, of whole batches at once: the same outputs. Constrained searches go without."""
+    """Search on a GPU in CUDA graphs: the same outputs. Sampling and sentences with constraints go without."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= _WIDEST_BEAM:

@@ -153,7 +153,8 @@ class InferenceState:
 class StaticState:
     """The keys and values of a batch of constant shape, for a captured graph: `InferenceState` without its economies.
 
-    There is room for `num_steps` tokens of each hypothesis from the start, and a step is told by tensors alone.
+    There is room for `num_steps` tokens of each hypothesis from the start, and all that differs between two steps is in
+    tensors.
     """
 
     def __init__(self, cross: Tensor, beam: int, num_steps: int) -> None:
@@ -248,6 +249,17 @@ class InferenceModel:
         cross = parts.permute(2, 3, 0, 4, 1, 5)  # (B, S, L, 2, H, K) -> (L, 2, B, H, S, K)
         num_more = -src.size(1) % _VECTOR_LEN if len(src) >= _MANY_SENTENCES else 0
         return InferenceState(F.pad(cross, (0, 0, 0, num_more)).contiguous(), F.pad(mask, (0, num_more)))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        return self._embed_source.weight.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of its keys and values in all decoder layers."""
+        weight = self._embed_source.weight
+        return 2 * len(self._decoder_layers) * weight.size(1) * weight.element_size()
 
     def empty_cross(self, batch_size: int, src_len: int) -> Float[Tensor, "layers two batch heads src_len head_dim"]:
         """Zeros of the shape that the keys and values of so many sources have."""

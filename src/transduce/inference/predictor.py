@@ -16,6 +16,7 @@ from transduce.data.seen import Seen, num_spelled_together, shown
 from transduce.data.texts import list_texts
 from transduce.devices.cpu import keep_freed_memory, survive_forks, workers
 from transduce.devices.device import find_device
+from transduce.devices.graphs import is_gpu
 from transduce.errors import TransduceError
 from transduce.inference.alphabet import MOST_UNFINISHED, Alphabet, unfinished
 from transduce.inference.beam_search import beam_search
@@ -32,7 +33,6 @@ from transduce.text.tokenizer import Tokenizer
 # Tokens of a batch, those of the sources and of all hypotheses: enough for large products, few enough for the caches of
 # a CPU to hold their keys and values, and for several workers to have batches.
 _TOKENS_AT_ONCE = 8_192
-_TOKENS_IN_A_GRAPH = 65_536  # those of a GPU, which wants them large
 
 # Only so many times model.max_len characters of a text are tokenized: no token is longer, and no line costs more.
 _CHARACTERS_PER_ID = 64
@@ -190,10 +190,13 @@ class Predictor:
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
         src_lens = np.array([len(ids) for ids in sources], dtype=np.int32)
         engine = self._prepared_engine(decoding.precision)  # before the workers start, not by the first of them
-        static = None if watch else self._static_searches(engine, decoding, num_best)
-        tokens_at_once = _TOKENS_IN_A_GRAPH if static else _TOKENS_AT_ONCE
-        batch_tokens = max(1, tokens_at_once // (1 + (1 if decoding.is_sampling else beam_size)))
-        batches = bucket_batches(src_lens, src_lens, batch_tokens=batch_tokens, order=range(len(sources)))
+        static = None if watch else self._searches_in_graphs(engine, decoding, num_best)
+        batch_tokens = max(1, _TOKENS_AT_ONCE // (1 + (1 if decoding.is_sampling else beam_size)))
+        graphed = list(range(len(sources))) if static else []
+        if static and rules:  # of sentences that nothing but the common alphabet constrains
+            graphed = [row for row in graphed if rules[row].is_empty and rules[row].alphabet is self.alphabet]
+        others = sorted({*range(len(sources))}.difference(graphed))
+        batches = bucket_batches(src_lens, src_lens, batch_tokens=batch_tokens, order=others)
 
         @torch.inference_mode()
         def decode(rows: np.ndarray) -> None:
@@ -201,9 +204,7 @@ class Predictor:
             limits = torch.tensor([max_lens[row] for row in rows], device=src.device)
             options: dict[str, Any] = {"config": decoding, "rules": [rules[row] for row in rows] if rules else []}
             step, special = watch(engine.step) if watch else engine.step, self.special
-            if static and all(rule.is_empty and rule.alphabet is self.alphabet for rule in options["rules"]):
-                hypotheses = static(src, limits)
-            elif decoding.is_sampling:
+            if decoding.is_sampling:
                 numbers, samples = [row_numbers[row] for row in rows], []
                 for index in range(num_best):
                     uniforms = _uniforms(numbers, index, decoding.seed, int(limits.max())).to(src.device)
@@ -217,6 +218,10 @@ class Predictor:
             for row, of_source in zip(rows, hypotheses, strict=True):
                 outputs[row] = of_source
 
+        if static and graphed:
+            found = static.search([sources[row] for row in graphed], [max_lens[row] for row in graphed])
+            for row, of_source in zip(graphed, found, strict=True):
+                outputs[row] = of_source
         with workers(self.device, len(batches)) as map_over:
             list(map_over(decode, reversed(batches)))  # the long ones first, so that all workers end together
         return outputs
@@ -278,16 +283,16 @@ class Predictor:
                 self._engines[precision] = InferenceModel(model, int8=self.int8)
             return self._engines[precision]
 
-    def _static_searches(
+    def _searches_in_graphs(
         self, engine: InferenceModel, decoding: DecodingConfig, num_best: int
     ) -> StaticSearches | None:
         """The searches in graphs, if these settings and the device have any."""
-        if not decoding.cuda_graph or decoding.is_sampling or not _runs_graphs(self.device):
+        if not decoding.cuda_graph or decoding.is_sampling or not is_gpu(self.device):
             return None
-        key = decoding, num_best
-        if key not in self._searches:
-            self._searches = {key: StaticSearches(engine, self.special, decoding, num_best, self.alphabet)}
-        return self._searches[key]
+        if (searches := self._searches.get((decoding, num_best))) is None:
+            searches = StaticSearches(engine, self.special, decoding, num_best=num_best, alphabet=self.alphabet)
+            self._searches = {(decoding, num_best): searches}
+        return searches
 
     def _constraints_of(self, texts: Sequence[str], constraints: ConstraintsOf) -> list[Constraints]:
         """The constraints on the outputs of each text."""
@@ -355,10 +360,6 @@ class Predictor:
             new = [set(self.tokenizer.decode_source(ids)) - self.seen.source_characters for ids in sources]
             rules = [with_characters(rule, each) if each else rule for rule, each in zip(rules, new, strict=True)]
         return [] if not self.alphabet and all(rule.is_empty for rule in rules) else rules
-
-
-def _runs_graphs(device: torch.device) -> bool:
-    return device.type == "cuda"
 
 
 def _uniforms(row_numbers: list[int], sample_index: int, seed: int, length: int) -> Float[Tensor, "rows length"]:

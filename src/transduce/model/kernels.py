@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _BLOCK = 32
-_PROGRAMS = 256  # that share the rows of a norm in its backward pass
+_PROGRAMS = 1024  # that share the rows of a norm in its backward pass
 
 
 def attend(
@@ -56,6 +57,7 @@ class _Attention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, output, log_sums, query_offsets, key_offsets = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
@@ -135,9 +137,9 @@ def _weights_and_slopes(  # type: ignore[no-untyped-def]
     q, k, v, output, log_sums, grad, queries, keys, first, num_queries, num_keys, head, num_heads, scale,
     is_causal: tl.constexpr, head_dim: tl.constexpr,
 ):  # fmt: skip
-    """For tiles of q, k and v: the attention weights, and the gradient of the loss by the scores; that by the output.
+    """For tiles of q, k and v: the weights, and the gradients by the scores (times `scale`) and by the output.
 
-    With weights P = softmax(S) and output O = P V, dP = dO V^T, and dS = P * (dP - rowsum(dO * O)).
+    With weights P = softmax(S) and output O = P V, dP = dO V^T, and dS = P * (dP - rowsum(dO * O)) for the scores S.
     """
     output_tile = _tile(output, first, queries, num_queries, head, num_heads * head_dim, head_dim, head_dim)
     grad_tile = _tile(grad, first, queries, num_queries, head, num_heads * head_dim, head_dim, head_dim)
@@ -221,7 +223,7 @@ def add_and_norm(
 ) -> Float[Tensor, "*rows d_model"]:
     """norm(residual + Dropout(x)) in one pass over memory, or without a norm the sum; see `residual.AddAndNorm`."""
     # What is dropped is a function of a number that is drawn on the device, so that a replayed graph draws another.
-    seed = torch.empty(1, dtype=torch.int64, device=x.device).random_(2**31)
+    seed = torch.empty(1, dtype=torch.int64, device=x.device).random_(2**31) if dropout else None
     weight, bias, eps = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
     output: Tensor = _AddAndNorm.apply(residual, x, weight, bias, seed, dropout, eps)
     return output
@@ -239,7 +241,7 @@ class _AddAndNorm(torch.autograd.Function):
             2, num_rows, device=x.device, dtype=torch.float32
         )  # mean and 1 / deviation of each row
         ctx.settings = {"has_norm": weight is not None, "block_len": triton.next_power_of_2(width), "num_warps": 4}
-        ctx.dropout = dropout
+        ctx.dropout, ctx.x_dtype = dropout, x.dtype
         _add_and_norm[(num_rows,)](
             residual, x, weight, bias, total, output, statistics, seed, num_rows, width, dropout, eps, **ctx.settings
         )
@@ -247,11 +249,12 @@ class _AddAndNorm(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         weight, total, statistics, seed = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
         width, num_rows = grad.size(-1), grad.numel() // grad.size(-1)
-        grad_x = torch.empty_like(grad)
+        grad_x = torch.empty_like(grad, dtype=ctx.x_dtype)
         grad_residual = grad if weight is None else torch.empty_like(grad)
         num_programs = min(num_rows, _PROGRAMS)
         # Each program adds up the gradients of weight and bias over its own rows.

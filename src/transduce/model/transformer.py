@@ -64,7 +64,7 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "1 tgt_tokens d_model"]:
         """`forward` of sentences that lie end to end in one row instead of one to a row.
 
-        `use_triton`: with the attention of `kernels`, for a GPU.
+        `use_triton`: with attention and Add & Norm of `kernels`, for a GPU.
         """
         most = self.config.max_len  # no position of a packed batch is beyond
         x = self._embed(src, src_packing.positions, self.src_embedding, self.src_positions, most)

@@ -13,7 +13,6 @@ from transduce.config.settings import ExperimentConfig
 from transduce.data.batches import TrainingPairs
 from transduce.devices import machine
 from transduce.errors import OutOfMemoryError, TransduceError
-from transduce.model.config import TransformerConfig
 from transduce.model.packing import is_kernel_size, is_tile_size
 from transduce.model.transformer import Transformer
 from transduce.training.config import TrainingConfig
@@ -49,7 +48,7 @@ def suit_device(
     """
     asked, device = config.training, model.output_weight.device
     if asked.kernels == "triton":
-        _check_kernels(config.model, device, report)
+        _check_kernels(config, device, report)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     new = settled(config, capability, num_gpus)
     if capability is None and new.cuda_graph:
@@ -79,17 +78,19 @@ def suit_device(
     }
 
 
-def _check_kernels(model: TransformerConfig, device: torch.device, report: Callable[[str], None]) -> None:
+def _check_kernels(config: ExperimentConfig, device: torch.device, report: Callable[[str], None]) -> None:
     """Raises TransduceError if our kernels cannot be used; reports that a CPU uses none."""
-    head_dim = model.d_model // model.num_heads
+    head_dim = config.model.d_model // config.model.num_heads
     if device.type != "cuda":
         report("training.kernels does nothing on a CPU")
     elif find_spec("triton") is None:
         raise TransduceError("training.kernels = 'triton' needs triton: pip install 'transduce[gpu]'")
+    elif config.training.compile:
+        raise TransduceError("training.kernels = 'triton' cannot be compiled: set it to 'torch', or compile to false.")
     elif not is_tile_size(head_dim):
         raise TransduceError(
-            f"training.kernels = 'triton' is for heads of 16, 32, 64 or 128 channels, and these have {head_dim}: set "
-            "it to 'torch', or choose other model.num_heads."
+            f"training.kernels = 'triton' is not for heads of {head_dim} channels: a power of two from 16 to 128 is. "
+            "Choose other model.num_heads, or set it to 'torch'."
         )
 
 

@@ -43,7 +43,8 @@ class TrainingConfig:
     of the weights, while the optimizer updates those in float32.
     auto: bfloat16 on a GPU of compute capability 8.0 or higher, float32 elsewhere."""
     kernels: Literal["torch", "triton"] = "torch"
-    """Kernels of a GPU for attention in packed batches and for the loss: those of torch, or our own in Triton."""
+    """Kernels of a GPU for the loss and, in packed batches, for attention and Add & Norm: those of torch, or our own in
+    Triton."""
     compile: bool = False
     """Use torch.compile: faster steps after a minute or more of compilation."""
     cuda_graph: Literal["auto", True, False] = "auto"

@@ -33,8 +33,8 @@ def cross_entropy_sum(
 
     Divide once per optimizer step, over all its micro-batches and processes: a mean of means is wrong when batches
     differ in size. With smoothing e the target distribution is 1 - e on the right token plus e / V on every token
-    (Szegedy et al. 2016, which the paper cites; the same as torch's). `bias` is added to the logits. `use_triton`: with
-    those of `kernels`, for a GPU.
+    (Szegedy et al. 2016, which the paper cites; the same as torch's). `bias` is added to the logits. With `use_triton`,
+    softmax and gradient are those of a kernel of our own, for a GPU.
     """
     is_real = tgt_out != pad_id
     if not torch.is_grad_enabled():
@@ -84,16 +84,17 @@ class _CrossEntropySum(torch.autograd.Function):
         x, w = (hidden * weights).to(product_dtype), weight.to(product_dtype)
         chunk = _ROWS_ON_CPU if hidden.device.type == "cpu" else _ROWS_ON_GPU
         most_rows, num_ids = min(chunk, hidden.size(0)), weight.size(0)
+        # Reused by all chunks, so that it stays in the caches; and with rows padded to whole vector registers, as rows
+        # that begin at such a boundary are written up to 1.5 times as fast.
+        logits_buffer = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)
         if use_triton:
-            from transduce.training.kernels import loss_and_gradient
+            from transduce.training.kernels import loss_and_gradient  # which writes the gradient into the logits
+
+            # Products in bfloat16 on a CPU read what lies beyond num_ids, and 0 times NaN is NaN.
+            logits_buffer[:, num_ids:] = 0
         else:
             probabilities = hidden.new_empty(most_rows, num_ids, dtype=sum_dtype)
             loss_and_gradient = partial(_loss_and_gradient, out=probabilities)
-        # Reused by all chunks, so that it stays in the caches; and with rows padded to whole vector registers, as rows
-        # that begin at such a boundary are written up to 1.5 times as fast.
-        # Nothing is written beyond num_ids, but products in bfloat16 on a CPU read it: 0 times NaN is NaN.
-        logits_buffer = hidden.new_empty(most_rows, num_ids + -num_ids % _VECTOR_LEN, dtype=product_dtype)
-        logits_buffer[:, num_ids:] = 0
         for start in range(0, hidden.size(0), chunk):
             rows = slice(start, start + chunk)
             logits = torch.mm(x[rows], w.T, out=logits_buffer[: len(x[rows]), :num_ids])

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from transduce.data.batches import Batch, EncodedPairs, collate
 from transduce.data.packed_batches import PackedBatch, collate_packed
-from transduce.devices.graphs import GraphedWork, gradients_of
+from transduce.devices.graphs import GraphedWork, gradients_of, is_gpu
 from transduce.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from transduce.model.transformer import Transformer
 from transduce.training.config import OptimConfig, TrainingConfig
@@ -73,7 +73,7 @@ class TrainStep:
         # A copy whose weights are in bfloat16 already: autocast would cast each of them in every layer.
         has_copy = config.precision == "bfloat16_weights"
         self._network = network = copy.deepcopy(model).to(torch.bfloat16) if has_copy else model
-        self._use_triton = config.kernels == "triton" and _runs_triton(self.device)
+        self._use_triton = config.kernels == "triton" and is_gpu(self.device)
         self._copies = list[Tensor](network.parameters()) if has_copy else []
         packed = partial(network.forward_packed, use_triton=True) if self._use_triton else network.forward_packed
         forward: Callable[..., Tensor] = packed if config.batching == "packed" else network
@@ -118,6 +118,8 @@ class TrainStep:
         finally:
             # Also of half a step: it is repeated from its beginning. A graph adds to the tensors it was recorded with.
             self.model.zero_grad(set_to_none=not self._is_graphed)
+            if self._copies:
+                self._network.zero_grad()
 
     def parts(self, pairs: EncodedPairs, micro_batches: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
         """Rows that pass through the network at a time, of all processes: micro-batches, split up further on a CPU."""
@@ -159,8 +161,6 @@ class TrainStep:
     def _accumulate_gradients(self, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor]:
         """Add to the gradients of the parameters; return the summed loss and the number of target tokens."""
         network = self._network
-        for copied in self._copies:
-            copied.grad = None
         with self._precision():
             with record_function("forward"):
                 hidden = self._forward(*batch.inputs)
@@ -177,9 +177,10 @@ class TrainStep:
         with record_function("backward"):
             loss.backward()
         if self._copies:  # summed over the parts in float32
-            for gradient, copied in zip(gradients_of(list(self.model.parameters())), self._copies, strict=True):
-                if copied.grad is not None:
-                    gradient += copied.grad
+            own, copied = (gradients_of(list(network.parameters())) for network in (self.model, self._network))
+            for gradient, part in zip(own, copied, strict=True):
+                gradient += part
+            self._network.zero_grad()
         return loss.detach(), count
 
     def _update(self, loss_sum: Tensor, num_tokens: Tensor, step: int, num_steps: int) -> StepOutcome:
@@ -223,10 +224,6 @@ def split_for_cpu(pairs: EncodedPairs, rows: NDArray[np.intp], part_tokens: int)
     while num_tokens > num_parts * part_tokens and 2 * num_parts <= len(rows):
         num_parts *= 2
     return np.array_split(rows, num_parts)
-
-
-def _runs_triton(device: torch.device) -> bool:
-    return device.type == "cuda"
 
 
 def _seed_of(seed: int, step: int, part: int) -> int:
