@@ -1,7 +1,11 @@
 """Attention and Add & Norm in Triton, interpreted where there is no GPU, against their plain forms in float64."""
 
 import math
+import os
+import subprocess
+import sys
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +119,13 @@ def test_with_dropout_norm_and_gradients_are_those_of_what_was_kept():
     gradients = torch.autograd.grad((output * weights).sum(), leaves)
     for ours, theirs in zip(gradients, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_kernel_compiles_for_gpus_that_need_not_be_here():
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    script = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

@@ -240,7 +240,8 @@ class _AddAndNorm(torch.autograd.Function):
         statistics = torch.empty(
             2, num_rows, device=x.device, dtype=torch.float32
         )  # mean and 1 / deviation of each row
-        ctx.settings = {"has_norm": weight is not None, "block_len": triton.next_power_of_2(width), "num_warps": 4}
+        ctx.settings = {"has_norm": weight is not None, "has_dropout": seed is not None, "num_warps": 4}
+        ctx.settings["block_len"] = triton.next_power_of_2(width)
         ctx.dropout, ctx.x_dtype = dropout, x.dtype
         _add_and_norm[(num_rows,)](
             residual, x, weight, bias, total, output, statistics, seed, num_rows, width, dropout, eps, **ctx.settings
@@ -279,12 +280,12 @@ def _scales(seed, row, columns, width, dropout):  # type: ignore[no-untyped-def]
 @triton.jit
 def _add_and_norm(  # type: ignore[no-untyped-def]
     residual, x, weight, bias, total, output, statistics, seed, num_rows, width, dropout, eps,
-    has_norm: tl.constexpr, block_len: tl.constexpr,
+    has_norm: tl.constexpr, has_dropout: tl.constexpr, block_len: tl.constexpr,
 ):  # fmt: skip
     row, columns = tl.program_id(0), tl.arange(0, block_len)
     is_real, places = columns < width, row * width + columns
     kept = tl.load(x + places, mask=is_real, other=0.0).to(tl.float32)
-    if dropout > 0:
+    if has_dropout:
         kept *= _scales(tl.load(seed), row, columns, width, dropout)
     z = tl.load(residual + places, mask=is_real, other=0.0).to(tl.float32) + kept
     tl.store(total + places, z.to(total.dtype.element_ty), mask=is_real)
@@ -303,7 +304,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
 @triton.jit
 def _backward_of_add_and_norm(  # type: ignore[no-untyped-def]
     grad, weight, total, statistics, seed, grad_residual, grad_x, sums, num_rows, width, dropout,
-    has_norm: tl.constexpr, block_len: tl.constexpr,
+    has_norm: tl.constexpr, has_dropout: tl.constexpr, block_len: tl.constexpr,
 ):  # fmt: skip
     """With n = (z - mean) / deviation: dn = dy * weight, and dz = (dn - mean(dn) - n mean(dn * n)) / deviation."""
     first, num_programs, columns = tl.program_id(0), tl.num_programs(0), tl.arange(0, block_len)
@@ -323,7 +324,7 @@ def _backward_of_add_and_norm(  # type: ignore[no-untyped-def]
             mean_slope, mean_product = tl.sum(slope, axis=0) / width, tl.sum(slope * normed, axis=0) / width
             slope = (slope - mean_slope - normed * mean_product) * scale
             tl.store(grad_residual + places, slope.to(grad_residual.dtype.element_ty), mask=is_real)
-        if dropout > 0:
+        if has_dropout:
             slope *= _scales(tl.load(seed), row, columns, width, dropout)
         tl.store(grad_x + places, slope.to(grad_x.dtype.element_ty), mask=is_real)
     if has_norm:
