@@ -70,7 +70,7 @@ def shown(*rows: dict, is_terminal: bool, width: int = 40, num_steps: int = 1000
 def test_where_there_is_no_terminal_each_row_is_one_plain_line() -> None:
     assert shown(TRAINING, VALIDATION, is_terminal=False).splitlines() == [
         "step 50/1,000  loss 2.500  1,234 tokens/s",
-        "step 100  validation: loss 2.250  BLEU 31.50  (best so far)",
+        "step 100  validation: loss 2.250  BLEU 31.50  (best loss so far)",
     ]
 
 
@@ -125,7 +125,7 @@ def test_a_sample_never_controls_a_terminal() -> None:
 
 def test_in_a_log_each_validation_is_a_line_with_its_outputs_below() -> None:
     assert shown(VALIDATIONS[0], is_terminal=False).splitlines() == [
-        "step 10  validation: loss 2.000  training_loss 0.900  word error % 60.00  (best so far)",
+        "step 10  validation: loss 2.000  training_loss 0.900  word error % 60.00  (best loss so far)",
         "  cat -> K AE T  (as the reference)",
         "  two dogs play in the snow -> zwei Hunde  (reference: Zwei Hunde im Schnee)",
     ]
@@ -141,8 +141,10 @@ def test_a_notebook_sees_one_line_written_anew_and_what_is_reported(
     first, live, after = capsys.readouterr().out.split("\n")
     assert first == "800 pairs" and after == ""
     assert [text.rstrip() for text in live.split("\r")] == [
-        "", "step 50/1,000  loss 2.500  1,234 tokens/s", "step 100  validation: loss 2.250  BLEU 31.50  (best so far)",
-    ]  # fmt: skip
+        "",
+        "step 50/1,000  loss 2.500  1,234 tokens/s",
+        "step 100  validation: loss 2.250  BLEU 31.50  (best loss so far)",
+    ]
     assert len({len(text) for text in live.split("\r")[1:]}) == 1  # nothing of a longer one is left
 
 

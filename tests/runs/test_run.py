@@ -327,7 +327,7 @@ def test_a_run_says_what_it_is(run: Path, loaded: transduce.Run, small: transduc
     assert repr(loaded).startswith(f"<Run {run}: {size}; ") and "exact_match" in repr(loaded)
     assert repr(transduce.Predictor(loaded.model, loaded.tokenizer)) == f"<Predictor: {size}>"
     assert "step" not in vars(loaded) and small.step == 3
-    with pytest.raises(AttributeError, match="a run has no 'step'"):
+    with pytest.raises(AttributeError, match="this run has no 'step'"):
         _ = loaded.step
 
 

@@ -43,9 +43,7 @@ def explained_read_errors(path: Path) -> Iterator[None]:
         near: list[str] = []
         with suppress(OSError):
             near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1)
-        hint = (
-            f"Did you mean {path.with_name(near[0])}?" if near else "Check the path and the folder it is relative to."
-        )
+        hint = f"Did you mean {path.with_name(near[0])}?" if near else "Check the path and its folder."
         raise MissingInputError(f"{path}: no such file. {hint}") from None
     except OSError as error:
         kind = DamagedFileError if error.errno == errno.EIO else MissingInputError
