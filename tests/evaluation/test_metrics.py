@@ -390,7 +390,8 @@ def test_another_process_finds_the_same_scores():
     code = (
         "from transduce.evaluation.config import METRICS\nfrom transduce.evaluation.metrics import compare, evaluate\n"
         "a, b, r = ['a b c d', 'e f', 'g'], ['a b', 'e f', 'h'], [['a b c', 'e x', 'g']]\n"
-        "print(evaluate(METRICS, a, r, num_resamples=99), [compare(name, a, b, r) for name in METRICS])"
+        "print([each.as_dict() for each in evaluate(METRICS, a, r, num_resamples=99)])\n"
+        "print([compare(name, a, b, r) for name in METRICS])"
     )
     runs = [
         subprocess.run(

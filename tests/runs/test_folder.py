@@ -608,7 +608,7 @@ def test_steps_sort_as_numbers_and_other_files_are_no_checkpoints(run):
 
 
 def test_create_refuses_a_folder_that_holds_a_run(run):
-    with pytest.raises(RunFolderError, match=r"another folder, or add --resume to continue it\.$"):
+    with pytest.raises(RunFolderError, match=r"another --run-dir, or add --resume to continue it\.$"):
         RunFolder.create(run.path, config="other", tokenizer="{}", facts={})
     assert run.config_text == CONFIG
 
