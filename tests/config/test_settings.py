@@ -166,7 +166,8 @@ def test_broken_toml_is_refused_with_the_name_of_the_file_and_the_line() -> None
     ids=["arrays", "tables", "digits", "hexadecimal digits", "sections"],
 )
 def test_toml_that_python_cannot_hold_is_refused_with_the_name_of_the_file(text: str) -> None:
-    with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML"):
+    # From Python 3.13 on a table may be as deep as this, and is refused by its name.
+    with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML|^unknown setting 'a'"):
         load_config(text, "my.toml")
 
 
