@@ -1,6 +1,7 @@
 import ast
 import dataclasses
 import functools
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -166,8 +167,9 @@ def test_broken_toml_is_refused_with_the_name_of_the_file_and_the_line() -> None
     ids=["arrays", "tables", "digits", "hexadecimal digits", "sections"],
 )
 def test_toml_that_python_cannot_hold_is_refused_with_the_name_of_the_file(text: str) -> None:
-    # From Python 3.13 on a table may be as deep as this, and is refused by its name.
-    with pytest.raises(TransduceError, match=r"^my\.toml is not valid TOML|^unknown setting 'a'"):
+    # From Python 3.13 on a table may be as deep as the last of these, and is refused by its name.
+    is_held = sys.version_info >= (3, 13) and text.startswith("a.")
+    with pytest.raises(TransduceError, match="^unknown setting 'a'" if is_held else r"^my\.toml is not valid TOML"):
         load_config(text, "my.toml")
 
 

@@ -78,7 +78,7 @@ class TrainStep:
         packed = partial(network.forward_packed, use_triton=True) if self._use_triton else network.forward_packed
         forward: Callable[..., Tensor] = packed if config.batching == "packed" else network
         self._forward = torch.compile(forward, dynamic=config.batching != "packed") if config.compile else forward
-        self._is_graphed = config.cuda_graph is True and self.device.type == "cuda"
+        self._is_graphed = config.cuda_graph is True and is_gpu(self.device)
         work = self._accumulate_gradients
         self._work = GraphedWork(work, model.parameters()) if self._is_graphed else work
 
