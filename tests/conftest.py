@@ -27,6 +27,7 @@ CHECKED = [
     "inference.search",
     "inference.beam_search",
     "inference.engine",
+    "inference.state",
     "inference.forced_decoding",
     "inference.attention_maps",
     "data.batches",

@@ -270,19 +270,19 @@ READING = {
 
 ANSWERING = {
     "padding of the source is seen": bug(
-        "inference/engine.py",
+        "inference/state.py",
         "        if is_hidden.any():\n",
         "        if is_hidden.all():\n",
         ENGINE + "test_cached_decoding_matches_full_forward",
     ),
     "a hypothesis goes on with the past of another": bug(
-        "inference/engine.py",
+        "inference/state.py",
         "parents = parents if self.num_steps else torch.zeros_like(parents)",
         "parents = torch.zeros_like(parents)",
         ENGINE + "test_a_beam_of_random_descent_matches_full_forward",
     ),
     "slots are dropped that some descend from": bug(
-        "inference/engine.py",
+        "inference/state.py",
         "self._ancestry[:, :, : self.num_slots].any(dim=1)",
         "self._ancestry[:, :, : self.num_slots].all(dim=1)",
         ENGINE + "test_a_beam_of_random_descent_matches_full_forward",

@@ -20,8 +20,9 @@ from transduce.devices.graphs import recorded
 from transduce.inference.alphabet import Alphabet
 from transduce.inference.beam_search import rank_continuations
 from transduce.inference.config import DecodingConfig
-from transduce.inference.engine import InferenceModel, StaticState
+from transduce.inference.engine import InferenceModel
 from transduce.inference.search import Hypothesis, SpecialIds, length_norm_of, log_probs_of, refuse_nan
+from transduce.inference.state import StaticState
 
 _STEPS_BETWEEN_LOOKS = 4  # until Python asks whether all sentences are done
 _SHORTEST = 32  # room for so many tokens, of sources and of outputs; then powers of two
