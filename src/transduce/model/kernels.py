@@ -76,11 +76,26 @@ def _grid(max_len: int, q: Tensor, offsets: Tensor) -> tuple[int, int, int]:
 
 
 @triton.jit
+def _span(offsets, sentence):  # type: ignore[no-untyped-def]
+    """First row of a sentence, and the number of its rows."""
+    first = tl.load(offsets + sentence)
+    return first, tl.load(offsets + sentence + 1) - first
+
+
+@triton.jit
 def _tile(x, first, rows, length, head, x_row, x_head, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
     """The `rows` of one head of a sentence that begins at row `first` and has `length` rows; zeros beyond it."""
     columns = tl.arange(0, head_dim)
     places = x + (first + rows).to(tl.int64)[:, None] * x_row + head * x_head + columns[None, :]
     return tl.load(places, mask=(rows < length)[:, None], other=0.0)
+
+
+@triton.jit
+def _store(output, tile, first, rows, length, head, num_heads, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write `tile` to these rows of a contiguous output, those beyond the sentence left out."""
+    columns = tl.arange(0, head_dim)
+    places = output + ((first + rows).to(tl.int64) * num_heads + head)[:, None] * head_dim + columns[None, :]
+    tl.store(places, tile.to(output.dtype.element_ty), mask=(rows < length)[:, None])
 
 
 @triton.jit
@@ -100,11 +115,9 @@ def _forward(  # type: ignore[no-untyped-def]
     is_causal: tl.constexpr, block_len: tl.constexpr, head_dim: tl.constexpr,
 ):  # fmt: skip
     sentence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first = tl.load(query_offsets + sentence)
-    num_queries = tl.load(query_offsets + sentence + 1) - first
+    first, num_queries = _span(query_offsets, sentence)
     if block * block_len < num_queries:  # most sentences have fewer blocks than the longest
-        first_key = tl.load(key_offsets + sentence)
-        num_keys = tl.load(key_offsets + sentence + 1) - first_key
+        first_key, num_keys = _span(key_offsets, sentence)
         queries = block * block_len + tl.arange(0, block_len)
         q_tile = _tile(q, first, queries, num_queries, head, q_row, q_head, head_dim)
         largest = tl.full([block_len], float("-inf"), tl.float32)
@@ -125,11 +138,9 @@ def _forward(  # type: ignore[no-untyped-def]
             mixed = mixed * shrink[:, None]
             mixed += tl.dot(weights.to(v_tile.dtype), v_tile, input_precision="ieee")
             largest = new_largest
-        columns, rows = tl.arange(0, head_dim), (first + queries).to(tl.int64) * num_heads + head
-        is_real = queries < num_queries
-        mixed = (mixed / total[:, None]).to(output.dtype.element_ty)
-        tl.store(output + rows[:, None] * head_dim + columns[None, :], mixed, mask=is_real[:, None])
-        tl.store(log_sums + rows, largest + tl.log(total), mask=is_real)
+        _store(output, mixed / total[:, None], first, queries, num_queries, head, num_heads, head_dim)
+        rows = (first + queries).to(tl.int64) * num_heads + head
+        tl.store(log_sums + rows, largest + tl.log(total), mask=queries < num_queries)
 
 
 @triton.jit
@@ -158,11 +169,9 @@ def _backward_of_queries(  # type: ignore[no-untyped-def]
     is_causal: tl.constexpr, block_len: tl.constexpr, head_dim: tl.constexpr,
 ):  # fmt: skip
     sentence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first = tl.load(query_offsets + sentence)
-    num_queries = tl.load(query_offsets + sentence + 1) - first
+    first, num_queries = _span(query_offsets, sentence)
     if block * block_len < num_queries:
-        first_key = tl.load(key_offsets + sentence)
-        num_keys = tl.load(key_offsets + sentence + 1) - first_key
+        first_key, num_keys = _span(key_offsets, sentence)
         queries = block * block_len + tl.arange(0, block_len)
         q_tile = _tile(q, first, queries, num_queries, head, q_row, q_head, head_dim)
         total = tl.zeros([block_len, head_dim], tl.float32)
@@ -176,9 +185,7 @@ def _backward_of_queries(  # type: ignore[no-untyped-def]
                 num_heads, scale, is_causal, head_dim,
             )  # fmt: skip
             total += tl.dot(slopes.to(k_tile.dtype), k_tile, input_precision="ieee")
-        columns, rows = tl.arange(0, head_dim), (first + queries).to(tl.int64) * num_heads + head
-        places = grad_q + rows[:, None] * head_dim + columns[None, :]
-        tl.store(places, total.to(grad_q.dtype.element_ty), mask=(queries < num_queries)[:, None])
+        _store(grad_q, total, first, queries, num_queries, head, num_heads, head_dim)
 
 
 @triton.jit
@@ -188,11 +195,9 @@ def _backward_of_keys(  # type: ignore[no-untyped-def]
     is_causal: tl.constexpr, block_len: tl.constexpr, head_dim: tl.constexpr,
 ):  # fmt: skip
     sentence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first_key = tl.load(key_offsets + sentence)
-    num_keys = tl.load(key_offsets + sentence + 1) - first_key
+    first_key, num_keys = _span(key_offsets, sentence)
     if block * block_len < num_keys:
-        first = tl.load(query_offsets + sentence)
-        num_queries = tl.load(query_offsets + sentence + 1) - first
+        first, num_queries = _span(query_offsets, sentence)
         keys = block * block_len + tl.arange(0, block_len)
         k_tile = _tile(k, first_key, keys, num_keys, head, k_row, k_head, head_dim)
         v_tile = _tile(v, first_key, keys, num_keys, head, v_row, v_head, head_dim)
@@ -208,10 +213,8 @@ def _backward_of_keys(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             total_v += tl.dot(tl.trans(weights).to(grad_tile.dtype), grad_tile, input_precision="ieee")
             total_k += tl.dot(tl.trans(slopes).to(q_tile.dtype), q_tile, input_precision="ieee")
-        columns, rows = tl.arange(0, head_dim), (first_key + keys).to(tl.int64) * num_heads + head
-        places, is_real = rows[:, None] * head_dim + columns[None, :], (keys < num_keys)[:, None]
-        tl.store(grad_k + places, total_k.to(grad_k.dtype.element_ty), mask=is_real)
-        tl.store(grad_v + places, total_v.to(grad_v.dtype.element_ty), mask=is_real)
+        _store(grad_k, total_k, first_key, keys, num_keys, head, num_heads, head_dim)
+        _store(grad_v, total_v, first_key, keys, num_keys, head, num_heads, head_dim)
 
 
 def add_and_norm(
@@ -237,9 +240,8 @@ class _AddAndNorm(torch.autograd.Function):
         width, num_rows = x.size(-1), x.numel() // x.size(-1)
         total = torch.empty_like(residual)
         output = total if weight is None else torch.empty_like(residual)
-        statistics = torch.empty(
-            2, num_rows, device=x.device, dtype=torch.float32
-        )  # mean and 1 / deviation of each row
+        # Mean and 1 / deviation of each row.
+        statistics = torch.empty(2, num_rows, device=x.device, dtype=torch.float32)
         ctx.settings = {"has_norm": weight is not None, "has_dropout": seed is not None, "num_warps": 4}
         ctx.settings["block_len"] = triton.next_power_of_2(width)
         ctx.dropout, ctx.x_dtype = dropout, x.dtype
