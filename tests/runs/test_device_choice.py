@@ -368,14 +368,20 @@ def test_a_resumed_run_keeps_what_is_left_open(asked, saved, expected):
 
 
 @pytest.mark.parametrize(
-    ("is_missing", "num_heads", "expected"),
-    [(True, 1, r"pip install 'transduce\[gpu\]'"), (False, 2, "not for heads of 8 channels")],
+    ("capability", "is_missing", "num_heads", "expected"),
+    [
+        (T4, False, 1, "needs a GPU of compute capability 8.0 or higher, and this one has 7.5: set it to 'torch'"),
+        (H100, True, 1, r"pip install 'transduce\[gpu\]'"),
+        (H100, False, 2, "not for heads of 8 channels"),
+    ],
 )
-def test_kernels_that_cannot_be_used_are_refused_with_what_to_do(is_missing, num_heads, expected, on_gpu, monkeypatch):
+def test_kernels_that_cannot_be_used_are_refused_with_what_to_do(
+    capability, is_missing, num_heads, expected, on_gpu, monkeypatch
+):
     monkeypatch.setattr(device_choice, "find_spec", lambda _name: None if is_missing else object())
     config = asking(kernels="triton")
     with pytest.raises(TransduceError, match=expected):
-        on_gpu(config=replace(config, model=replace(MODEL, num_heads=num_heads)))
+        on_gpu(config=replace(config, model=replace(MODEL, num_heads=num_heads)), capability=capability)
 
 
 def test_on_a_cpu_our_kernels_are_not_used_and_that_is_said():

@@ -47,9 +47,9 @@ def suit_device(
     into one. Raises TransduceError where it is too short even so.
     """
     asked, device = config.training, model.output_weight.device
-    if asked.kernels == "triton":
-        _check_kernels(config, device, report)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if asked.kernels == "triton":
+        _check_kernels(config, capability, report)
     new = settled(config, capability, num_gpus)
     if capability is None and new.cuda_graph:
         report("training.cuda_graph does nothing on a CPU")
@@ -78,11 +78,16 @@ def suit_device(
     }
 
 
-def _check_kernels(config: ExperimentConfig, device: torch.device, report: Callable[[str], None]) -> None:
+def _check_kernels(config: ExperimentConfig, capability: tuple[int, int] | None, report: Callable[[str], None]) -> None:
     """Raises TransduceError if our kernels cannot be used; reports that a CPU uses none."""
     head_dim = config.model.d_model // config.model.num_heads
-    if device.type != "cuda":
+    if capability is None:
         report("training.kernels does nothing on a CPU")
+    elif capability < (8, 0):
+        raise TransduceError(
+            f"training.kernels = 'triton' needs a GPU of compute capability 8.0 or higher, and this one has "
+            f"{capability[0]}.{capability[1]}: set it to 'torch'."
+        )
     elif find_spec("triton") is None:
         raise TransduceError("training.kernels = 'triton' needs triton: pip install 'transduce[gpu]'")
     elif config.training.compile:
