@@ -23,6 +23,7 @@ from transduce.files.content import read_regular
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.weights import Shapes, parameter_shapes
 from transduce.runs.folder import RunFolder
+from transduce.training.trainer import with_prefix
 
 _NUMBER = (int, float)
 _SCORES = {"*": {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER, "num_segments": int, "*": object}}  # of score.json
@@ -42,10 +43,7 @@ def average_command(arguments: argparse.Namespace) -> int:
         )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}, "calibration": None}
     with new_folder(output) as temporary:
-        averaged = average_tensors(
-            {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-            for tensors, _ in map(folder.read_checkpoint, steps)
-        )
+        averaged = average_tensors(with_prefix(tensors, "model.") for tensors, _ in map(folder.read_checkpoint, steps))
         result = RunFolder.create(temporary, config=folder.config_text, tokenizer=folder.tokenizer_text, facts=facts)
         result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
     report_of(arguments)(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
