@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from transduce.cli.environment import is_first_process
 from transduce.data.pairs import iterate_blocks, read_lines
@@ -236,6 +236,11 @@ def print_scores(scores: list[Score], about: str, *, with_signatures: bool = Tru
         print(f"  {score.name}: {score.signature}")
 
 
+def number_columns(*names: str) -> list[Column]:
+    """Columns of a table for numbers, which are aligned on the right."""
+    return [Column(name, justify="right") for name in names]
+
+
 def print_table(table: Table) -> None:
     """Prints a table as wide as the terminal; a file or a pipe gets whole lines. A name in it is never markup."""
     console = Console(width=None if sys.stdout and sys.stdout.isatty() else 200, markup=False, emoji=False)
@@ -246,8 +251,7 @@ def print_table(table: Table) -> None:
 
 def print_description(description: dict[str, Any]) -> None:
     """Prints what `describe` reports: parameters by part, settings; of a run its model's step, scores, calibration."""
-    table = Table("part", "parameters", title=description["name"], title_justify="left")
-    table.columns[1].justify = "right"
+    table = Table("part", *number_columns("parameters"), title=description["name"], title_justify="left")
     for part, count in description["parameters"].items():
         table.add_row(part, f"{count:,}", style="bold" if part == "total" else None)
     print_table(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from transduce.cli.console import print_json, print_table, read_references, report_of
+from transduce.cli.console import number_columns, print_json, print_table, read_references, report_of
 from transduce.data.download import Places
 from transduce.data.pairs import read_lines
 from transduce.errors import TransduceError
@@ -63,12 +63,10 @@ def read_test_lines(
 
 
 def _print_certificate(certificate: Certificate) -> None:
-    header, *rows = certificate.table()
+    (first, *names), *rows = certificate.table()
     exported = certificate.exported
     title = f"{exported.format}, {exported.precision}: {certificate.num_lines:,} lines of {certificate.lines_from}"
-    table = Table(*header, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(first, *number_columns(*names), title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
     print_table(table)

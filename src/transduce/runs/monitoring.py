@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from transduce.errors import printable
@@ -108,9 +108,8 @@ class TrainingDisplay:
         """The last validations, and the best one, which is marked."""
         best = self._best_row()
         metrics = [*metrics_of(self._validations[-1])]
-        table = Table("step", "time", *map(_heading, metrics), "", box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in table.columns[:-1]:
-            column.justify = "right"
+        columns = (Column(name, justify="right") for name in ("step", "time", *map(_heading, metrics)))
+        table = Table(*columns, "", box=None, padding=(0, 2, 0, 0), header_style="dim")
         rows = self._validations[-num_rows:]
         if best is not None and not any(row is best for row in rows):
             rows = [best, *rows[1:]]
