@@ -21,14 +21,14 @@ from transduce.runs.run import load
 
 def export_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
-    folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
+    output = Path(arguments.output)
     predictor = load(arguments.run, device=arguments.device, report=report)
     certificate = export_run(
         predictor,
         output,
         format=arguments.format,
         int8=arguments.int8,
-        lines=read_test_lines(folder, places_of_environment(), arguments.source, arguments.target),
+        lines=read_test_lines(predictor.folder, places_of_environment(), arguments.source, arguments.target),
         model_sha256=predictor.model_sha256,
         report=report,
     )
