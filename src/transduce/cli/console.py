@@ -23,7 +23,6 @@ from transduce.errors import DataError, MissingInputError, RunFolderError, Trans
 from transduce.evaluation.definitions import DEFINITIONS
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
-from transduce.files.content import read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
 from transduce.inference.predictor import Prediction
@@ -53,14 +52,6 @@ def refuse_other_encoding(*names: str) -> None:
             raise TransduceError(
                 f"{name}: this name is not valid UTF-8. Rename the file, or if the locale is another, set PYTHONUTF8=1."
             )
-
-
-def read_utf8(path: Path) -> str:
-    """The content of a text file that is not a corpus, as one string."""
-    try:
-        return read_bytes(path).decode().removeprefix("\ufeff")  # the byte order mark that some editors write
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
 
 
 def groups_of_lines(name: str) -> Iterator[list[str]]:
