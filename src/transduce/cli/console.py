@@ -25,7 +25,6 @@ from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
-from transduce.inference.predictor import Prediction
 from transduce.runs.schema import RUN_FILES
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
@@ -179,26 +178,6 @@ def open_output(name: str | None) -> Iterator[BinaryIO]:
         if target.is_symlink():  # one that leads to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         yield opened.enter_context(replacing(target))
-
-
-def text_line(outputs: Sequence[Prediction]) -> str:
-    """The texts of an n-best list, joined by tabs."""
-    return "\t".join(output.text for output in outputs) + "\n"
-
-
-def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
-    """A JSON object: the source, and each output with its confidence, its tokens, and what is known of these."""
-    predictions = [
-        output.as_dict() | annotation_row(annotation) for output, annotation in zip(outputs, annotations, strict=True)
-    ]
-    row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if outputs[0].is_source_truncated:
-        row["truncated"] = True
-    if outputs[0].unseen:
-        row["unseen"] = outputs[0].unseen
-    if outputs[0].is_long:
-        row["long"] = True
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def annotation_row(annotation: Annotation) -> dict[str, Any]:
