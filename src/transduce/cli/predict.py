@@ -49,19 +49,14 @@ def predict_command(arguments: argparse.Namespace) -> int:
 def _format_lines(
     predictor: Predictor, sources: Sequence[str], outputs: Sequence[Sequence[Prediction]], as_json: bool
 ) -> Iterator[str]:
-    """One output line for each source; in JSON with the log-probability and confidence of every token."""
+    """One line for each source: its outputs, joined by tabs; in JSON the log-probability of every token, and more."""
     if not as_json:
-        yield from map(_text_line, outputs)
+        yield from ("\t".join(output.text for output in n_best) + "\n" for n_best in outputs)
         return
     pairs = [(source, output) for source, n_best in zip(sources, outputs, strict=True) for output in n_best]
     annotations = iter(predictor.annotate(*zip(*pairs, strict=True)))
     for source, n_best in zip(sources, outputs, strict=True):
         yield _json_line(source, n_best, list(islice(annotations, len(n_best))))
-
-
-def _text_line(outputs: Sequence[Prediction]) -> str:
-    """The texts of an n-best list, joined by tabs."""
-    return "\t".join(output.text for output in outputs) + "\n"
 
 
 def _json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
@@ -70,12 +65,9 @@ def _json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence
         output.as_dict() | annotation_row(annotation) for output, annotation in zip(outputs, annotations, strict=True)
     ]
     row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if outputs[0].is_source_truncated:
-        row["truncated"] = True
-    if outputs[0].unseen:
-        row["unseen"] = outputs[0].unseen
-    if outputs[0].is_long:
-        row["long"] = True
+    best = outputs[0]
+    notes = {"truncated": best.is_source_truncated, "unseen": best.unseen, "long": best.is_long}
+    row |= {name: value for name, value in notes.items() if value}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
