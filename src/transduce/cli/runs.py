@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transduce.cli.console import print_description, print_json, report_of
+from transduce.cli.console import print_json, report_of
+from transduce.cli.description import print_description
 from transduce.config.settings import ExperimentConfig
 from transduce.data.datasets import find_dataset
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest, printable
