@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 from transduce.cli.console import print_json, print_scores, refuse_other_encoding, report_of
@@ -125,17 +125,14 @@ def _tensorboard(
     arguments: argparse.Namespace, run_dir: Path, report: Callable[[str], None]
 ) -> Iterator[list[TensorBoardWriter]]:
     """The observers of training: TensorBoard's writer, if asked for, closed however training ends."""
-    if not arguments.tensorboard:
-        yield []
-        return
-    try:
-        writer = TensorBoardWriter(run_dir / "tensorboard", report)
-    except ImportError:
-        report("no TensorBoard events: they need pip install 'transduce[tensorboard]'")
-        yield []
-        return
-    with closing(writer):
-        yield [writer]
+    writer: TensorBoardWriter | None = None
+    if arguments.tensorboard:
+        try:
+            writer = TensorBoardWriter(run_dir / "tensorboard", report)
+        except ImportError:
+            report("no TensorBoard events: they need pip install 'transduce[tensorboard]'")
+    with closing(writer) if writer else nullcontext():
+        yield [writer] if writer else []
 
 
 @contextmanager
