@@ -52,7 +52,7 @@ class TrainingDisplay:
         history: Sequence[Row] = (),  # of a resumed run
     ) -> None:
         self._console, self._num_steps, self._best, self._ties_by_loss = console, num_steps, best, ties_by_loss
-        self._is_cell = is_in_notebook() and not console.is_terminal
+        self.is_cell = is_in_notebook() and not console.is_terminal
         self._validations = [row for row in history if row["kind"] == "validation"]
         self._samples: Sequence[Sample] = ()
         self._bar = Progress(
@@ -61,7 +61,6 @@ class TrainingDisplay:
             console=console, expand=True,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=num_steps, completed=first_step)
-        self.live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
 
     def step(self, step: int) -> None:
         """Note that a step is done."""
@@ -76,17 +75,12 @@ class TrainingDisplay:
         else:
             self._validations.append(row)
             self._samples = row.get("samples", ())
-            line = self._line_of(self._validations[-1])
-        if self._is_cell:
+            line = self._line_of(row)
+        if self.is_cell:
             print(f"\r{line:{_LIVE_WIDTH}}", end="", flush=True)
         elif not self._console.is_terminal:
             self._console.print(Text("\n".join([line, *map(_sample_line, self._samples)])), soft_wrap=True)
             self._samples = ()
-
-    def close(self) -> None:
-        """End the line of a notebook."""
-        if self._is_cell:
-            print()
 
     def _line_of(self, row: Row) -> str:
         shown = [f"{_heading(name)} {_number(name, row[name])}" for name in metrics_of(row)]
@@ -133,11 +127,12 @@ def training_display(num_steps: int, *, console: Console | None = None, **option
     """A `TrainingDisplay` on standard error, for a block; `options` are its own."""
     console = console or Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
     display = TrainingDisplay(console, num_steps, **options)
-    with display.live:
+    with Live(display, console=console, refresh_per_second=4) if console.is_terminal else nullcontext():
         try:
             yield display
         finally:
-            display.close()
+            if display.is_cell:
+                print()  # the end of its line
 
 
 def _heading(name: str) -> str:
@@ -169,8 +164,7 @@ def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:
         yield one_line
         return
     for name, text, look in (("source", source, "dim"), ("output", output, style), ("reference", reference, "dim")):
-        line = Text.assemble((f"  {name:<10}", "dim"), (text, look), no_wrap=True, overflow="ellipsis")
-        yield line
+        yield Text.assemble((f"  {name:<10}", "dim"), (text, look), no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
