@@ -24,6 +24,7 @@ from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
 from transduce.inference.forced_decoding import Annotation
+from transduce.inference.predictor import ignore
 from transduce.runs.schema import RUN_FILES
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
@@ -33,7 +34,7 @@ _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand t
 def report_of(arguments: argparse.Namespace, *, of_every_process: bool = False) -> Callable[[str], None]:
     """The function that reports progress: a line on standard error, from the first process only, unless --quiet."""
     is_quiet = arguments.quiet or not (of_every_process or is_first_process())
-    return (lambda _line: None) if is_quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
+    return ignore if is_quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 def refuse_missing_folder(output: str | None) -> None:
@@ -77,7 +78,7 @@ def prompt(arguments: argparse.Namespace) -> Callable[[str], None]:
     def ask(message: str) -> None:
         print(f"{message}\n" * bool(message) + "> ", end="", file=sys.stderr, flush=True)
 
-    return ask if is_typed else lambda _message: None
+    return ask if is_typed else ignore
 
 
 def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
