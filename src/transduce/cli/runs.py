@@ -119,16 +119,16 @@ def verify_command(arguments: argparse.Namespace) -> int:
         folder = RunFolder.open(Path(arguments.run))
     except DamagedFileError:
         folder = RunFolder(Path(arguments.run))  # the list below says what is damaged
-    results = folder.verify()
-    not_covered = folder.not_covered(dict(results))
-    is_intact = not any(problem for _, problem in results)
+    results = dict(folder.verify())
+    not_covered = folder.not_covered(results)
+    is_intact = not any(results.values())
     if arguments.json:
-        print_json({"run": arguments.run, "is_intact": is_intact, "files": dict(results), "not_covered": not_covered})
+        print_json({"run": arguments.run, "is_intact": is_intact, "files": results, "not_covered": not_covered})
     else:
-        for name, problem in results:
+        for name, problem in results.items():
             if problem or name not in not_covered:
                 print(printable(f"{name}: {problem or 'intact'}"))
-        if "model.safetensors" not in dict(results):
+        if "model.safetensors" not in results:
             print("model.safetensors: none yet")
         if not_covered:
             print(printable(f"not covered, as no hash of them is recorded: {', '.join(not_covered)}"))
