@@ -150,9 +150,8 @@ def _minutes(seconds: float) -> str:
 
 def _sample_line(sample: Sample) -> str:
     source, output, reference = map(printable, sample)
-    return f"  {source} -> {output}" + (
-        f"  (reference: {reference})" if output != reference else "  (as the reference)"
-    )
+    comparison = "as the reference" if output == reference else f"reference: {reference}"
+    return f"  {source} -> {output}  ({comparison})"
 
 
 def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:
