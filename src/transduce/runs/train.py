@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ class _Run:
     observers: Sequence[Observer] = ()
     show_progress: bool = False
     clock: Callable[[], float] = time.perf_counter
-    started: float = field(default_factory=time.perf_counter)  # by the clock
+    started: float = 0.0  # by the clock
 
 
 def _without_tensors(run: _Run) -> _Run:
