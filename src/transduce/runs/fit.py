@@ -66,10 +66,8 @@ class Plan:
 
     def to_toml(self) -> str:
         """The settings as a config file, with the reasons beside them."""
-        held_out = (
-            f"# `fit` holds out {len(self.valid):,} validation and {len(self.test):,} test pairs; `train` does not.\n"
-        )
-        return held_out + to_toml(self.config, self.reasons)
+        held_out = f"{len(self.valid):,} validation and {len(self.test):,} test pairs"
+        return f"# `fit` holds out {held_out}; `train` does not.\n" + to_toml(self.config, self.reasons)
 
 
 def fit(

@@ -201,11 +201,8 @@ def _train(run: _Run) -> TrainerState:
     if (config := with_steps(run.config, steps)) != run.config:
         run.process.decide(lambda: run.folder.rewrite_config(to_toml(config)))
         if not training.steps:
-            limit = (
-                f"{training.epochs:g} epochs:"
-                if training.epochs
-                else f"{training.minutes:g} minute{'s' * (training.minutes != 1)}: about"
-            )
+            minutes = f"{training.minutes:g} minute{'s' * (training.minutes != 1)}: about"
+            limit = f"{training.epochs:g} epochs:" if training.epochs else minutes
             report(f"{limit} {steps:,} steps")
     with ExitStack() as stack:
         watch: Callable[[int], object] = bool
