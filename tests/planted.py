@@ -111,7 +111,7 @@ RESUMING = {
         RESUME + "test_resuming_from_any_kept_checkpoint_gives_the_same_run",
     ),
     "rows of steps that are repeated stay": bug(
-        "runs/train.py",
+        "runs/resumption.py",
         "        folder.truncate_metrics(step or 0, report)\n",
         "",
         RESUME + "test_resuming_from_any_kept_checkpoint_gives_the_same_run",
@@ -147,13 +147,13 @@ RESUMING = {
         TRAINER + "test_dropout_is_a_function_of_seed_step_and_micro_batch",
     ),
     "other data are accepted": bug(
-        "runs/train.py",
+        "runs/resumption.py",
         '        refuse_other_data(facts.get("data", {}), corpus.sha256, folder.path)\n',
         "",
         RESUME + "test_one_changed_line_of_the_data_is_refused",
     ),
     "other settings are accepted": bug(
-        "runs/train.py",
+        "runs/resumption.py",
         "refuse_changes(changes, accept_changes=accept_changes)",
         "refuse_changes(changes, accept_changes=True)",
         RESUME + "test_a_flagged_change_is_refused_alone_and_recorded_when_accepted",

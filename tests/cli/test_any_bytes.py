@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from calling import command
-from transduce.cli.console import groups_of_lines, read_references, read_utf8
+from transduce.cli.console import groups_of_lines, read_references
+from transduce.cli.settings import read_utf8
 from transduce.config.settings import load_config
 from transduce.data.large.scan import scan
 from transduce.data.pairs import read_pairs

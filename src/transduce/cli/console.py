@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from transduce.cli.environment import is_first_process
 from transduce.data.pairs import iterate_blocks, read_lines
 from transduce.data.parsing import refuse_unequal
 from transduce.data.texts import MOST_TEXTS
 from transduce.errors import DataError, MissingInputError, RunFolderError, TransduceError, printable
-from transduce.evaluation.definitions import DEFINITIONS
 from transduce.evaluation.metrics import Score
 from transduce.files.atomic import replacing
-from transduce.files.content import read_bytes
 from transduce.files.system_errors import explained_read_errors, explained_write_errors
-from transduce.inference.forced_decoding import ENOUGH_PAIRS, Annotation, Calibration
-from transduce.inference.predictor import Prediction
+from transduce.inference.forced_decoding import Annotation
+from transduce.inference.predictor import ignore
 from transduce.runs.schema import RUN_FILES
 
 _MAX_CHARACTERS = 1 << 17  # of the lines predicted together
@@ -36,7 +34,7 @@ _CHUNK_BYTES = 1 << 12  # read at a time: decompressed, they can be a thousand t
 def report_of(arguments: argparse.Namespace, *, of_every_process: bool = False) -> Callable[[str], None]:
     """The function that reports progress: a line on standard error, from the first process only, unless --quiet."""
     is_quiet = arguments.quiet or not (of_every_process or is_first_process())
-    return (lambda _line: None) if is_quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
+    return ignore if is_quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 def refuse_missing_folder(output: str | None) -> None:
@@ -53,14 +51,6 @@ def refuse_other_encoding(*names: str) -> None:
             raise TransduceError(
                 f"{name}: this name is not valid UTF-8. Rename the file, or if the locale is another, set PYTHONUTF8=1."
             )
-
-
-def read_utf8(path: Path) -> str:
-    """The content of a text file that is not a corpus, as one string."""
-    try:
-        return read_bytes(path).decode().removeprefix("\ufeff")  # the byte order mark that some editors write
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
 
 
 def groups_of_lines(name: str) -> Iterator[list[str]]:
@@ -88,7 +78,7 @@ def prompt(arguments: argparse.Namespace) -> Callable[[str], None]:
     def ask(message: str) -> None:
         print(f"{message}\n" * bool(message) + "> ", end="", file=sys.stderr, flush=True)
 
-    return ask if is_typed else lambda _message: None
+    return ask if is_typed else ignore
 
 
 def _groups(file: BinaryIO, name: str) -> Iterator[list[str]]:
@@ -190,26 +180,6 @@ def open_output(name: str | None) -> Iterator[BinaryIO]:
         yield opened.enter_context(replacing(target))
 
 
-def text_line(outputs: Sequence[Prediction]) -> str:
-    """The texts of an n-best list, joined by tabs."""
-    return "\t".join(output.text for output in outputs) + "\n"
-
-
-def json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
-    """A JSON object: the source, and each output with its confidence, its tokens, and what is known of these."""
-    predictions = [
-        output.as_dict() | annotation_row(annotation) for output, annotation in zip(outputs, annotations, strict=True)
-    ]
-    row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
-    if outputs[0].is_source_truncated:
-        row["truncated"] = True
-    if outputs[0].unseen:
-        row["unseen"] = outputs[0].unseen
-    if outputs[0].is_long:
-        row["long"] = True
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def annotation_row(annotation: Annotation) -> dict[str, Any]:
     """What `--json` tells of an output beside its text: its confidence, and its tokens."""
     rough = {"rough": True} if annotation.is_rough else {}
@@ -236,65 +206,17 @@ def print_scores(scores: list[Score], about: str, *, with_signatures: bool = Tru
         print(f"  {score.name}: {score.signature}")
 
 
+def number_columns(*names: str) -> list[Column]:
+    """Columns of a table for numbers, which are aligned on the right."""
+    return [Column(name, justify="right") for name in names]
+
+
 def print_table(table: Table) -> None:
     """Prints a table as wide as the terminal; a file or a pipe gets whole lines. A name in it is never markup."""
     console = Console(width=None if sys.stdout and sys.stdout.isatty() else 200, markup=False, emoji=False)
     with console.capture() as captured:  # rich would end the program by itself if the reader has left
         console.print(table)
     print(captured.get(), end="")
-
-
-def print_description(description: dict[str, Any]) -> None:
-    """Prints what `describe` reports: parameters by part, settings; of a run its model's step, scores, calibration."""
-    table = Table("part", "parameters", title=description["name"], title_justify="left")
-    table.columns[1].justify = "right"
-    for part, count in description["parameters"].items():
-        table.add_row(part, f"{count:,}", style="bold" if part == "total" else None)
-    print_table(table)
-    print(", ".join(f"{name} {value}" for name, value in description["config"].items()))
-    if "model_is_of" in description:
-        for line in _about_run(description):
-            print(printable(line))
-        is_imported = "imported" in description["facts"]
-        print(_about_confidence(Calibration(**(description["facts"].get("calibration") or {}))))
-        print("imported, not trained here" if is_imported else _provenance(description["model_is_of"]))
-
-
-def _about_run(description: dict[str, Any]) -> Iterator[str]:
-    """Lines on when a run was trained, on which data, its test scores and its size."""
-    facts, dataset, sizes = description["facts"], description["dataset"], description["bytes"]
-    started = facts.get("started", {})
-    versions = ", ".join(f"{name} {started[name]}" for name in ("transduce", "torch", "device") if name in started)
-    if description["model_file_date"]:
-        yield f"model file of {description['model_file_date']}{versions and f'; trained with {versions}'}"
-    paths = [path for split, names in facts.get("paths", {}).items() if split != "valid" for path in names]
-    source = f"{dataset['name']} (license: {dataset['license']})" if dataset else ", ".join(paths)
-    if "num_train_pairs" in facts and "imported" not in facts:
-        yield f"data: {facts['num_train_pairs']:,} training pairs{source and f' from {source}'}"
-    for name, score in (description["test"] or {}).items():
-        label = DEFINITIONS[name].title if name in DEFINITIONS else name
-        interval = f"[{score['low']:.2f}, {score['high']:.2f}]"
-        yield f"test: {label} {score['value']:.2f} {interval} on {score['num_segments']:,} held-out sources"
-    yield f"size: model {sizes['model'] / 1e6:,.1f} MB, folder {sizes['folder'] / 1e6:,.1f} MB"
-
-
-def _provenance(metadata: dict[str, Any] | None) -> str:
-    if metadata is None:
-        return "no model yet: the first validation has not run"
-    if "steps" in metadata:
-        return f"the model is the mean of steps {', '.join(map(str, metadata['steps']))}"
-    scores = printable(", ".join(f"{name} {value:.4g}" for name, value in metadata["validation"].items()))
-    return f"the model is from step {metadata['step']:,}{scores and f', validation: {scores}'}"
-
-
-def _about_confidence(calibration: Calibration) -> str:
-    if not calibration.num_pairs:
-        return "confidence is rough: it was never calibrated"
-    rough = f": confidence is rough with fewer than {ENOUGH_PAIRS}" if calibration.is_rough else ""
-    return (
-        f"calibration_temperature {calibration.temperature:.3f}, fitted on {calibration.num_pairs:,} validation pairs"
-        + rough
-    )
 
 
 def print_json(value: dict[str, Any]) -> None:

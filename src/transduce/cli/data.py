@@ -58,11 +58,7 @@ def _described(dataset: Dataset) -> str:
     return "\n".join([dataset.name, *(fill(text, width, **_INDENT) for text in about)])
 
 
-def write_dataset(
-    name: str,
-    folder: str | Path,
-    places: Places = Places(),
-) -> list[Path]:
+def write_dataset(name: str, folder: str | Path, places: Places = Places()) -> list[Path]:
     """Write every split as two parallel text files, and a README.md with origin, license, counts and SHA-256.
 
     The files are named SPLIT.SUFFIX, e.g. `train.en` and `train.de`. Returns what was written. Raises RunFolderError,
@@ -102,20 +98,18 @@ def _title(dataset: Dataset) -> str:
 
 
 def _readme(dataset: Dataset, rows: list[str]) -> str:
-    return "\n".join(
-        [
-            _title(dataset),
-            "",
-            dataset.description,
-            "",
-            f"* Home: {dataset.home}",
-            f"* License: {dataset.licence}",
-            "",
-            "Parallel text in UTF-8: line k of one file of a split belongs to line k of the other.",
-            "",
-            "| file | lines | SHA-256 |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    table = "\n".join(rows)
+    return f"""\
+{_title(dataset)}
+
+{dataset.description}
+
+* Home: {dataset.home}
+* License: {dataset.licence}
+
+Parallel text in UTF-8: line k of one file of a split belongs to line k of the other.
+
+| file | lines | SHA-256 |
+|---|---|---|
+{table}
+"""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from transduce.cli.console import print_json, print_table, read_references, report_of
+from transduce.cli.console import number_columns, print_json, print_table, read_references, report_of
 from transduce.data.download import Places
 from transduce.data.pairs import read_lines
 from transduce.errors import TransduceError
@@ -21,14 +21,14 @@ from transduce.runs.run import load
 
 def export_command(arguments: argparse.Namespace) -> int:
     report = report_of(arguments)
-    folder, output = RunFolder.open(Path(arguments.run)), Path(arguments.output)
+    output = Path(arguments.output)
     predictor = load(arguments.run, device=arguments.device, report=report)
     certificate = export_run(
         predictor,
         output,
         format=arguments.format,
         int8=arguments.int8,
-        lines=read_test_lines(folder, places_of_environment(), arguments.source, arguments.target),
+        lines=read_test_lines(predictor.folder, places_of_environment(), arguments.source, arguments.target),
         model_sha256=predictor.model_sha256,
         report=report,
     )
@@ -63,12 +63,10 @@ def read_test_lines(
 
 
 def _print_certificate(certificate: Certificate) -> None:
-    header, *rows = certificate.table()
+    (first, *names), *rows = certificate.table()
     exported = certificate.exported
     title = f"{exported.format}, {exported.precision}: {certificate.num_lines:,} lines of {certificate.lines_from}"
-    table = Table(*header, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(first, *number_columns(*names), title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
     print_table(table)

@@ -1,20 +1,21 @@
 """Subcommands: predict (= translate), explain."""
 
 import argparse
+import json
 import webbrowser
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from transduce.cli.console import (
+    annotation_row,
     groups_of_lines,
-    json_line,
     open_output,
     prompt,
     refuse_output,
     report_of,
-    text_line,
     write_now,
 )
 from transduce.cli.line_notes import LineNotes
@@ -22,6 +23,7 @@ from transduce.cli.predictor import load_predictor
 from transduce.errors import TransduceError
 from transduce.inference.explain import explain
 from transduce.inference.explain_page import explanation_page
+from transduce.inference.forced_decoding import Annotation
 from transduce.inference.predictor import Prediction, Predictor
 
 
@@ -47,14 +49,26 @@ def predict_command(arguments: argparse.Namespace) -> int:
 def _format_lines(
     predictor: Predictor, sources: Sequence[str], outputs: Sequence[Sequence[Prediction]], as_json: bool
 ) -> Iterator[str]:
-    """One output line for each source; in JSON with the log-probability and confidence of every token."""
+    """One line for each source: its outputs, joined by tabs; in JSON the log-probability of every token, and more."""
     if not as_json:
-        yield from map(text_line, outputs)
+        yield from ("\t".join(output.text for output in n_best) + "\n" for n_best in outputs)
         return
     pairs = [(source, output) for source, n_best in zip(sources, outputs, strict=True) for output in n_best]
     annotations = iter(predictor.annotate(*zip(*pairs, strict=True)))
     for source, n_best in zip(sources, outputs, strict=True):
-        yield json_line(source, n_best, list(islice(annotations, len(n_best))))
+        yield _json_line(source, n_best, list(islice(annotations, len(n_best))))
+
+
+def _json_line(source: str, outputs: Sequence[Prediction], annotations: Sequence[Annotation]) -> str:
+    """A JSON object: the source, and each output with its confidence, its tokens, and what is known of these."""
+    predictions = [
+        output.as_dict() | annotation_row(annotation) for output, annotation in zip(outputs, annotations, strict=True)
+    ]
+    row: dict[str, Any] = {"source": source, "source_tokens": annotations[0].source_tokens, "predictions": predictions}
+    best = outputs[0]
+    notes = {"truncated": best.is_source_truncated, "unseen": best.unseen, "long": best.is_long}
+    row |= {name: value for name, value in notes.items() if value}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def explain_command(arguments: argparse.Namespace) -> int:

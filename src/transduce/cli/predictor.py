@@ -46,19 +46,15 @@ def _decoding(arguments: argparse.Namespace, defaults: DecodingConfig) -> Decodi
 
 def _length_limits(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of --min-length, --max-length and --no-repeat-ngram, which `predict` alone has."""
-    min_length, max_length, ngram_size = (
-        getattr(arguments, name, None) for name in ("min_length", "max_length", "no_repeat_ngram")
-    )
-    limits: dict[str, Any] = {}
-    if min_length is not None:
-        limits["min_len"] = min_length
-    if max_length is not None:
-        if max_length < (min_length or 0):
-            raise TransduceError(f"--min-length {min_length} is more than --max-length {max_length}.")
-        limits |= {"max_len_ratio": 0.0, "max_len_extra": max_length + 1}  # one more for the end symbol
-    if ngram_size is not None:
-        limits["no_repeat_ngram_size"] = ngram_size
-    return limits
+    if not hasattr(arguments, "max_length"):
+        return {}
+    least, most = arguments.min_length, arguments.max_length
+    limits = {"min_len": least, "no_repeat_ngram_size": arguments.no_repeat_ngram}
+    if most is not None:
+        if most < (least or 0):
+            raise TransduceError(f"--min-length {least} is more than --max-length {most}.")
+        limits |= {"max_len_ratio": 0.0, "max_len_extra": most + 1}  # one more for the end symbol
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def _constraints(arguments: argparse.Namespace) -> Constraints:

@@ -29,6 +29,7 @@ from transduce.evaluation.config import GROUPED_METRICS, scores_by_name
 from transduce.evaluation.evaluate import score
 from transduce.files.shipped import shipped_folder
 from transduce.runs.folder import RunFolder
+from transduce.runs.parallelism import sessions_of
 from transduce.runs.run import load
 from transduce.training.state import TrainerState
 
@@ -174,11 +175,6 @@ def measure(recipe: Recipe, run: RunFolder, device: str, places: Places, *, cpu_
     }
 
 
-def sessions_of(run: RunFolder) -> list[dict[str, Any]]:
-    """The machine, processes and threads of each session of a run."""
-    return [run.facts["started"], *(resumption["machine"] for resumption in run.facts.get("resumed", []))]
-
-
 def threads_in(session: Mapping[str, Any]) -> int:
     """Threads of all processes of a session together."""
     return int(session["processes"] * session["threads"])
@@ -186,7 +182,7 @@ def threads_in(session: Mapping[str, Any]) -> int:
 
 def commits_of(run: RunFolder) -> list[str]:
     """The commits of a run's sessions, in order, without repetitions; an installed package has none."""
-    commits = [session["commit"] for session in sessions_of(run) if session.get("commit")]
+    commits = [session["commit"] for session in sessions_of(run.facts) if session.get("commit")]
     return [commit for commit, _ in itertools.groupby(commits)]
 
 

@@ -22,7 +22,6 @@ from transduce.cli.recipes import (
     list_recipes,
     measure,
     rows_of,
-    sessions_of,
     threads_in,
     verdicts,
 )
@@ -31,6 +30,7 @@ from transduce.devices.machine import SIGNALS
 from transduce.errors import ConfigMismatchError, TransduceError
 from transduce.runs.corpus import places_of_environment
 from transduce.runs.folder import RunFolder
+from transduce.runs.parallelism import sessions_of
 from transduce.training.signals import Stopped
 from transduce.training.workers import threads_of_each, usable_threads
 
@@ -93,7 +93,7 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
             f"{run.path} was not trained like {recipe.name} with seed {seed} ({', '.join(differences)}): choose "
             "another folder with --run-dir."
         )
-    counts = [(session["processes"], session["threads"]) for session in sessions_of(run)]
+    counts = [(session["processes"], session["threads"]) for session in sessions_of(run.facts)]
     if others := {*counts, cores} - {counts[0]}:
         ways = [
             f"--processes {processes} --threads {processes * threads}"

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transduce.cli.console import print_description, print_json, report_of
+from transduce.cli.console import print_json, report_of
+from transduce.cli.description import print_description
 from transduce.config.settings import ExperimentConfig
 from transduce.data.datasets import find_dataset
 from transduce.errors import DamagedFileError, MissingInputError, TransduceError, nearest, printable
@@ -23,6 +24,7 @@ from transduce.files.content import read_regular
 from transduce.model.config import PRESETS, VocabularySizes
 from transduce.model.weights import Shapes, parameter_shapes
 from transduce.runs.folder import RunFolder
+from transduce.training.trainer import with_prefix
 
 _NUMBER = (int, float)
 _SCORES = {"*": {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER, "num_segments": int, "*": object}}  # of score.json
@@ -42,10 +44,7 @@ def average_command(arguments: argparse.Namespace) -> int:
         )
     facts = folder.facts | {"averaged": {"run": arguments.run, "steps": steps}, "calibration": None}
     with new_folder(output) as temporary:
-        averaged = average_tensors(
-            {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-            for tensors, _ in map(folder.read_checkpoint, steps)
-        )
+        averaged = average_tensors(with_prefix(tensors, "model.") for tensors, _ in map(folder.read_checkpoint, steps))
         result = RunFolder.create(temporary, config=folder.config_text, tokenizer=folder.tokenizer_text, facts=facts)
         result.write_model(averaged, {"steps": steps, "averaged": True, "validation": {}})
     report_of(arguments)(f"{arguments.output}: the mean of steps {', '.join(map(str, steps))}")
@@ -120,16 +119,16 @@ def verify_command(arguments: argparse.Namespace) -> int:
         folder = RunFolder.open(Path(arguments.run))
     except DamagedFileError:
         folder = RunFolder(Path(arguments.run))  # the list below says what is damaged
-    results = folder.verify()
-    not_covered = folder.not_covered(dict(results))
-    is_intact = not any(problem for _, problem in results)
+    results = dict(folder.verify())
+    not_covered = folder.not_covered(results)
+    is_intact = not any(results.values())
     if arguments.json:
-        print_json({"run": arguments.run, "is_intact": is_intact, "files": dict(results), "not_covered": not_covered})
+        print_json({"run": arguments.run, "is_intact": is_intact, "files": results, "not_covered": not_covered})
     else:
-        for name, problem in results:
+        for name, problem in results.items():
             if problem or name not in not_covered:
                 print(printable(f"{name}: {problem or 'intact'}"))
-        if "model.safetensors" not in dict(results):
+        if "model.safetensors" not in results:
             print("model.safetensors: none yet")
         if not_covered:
             print(printable(f"not covered, as no hash of them is recorded: {', '.join(not_covered)}"))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transduce.config.reference import SYNONYMS, Setting, all_settings, annotated_toml, sections
-from transduce.errors import MissingInputError, TransduceError, choose, nearest
+from transduce.errors import DataError, MissingInputError, TransduceError, choose, nearest
+from transduce.files.content import read_bytes
 from transduce.files.shipped import shipped_folder
 
 _MAX_WIDTH = 100
@@ -64,10 +65,16 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(paths) if path.name != "index.toml"}
 
 
+def read_utf8(path: Path) -> str:
+    """The content of a text file that is not a corpus, as one string."""
+    try:
+        return read_bytes(path).decode().removeprefix("\ufeff")  # the byte order mark that some editors write
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
+
+
 def read_config(path: Path) -> str:
     """The text of a config file. Raises MissingInputError, which says how to get one that comes with the package."""
-    from transduce.cli.console import read_utf8  # here: help and settings do not wait for its tables
-
     if path.stem in shipped_configs() and not path.exists():
         raise MissingInputError(
             f"{path}: no such file. The package has one of this name: transduce init --from {path.stem} > {path.name}"

@@ -30,20 +30,19 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _hint(parser: argparse.ArgumentParser, word: str, path: Sequence[str]) -> str:
-    options = [option for option in parser._option_string_actions if option.startswith("--")]
-    name = word.partition("=")[0].removeprefix("--")
-    settings: dict[str, str] = {}
     from transduce.config.reference import SYNONYMS, all_settings, sections
 
-    if path[:1] and path[0] in _WITH_SETTINGS:
-        settings = {each.key: f"--{each.name}" for each in all_settings()}
-        settings |= {synonym: settings[key] for synonym, key in SYNONYMS.items()}
+    name = word.partition("=")[0].removeprefix("--")
     if path == ["fit"] and name.partition(".")[0] in sections():
         return (
             "fit chooses the settings. To set one: transduce init PAIRS > my.toml, then transduce train my.toml " + word
         )
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
     known = {option.removeprefix("--").replace("-", "_"): option for option in options}
-    return _nearest(name.replace("-", "_"), known | settings, path)
+    if path and path[0] in _WITH_SETTINGS:
+        settings = {each.key: f"--{each.name}" for each in all_settings()}
+        known |= settings | {synonym: settings[key] for synonym, key in SYNONYMS.items()}
+    return _nearest(name.replace("-", "_"), known, path)
 
 
 def _nearest(word: str, known: Mapping[str, str], path: Sequence[str]) -> str:

@@ -5,8 +5,9 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from transduce.cli.console import print_json, print_scores, refuse_other_encoding, report_of
 from transduce.cli.environment import waiting_reported
@@ -105,18 +106,19 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     config = load_config(read_config(path), str(path), arguments.overrides)
     report = report_of(arguments)
     tokenizer = RunFolder.open(Path(arguments.init_from)).tokenizer if arguments.init_from else None
-    corpus, prepared = read_corpus(config.data, places_of_environment(), report), None
+    corpus = read_corpus(config.data, places_of_environment(), report)
     if isinstance(corpus.train, LargePairs):
         encoded = learn_and_encode(
             config, corpus, tokenizer, Process(), report=report, show_progress=not arguments.quiet
         )
         assert isinstance(encoded.pairs, PreparedPairs)
-        prepared = encoded.pairs.file
+        file = encoded.pairs.file
+        result: dict[str, Any] = {"path": str(file.path), "bytes": file.num_bytes} | vars(file.manifest)
     else:
         report("these pairs fit in memory: `train` reads them directly, and nothing needs preparing")
+        result = {"path": None}
     if arguments.json:
-        folder = {"path": str(prepared.path), "bytes": prepared.num_bytes} if prepared else {"path": None}
-        print_json(folder | (vars(prepared.manifest) if prepared else {}))
+        print_json(result)
     return 0
 
 
@@ -125,17 +127,14 @@ def _tensorboard(
     arguments: argparse.Namespace, run_dir: Path, report: Callable[[str], None]
 ) -> Iterator[list[TensorBoardWriter]]:
     """The observers of training: TensorBoard's writer, if asked for, closed however training ends."""
-    if not arguments.tensorboard:
-        yield []
-        return
-    try:
-        writer = TensorBoardWriter(run_dir / "tensorboard", report)
-    except ImportError:
-        report("no TensorBoard events: they need pip install 'transduce[tensorboard]'")
-        yield []
-        return
-    with closing(writer):
-        yield [writer]
+    writer: TensorBoardWriter | None = None
+    if arguments.tensorboard:
+        try:
+            writer = TensorBoardWriter(run_dir / "tensorboard", report)
+        except ImportError:
+            report("no TensorBoard events: they need pip install 'transduce[tensorboard]'")
+    with closing(writer) if writer else nullcontext():
+        yield [writer] if writer else []
 
 
 @contextmanager

@@ -33,13 +33,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     The library's own writer orders the metadata differently at each call, so the header is written here.
     """
     # Wide elements first, as the library does: then every tensor lies at a multiple of its element's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    _check_names(names, tensors)
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    _check_names(ordered)
     entries = {
-        name: Entry(_DTYPE_NAMES[tensor.dtype], list(tensor.shape), tensor.numel() * tensor.element_size())
-        for name, tensor in ((name, tensors[name]) for name in names)
+        name: Entry(_DTYPE_NAMES[tensor.dtype], list(tensor.shape), tensor.nbytes) for name, tensor in ordered.items()
     }
-    data = (tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data for name in names)
+    data = (tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data for tensor in ordered.values())
     num_bytes = sum(entry.num_bytes for entry in entries.values())
     write_certified(path, header_of(entries, metadata), num_bytes, data)
 
@@ -54,11 +53,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
 
 
-def _check_names(names: list[str], tensors: Mapping[str, Tensor]) -> None:
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
     # Two names for one memory would be two tensors after loading: they would drift apart in training.
     owners: dict[tuple[int, torch.Size], str] = {}
-    for name in names:
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
         if not _TENSOR_NAME.fullmatch(name):
             raise ValueError(f"A tensor cannot be called {name!r}: letters, digits and '_', with '.' or '-' between.")
         if tensor.dtype not in _DTYPE_NAMES:

@@ -22,6 +22,7 @@ from transduce.data.large.scan import text_bytes
 from transduce.data.pairs import LARGE_BYTES, Pairs, count_overlap, extend_pairs, read_pairs, split_pairs
 from transduce.data.seen import Seen
 from transduce.errors import ConfigMismatchError, DataError, TransduceError
+from transduce.inference.predictor import ignore
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import preparation_display
 from transduce.text.tokenizer import Tokenizer
@@ -211,7 +212,7 @@ def encode_reporting(
 def hold_out(
     pairs: Pairs,
     name: str,
-    report: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] = ignore,
     *,
     has_valid: bool = False,
     has_test: bool = False,

@@ -72,10 +72,8 @@ def suit_device(
     graph = "recorded as" if new.cuda_graph else "without"
     choice = f"{new.batching} batches of {new.batch_tokens:,} tokens, {graph} a CUDA graph, in {new.precision}: "
     report(choice := choice + "; ".join(reasons))
-    return replace(config, training=new), {
-        "chosen": choice,
-        "configured_batch": [asked.batch_tokens, asked.micro_batches],
-    }
+    facts = {"chosen": choice, "configured_batch": [asked.batch_tokens, asked.micro_batches]}
+    return replace(config, training=new), facts
 
 
 def _check_kernels(config: ExperimentConfig, capability: tuple[int, int] | None, report: Callable[[str], None]) -> None:

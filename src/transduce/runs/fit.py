@@ -66,10 +66,8 @@ class Plan:
 
     def to_toml(self) -> str:
         """The settings as a config file, with the reasons beside them."""
-        held_out = (
-            f"# `fit` holds out {len(self.valid):,} validation and {len(self.test):,} test pairs; `train` does not.\n"
-        )
-        return held_out + to_toml(self.config, self.reasons)
+        held_out = f"{len(self.valid):,} validation and {len(self.test):,} test pairs"
+        return f"# `fit` holds out {held_out}; `train` does not.\n" + to_toml(self.config, self.reasons)
 
 
 def fit(
@@ -192,21 +190,18 @@ def _parts(
 
     Raises DataError where the given ones are all trained on.
     """
-    given = {"validation": None if valid is None else pairs_of(valid), "test": None if test is None else pairs_of(test)}
-    parts = hold_out(
+    given = {part: pairs_of(pairs) for part, pairs in (("validation", valid), ("test", test)) if pairs is not None}
+    train, valid_pairs, test_pairs = hold_out(
         everything,
         name,
         report,
-        has_valid=valid is not None,
-        has_test=test is not None,
+        has_valid="validation" in given,
+        has_test="test" in given,
         num_train=saved.facts.get("num_train_pairs") if saved else None,
     )
-    train, held_out = parts[0], {"validation": parts[1], "test": parts[2]}
-    valid_pairs, test_pairs = (given[part] or held_out[part] for part in given)
+    valid_pairs, test_pairs = given.get("validation", valid_pairs), given.get("test", test_pairs)
     report(f"split: {len(train):,} training, {len(valid_pairs):,} validation, {len(test_pairs):,} test pairs")
     for part, pairs in given.items():
-        if pairs is None:
-            continue
         if count_overlap(everything, pairs)["pairs"] == len(pairs):
             raise DataError(
                 f"all {len(pairs):,} {part} pairs are also in the training data, so a score would mean nothing: "

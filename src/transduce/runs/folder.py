@@ -35,7 +35,7 @@ from transduce.training.state import TrainerState
 
 FORMAT_VERSION = 1
 
-_CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
+_CHECKPOINT_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.safetensors", re.ASCII)  # as we write the number, alone
 _MEND_TEXT = "Restore it from a copy, or start a new run in another folder."
 _MEND_CONTENT = "Restore it from a copy, or use the version of transduce that wrote it."
 _MOST_ROW_BYTES = 1_000_000  # of the log
@@ -213,8 +213,7 @@ class RunFolder:
     def checkpoints(self) -> list[int]:
         """Steps of the checkpoints, ascending."""
         names = [path.name for path in self._checkpoint_folder.glob("step-*.safetensors")]
-        steps = [int(match[1]) for match in map(_CHECKPOINT_NAME.fullmatch, names) if match]
-        return sorted(step for step in steps if self._tensor_path(step).name in names)
+        return sorted(int(match[1]) for match in map(_CHECKPOINT_NAME.fullmatch, names) if match)
 
     def read_checkpoint(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name and state of the checkpoint at `step`."""

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from transduce.errors import printable
@@ -52,7 +52,7 @@ class TrainingDisplay:
         history: Sequence[Row] = (),  # of a resumed run
     ) -> None:
         self._console, self._num_steps, self._best, self._ties_by_loss = console, num_steps, best, ties_by_loss
-        self._is_cell = is_in_notebook() and not console.is_terminal
+        self.is_cell = is_in_notebook() and not console.is_terminal
         self._validations = [row for row in history if row["kind"] == "validation"]
         self._samples: Sequence[Sample] = ()
         self._bar = Progress(
@@ -61,7 +61,6 @@ class TrainingDisplay:
             console=console, expand=True,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=num_steps, completed=first_step)
-        self.live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
 
     def step(self, step: int) -> None:
         """Note that a step is done."""
@@ -76,17 +75,12 @@ class TrainingDisplay:
         else:
             self._validations.append(row)
             self._samples = row.get("samples", ())
-            line = self._line_of(self._validations[-1])
-        if self._is_cell:
+            line = self._line_of(row)
+        if self.is_cell:
             print(f"\r{line:{_LIVE_WIDTH}}", end="", flush=True)
         elif not self._console.is_terminal:
             self._console.print(Text("\n".join([line, *map(_sample_line, self._samples)])), soft_wrap=True)
             self._samples = ()
-
-    def close(self) -> None:
-        """End the line of a notebook."""
-        if self._is_cell:
-            print()
 
     def _line_of(self, row: Row) -> str:
         shown = [f"{_heading(name)} {_number(name, row[name])}" for name in metrics_of(row)]
@@ -108,9 +102,8 @@ class TrainingDisplay:
         """The last validations, and the best one, which is marked."""
         best = self._best_row()
         metrics = [*metrics_of(self._validations[-1])]
-        table = Table("step", "time", *map(_heading, metrics), "", box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in table.columns[:-1]:
-            column.justify = "right"
+        columns = (Column(name, justify="right") for name in ("step", "time", *map(_heading, metrics)))
+        table = Table(*columns, "", box=None, padding=(0, 2, 0, 0), header_style="dim")
         rows = self._validations[-num_rows:]
         if best is not None and not any(row is best for row in rows):
             rows = [best, *rows[1:]]
@@ -134,11 +127,12 @@ def training_display(num_steps: int, *, console: Console | None = None, **option
     """A `TrainingDisplay` on standard error, for a block; `options` are its own."""
     console = console or Console(file=Unfailing(sys.stderr), highlight=False)  # type: ignore[arg-type]
     display = TrainingDisplay(console, num_steps, **options)
-    with display.live:
+    with Live(display, console=console, refresh_per_second=4) if console.is_terminal else nullcontext():
         try:
             yield display
         finally:
-            display.close()
+            if display.is_cell:
+                print()  # the end of its line
 
 
 def _heading(name: str) -> str:
@@ -156,9 +150,8 @@ def _minutes(seconds: float) -> str:
 
 def _sample_line(sample: Sample) -> str:
     source, output, reference = map(printable, sample)
-    return f"  {source} -> {output}" + (
-        f"  (reference: {reference})" if output != reference else "  (as the reference)"
-    )
+    comparison = "as the reference" if output == reference else f"reference: {reference}"
+    return f"  {source} -> {output}  ({comparison})"
 
 
 def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:
@@ -170,8 +163,7 @@ def _sample_texts(sample: Sample, width: int) -> Iterator[Text]:
         yield one_line
         return
     for name, text, look in (("source", source, "dim"), ("output", output, style), ("reference", reference, "dim")):
-        line = Text.assemble((f"  {name:<10}", "dim"), (text, look), no_wrap=True, overflow="ellipsis")
-        yield line
+        yield Text.assemble((f"  {name:<10}", "dim"), (text, look), no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager

@@ -70,8 +70,13 @@ def choose_processes(
 
 def processes_of(facts: Mapping[str, Any], device: torch.device) -> int:
     """The number of processes that a run was last trained with, by the facts it has recorded; here it may be less."""
-    sessions = [facts.get("started", {}), *(session["machine"] for session in facts.get("resumed", []))]
-    return min(int(sessions[-1].get("processes", 1)), machine.usable_cores()) if device.type == "cpu" else 1
+    last = sessions_of(facts)[-1]
+    return min(int(last.get("processes", 1)), machine.usable_cores()) if device.type == "cpu" else 1
+
+
+def sessions_of(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The machine, processes and threads of each session of a run, by the facts it has recorded."""
+    return [facts.get("started", {}), *(resumption["machine"] for resumption in facts.get("resumed", []))]
 
 
 def _is_short(training: TrainingConfig, num_characters: int) -> bool:

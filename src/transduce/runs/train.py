@@ -9,24 +9,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from transduce.config.settings import (
-    ExperimentConfig,
-    carry_over,
-    lasting,
-    refuse_changes,
-    refuse_other_data,
-    with_shape_of,
-    with_steps,
-)
-from transduce.config.toml import differences, to_toml
+from transduce.config.settings import ExperimentConfig, lasting, with_shape_of, with_steps
+from transduce.config.toml import to_toml
 from transduce.data.augmentation import augmented
 from transduce.data.batches import StepOrder, TrainingPairs
 from transduce.data.download import Places
@@ -34,32 +26,24 @@ from transduce.data.pairs import Pairs
 from transduce.data.seen import Seen
 from transduce.devices import machine
 from transduce.devices.device import find_device, local_device, machine_facts
-from transduce.errors import (
-    DamagedFileError,
-    LostProcessError,
-    MissingInputError,
-    OutOfMemoryError,
-    RunFolderError,
-    TransduceError,
-)
-from transduce.evaluation.config import name_of_score, scores_by_name
+from transduce.errors import LostProcessError, OutOfMemoryError, RunFolderError, TransduceError
+from transduce.evaluation.config import scores_by_name
 from transduce.files.content import well_formed
 from transduce.inference.predictor import ignore
 from transduce.model.transformer import Transformer
-from transduce.model.weights import parameter_shapes, shapes_of
 from transduce.runs.corpus import Corpus, EncodedCorpus, absolute_paths, learn_and_encode, read_corpus, with_room
 from transduce.runs.device_choice import suit_device
 from transduce.runs.folder import RunFolder
 from transduce.runs.learning_curve import learning_curve
-from transduce.runs.monitoring import is_in_notebook, metrics_of, report_to_notebook, training_display
+from transduce.runs.monitoring import is_in_notebook, report_to_notebook, training_display
 from transduce.runs.parallelism import choose_processes
+from transduce.runs.resumption import Checkpoint, settle_resumption
 from transduce.runs.validation import build_validation, calibrate
 from transduce.text.tokenizer import Tokenizer
 from transduce.training.distributed import Process, joined
-from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState, Validation
 from transduce.training.step import TrainStep
-from transduce.training.trainer import Observer, Trainer, step_order, with_prefix
+from transduce.training.trainer import Observer, Trainer, step_order
 from transduce.training.workers import group_lock, refuse_processes, shared, take_process_group, threads_of_each
 
 # A time limit becomes a number of steps by timing this many steps, for at most this share of the time.
@@ -67,8 +51,6 @@ _WARM_UP_STEPS, _MEASURED_STEPS, _MEASURED_SHARE = 3, 30, 0.05
 _VALIDATION_SHARE = 0.06  # of the time, reserved for validations and for steps slower than those timed
 
 _SECONDS_TO_UNLOCK = 2.0  # a run, once its process is lost
-
-Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, state of the trainer
 
 
 def train(
@@ -117,7 +99,7 @@ def train(
         environment |= {"processes": num * process.world_size, "threads": threads_of_each(num)}
         checkpoint = ancestor = None
         if saved is not None:
-            config, checkpoint = _resume(config, saved, corpus, process, environment, report, accept_changes)
+            config, checkpoint = settle_resumption(config, saved, corpus, process, environment, report, accept_changes)
         elif init_from:
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
@@ -196,7 +178,7 @@ class _Run:
     observers: Sequence[Observer] = ()
     show_progress: bool = False
     clock: Callable[[], float] = time.perf_counter
-    started: float = field(default_factory=time.perf_counter)  # by the clock
+    started: float = 0.0  # by the clock
 
 
 def _without_tensors(run: _Run) -> _Run:
@@ -212,96 +194,6 @@ def _share_steps(run: _Run, process: Process) -> None:
     _train(replace(run, process=process, started=time.perf_counter()))
 
 
-def _resume(
-    config: ExperimentConfig,
-    folder: RunFolder,
-    corpus: Corpus,
-    process: Process,
-    environment: Mapping[str, Any],
-    report: Callable[[str], None],
-    accept_changes: bool,
-) -> tuple[ExperimentConfig, Checkpoint | None]:
-    """The settings to resume with and the newest checkpoint, after all changes were refused or recorded."""
-    checkpoint: Checkpoint | None = None
-
-    def settle() -> tuple[ExperimentConfig, int | None]:
-        nonlocal checkpoint
-        facts, saved = folder.facts, folder.settings
-        asked = with_shape_of(saved, config) if "initialised_from" in facts else config
-        resumed = carry_over(asked, saved, facts.get("configured_batch", ()))
-        changes = differences(saved, resumed)
-        refuse_changes(changes, accept_changes=accept_changes)
-        refuse_other_data(facts.get("data", {}), corpus.sha256, folder.path)
-        newest = folder.newest_checkpoint(report=report)
-        if newest is not None:
-            shapes = parameter_shapes(saved.model, folder.tokenizer.vocabulary_sizes)
-            folder.refuse_other_shapes(shapes_of(newest[1]), shapes, newest[0])
-            _mend_model(folder, newest[2], report)
-        elif folder.has_model:
-            raise RunFolderError(
-                f"{folder.path} has a model but no checkpoints to resume from. Start a new run from its weights: "
-                f"--init-from {folder.path} --run-dir ANOTHER."
-            )
-        step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
-        for name, value in sorted(environment.items()):
-            if name != "commit" and value != (before := facts.get("started", {}).get(name)):
-                report(f"{name} was {before} and is {value}: the weights may differ in their last bits")
-        # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
-        folder.truncate_metrics(step or 0, report)
-        session = {"step": step or 0, "changes": changes, "machine": environment}
-        resumptions = [*facts.get("resumed", []), session]
-        # Until it is fitted again, the calibration is none: that of before does not belong to other weights.
-        folder.update_facts({"resumed": resumptions, "paths": absolute_paths(resumed.data), "calibration": None})
-        folder.rewrite_config(to_toml(resumed))
-        for name, (old, new) in changes.items():
-            report(f"{name}: {old!r} -> {new!r}")
-        if step and resumed.training.steps and any(name.startswith(("optim.", "training.steps")) for name in changes):
-            report(f"learning rate: {_rate(saved, step):.3g} at step {step:,} -> {_rate(resumed, step + 1):.3g} next")
-        report(f"resuming at step {step or 0:,} of {resumed.training.steps:,}")
-        return resumed, step
-
-    resumed, step = process.decide(settle)
-    if step is not None and checkpoint is None:  # rank 0 has read it; it is too large to be sent to the others
-        checkpoint = folder.read_checkpoint(step)
-    return resumed, checkpoint and _with_current_names(checkpoint, resumed)
-
-
-def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[str], None]) -> None:
-    """Make the best model anew from the checkpoint of its step, if it is damaged or missing and there is one.
-
-    `state` is that of the newest checkpoint. Raises DamagedFileError if there is none.
-    """
-    best, path = state.get("best_step", 0), folder.path / "model.safetensors"
-    try:
-        if best:  # before the first validation there is none, or one that will be replaced
-            folder.read_model_metadata()
-        return
-    except (DamagedFileError, MissingInputError) as error:
-        if best not in folder.checkpoints():
-            raise DamagedFileError(
-                f"{error} It is of step {best:,}, of which there is no checkpoint. Without a copy, take the newest "
-                f"weights: transduce average {folder.path} --last 1 -o ANOTHER."
-            ) from None
-    saved = folder.read_checkpoint(best)[0]
-    average, rows = with_prefix(saved, "ema."), [row for row in folder.metrics() if row["kind"] == "validation"]
-    scores = next((metrics_of(row) for row in rows if row["step"] == best), {})
-    facts = {"step": best, "averaged": bool(average), "validation": scores}
-    folder.write_model(average or with_prefix(saved, "model."), facts)
-    report(f"{path} was damaged or missing: made anew from the checkpoint of its step {best:,}")
-
-
-def _rate(config: ExperimentConfig, step: int) -> float:
-    return learning_rate(config.optim, step, d_model=config.model.d_model, num_steps=config.training.steps)
-
-
-def _with_current_names(checkpoint: Checkpoint, config: ExperimentConfig) -> Checkpoint:
-    """The checkpoint, with all of its state, and the score in `best_measure` called by its name of today."""
-    tensors, state = checkpoint[0], asdict(TrainerState.from_dict(checkpoint[1]))
-    name, of, pairs = state.get("best_measure", "").partition(" of ")
-    name = name_of_score(name, group_sources=config.validation.group_sources)
-    return tensors, {**state, "best_measure": f"{name}{of}{pairs}"}
-
-
 def _train(run: _Run) -> TrainerState:
     training, report, observers = run.config.training, run.report, run.observers
     budget = training.minutes * 60 - (run.clock() - run.started)
@@ -309,11 +201,8 @@ def _train(run: _Run) -> TrainerState:
     if (config := with_steps(run.config, steps)) != run.config:
         run.process.decide(lambda: run.folder.rewrite_config(to_toml(config)))
         if not training.steps:
-            limit = (
-                f"{training.epochs:g} epochs:"
-                if training.epochs
-                else f"{training.minutes:g} minute{'s' * (training.minutes != 1)}: about"
-            )
+            minutes = f"{training.minutes:g} minute{'s' * (training.minutes != 1)}: about"
+            limit = f"{training.epochs:g} epochs:" if training.epochs else minutes
             report(f"{limit} {steps:,} steps")
     with ExitStack() as stack:
         watch: Callable[[int], object] = bool

@@ -4,16 +4,14 @@ from typing import Any
 
 from rich.table import Table
 
-from transduce.cli.console import print_table
+from transduce.cli.console import number_columns, print_table
 
 
 def print_training_speed(result: dict[str, Any]) -> None:
     """Print the result of `benchmark train`, and how to read it."""
     settings = result["settings"]
     print(_format_workload(result))
-    table = Table("training speed", "median", "min", "max")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("training speed", *number_columns("median", "min", "max"))
     rows = [
         ("target tokens / second", "tokens_per_second", "{:,.0f}"),
         ("target tokens / CPU second", "tokens_per_cpu_second", "{:,.0f}"),
@@ -57,9 +55,8 @@ def print_decoding_speed(result: dict[str, Any]) -> None:
         f"{settings['parameters']:,} parameters, {settings['target_ids']:,} output tokens, "
         f"{settings['lines']:,} lines, {settings['threads']} threads, {precision}\n{_format_machine(result)}"
     )
-    table = Table("outputs", "tokens / second", "sentences / second", "tokens / CPU second", "ms/line: p50, p90, p99")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    names = ("tokens / second", "sentences / second", "tokens / CPU second", "ms/line: p50, p90, p99")
+    table = Table("outputs", *number_columns(*names))
     for mode, speeds_of_mode in result["modes"].items():
         speeds = (speeds_of_mode[key] for key in ("tokens_per_second", "sentences_per_second", "tokens_per_cpu_second"))
         latencies = ", ".join(f"{value:,.1f}" for value in speeds_of_mode.get("latency_ms", {}).values())

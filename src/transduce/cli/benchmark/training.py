@@ -229,7 +229,6 @@ def _report(
 def _settings(work: TrainingWork, update: TrainStep) -> dict[str, Any]:
     num_blocks, num_steps = work.blocks
     model = update.model
-    uses_bfloat16 = update.device.type == "cuda"  # what the precision "auto" means
     return {
         "model": work.model,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -243,7 +242,7 @@ def _settings(work: TrainingWork, update: TrainStep) -> dict[str, Any]:
         "processes": update.process.world_size,
         "threads": torch.get_num_threads(),
         "device": str(update.device),
-        "precision": "bfloat16" if uses_bfloat16 else "float32",
+        "precision": "bfloat16" if update.device.type == "cuda" else "float32",  # what "auto" means
     }
 
 
