@@ -52,7 +52,7 @@ class Run(Predictor):
                 return getattr(part, name)
         raise AttributeError(
             f"this run has no '{name}'. What `fit` and `train` measured is an attribute of the runs that they return; "
-            "to score given outputs there is log_prob(sources, targets), and evaluate(sources, references) a test set."
+            "to score given outputs, use log_prob(sources, targets); for a test set, evaluate(sources, references)."
         )
 
     def __repr__(self) -> str:
@@ -188,7 +188,7 @@ def load_from(
     run = Run(model.to(find_device(device)), tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
     if run.int8 and not run.is_int8:
-        note("int8 changes nothing here: no matrix of this model is large enough to gain by it")
+        note("int8 changes nothing here: no matrix of this model is large enough to benefit")
     run.folder, run.settings, run.model_sha256 = folder, settings, sha256
     return run
 

@@ -245,7 +245,7 @@ def _resume(
         step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
         for name, value in sorted(environment.items()):
             if name != "commit" and value != (before := facts.get("started", {}).get(name)):
-                report(f"{name} was {before} and is {value}: the weights may differ in their last bits")
+                report(f"{name} was {before} and is now {value}: the weights may differ in their last bits")
         # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
         folder.truncate_metrics(step or 0, report)
         session = {"step": step or 0, "changes": changes, "machine": environment}
@@ -279,7 +279,7 @@ def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[s
     except (DamagedFileError, MissingInputError) as error:
         if best not in folder.checkpoints():
             raise DamagedFileError(
-                f"{error} It is of step {best:,}, of which there is no checkpoint. Without a copy, take the newest "
+                f"{error} It is from step {best:,}, which has no checkpoint. Without a copy, use the newest "
                 f"weights: transduce average {folder.path} --last 1 -o ANOTHER."
             ) from None
     saved = folder.read_checkpoint(best)[0]
@@ -287,7 +287,7 @@ def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[s
     scores = next((metrics_of(row) for row in rows if row["step"] == best), {})
     facts = {"step": best, "averaged": bool(average), "validation": scores}
     folder.write_model(average or with_prefix(saved, "model."), facts)
-    report(f"{path} was damaged or missing: made anew from the checkpoint of its step {best:,}")
+    report(f"{path} was damaged or missing: rebuilt from the checkpoint of step {best:,}")
 
 
 def _rate(config: ExperimentConfig, step: int) -> float:
@@ -356,7 +356,7 @@ def _train(run: _Run) -> TrainerState:
             "schedule"
         )
     elif trainer.num_steps < steps:
-        report(f"planned {trainer.num_steps:,} steps instead of {steps:,}: they took longer than at first")
+        report(f"took {trainer.num_steps:,} steps instead of {steps:,}, because steps became slower")
     run.process.decide(partial(_finish, run, state.best_step))  # together, as a process that leaves early may end badly
     return state
 
@@ -376,7 +376,7 @@ def _saved_after(error: TransduceError, run: _Run, trainer: Trainer) -> Transduc
         return error
     with nullcontext() if run.process.is_main else run.folder.lock(patience=_SECONDS_TO_UNLOCK):
         trainer.save_alone()
-    return type(error)(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to continue.")
+    return type(error)(f"{error} Everything up to step {trainer.state.step:,} is saved: resume the run to continue.")
 
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:
