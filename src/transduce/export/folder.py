@@ -173,7 +173,7 @@ def _readme(module: Format, predictor: Predictor, certificate: Certificate) -> s
     unexpressed = "".join(f"- {line}\n" for line in exported.unexpressed)
     limitations = f"\nThe run's decoding settings include some that {module.TITLE} does not have:\n\n{unexpressed}"
     return f"""\
-# A model of transduce for {module.TITLE}
+# A transduce model for {module.TITLE}
 
 Text in, text out, with {module.TITLE} alone, in this folder:
 
