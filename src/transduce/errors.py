@@ -1,6 +1,6 @@
 """What can go wrong through no fault of the code, each kind with the exit status of the command.
 
-A message is one line: what was given, what is allowed, how to mend it. The command prints it without a traceback
+A message is one line: what was given, what is allowed, how to fix it. The command prints it without a traceback
 (`--debug` shows one). All are `ValueError`s, so a caller in Python may catch just that.
 
 TransduceError              2   a setting or an argument that cannot be used
