@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def draw_attention(predictor: transduce.Predictor, word: str) -> bytes:
-    """A PNG of the last decoder layer's cross-attention, averaged over its heads, while it writes its answer."""
+    """A PNG of the last decoder layer's cross-attention, averaged over its heads, while it writes its output."""
     tokenizer, model = predictor.tokenizer, predictor.model
     device = model.output_weight.device
     src = tokenizer.encode_source([word])[0]
@@ -95,7 +95,7 @@ def draw_attention(predictor: transduce.Predictor, word: str) -> bytes:
 
 
 def _clocks() -> dict[str, float]:
-    """Seconds by the wall, of this process's work, and taken from this machine by its neighbours."""
+    """Seconds by the wall, of this process's work, and taken from this machine by its neighbors."""
     work = sum(os.times()[:4])  # with that of the processes it started
     stat = Path("/proc/stat")
     stolen = int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK") if stat.exists() else 0.0

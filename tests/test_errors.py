@@ -10,7 +10,7 @@ from transduce.errors import DamagedFileError, TransduceError, nearest, printabl
     [
         ("bleuu", " Did you mean 'bleu'?"),
         ("BLEU", " Did you mean 'bleu'?"),
-        ("xyz", " There are: bleu, chrf."),
+        ("xyz", " Available: bleu, chrf."),
     ],
 )
 def test_a_hint_names_the_nearest_or_all_when_none_is_near(word: str, told: str) -> None:
@@ -44,5 +44,5 @@ def test_a_long_message_is_shown_with_its_beginning_and_its_end() -> None:
 
 def test_a_hint_on_a_long_word_takes_no_time() -> None:
     started = time.perf_counter()
-    assert nearest("x" * 5_000_000, ["bleu"]) == " There are: bleu."
+    assert nearest("x" * 5_000_000, ["bleu"]) == " Available: bleu."
     assert time.perf_counter() - started < 1

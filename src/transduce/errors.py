@@ -1,6 +1,6 @@
 """What can go wrong through no fault of the code, each kind with the exit status of the command.
 
-A message is one line: what was given, what is allowed, how to mend it. The command prints it without a traceback
+A message is one line: what was given, what is allowed, how to fix it. The command prints it without a traceback
 (`--debug` shows one). All are `ValueError`s, so a caller in Python may catch just that.
 
 TransduceError              2   a setting or an argument that cannot be used
@@ -28,7 +28,7 @@ def nearest(word: str, known: Iterable[str], path: str = "") -> str:
     """A hint to end an error with: what `word` was likely meant to be, or all there is. `path` is put before it."""
     names = list(known)
     close = difflib.get_close_matches(word[:_MOST_CHARACTERS].lower(), names, n=1, cutoff=0.5)
-    return f" Did you mean '{path}{close[0]}'?" if close else f" There are: {', '.join(names)}."
+    return f" Did you mean '{path}{close[0]}'?" if close else f" Available: {', '.join(names)}."
 
 
 def choose(kind: str, name: str, options: Mapping[str, T]) -> T:

@@ -23,7 +23,7 @@ def test_a_notebook_in_which_a_reader_wrote_is_not_overwritten_and_nothing_is_wr
     (tmp_path / "build_it.ipynb").write_text("mine")
     found = command("learn", tmp_path)
     assert (found.status, found.err.count("\n")) == (73, 1)
-    assert f"{tmp_path / 'build_it.ipynb'} is there already" in found.err
+    assert f"{tmp_path / 'build_it.ipynb'} already exists" in found.err
     assert [path.name for path in tmp_path.iterdir()] == ["build_it.ipynb"]
     assert (tmp_path / "build_it.ipynb").read_text() == "mine"
 

@@ -397,7 +397,7 @@ def test_a_process_that_waits_for_others_says_so_and_hears_signals(data: Path, t
     words = [sys.executable, "-m", "transduce", *TRAIN.format(data=data, out=tmp_path / "run").split()]
     process = forked(words, main=main, env=variables, stderr=subprocess.PIPE, text=True)
     line = process.stderr.readline()
-    assert line == f"process 0 of 2 (RANK, WORLD_SIZE) waits at 127.0.0.1:{port} for the others\n"
+    assert line == f"process 0 of 2 (RANK, WORLD_SIZE) is waiting at 127.0.0.1:{port} for the others\n"
     started = time.monotonic()
     process.terminate()
     assert process.wait(timeout=60) == 143
@@ -426,7 +426,7 @@ def test_too_little_memory_is_no_internal_error(
     monkeypatch.setattr("transduce.cli.evaluate.score", Mock(side_effect=error))
     outcome = places.call(PHASES["evaluate: scoring"][0])
     assert outcome.status == 71
-    assert outcome.err.startswith("transduce: error: there is too little memory.")
+    assert outcome.err.startswith("transduce: error: out of memory.")
     assert outcome.err.count("\n") == 1
 
 
@@ -449,10 +449,10 @@ def test_a_batch_that_memory_is_too_small_for_is_described_and_the_steps_before_
         patch.setattr(step, "collate", short)
         outcome = places.call(words, "--quiet")
     assert outcome.status == 71
-    batch = r"\d+ pairs, the longest of \d+ tokens, or padded [\d,]+\."
-    pattern = rf"transduce: error: step {number}: too little memory for {batch}"
+    batch = r"\d+ pairs, the longest of \d+ tokens, with padding [\d,]+\."
+    pattern = rf"transduce: error: step {number}: out of memory on {batch}"
     assert re.match(pattern, outcome.err)
     assert "Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len." in outcome.err
-    assert f"All is saved up to step {number - 1}: resume the run to continue." in outcome.err
+    assert f"Everything up to step {number - 1} is saved: resume the run to continue." in outcome.err
     assert RunFolder(places.out).checkpoints()[-1] == number - 1
     assert places.call(words, "--quiet", "--resume").status == 0

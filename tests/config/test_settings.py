@@ -59,7 +59,7 @@ def test_what_is_not_mentioned_keeps_its_default() -> None:
     [
         ({"name": "a", "ovn": {}}, "unknown setting 'ovn'. Did you mean 'oven'?"),
         ({"name": "a", "oven": {"degrese": 1}}, "unknown setting 'oven.degrese'. Did you mean 'oven.degrees'?"),
-        ({"name": "a", "oven": {"zzz": 1}}, "unknown setting 'oven.zzz'. There are: degrees, racks, has_fan, mode"),
+        ({"name": "a", "oven": {"zzz": 1}}, "unknown setting 'oven.zzz'. Available: degrees, racks, has_fan, mode"),
         ({"name": 1}, "name is 1: it must be a text."),
         ({"oven": {}}, "'name' must be set"),
         ({"name": "a", "oven": 3}, "'oven' is a section of settings, not a value"),

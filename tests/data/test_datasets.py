@@ -110,7 +110,7 @@ def test_an_unknown_set_or_split_is_answered_with_the_nearest_one():
     with pytest.raises(TransduceError, match="Did you mean 'multi30k-en-de'") as caught:
         find_dataset("multi30k-en-fr")
     one_line(caught)
-    with pytest.raises(TransduceError, match=r"There are: multi30k-en-de, .*addition"):
+    with pytest.raises(TransduceError, match=r"Available: multi30k-en-de, .*addition"):
         find_dataset("?")
     with pytest.raises(TransduceError, match="Did you mean 'test2016'"):
         load_split("multi30k-en-de", "test-2016")

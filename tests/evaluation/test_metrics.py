@@ -416,7 +416,7 @@ def test_another_seed_gives_another_interval_and_the_same_score():
         (lambda: evaluate(["CHRF"], ["a"], [["a"]]), "Did you mean 'chrf'"),
         (
             lambda: evaluate(["rouge"], ["a"], [["a"]]),
-            "There are: bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match",
+            "Available: bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match",
         ),
         (lambda: compare("bleu", ["a"], ["a"], [["a"]], method="random"), "Did you mean 'randomization'"),
         (lambda: evaluate(["bleu"], ["a", "b", "c"], [["a", "b"]]), "3 hypotheses but 2 references:"),

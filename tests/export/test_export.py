@@ -433,5 +433,5 @@ def test_without_the_validation_pairs_lines_are_asked_for(name: str, own_run: Pa
         folder.update_facts({"paths": {}})
     found = command("export", own_run, "--format", "ctranslate2", "-o", room / "out")
     assert found.status == 66
-    assert "give others to compare, by --source FILE" in found.err
+    assert "give others to compare, with --source FILE" in found.err
     assert list(room.iterdir()) == []

@@ -92,7 +92,7 @@ def test_where_no_matrix_gains_by_int8_that_is_said_and_no_int8_is_claimed(
     run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["evaluate", run, "--source", data / "valid.source", "--target", data / "valid.target", "--json", "--int8"]
-    told = "int8 changes nothing here: no matrix of this model is large enough to gain by it"
+    told = "int8 changes nothing here: no matrix of this model is large enough to benefit"
     for smallest in (0, 2**18):
         monkeypatch.setattr(linear_maps, "_SMALLEST_INT8", smallest)
         found = command(*words)

@@ -128,7 +128,7 @@ def test_a_damaged_log_never_keeps_a_run_from_going_on(own: Path, data: Path) ->
     (own / "metrics.jsonl").write_bytes(b"\n".join(ROWS) + b"\n" + rows)
     assert "metrics.jsonl:1 is damaged" in problems_of(own)["metrics.jsonl"]
     outcome = resumed(own, data)
-    assert outcome.status == 0 and f"{len(ROWS)} rows are none of ours" in outcome.err
+    assert outcome.status == 0 and f"{len(ROWS)} rows are not valid" in outcome.err
     assert (own / "metrics.jsonl").read_bytes() == rows
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_best_model_is_made_anew_from_the_checkpoint_of_its_step(own: 
     for damage in (flip, Path.unlink):
         damage(own / "model.safetensors")
         outcome = resumed(own, data)
-        assert outcome.status == 0 and "made anew from the checkpoint of its step 60" in outcome.err
+        assert outcome.status == 0 and "rebuilt from the checkpoint of step 60" in outcome.err
         assert (own / "model.safetensors").read_bytes() == before
 
 

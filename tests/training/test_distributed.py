@@ -276,7 +276,7 @@ def test_whichever_of_two_processes_is_killed_the_other_saves_and_ends(tmp_path:
     running = Running(*words, "--resume")  # with as many processes as before
     running.process.kill()
     status, told = running.end()
-    assert (status, f"All is saved up to step {run.checkpoints()[-1]:,}" in told) == (-9, True), told
+    assert (status, f"Everything up to step {run.checkpoints()[-1]:,} is saved" in told) == (-9, True), told
     saved = steps_saved(running)
 
     running = Running(*words, "--resume")

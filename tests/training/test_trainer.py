@@ -307,7 +307,7 @@ def test_a_checkpoint_names_no_best_weights_that_were_not_written(new_trainer: N
     trainer = new_trainer(replace(TRAINING, steps=3), validate=validate)
 
     def lose(*_: object) -> None:
-        raise LostProcessError("another process of this training has ended.")
+        raise LostProcessError("another training process has ended.")
 
     trainer.store.write_model = lose  # the one that writes is lost in it
     with pytest.raises(LostProcessError):

@@ -49,7 +49,7 @@ def refuse_other_encoding(*names: str) -> None:
     for name in names:
         if name.encode(errors="ignore").decode() != name:
             raise TransduceError(
-                f"{name}: this name is not valid UTF-8. Rename the file, or if the locale is another, set PYTHONUTF8=1."
+                f"{name}: this name is not valid UTF-8. Rename the file or, in another locale, set PYTHONUTF8=1."
             )
 
 

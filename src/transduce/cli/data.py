@@ -34,8 +34,8 @@ def data_command(arguments: argparse.Namespace) -> int:
         return 0
     if Path(arguments.name).is_file():
         raise TransduceError(
-            f"{arguments.name} is a file, and this command knows the built-in data sets alone. To see what fit makes "
-            f"of it: transduce fit {arguments.name} --dry-run"
+            f"{arguments.name} is a file, but this command knows only the built-in data sets. To see what fit would "
+            f"choose for it: transduce fit {arguments.name} --dry-run"
         )
     dataset = find_dataset(arguments.name)
     if arguments.output is None:

@@ -50,7 +50,7 @@ def waiting_reported(report: Callable[[str], None]) -> Iterator[None]:
     def report_waiting() -> None:
         if not dist.is_initialized():
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            report(f"process {rank} of {size} (RANK, WORLD_SIZE) waits at {place} for the others")
+            report(f"process {rank} of {size} (RANK, WORLD_SIZE) is waiting at {place} for the others")
 
     timer = threading.Timer(_SECONDS_TO_MEET, report_waiting)
     timer.daemon = True

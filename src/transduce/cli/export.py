@@ -72,4 +72,4 @@ def _print_certificate(certificate: Certificate) -> None:
     print_table(table)
     print(certificate.verdict)
     for line in exported.unexpressed:
-        print(f"not expressed: {line}")
+        print(f"not exported: {line}")

@@ -37,9 +37,7 @@ def copy_notebooks(folder: Path) -> list[Path]:
         if target.is_dir():
             raise RunFolderError(f"{target} is a folder: move it, or name another one to copy to.")
         if target.exists() and target.read_bytes() != source.read_bytes():
-            raise RunFolderError(
-                f"{target} is there already and would be overwritten: move it, or name another folder."
-            )
+            raise RunFolderError(f"{target} already exists and would be overwritten: move it, or name another folder.")
     with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for source in sources:

@@ -43,9 +43,9 @@ class LineNotes:
             named, more = list(self._characters)[:_MAX_CHARACTERS_NAMED], len(self._characters) - _MAX_CHARACTERS_NAMED
             characters = shown(named) + (f" and {more:,} more" if more > 0 else "")
             self._report(f"characters never seen in training: {characters} ({self._lines('unseen')})")
-        longest = f"which had at most {seen.source_len:,} tokens" if seen else ""
+        longest = f"({seen.source_len:,} tokens)" if seen else ""
         reasons = {
-            "long": f"sources longer than nearly all in training, {longest}",
+            "long": f"sources longer than nearly all in training {longest}",
             "source": f"sources truncated after model.max_len = {max_len:,} tokens",
             "output": "outputs truncated at the maximum length (decoding.max_len_extra, --max-length)",
         }

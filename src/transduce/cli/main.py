@@ -114,8 +114,8 @@ def _print_error(error: Exception) -> int:
     if isinstance(error, TransduceError):
         return _print_message(f"error: {error}", error.exit_status)
     if is_out_of_memory(error):
-        mend = "Stop other programs, take smaller files or a smaller model, or give fewer --threads or --processes."
-        return _print_message(f"error: there is too little memory. {mend}", OutOfMemoryError.exit_status)
+        mend = "Stop other programs, or use smaller files, a smaller model, or fewer --threads or --processes."
+        return _print_message(f"error: out of memory. {mend}", OutOfMemoryError.exit_status)
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of a user whom only a container knows
         mend = "Set HOME, or TRANSDUCE_CACHE to a folder for the data."
         return _print_message(f"error: there is no home folder. {mend}", TransduceError.exit_status)

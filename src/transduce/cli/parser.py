@@ -16,7 +16,7 @@ GROUPS = {
         "learn": "copy the notebooks that explain the Transformer",
     },
     "experiments": {
-        "train": "train by the settings of a TOML file",
+        "train": "train with the settings in a TOML file",
         "settings": "look up settings: meaning, type, default",
         "init": "print an annotated TOML file to start from",
         "compare": "test whether two models differ significantly",

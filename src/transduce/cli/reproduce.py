@@ -100,8 +100,8 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
             for processes, threads in (counts[0], *sorted(others))
         ]
         raise ConfigMismatchError(
-            f"{run.path} started with {ways[0]}, and its minutes are counted for these, so no part of it can use "
-            f"{' or '.join(ways[1:])}: give the same, or choose another folder with --run-dir."
+            f"{run.path} was started with {ways[0]}, and its minutes are counted for these, so no part of it can use "
+            f"{' or '.join(ways[1:])}: use the same, or choose another folder with --run-dir."
         )
 
 

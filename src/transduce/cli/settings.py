@@ -31,9 +31,9 @@ _HEADER = """\
 
 
 _ON_RESUME = {
-    "free": "May change when a run is resumed.",
-    "with --accept-changes": "Changes when a run is resumed with --accept-changes.",
-    "never": "Does not change when a run is resumed.",
+    "free": "Can change when a run is resumed.",
+    "with --accept-changes": "Can change when a run is resumed with --accept-changes.",
+    "never": "Cannot change when a run is resumed.",
 }
 
 

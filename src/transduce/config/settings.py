@@ -32,8 +32,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.data.max_len > self.model.max_len:
             raise TransduceError(
-                f"data.max_len ({self.data.max_len}) must be at most model.max_len ({self.model.max_len}): longer "
-                "pairs than the model's limit cannot be used."
+                f"data.max_len ({self.data.max_len}) must be at most model.max_len ({self.model.max_len}): pairs "
+                "longer than the model's limit cannot be used."
             )
 
 
@@ -114,7 +114,7 @@ def refuse_changes(changes: Mapping[str, tuple[Any, Any]], *, accept_changes: bo
     if flagged and not accept_changes:
         raise ConfigMismatchError(
             f"the settings differ from those the run was started with: {shown(flagged)}. Undo the change, or add "
-            "--accept-changes to go on with it (it is recorded)."
+            "--accept-changes to continue with it (it is recorded)."
         )
 
 

@@ -30,7 +30,7 @@ def decompressed(chunks: Iterable[bytes], name: str, *, most: int) -> bytes:
     for chunk in decompressed_chunks(iter(chunks), name):
         content += chunk
         if len(content) > most:
-            raise DataError(f"{name}: more than {most:,} bytes to read at once. Decompress them into a file, and look.")
+            raise DataError(f"{name}: more than {most:,} bytes to read at once. Decompress it, and look at it.")
     return bytes(content)
 
 
@@ -62,7 +62,7 @@ def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 def _refuse_unlike_its_name(start: bytes, name: str) -> None:
     suffix = Path(name).suffix.lower()
     if suffix in _STARTS and _STARTS[suffix].startswith(start):  # truncated before it could be recognized
-        raise DataError(f"{name}: {len(start)} bytes are no {suffix} file. Copy or download it again.")
+        raise DataError(f"{name}: {len(start)} bytes are not a {suffix} file. Copy or download it again.")
 
 
 def _unpack(chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Callable[[], Any]) -> Iterator[bytes]:

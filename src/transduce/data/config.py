@@ -24,7 +24,7 @@ class DataConfig:
     """Synthetic pairs per training pair and epoch, each the start of one pair joined to the end of another.
     For small corpora whose two sides run in parallel, such as words and their phonemes."""
     concatenations: int = 0
-    """Random other pairs that are concatenated with each pair in an epoch. For small corpora."""
+    """Synthetic pairs per training pair and epoch, each that pair joined to a random other one. For small corpora."""
     max_len: int = 256
     """Longest side of a training pair, in tokens; longer pairs are left out."""
 

@@ -98,8 +98,8 @@ def _download(file: DataFile, places: Places) -> bytes:
         raise DamagedFileError(f"{error} {by_hand}") from None
     if (digest := sha256_of(content)) != file.sha256:
         raise DamagedFileError(
-            f"{file.url}: the SHA-256 of what was fetched is {digest}, and {file.sha256} was expected: "
-            f"the file has changed, or something on the way has. {by_hand}"
+            f"{file.url}: the SHA-256 of the download is {digest}, but {file.sha256} was expected: "
+            f"the file has changed, or was altered on the way. {by_hand}"
         )
     return content
 

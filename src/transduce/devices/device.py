@@ -25,7 +25,7 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError):
         has_gpu = torch.cuda.is_available()
         raise TransduceError(
-            f"no device '{name}' is available here (a CPU or an NVIDIA GPU): use "
+            f"no device '{name}' is available here (a CPU or an NVIDIA GPU is needed): use "
             f"{'cpu, cuda or cuda:N' if has_gpu else 'cpu'} or auto."
         ) from None
     return device

@@ -50,7 +50,7 @@ class ValidationConfig:
     beam_size: int = 1
     """Beam size of decoding at validation; 1 is greedy search."""
     group_sources: bool = False
-    """Treat rows with the same source as alternative references: a dictionary with several pronunciations of a word."""
+    """Treat rows with the same source as alternative references, as in a dictionary with several pronunciations."""
 
     def __post_init__(self) -> None:
         refuse_unknown_metrics(self.metrics, "validation.metrics")

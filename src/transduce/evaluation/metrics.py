@@ -233,7 +233,7 @@ def check(hypotheses: Sequence[str], references: References, num_resamples: int 
     if num_resamples < 1:
         raise TransduceError(f"num_resamples ({num_resamples}) must be at least 1; {NUM_RESAMPLES} is usual.")
     if not references or any(isinstance(reference_set, str) for reference_set in references):
-        raise TransduceError("references must be a list of reference sets, each a list of strings: with one, [lines].")
+        raise TransduceError("references must be a list of reference sets, each a list of strings: for one, [lines].")
     if not hypotheses:
         raise DataError("There are no segments to score: the hypotheses are empty.")
     for number, reference_set in enumerate(references, start=1):

@@ -106,9 +106,9 @@ def held_out_lines(folder: RunFolder, places: Places) -> Lines:
         return Lines(sources=held_out.src, references=[held_out.tgt], origin="the test part that `fit` held out")
     pairs = pairs_at_hand("valid", folder.settings.data, folder, places)
     if pairs is None:
-        reason = "were in memory" if IN_MEMORY in folder.settings.data.valid else "are not where they were"
+        reason = "were in memory" if IN_MEMORY in folder.settings.data.valid else "have moved or changed"
         raise MissingInputError(
-            f"the validation pairs of {folder.path} {reason}: give others to compare, by --source FILE or sources=."
+            f"the validation pairs of {folder.path} {reason}: give others to compare, with --source FILE or sources=."
         )
     return Lines(sources=pairs.src, references=[pairs.tgt], origin="the run's validation pairs")
 
@@ -173,7 +173,7 @@ def _readme(module: Format, predictor: Predictor, certificate: Certificate) -> s
     unexpressed = "".join(f"- {line}\n" for line in exported.unexpressed)
     limitations = f"\nThe run's decoding settings include some that {module.TITLE} does not have:\n\n{unexpressed}"
     return f"""\
-# A model of transduce for {module.TITLE}
+# A transduce model for {module.TITLE}
 
 Text in, text out, with {module.TITLE} alone, in this folder:
 

@@ -58,7 +58,7 @@ def refuse(predictor: Predictor, *, int8: bool) -> None:
     for name, allowed in (("positions", positions), ("norm", ("layer",)), ("feed_forward", activations)):
         if getattr(config, name) not in allowed:
             raise TransduceError(
-                f'model.{name} is "{getattr(config, name)}": {TITLE} holds a {"pre" if config.norm_first else "post"}-'
+                f'model.{name} is "{getattr(config, name)}": {TITLE} has a {"pre" if config.norm_first else "post"}-'
                 f"norm model only with {', '.join(allowed)}. Export to another format, or train with one of these."
             )
     if int8:

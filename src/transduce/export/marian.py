@@ -120,7 +120,7 @@ def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
         raise TransduceError(f"{path}: model_type is {config.get('model_type')!r}: only 'marian' can be imported.")
     for name, (needed, default) in _NEEDED.items():
         if config.get(name, default) != needed:
-            raise TransduceError(f"{path}: {name} is {config.get(name, default)!r}: it can be imported if {needed!r}.")
+            raise TransduceError(f"{path}: {name} is {config.get(name, default)!r}: only {needed!r} can be imported.")
     for name, other in (
         ("encoder_ffn_dim", "decoder_ffn_dim"),
         ("encoder_attention_heads", "decoder_attention_heads"),
@@ -129,12 +129,12 @@ def _refuse_unlike(config: Mapping[str, Any], path: Path) -> None:
     ):
         if config.get(other, config.get(name)) != config.get(name):
             raise TransduceError(
-                f"{path}: {name} ({config.get(name)!r}) and {other} ({config[other]!r}) differ: they can be imported "
-                "if they are the same."
+                f"{path}: {name} ({config.get(name)!r}) and {other} ({config[other]!r}) differ: only a model "
+                "in which they are the same can be imported."
             )
     if (activation := config.get("activation_function")) not in list(_ACTIVATIONS):  # any type, also an unhashable one
         raise TransduceError(
-            f"{path}: activation_function is {activation!r}: it can be imported if one of {', '.join(_ACTIVATIONS)}."
+            f"{path}: activation_function is {activation!r}: only {', '.join(_ACTIVATIONS)} can be imported."
         )
 
 
@@ -149,7 +149,7 @@ def _read_pieces(path: Path, config: Mapping[str, Any]) -> list[str]:
     ids = [str(i) for i in range(len(vocabulary))]
     piece_of = {str(i): piece for piece, i in vocabulary.items()}
     if piece_of.keys() != set(ids) or UNKNOWN not in vocabulary:
-        raise damaged(path, f"its ids should be 0, 1, 2, ..., one of them of {UNKNOWN}", _ADVICE)
+        raise damaged(path, f"its ids should be 0, 1, 2, ..., one of them for {UNKNOWN}", _ADVICE)
     return [piece_of[i] for i in ids]
 
 
@@ -215,7 +215,7 @@ class _Converter:
         self.order = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).flatten()[: config.d_model]
         if not self.path.exists() and (source / "pytorch_model.bin").exists():
             raise TransduceError(
-                f"{source} has its weights in pytorch_model.bin, and no pickle is read here. With the transformers "
+                f"{source} has its weights in pytorch_model.bin, a pickle, which is never read. With the transformers "
                 f"library: AutoModelForSeq2SeqLM.from_pretrained('{source}').save_pretrained('{source}')"
             )
         with explained_read_errors(self.path), open_regular(self.path, follows_links=True) as file:
@@ -239,7 +239,7 @@ class _Converter:
         for name in [name for name in _POSITIONS if name in self.tensors]:
             positions = self._take(name, self.config.max_len, d_model)[:, self.order]
             if not torch.allclose(positions, sinusoidal_table(*positions.shape), atol=1e-3):
-                raise TransduceError(f"{self.path}: {name} is not the sinusoids, and only these can be imported.")
+                raise TransduceError(f"{self.path}: {name} is not sinusoidal: only sinusoids can be imported.")
         if self.tensors:
             raise TransduceError(f"{self.path}: {min(self.tensors)} is in no model that can be imported.")
         return weights

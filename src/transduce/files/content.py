@@ -33,7 +33,7 @@ def well_formed(path: Path | str, advice: str) -> Iterator[None]:
         yield
     except _NONSENSE as error:
         is_told = isinstance(error, TransduceError) or type(error) is ValueError
-        reason = str(error).rstrip(".") if is_told else f"its content is none of ours ({type(error).__name__}: {error})"
+        reason = str(error).rstrip(".") if is_told else f"its content is not valid ({type(error).__name__}: {error})"
         raise damaged(path, reason, advice) from None
 
 
@@ -43,7 +43,7 @@ def open_regular(path: Path, mode: str = "rb", *, buffering: int = -1, follows_l
     device, which could be without an end. Raises DamagedFileError.
     """
     flags = _NO_WAIT | (0 if follows_links else _NO_LINK)
-    wrong = damaged(path, "it is a link, a folder, a pipe or a device, not a file of its own", "Put a copy there.")
+    wrong = damaged(path, "it is a link, a folder, a pipe or a device, not a regular file", "Put a copy there.")
     try:
         file = open(path, mode, buffering, opener=lambda name, own: os.open(name, own | flags, 0o666))  # noqa: SIM115
     except OSError:

@@ -52,7 +52,7 @@ def explained_read_errors(path: Path) -> Iterator[None]:
 
 def _refuse_nul(path: Path, kind: type[TransduceError]) -> None:
     if "\0" in str(path):  # which Python takes for an error of the program
-        raise kind(f"{path}: no file has the character NUL in its name. Correct it.")
+        raise kind(f"{path}: no file name can contain the character NUL. Correct it.")
 
 
 class Unfailing:

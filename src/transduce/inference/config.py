@@ -7,7 +7,7 @@ from typing import Literal
 from transduce.errors import TransduceError
 
 _WIDEST_BEAM = 1_000  # a wider one is a mistake
-_MOST_FACTOR = 100  # of a length, and its power: what comes of a larger one is no number
+_MOST_FACTOR = 100  # of a length, and its power: a larger one overflows
 _LEAST_EXTRA = 20  # tokens beyond max_len_ratio where no training pairs say how many
 
 
@@ -40,7 +40,7 @@ class DecodingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic precision on a GPU."""
     cuda_graph: bool = False
-    """Search on a GPU in CUDA graphs: the same outputs. Sampling and sentences with constraints go without."""
+    """Search in CUDA graphs on a GPU; the outputs are the same. Not used for sampling or sentences with constraints."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= _WIDEST_BEAM:

@@ -50,7 +50,7 @@ def ignore(_line: str) -> None:
 class Prediction(Annotation):
     """An output. `score` is its natural log-probability after length normalization: beam search ranks by it.
 
-    Of `Run.n_best` it has its annotation as well.
+    One from `Run.n_best` has its annotation as well.
     """
 
     text: str
@@ -73,10 +73,10 @@ class Predictor:
     """A model and the tokenizer it was trained with.
 
     `predict` gives one output for each text, `predict_n_best` several. The output for an empty text is empty. A source
-    too long for the model is truncated, and so is an output that becomes as long as allowed: texts with these are
-    counted in `num_truncated_sources` and `num_truncated_outputs`. Where it is known what was `seen` in training,
-    characters and lengths outside of that are reported, and outputs have only characters of training targets, of their
-    constraints, and those of their source that no training source had. The model's weights are prepared for decoding at
+    too long for the model is truncated, and so is an output that reaches its limit: texts with these are counted in
+    `num_truncated_sources` and `num_truncated_outputs`. If it is known what was `seen` in training, characters and
+    lengths beyond that are reported, and outputs contain only characters of training targets, of their constraints,
+    and those of their source that no training source had. The model's weights are prepared for decoding at
     the first prediction: to change them later, make a new predictor. With `int8` its large matrices are multiplied in
     int8, which is faster on CPUs with VNNI and gives nearly the same outputs, of which few depend on their batch.
     """
@@ -119,7 +119,7 @@ class Predictor:
     ) -> list[str]:
         """The best output for each text, in their order; `constraints` are one for each text, or one for all.
 
-        `decoding` holds for this call alone, in place of the predictor's own.
+        `decoding` replaces the predictor's own for this call only.
         """
         return [predictions[0].text for predictions in self.predict_n_best(texts, 1, constraints, decoding=decoding)]
 

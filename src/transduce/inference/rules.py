@@ -18,7 +18,7 @@ def rules_of(
 ) -> Rules:
     """The rules of a source with these constraints. Raises TransduceError if the search cannot keep to them."""
     if constraints.required and (decoding.is_sampling or decoding.beam_size == 1):
-        raise TransduceError("output constraints need beam search: set the beam size above 1, and no temperature.")
+        raise TransduceError("required texts need beam search: set the beam size above 1, and temperature to 0.")
     # A token carries the space before a word; a space at the end of a text says that a word ends there.
     strip = str.rstrip if tokenizer.config.target == "characters" else str.strip
     texts = [constraints.prefix, *(strip(text, " ") or text for text in constraints.required)]

@@ -21,9 +21,9 @@ class TransformerConfig:
     num_heads: int = 8
     """Attention heads per layer; must divide `d_model`."""
     num_encoder_layers: int = 6
-    """Encoder layers."""
+    """Number of encoder layers."""
     num_decoder_layers: int = 6
-    """Decoder layers."""
+    """Number of decoder layers."""
     dropout: float = 0.1
     """Dropout rate on the output of every sub-layer and on the embeddings (section 5.4)."""
     norm_first: bool = False
@@ -39,7 +39,7 @@ class TransformerConfig:
     output_bias: bool = False
     """Add a trained bias to the logits, as Marian does."""
     max_len: int = 1024
-    """Longest source or target, in tokens. Learned positions exist only up to here."""
+    """Longest source or target, in tokens. Learned positions exist only up to this length."""
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -54,7 +54,7 @@ class TransformerConfig:
             raise ValueError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1.")
         if self.positions == "rotary" and (self.d_model // self.num_heads) % 2:
             raise ValueError(
-                f"rotary positions turn channels in pairs: model.d_model / model.num_heads "
+                f"rotary positions rotate pairs of channels: model.d_model / model.num_heads "
                 f"({self.d_model // self.num_heads}) must be even. Change one of them, or use other positions."
             )
 

@@ -37,7 +37,7 @@ def refuse_other_shapes(own: Shapes, stored: Shapes) -> None:
     """Raise ValueError unless the names and shapes that are stored are just those of the model."""
     if wrong := sorted(own.keys() ^ stored.keys()) or sorted(name for name in own if own[name] != stored[name]):
         raise ValueError(
-            f"these weights are of another model: '{wrong[0]}' differs ({len(wrong)} do). Is config.toml their own?"
+            f"these weights belong to another model: '{wrong[0]}' differs ({len(wrong)} do). Is this their config.toml?"
         )
 
 

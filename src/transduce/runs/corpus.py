@@ -194,7 +194,7 @@ def _read_side(side: str, config: DataConfig, places: Places, in_memory: Mapping
     if paths == (IN_MEMORY,) and side not in in_memory:
         raise TransduceError(
             f"the pairs of data.{side} were in memory, in a Python program: give them to transduce.train again (with "
-            "resume=True to go on), or set it to files."
+            "resume=True to continue), or set it to files."
         )
     pairs = load_split(config.dataset, side, places) if config.dataset else in_memory.get(side) or read_pairs(paths)
     return extend_pairs(pairs, read_pairs(config.more)) if side == "train" and config.more else pairs

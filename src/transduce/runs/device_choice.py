@@ -92,8 +92,8 @@ def _check_kernels(config: ExperimentConfig, capability: tuple[int, int] | None,
         raise TransduceError("training.kernels = 'triton' cannot be compiled: set it to 'torch', or compile to false.")
     elif not is_tile_size(head_dim):
         raise TransduceError(
-            f"training.kernels = 'triton' is not for heads of {head_dim} channels: a power of two from 16 to 128 is. "
-            "Choose other model.num_heads, or set it to 'torch'."
+            f"training.kernels = 'triton' is not for heads of {head_dim} channels, only for a power of two from 16 to "
+            "128. Choose another model.num_heads, or set it to 'torch'."
         )
 
 

@@ -88,19 +88,19 @@ def fit(
     show_progress: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
-    """Train on `pairs` for about `minutes`, and score the model on some of them, held out before.
+    """Train on `pairs` for about `minutes`, and score the model on some of them that were held out.
 
     `pairs` are paths (.tsv, .jsonl, or two parallel files) or pairs in memory: a list of (source, target), a list of
     dicts, a DataFrame, a `datasets.Dataset`, an iterator of rows; see `data.memory`. So are `valid`, pairs to validate
-    by during training, and `test`, pairs to score the model on; None: some of `pairs` are held out for this. Returns
-    the run, with the attributes of a `FitResult`. A notebook is shown reports and progress unless told otherwise.
+    on during training, and `test`, pairs to score the model on; None: some of `pairs` are held out for this. Returns
+    the run, with the attributes of a `FitResult`. A notebook shows reports and progress unless told otherwise.
 
-    `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: the task that the pairs look like.
-    `init_from` is a run whose weights, tokenizer and shape of model this one begins with.
+    `task` is a name in `tasks.TASKS`; it decides the tokens and the metrics. None: detected from the pairs.
+    `init_from` is a run whose weights, tokenizer and model shape this one starts from.
 
     No source or target of the parts that it holds out occurs in training. The run folder keeps the test part
-    (test.source, test.target) and the result (score.json). A resumed run keeps its settings. So
-    many `processes` of this machine share each step; None: chosen by `choose_processes`.
+    (test.source, test.target) and the result (score.json). A resumed run keeps its settings.
+    `processes` is the number of processes on this machine that share each step; None: see `choose_processes`.
     Raises DataError for fewer than MINIMUM_PAIRS, and for more text than `train` holds in memory.
     """
     started, run_dir, report = clock(), Path(run_dir), report or report_to_notebook

@@ -121,7 +121,7 @@ class RunFolder:
         text = self.config_text
         with well_formed(self.path / "config.toml", _MEND_CONTENT):
             if len(text) > _MOST_SETTINGS or max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
-                raise ValueError("it is longer, or has more dots in a line, than any of ours")
+                raise ValueError("it is longer, or has more dots in a line, than any that is written")
             return load_config(text, "its text")
 
     @property
@@ -271,7 +271,7 @@ class RunFolder:
             if os.path.lexists(path):
                 report(str(error))
         if lost:
-            report(f"{path}:{lost[0]} is damaged: {len(lost):,} rows are none of ours. They are left out.")
+            report(f"{path}:{lost[0]} is damaged: {len(lost):,} rows are not valid. They are left out.")
         return rows
 
     def truncate_metrics(self, after_step: int, report: Callable[[str], None] = warnings.warn) -> None:
@@ -373,7 +373,7 @@ class RunFolder:
             raise damaged(path, "its SHA-256 does not match the one it records", _MEND_TEXT)
         if type(number := record.get("format")) is int and number != FORMAT_VERSION:
             raise RunFolderError(
-                f"{path} has format {number}, this version of transduce knows {FORMAT_VERSION}. "
+                f"{path} has format {number}, but this version of transduce reads format {FORMAT_VERSION}. "
                 "Use the version that wrote it."
             )
         with well_formed(path, _MEND_CONTENT):
@@ -381,7 +381,7 @@ class RunFolder:
             if not (matches(record, RECORD) and all(map(_is_plain, files)) and all(files.values())):
                 raise ValueError(OTHER_FIELDS)
             if not 0 < (record["facts"].get("calibration") or {}).get("temperature", 1.0) < math.inf:
-                raise ValueError("the calibration temperature is none")
+                raise ValueError("the calibration temperature is not valid")
             if seen := record["facts"].get("seen"):
                 Seen.from_dict(seen)
         return record
@@ -437,7 +437,7 @@ class RunFolder:
             if step is None and not matches(content, METADATA):
                 raise ValueError(OTHER_FIELDS)
             if step is not None and TrainerState.from_dict({"step": step, **content}).step != step:
-                raise ValueError("its state is of another step")
+                raise ValueError("its state is from another step")
         return content
 
 

@@ -55,7 +55,7 @@ def settle_resumption(
         step, checkpoint = (newest[0], newest[1:]) if newest else (None, None)
         for name, value in sorted(environment.items()):
             if name != "commit" and value != (before := facts.get("started", {}).get(name)):
-                report(f"{name} was {before} and is {value}: the weights may differ in their last bits")
+                report(f"{name} was {before} and is now {value}: the weights may differ in their last bits")
         # Recorded before the settings are rewritten, so that no change goes unrecorded if the process is killed.
         folder.truncate_metrics(step or 0, report)
         session = {"step": step or 0, "changes": changes, "machine": environment}
@@ -77,7 +77,7 @@ def settle_resumption(
 
 
 def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[str], None]) -> None:
-    """Make the best model anew from the checkpoint of its step, if it is damaged or missing and there is one.
+    """Rebuild the best model from the checkpoint of its step, if it is damaged or missing and there is one.
 
     `state` is that of the newest checkpoint. Raises DamagedFileError if there is none.
     """
@@ -89,7 +89,7 @@ def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[s
     except (DamagedFileError, MissingInputError) as error:
         if best not in folder.checkpoints():
             raise DamagedFileError(
-                f"{error} It is of step {best:,}, of which there is no checkpoint. Without a copy, take the newest "
+                f"{error} It is from step {best:,}, which has no checkpoint. Without a copy, use the newest "
                 f"weights: transduce average {folder.path} --last 1 -o ANOTHER."
             ) from None
     saved = folder.read_checkpoint(best)[0]
@@ -97,7 +97,7 @@ def _mend_model(folder: RunFolder, state: Mapping[str, Any], report: Callable[[s
     scores = next((metrics_of(row) for row in rows if row["step"] == best), {})
     facts = {"step": best, "averaged": bool(average), "validation": scores}
     folder.write_model(average or with_prefix(saved, "model."), facts)
-    report(f"{path} was damaged or missing: made anew from the checkpoint of its step {best:,}")
+    report(f"{path} was damaged or missing: rebuilt from the checkpoint of step {best:,}")
 
 
 def _rate(config: ExperimentConfig, step: int) -> float:

@@ -36,8 +36,8 @@ class Run(Predictor):
     """A trained run: `run("a text")` is its output, `run(texts)` a list of them.
 
     Any field of `DecodingConfig` can be given with a call, for that call alone: `run(texts, beam_size=1)`. Constraints
-    are one or None for each text, or one for all. What `fit` measured and `train` counted are attributes of what they
-    return, such as `scores` and `step`.
+    are one or None for each text, or one for all. What `fit` measured and `train` counted are attributes of the run
+    that they return, such as `scores` and `step`.
     """
 
     folder: RunFolder
@@ -52,7 +52,7 @@ class Run(Predictor):
                 return getattr(part, name)
         raise AttributeError(
             f"this run has no '{name}'. What `fit` and `train` measured is an attribute of the runs that they return; "
-            "to score given outputs there is log_prob(sources, targets), and evaluate(sources, references) a test set."
+            "to score given outputs, use log_prob(sources, targets); for a test set, evaluate(sources, references)."
         )
 
     def __repr__(self) -> str:
@@ -84,8 +84,8 @@ class Run(Predictor):
     def log_prob(self, sources: str | Iterable[str], targets: Any) -> Any:
         """The natural log-probability of a given output for a source, or for each of several, its end included.
 
-        A target that is a text is scored by the tokenizer's own ids, a `Prediction` by those that it has. To a source
-        of spaces the empty output is certain.
+        A target given as text is scored by the ids that the tokenizer gives it, a `Prediction` by its own. For a source
+        of spaces only, the empty output is certain.
         """
         given, outputs = list_texts(_several(sources), "source"), self.target_ids(_several(targets))
         if len(given) != len(outputs):
@@ -112,7 +112,7 @@ class Run(Predictor):
         return outputs
 
     def stream(self, texts: Iterable[str], *, constraints: Constraints | None = None, **decoding: Any) -> Iterator[str]:
-        """The outputs for any number of texts, in their order, as they are asked for, in constant memory."""
+        """The outputs for any number of texts, in their order, each computed when needed, in constant memory."""
         given, chosen, num_done = iterate_texts(texts), self._decoding(decoding), 0
         while block := list(islice(given, MOST_TEXTS)):
             for [best] in self.predict_n_best(block, 1, constraints, decoding=chosen, first_row=num_done):
@@ -129,8 +129,8 @@ class Run(Predictor):
     ) -> "list[Score]":
         """Scores of the outputs with their intervals, as the command `evaluate` computes them.
 
-        Without `metrics`: those of the run's validation. With `group_sources`, equal sources are one, and their
-        references its alternatives.
+        Without `metrics`: those of the run's validation. With `group_sources`, equal sources count as one, with their
+        references as alternatives.
         """
         from transduce.evaluation.evaluate import as_lists, score  # here: who only predicts needs no sacreBLEU
 
@@ -146,7 +146,7 @@ class Run(Predictor):
         import_module("transduce.export").copy_run(self.folder, Path(folder))
 
     def explain(self, text: str) -> Page:
-        """The page that shows how the run comes to its output for `text`: itself in a notebook, else its `html`."""
+        """The page that shows how the run arrives at its output for `text`; a notebook displays it, `html` has it."""
         return explanation_page(explain(self, *list_texts([text])), self.folder.path.name)
 
     def _decoding(self, options: dict[str, Any]) -> DecodingConfig:
@@ -167,7 +167,7 @@ def load(
 ) -> Run:
     """The run in a folder, with its best model: `transduce.load("runs/x")("a text")`.
 
-    It decodes by the settings of the run unless `decoding` is given. Raises MissingInputError if there is no run or no
+    It decodes with the run's settings unless `decoding` is given. Raises MissingInputError if there is no run or no
     model yet, DamagedFileError if a byte of it has changed.
     """
     folder = RunFolder.open(Path(run))
@@ -188,7 +188,7 @@ def load_from(
     run = Run(model.to(find_device(device)), tokenizer, seen=folder.seen, calibration=calibration, **options)
     write_whole_characters(run, note)
     if run.int8 and not run.is_int8:
-        note("int8 changes nothing here: no matrix of this model is large enough to gain by it")
+        note("int8 changes nothing here: no matrix of this model is large enough to benefit")
     run.folder, run.settings, run.model_sha256 = folder, settings, sha256
     return run
 

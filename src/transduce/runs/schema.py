@@ -4,7 +4,7 @@
 RUN_FILES = (
     "config.toml", "tokenizer.json", "run.json", "model.safetensors", "checkpoints", "metrics.jsonl", "run.lock",
 )  # fmt: skip
-OTHER_FIELDS = "it has not the fields, or not the kinds of values, that are written there"
+OTHER_FIELDS = "it does not have the fields, or the kinds of values, that are written there"
 
 _NUMBER, _NAME = (int, float), (str, type(None))
 _SESSION = {"processes?": int, "threads?": int, "commit?": _NAME}

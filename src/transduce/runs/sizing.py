@@ -207,10 +207,10 @@ def _reasons(config: ExperimentConfig, task: Task, preset: str, num_tokens: int,
     tokenizer, passes = config.tokenizer, f"{num_seen / num_tokens:,.1f}"
     learned = f"about {num_tokens:,} target tokens, each seen {passes} times in this time on this machine"
     return {
-        "data.max_len": "nearly all pairs are no longer",
+        "data.max_len": "nearly all pairs fit",
         "data.recombinations": "pairs are few, so more are made from them" if config.data.recombinations else "",
         "tokenizer.source": f"{task.name}: {task.form}",
-        "tokenizer.normalize": "differences that do not matter in a source",
+        "tokenizer.normalize": "removes differences that do not matter in a source",
         "tokenizer.vocab_size": "suits the amount of text" if "bpe" in (tokenizer.source, tokenizer.target) else "",
         "model.d_model": f"the {preset} model: {learned}",
         "model.dropout": f"for about {passes} passes over the pairs",

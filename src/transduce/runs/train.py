@@ -71,13 +71,13 @@ def train(
     clock: Callable[[], float] = time.perf_counter,
     started: float | None = None,
 ) -> TrainerState:
-    """Train a model by `config` into the run folder `run_dir`, or resume the run there (`resume`).
+    """Train a model with `config` into the run folder `run_dir`, or resume the run there (`resume`).
 
     `corpus` replaces the files of `config.data` if it is in memory already, `in_memory` one side of them: see
-    `read_corpus`. Named data sets are found in `places`. So many `processes` of this machine share each step; None: as
-    `choose_processes` says, or as many as before.
+    `read_corpus`. Named data sets are found in `places`. `processes` is the number of processes on this machine that
+    share each step; None: as `choose_processes` says, or as many as before.
     `report` gets lines for the user, `observers` get every logged row; `show_progress` shows the rows on standard
-    error. By default a notebook is shown both, and a script nothing. `started`, by `clock`, is when the time of
+    error. By default a notebook shows both, and a script neither. `started`, by `clock`, is when the time of
     `training.minutes` began, if before this call. Raises Stopped, a KeyboardInterrupt, at a Ctrl-C or another signal to
     stop, after saving; TransduceError, with nothing lost, for settings or data that cannot be used.
     """
@@ -245,7 +245,7 @@ def _train(run: _Run) -> TrainerState:
             "schedule"
         )
     elif trainer.num_steps < steps:
-        report(f"planned {trainer.num_steps:,} steps instead of {steps:,}: they took longer than at first")
+        report(f"took {trainer.num_steps:,} steps instead of {steps:,}, because steps became slower")
     run.process.decide(partial(_finish, run, state.best_step))  # together, as a process that leaves early may end badly
     return state
 
@@ -265,7 +265,7 @@ def _saved_after(error: TransduceError, run: _Run, trainer: Trainer) -> Transduc
         return error
     with nullcontext() if run.process.is_main else run.folder.lock(patience=_SECONDS_TO_UNLOCK):
         trainer.save_alone()
-    return type(error)(f"{error} All is saved up to step {trainer.state.step:,}: resume the run to continue.")
+    return type(error)(f"{error} Everything up to step {trainer.state.step:,} is saved: resume the run to continue.")
 
 
 def build_model(config: ExperimentConfig, tokenizer: Tokenizer) -> Transformer:

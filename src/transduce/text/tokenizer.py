@@ -164,7 +164,7 @@ class Tokenizer:
         content = _verified_content(text, path)
         with well_formed(path, "Restore it from a copy."):
             if not matches(content, _CONTENT):
-                raise ValueError("it has not the fields, or not the kinds of values, that are written there")
+                raise ValueError("it does not have the fields, or the kinds of values, that are written there")
             target = _vocabulary(content["target"])
             source = target if content["source"] is None else _vocabulary(content["source"])
             settings = content["config"]
@@ -173,7 +173,7 @@ class Tokenizer:
             kinds, sizes = (tokenizer.config.source, tokenizer.config.target), tokenizer.vocabulary_sizes
             is_enough = sizes.num_target_ids >= min(NUM_FIXED_IDS, sizes.target)
             if not is_enough or kinds != (source.kind, target.kind):
-                raise ValueError("its settings are of other kinds than its tokens")
+                raise ValueError("its settings and its tokens are of different kinds")
         return tokenizer
 
     def __reduce__(self) -> tuple[Callable[[str], "Tokenizer"], tuple[str]]:

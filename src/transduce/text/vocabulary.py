@@ -119,7 +119,7 @@ class Vocabulary:
         is_merged = known.keys() >= {part for left, right in merges for part in (left, right, left + right)}
         is_scored = len(vocabulary.scores) == num_learned * (vocabulary.kind == "unigram")
         if not (is_text and is_distinct and is_merged and is_scored and all(map(math.isfinite, vocabulary.scores))):
-            raise ValueError("a token is empty, of several lines, there twice, of no known parts, or without a score")
+            raise ValueError("a token is empty, spans lines, occurs twice, has unknown parts, or has no valid score")
         return vocabulary
 
     @cached_property

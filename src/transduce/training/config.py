@@ -14,9 +14,9 @@ class TrainingConfig:
     steps: int = 0
     """Optimizer steps. 0: as many as `epochs` or `minutes` allow."""
     epochs: float = 0.0
-    """Passes over the training pairs. 0: not limited by passes."""
+    """Passes over the training pairs. 0: no limit."""
     minutes: float = 0.0
-    """Time limit. Without `steps` or `epochs` it also sets the number of steps, by timing a few. 0: no limit."""
+    """Time limit. Without `steps` or `epochs`, it also sets the number of steps, by timing a few. 0: no limit."""
     batch_tokens: int = 4096
     """Maximum tokens per batch: pairs times the longest side (bucketed), or the tokens of each side (packed)."""
     micro_batches: int = 1
@@ -39,11 +39,11 @@ class TrainingConfig:
     patience: int = 0
     """Stop after this many validations without improvement. 0: never."""
     precision: Literal["auto", "float32", "bfloat16", "bfloat16_weights"] = "auto"
-    """Arithmetic precision. bfloat16: of matrix products (autocast); bfloat16_weights: of the whole network, on a copy
-    of the weights, while the optimizer updates those in float32.
+    """Arithmetic precision. bfloat16: for matrix products (autocast); bfloat16_weights: for the whole network, on a
+    copy of the weights, while the optimizer updates them in float32.
     auto: bfloat16 on a GPU of compute capability 8.0 or higher, float32 elsewhere."""
     kernels: Literal["torch", "triton"] = "torch"
-    """Kernels of a GPU for the loss and, in packed batches, for attention and Add & Norm: those of torch, or our own in
+    """GPU kernels for the loss and, in packed batches, for attention and Add & Norm: those of torch, or our own in
     Triton."""
     compile: bool = False
     """Use torch.compile: faster steps after a minute or more of compilation."""
@@ -103,6 +103,6 @@ class OptimConfig:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema_decay < 1):
             raise ValueError("optim.beta1, beta2 and ema_decay must be at least 0 and below 1.")
         if not self.epsilon > 0:
-            raise ValueError(f"optim.epsilon is {self.epsilon}: it must be above 0, as it keeps from dividing by zero.")
+            raise ValueError(f"optim.epsilon is {self.epsilon}: it must be above 0, to prevent division by zero.")
         if self.learning_rate == 0 and self.warmup_steps == 0:
             raise ValueError("equation 3 needs a warm-up: set optim.warmup_steps, or a peak with optim.learning_rate.")

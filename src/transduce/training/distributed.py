@@ -108,4 +108,4 @@ def _named_losses() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError("another process of this training has ended.") from error
+        raise LostProcessError("another training process has ended.") from error

@@ -10,9 +10,9 @@ from transduce.devices.machine import SIGNALS
 
 
 class Stopped(KeyboardInterrupt):
-    """Signal `signum` stopped the process; `message` says what was saved and how to go on.
+    """Signal `signum` stopped the process; `message` says what was saved and how to continue.
 
-    As a Ctrl-C is, it is no `Exception`: nobody's `except Exception` takes what was asked for as something that failed.
+    Like a Ctrl-C, it is not an `Exception`: no `except Exception` takes a stop that was asked for as an error.
     """
 
     def __init__(self, signum: int, message: str = "") -> None:

@@ -66,7 +66,7 @@ class TrainerState:
             kind = type(default) if isinstance(default, int | str | list) else (int, float)
             is_count = isinstance(value, int | float) and not name.startswith("best_")
             if not (isinstance(value, kind) or value == default) or (is_count and not 0 <= value < 2**63):
-                raise ValueError(f"its state has no such {name}")
+                raise ValueError(f"its state has no valid {name}")
         return state
 
     def num_steps(self, *, steps: int, minutes: float) -> int:

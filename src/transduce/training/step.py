@@ -148,7 +148,7 @@ class TrainStep:
                 raise
             longest = int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
             raise OutOfMemoryError(
-                f"step {step}: too little memory for {len(rows):,} pairs, the longest of {longest:,} tokens, or padded "
+                f"step {step}: out of memory on {len(rows):,} pairs, the longest of {longest:,} tokens, with padding "
                 f"{len(rows) * longest:,}. Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len."
             ) from error
 

@@ -265,7 +265,7 @@ class Trainer:
                 saved = tensors.get(f"optimizer.{slot}.{name}")
                 if saved is not None:
                     if saved.shape not in ((), parameter.shape):
-                        raise ValueError(f"{slot} of {name} is of another model")
+                        raise ValueError(f"{slot} of {name} belongs to another model")
                     # Including Adam's step count: fused Adam expects it as a float32 tensor beside its parameter.
                     optimizer.state[parameter][slot] = saved.to(parameter.device, copy=True)
 

@@ -114,8 +114,8 @@ def add_evaluate(subparsers: Subparsers) -> None:
         "--metric",
         metavar="NAME,...",
         help="bleu, tokenized_bleu, chrf, ter, wer, cer, per, exact_match, word_error (default: those of the run's "
-        "validation). bleu tokenizes by the script of the references; bleu:13a, bleu:intl, bleu:zh, bleu:char and "
-        "bleu:none as sacreBLEU does",
+        "validation). bleu chooses its tokenizer by the script of the references; bleu:13a, bleu:intl, bleu:zh, "
+        "bleu:char and bleu:none name one of sacreBLEU's",
     )
     parser.add_argument(
         "--group-sources",

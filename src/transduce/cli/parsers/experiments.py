@@ -20,7 +20,7 @@ def add_train(subparsers: Subparsers) -> None:
     parser = add_subcommand(
         subparsers,
         "train",
-        "Train by the settings of a TOML file. Each setting can be overridden on the command line; all of them are "
+        "Train with the settings in a TOML file. Each setting can be overridden on the command line; all of them are "
         "listed below.",
         "transduce init pairs.tsv > my.toml && transduce train my.toml",
         "transduce train my.toml --model.dropout 0.2 --training.steps 5000 --run-dir runs/b",
@@ -93,7 +93,7 @@ def add_compare(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="a metric of `evaluate` (default: bleu, or exact_match if no reference has four tokens)",
+        help="a metric that `evaluate` takes (default: bleu, or exact_match if no reference has four tokens)",
     )
     parser.add_argument(
         "--method",
