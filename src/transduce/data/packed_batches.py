@@ -84,14 +84,14 @@ def collate_packed(
 
     All batches that fit into `num_tokens` have equal shapes, except where the roundings above differ.
     """
-    index = np.asarray(rows, dtype=np.intp)
-    src, tgt_out = pairs.joined(index)
-    src_lens, tgt_lens = pairs.src_lens[index].astype(np.int64), pairs.tgt_lens[index].astype(np.int64)
+    sides = pairs.select(rows).sides
+    src, tgt_out = (side.ids.astype(np.int64) for side in sides)
+    src_lens, tgt_lens = (side.lens.astype(np.int64) for side in sides)
     # The row shifted by one: each sentence would begin with the eos of the one before it, so bos takes its place.
     tgt_in = np.concatenate([[Tokenizer.bos_id], tgt_out[:-1]])
     tgt_in[np.cumsum(tgt_lens)[:-1]] = Tokenizer.bos_id
     num_tokens = max(num_tokens, len(src), len(tgt_out)) + _NUM_FILLERS  # at least one token for each filler
-    capacity = -(-(len(index) + _NUM_FILLERS) // _CAPACITY_ROUNDING) * _CAPACITY_ROUNDING
+    capacity = -(-(len(rows) + _NUM_FILLERS) // _CAPACITY_ROUNDING) * _CAPACITY_ROUNDING
     all_lens = [_with_fillers(lens, num_tokens) for lens in (src_lens, tgt_lens)]
     longest = int(max(lens.max() for lens in all_lens))
     max_len = max(_LEAST_MAX_LEN, 1 << (longest - 1).bit_length())
@@ -99,8 +99,8 @@ def collate_packed(
         _filled(src, num_tokens),
         _filled(tgt_in, num_tokens),
         _filled(tgt_out, num_tokens),
-        _packing(all_lens[0], len(index), capacity, max_len),
-        _packing(all_lens[1], len(index), capacity, max_len),
+        _packing(all_lens[0], len(rows), capacity, max_len),
+        _packing(all_lens[1], len(rows), capacity, max_len),
     )
 
 
