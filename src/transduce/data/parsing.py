@@ -232,10 +232,8 @@ def is_empty(text: str) -> bool:
 
 def _suffix(name: str) -> str:
     """The suffix of a file, in lower case, without that of a compression."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    path = Path(name.lower())
+    return Path(path.stem).suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
 
 
 def _problem(read_row: RowReader, line: str) -> str:
