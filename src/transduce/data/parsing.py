@@ -130,7 +130,7 @@ def refuse_two_of_pairs(names: Sequence[str], sides: Sequence[Sequence[str]]) ->
         return (_suffix(name) in _READERS) + (num_other < len(some) * (1 - _NEARLY_ALL))
 
     signs = list(map(signs_of_pairs, names, sides))
-    if len(names) == 2 and (all(signs) or 2 in signs):
+    if all(signs) or 2 in signs:
         which = "each of these holds" if all(signs) else f"{names[signs.index(2)]} holds"
         raise DataError(
             f"{' and '.join(names)}: {which} pairs already, but two files should be the two sides of the same pairs. "
