@@ -162,15 +162,13 @@ def without_empty(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[str, 
     for row in rows:
         if isinstance(row, str):
             skipped[row] += 1
-            continue
-        source, target = row
-        if is_empty(source):
+        elif is_empty(row[0]):
             skipped["empty source"] += 1
-        elif is_empty(target):
+        elif is_empty(row[1]):
             skipped["empty target"] += 1
         else:
-            src.append(source)
-            tgt.append(target)
+            src.append(row[0])
+            tgt.append(row[1])
     return src, tgt, dict(skipped)
 
 
