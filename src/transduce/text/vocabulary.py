@@ -140,14 +140,12 @@ class Vocabulary:
     def _spell_unknown(self, text: str) -> str:
         return self._unknown.sub(lambda match: "".join(_FIXED_TOKENS[i] for i in _byte_ids(match[0])), text)
 
-    def _respell_token(self, text: str, end: int) -> list[int]:
-        ids: list[int] = []
+    def _respell_token(self, text: str, end: int) -> Iterator[int]:
         while text:
             prefixes = (text[:length] for length in range(min(len(text), _MAX_RESPELL_LEN), 0, -1))
             known = next((prefix for prefix in prefixes if self._id_of.get(prefix, end) < end), None)
-            ids.extend(_byte_ids(text[0]) if known is None else (self._id_of[known],))
+            yield from _byte_ids(text[0]) if known is None else [self._id_of[known]]
             text = text[len(known or text[0]) :]
-        return ids
 
     def _encode_words(self, line: str) -> list[int]:
         ids: list[int] = []
