@@ -8,7 +8,7 @@ remains is not renormalized: the log-probability of an output stays the model's.
 import math
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -34,6 +34,7 @@ class Alphabet:
     characters: frozenset[str] = frozenset()
     # Characters of several bytes that are written byte by byte, and beginnings of them; None: all that UTF-8 has.
     spelled: frozenset[bytes] | None = frozenset()
+    _biases: dict[bytes, Tensor] = field(default_factory=dict, init=False, repr=False)  # of `bias_within` so far
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, seen: Seen | None) -> "Alphabet | None":
@@ -104,9 +105,8 @@ class Alphabet:
         how much room is left, the term added to those of controls and bytes.
         """
         assert self.spelled is not None
-        states = {b"": 0}
-        for begun in sorted({text[:length] for text in self.spelled for length in range(1, len(text))}):
-            states[begun] = len(states)
+        begun = {text[:length] for text in self.spelled for length in range(1, len(text))}
+        states = {text: number for number, text in enumerate([b"", *sorted(begun)])}
         biases = torch.full((len(states), num_ids), -math.inf)
         biases[0] = 0.0
         biases[0, : len(self.bias)] = self.bias
@@ -118,10 +118,6 @@ class Alphabet:
         for room, lead in _LEADS.items():
             by_room[room, FIRST_BYTE_ID + lead :] = -math.inf
         return biases, torch.tensor(following), by_room
-
-    @cached_property
-    def _biases(self) -> dict[bytes, Tensor]:
-        return {}
 
 
 def restrict(
