@@ -48,7 +48,7 @@ class ConcatenatedPairs:
         lens = [side.lens[first] - 1 + side.lens[second] for side in pairs.sides]
         fits = np.maximum(*lens) <= self._max_len
         first, second = first[fits], second[fits]
-        return EncodedPairs.of_rows(
+        return EncodedPairs(
             *(
                 Ragged.chained([side, side.slices(first, 0, side.lens[first] - 1).joined(side.select(second))])
                 for side in pairs.sides
@@ -86,7 +86,7 @@ class RecombinedPairs:
         first = random.integers(num_cuts, size=self._num * len(self._pairs) if num_cuts else 0)
         second = self._group_starts[first] + random.integers(self._group_sizes[first])
         rows, others = self._cuts[0, first], self._cuts[0, second]
-        return EncodedPairs.of_rows(
+        return EncodedPairs(
             *(
                 Ragged.chained(
                     [side, side.slices(rows, 0, cut[first]).joined(side.slices(others, cut[second], side.lens[others]))]

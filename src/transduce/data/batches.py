@@ -67,20 +67,13 @@ class EncodedPairs:
     num_windows = 1
     made_by: tuple[str, ...] = ()
 
-    def __init__(self, src: Sequence[Sequence[int]], tgt: Sequence[Sequence[int]]) -> None:
+    def __init__(self, src: Sequence[Sequence[int]] | Ragged, tgt: Sequence[Sequence[int]] | Ragged) -> None:
         if len(src) != len(tgt):
             raise ValueError(f"src ({len(src)} rows) and tgt ({len(tgt)} rows) must have as many rows.")
         self._src, self._tgt = _ragged(src), _ragged(tgt)
 
-    @classmethod
-    def of_rows(cls, src: Ragged, tgt: Ragged) -> "EncodedPairs":
-        """Pairs whose ids lie end to end already."""
-        pairs = cls.__new__(cls)
-        pairs._src, pairs._tgt = src, tgt
-        return pairs
-
     def __len__(self) -> int:
-        return len(self._src.lens)
+        return len(self._src)
 
     def window(self, _number: int, _random: np.random.Generator, /) -> "EncodedPairs":
         """See `TrainingPairs`."""
@@ -117,16 +110,12 @@ class EncodedPairs:
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> "EncodedPairs":
         """The pairs of these rows, in this order."""
         index = np.asarray(rows, dtype=np.intp)
-        return EncodedPairs.of_rows(self._src.select(index), self._tgt.select(index))
+        return EncodedPairs(self._src.select(index), self._tgt.select(index))
 
-    def padded(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def padded(self, rows: Sequence[int] | NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sources and targets of these rows as two rectangles, filled up with the padding id."""
-        return _padded(self._src.select(rows)), _padded(self._tgt.select(rows))
-
-    def joined(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sources and targets of these rows, each end to end."""
-        src, tgt = self._src.select(rows), self._tgt.select(rows)
-        return src.ids.astype(np.int64), tgt.ids.astype(np.int64)
+        src, tgt = self.select(rows).sides
+        return _padded(src), _padded(tgt)
 
 
 class PreparedPairs:
@@ -147,7 +136,7 @@ class PreparedPairs:
         rows = first + (random.integers(self.num_windows, size=len(first)) + number) % self.num_windows
         # Pages that were touched count as memory as long as the file is mapped: so it is, part by part.
         parts = np.array_split(rows[rows < len(self)], 1 + self.file.num_bytes // _MAPPED_BYTES)
-        return EncodedPairs.of_rows(
+        return EncodedPairs(
             *(Ragged.chained([self._side(side).select(part) for part in parts]) for side in ("src", "tgt"))
         )
 
@@ -171,8 +160,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Pairs, *, max_len: int) -> tuple[E
 
 def collate(pairs: EncodedPairs, rows: Sequence[int] | NDArray[np.integer]) -> Batch:
     """The batch of these rows; the target is shifted here: position t of `tgt_in` is position t - 1 of `tgt_out`."""
-    index = np.asarray(rows, dtype=np.intp)
-    src, tgt_out = pairs.padded(index)
+    src, tgt_out = pairs.padded(rows)
     tgt_in = np.empty_like(tgt_out)
     tgt_in[:, 0] = Tokenizer.bos_id
     is_token = tgt_out[:, 1:] != Tokenizer.pad_id
@@ -286,7 +274,9 @@ class StepOrder:
         return num_steps
 
 
-def _ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+def _ragged(rows: Sequence[Sequence[int]] | Ragged) -> Ragged:
+    if isinstance(rows, Ragged):
+        return rows
     ragged = Ragged.of(rows)
     if len(rows) and not ragged.lens.min():
         raise ValueError(f"Row {int(ragged.lens.argmin())} has no ids: every row must end with eos.")
@@ -294,6 +284,6 @@ def _ragged(rows: Sequence[Sequence[int]]) -> Ragged:
 
 
 def _padded(rows: Ragged) -> NDArray[np.int64]:
-    rectangle = np.full((len(rows.lens), rows.lens.max(initial=0)), Tokenizer.pad_id, dtype=np.int64)
+    rectangle = np.full((len(rows), rows.lens.max(initial=0)), Tokenizer.pad_id, dtype=np.int64)
     rectangle[np.arange(rectangle.shape[1]) < rows.lens[:, None]] = rows.ids
     return rectangle

@@ -19,11 +19,6 @@ CHUNK_BYTES = 1 << 16
 _PACKED_BYTES = 1 << 12
 
 
-def is_compressed(start: bytes) -> bool:
-    """Whether a file that begins with these bytes is in one of the three formats."""
-    return start.startswith((_GZIP, _XZ, *_ZSTD_STARTS))
-
-
 def decompressed(chunks: Iterable[bytes], name: str, *, most: int) -> bytes:
     """The content of a file in chunks, see `decompressed_chunks`. Raises DataError if it has over `most` bytes."""
     content = bytearray()
@@ -47,8 +42,6 @@ def decompressed_chunks(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """
     first = next(chunks, b"")
     chunks = chain([first] if first else [], chunks)
-    if is_compressed(first):
-        chunks = split_chunks(chunks, _PACKED_BYTES)
     if first.startswith(_GZIP):
         return _unpack(chunks, name, "gzip", lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
     if first.startswith(_XZ):
@@ -70,6 +63,7 @@ def _unpack(chunks: Iterator[bytes], name: str, kind: str, new_decompressor: Cal
 
     Written out because `lzma.decompress` ignores trailing garbage, and Zstandard's reader a missing end.
     """
+    chunks = split_chunks(chunks, _PACKED_BYTES)
     data = next(chunks)
     try:
         while data:

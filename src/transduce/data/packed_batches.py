@@ -12,6 +12,7 @@ from torch import Tensor
 from transduce.data.batches import EncodedPairs, to_device
 from transduce.errors import TransduceError
 from transduce.model.packing import Packing
+from transduce.text.ragged import starts_of
 from transduce.text.tokenizer import Tokenizer
 
 # The rest of a row is filled with this many sentences of padding ids, which are computed but have no loss. They are
@@ -64,17 +65,14 @@ def pack_batches(
     if batch_tokens < 1:
         raise TransduceError(f"batch_tokens ({batch_tokens}) must be at least 1.")
     rows = np.asarray(order, dtype=np.intp)
-    ends = np.stack([np.cumsum(lens[rows], dtype=np.int64) for lens in (src_lens, tgt_lens)])
-    starts = [0] if len(rows) else []
+    sums = [starts_of(lens[rows]) for lens in (src_lens, tgt_lens)]  # tokens before each row, and in the end all
+    ends, start = list[int](), 0
     # Each batch takes as many rows as fit: a binary search in the running sums, on both sides.
-    while starts:
-        before = ends[:, starts[-1] - 1] if starts[-1] else np.zeros(2, dtype=np.int64)
-        fitting = min(int(np.searchsorted(ends[side], before[side] + batch_tokens, side="right")) for side in (0, 1))
-        next_start = max(fitting, starts[-1] + 1)
-        if next_start >= len(rows):
-            break
-        starts.append(next_start)
-    return np.split(rows, starts[1:]) if starts else []
+    while start < len(rows):
+        fitting = min(int(np.searchsorted(side, side[start] + batch_tokens, side="right")) - 1 for side in sums)
+        start = max(fitting, start + 1)
+        ends.append(start)
+    return np.split(rows, ends[:-1]) if ends else []
 
 
 def collate_packed(
@@ -84,14 +82,14 @@ def collate_packed(
 
     All batches that fit into `num_tokens` have equal shapes, except where the roundings above differ.
     """
-    index = np.asarray(rows, dtype=np.intp)
-    src, tgt_out = pairs.joined(index)
-    src_lens, tgt_lens = pairs.src_lens[index].astype(np.int64), pairs.tgt_lens[index].astype(np.int64)
+    sides = pairs.select(rows).sides
+    src, tgt_out = (side.ids.astype(np.int64) for side in sides)
+    src_lens, tgt_lens = (side.lens.astype(np.int64) for side in sides)
     # The row shifted by one: each sentence would begin with the eos of the one before it, so bos takes its place.
     tgt_in = np.concatenate([[Tokenizer.bos_id], tgt_out[:-1]])
     tgt_in[np.cumsum(tgt_lens)[:-1]] = Tokenizer.bos_id
     num_tokens = max(num_tokens, len(src), len(tgt_out)) + _NUM_FILLERS  # at least one token for each filler
-    capacity = -(-(len(index) + _NUM_FILLERS) // _CAPACITY_ROUNDING) * _CAPACITY_ROUNDING
+    capacity = -(-(len(rows) + _NUM_FILLERS) // _CAPACITY_ROUNDING) * _CAPACITY_ROUNDING
     all_lens = [_with_fillers(lens, num_tokens) for lens in (src_lens, tgt_lens)]
     longest = int(max(lens.max() for lens in all_lens))
     max_len = max(_LEAST_MAX_LEN, 1 << (longest - 1).bit_length())
@@ -99,8 +97,8 @@ def collate_packed(
         _filled(src, num_tokens),
         _filled(tgt_in, num_tokens),
         _filled(tgt_out, num_tokens),
-        _packing(all_lens[0], len(index), capacity, max_len),
-        _packing(all_lens[1], len(index), capacity, max_len),
+        _packing(all_lens[0], len(rows), capacity, max_len),
+        _packing(all_lens[1], len(rows), capacity, max_len),
     )
 
 

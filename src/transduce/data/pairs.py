@@ -118,8 +118,8 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     notes = [note for _, repairs, _ in texts.values() for note in repairs]
     for name, lines in zip(names, sides, strict=True):
         refuse_nul(lines, name)
-    refuse_two_of_pairs(names, sides)
     if len(sides) == 2:
+        refuse_two_of_pairs(names, sides)
         refuse_unequal(names, [len(lines) for lines in sides])
         rows: Iterable[Row] = zip(*sides, strict=True)
     else:

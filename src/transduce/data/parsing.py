@@ -130,7 +130,7 @@ def refuse_two_of_pairs(names: Sequence[str], sides: Sequence[Sequence[str]]) ->
         return (_suffix(name) in _READERS) + (num_other < len(some) * (1 - _NEARLY_ALL))
 
     signs = list(map(signs_of_pairs, names, sides))
-    if len(names) == 2 and (all(signs) or 2 in signs):
+    if all(signs) or 2 in signs:
         which = "each of these holds" if all(signs) else f"{names[signs.index(2)]} holds"
         raise DataError(
             f"{' and '.join(names)}: {which} pairs already, but two files should be the two sides of the same pairs. "
@@ -162,15 +162,13 @@ def without_empty(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[str, 
     for row in rows:
         if isinstance(row, str):
             skipped[row] += 1
-            continue
-        source, target = row
-        if is_empty(source):
+        elif is_empty(row[0]):
             skipped["empty source"] += 1
-        elif is_empty(target):
+        elif is_empty(row[1]):
             skipped["empty target"] += 1
         else:
-            src.append(source)
-            tgt.append(target)
+            src.append(row[0])
+            tgt.append(row[1])
     return src, tgt, dict(skipped)
 
 
@@ -232,10 +230,8 @@ def is_empty(text: str) -> bool:
 
 def _suffix(name: str) -> str:
     """The suffix of a file, in lower case, without that of a compression."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    path = Path(name.lower())
+    return Path(path.stem).suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
 
 
 def _problem(read_row: RowReader, line: str) -> str:

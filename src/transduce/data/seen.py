@@ -9,7 +9,7 @@ from unicodedata import combining
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
+from transduce.text.config import FIRST_BYTE_ID, NUM_FIXED_IDS
 
 _NEARLY_ALL = 0.999  # of the sources are at most as long as is recorded: corpora have odd lines
 _LINES_AT_ONCE = 10_000  # bounds the memory for their code points
@@ -69,14 +69,13 @@ def nearly_longest(num_of_len: ArrayLike) -> int:
 
 def bytes_among(ids: NDArray[np.integer]) -> frozenset[int]:
     """The bytes that stand for themselves among these ids, as tokens lack for a character."""
-    num_controls = len(CONTROL_NAMES)
-    is_byte = (ids >= num_controls) & (ids < NUM_FIXED_IDS)
-    return frozenset((np.unique(ids[is_byte]) - num_controls).tolist())
+    is_byte = (ids >= FIRST_BYTE_ID) & (ids < NUM_FIXED_IDS)
+    return frozenset((np.unique(ids[is_byte]) - FIRST_BYTE_ID).tolist())
 
 
 def num_spelled_together(ids: Sequence[int]) -> int:
     """The number of ids, each word or character that is spelled in bytes counted as one: it is unknown, not long."""
-    is_byte = [len(CONTROL_NAMES) <= i < NUM_FIXED_IDS for i in ids]
+    is_byte = [FIRST_BYTE_ID <= i < NUM_FIXED_IDS for i in ids]
     return len(ids) - sum(before and here for before, here in pairwise(is_byte))
 
 

@@ -14,8 +14,6 @@ METRICS = (
     *(f"bleu:{tokenizer}" for tokenizer in BLEU_TOKENIZERS),
 )  # fmt: skip
 GROUPED_METRICS = ("word_error", "per")  # the pronunciation scores: rows of one source are its alternatives
-# Of grouped scores in older files; elsewhere `wer` is edits / words.
-_FORMER_NAMES = {"wer": "word_error"}
 
 
 def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
@@ -26,8 +24,8 @@ def refuse_unknown_metrics(names: Iterable[str], where: str) -> None:
 
 
 def name_of_score(name: str, *, group_sources: bool) -> str:
-    """The present name of a score in a file, which may be older."""
-    return _FORMER_NAMES.get(name, name) if group_sources else name
+    """The present name of a score in a file: in older ones a grouped "wer" was not edits / words, but `word_error`."""
+    return "word_error" if group_sources and name == "wer" else name
 
 
 def scores_by_name(scores: Mapping[str, T], *, group_sources: bool) -> dict[str, T]:

@@ -39,15 +39,10 @@ class Metric:
     """One metric as two functions."""
 
     label: str
+    title: str  # the label with the unit, for a table or an axis
     is_higher_better: bool
     measure: Callable[[Sequence[str], References], Measured]
     score: Callable[[Array], Array]  # sums of rows [..., counts] -> scores [...]
-    unit: str = "%"
-
-    @property
-    def title(self) -> str:
-        """The label with the unit, for a table or an axis."""
-        return f"{self.label} {self.unit}".strip()
 
 
 def _by_sacrebleu(label: str, is_higher_better: bool, new_metric: Callable[[References], SacreMetric]) -> Metric:
@@ -63,7 +58,7 @@ def _by_sacrebleu(label: str, is_higher_better: bool, new_metric: Callable[[Refe
         score_of = new_metric([])._compute_score_from_stats
         return np.apply_along_axis(lambda row: score_of(row.tolist()).score, -1, sums)
 
-    return Metric(label, is_higher_better, measure, score, unit="%" if label == "TER" else "")
+    return Metric(label, f"{label} %" if label == "TER" else label, is_higher_better, measure, score)
 
 
 def _by_segment(
@@ -80,7 +75,7 @@ def _by_segment(
         signature.update("version", _VERSION)
         return Measured(rows, float(_rate(rows.sum(0))), signature)
 
-    return Metric(label, is_higher_better, measure, _rate)
+    return Metric(label, f"{label} %", is_higher_better, measure, _rate)
 
 
 def _edits(units: Callable[[str], Sequence[str]], hypothesis: str, references: list[str]) -> tuple[int, int]:

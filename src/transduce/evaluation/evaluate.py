@@ -6,7 +6,7 @@ from typing import Any
 from transduce.data.texts import list_texts
 from transduce.evaluation.config import refuse_unknown_metrics
 from transduce.evaluation.definitions import References
-from transduce.evaluation.metrics import Score, check, evaluate, group_by_source
+from transduce.evaluation.metrics import NUM_RESAMPLES, Score, check, evaluate, group_by_source
 from transduce.inference.predictor import Prediction, Predictor
 
 
@@ -24,7 +24,7 @@ def score(
     metrics: Sequence[str],
     *,
     group_sources: bool = False,
-    num_resamples: int = 1000,
+    num_resamples: int = NUM_RESAMPLES,
     predictions: Sequence[Prediction] | None = None,
 ) -> list[Score]:
     """Predict outputs for `sources`, unless they are given, and score them; `references` are sets of one line each.

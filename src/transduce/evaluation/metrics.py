@@ -10,6 +10,7 @@ Intervals and p-values cover the choice of test segments only, not how another t
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,7 @@ def group_by_source(
             )
         present = (references_of_set[row] for references_of_set in references)
         targets.setdefault(source, {}).update((target, None) for target in present if target is not None)
-    num_sets = max(len(distinct) for distinct in targets.values())
-    padded = [[*distinct, *[None] * (num_sets - len(distinct))] for distinct in targets.values()]
-    sets = [list(reference_set) for reference_set in zip(*padded, strict=True)]
+    sets: list[list[str | None]] = [list(reference_set) for reference_set in zip_longest(*targets.values())]
     return list(first_row), [hypotheses[row] for row in first_row.values()], sets
 
 

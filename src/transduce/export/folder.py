@@ -144,11 +144,9 @@ def export_run(
         engine = module.open_engine(folder, predictor)
         report(f"written; comparing its outputs in {module.TITLE} with the run's")
         certificate = certify(predictor, engine, lines, exported)
-        for name, text in (
-            ("certificate.json", json.dumps(certificate.as_dict(), ensure_ascii=False, indent=1) + "\n"),
-            ("README.md", _readme(module, predictor, certificate)),
-        ):
-            write_atomically(folder / name, text.encode())
+        text = json.dumps(certificate.as_dict(), ensure_ascii=False, indent=1) + "\n"
+        write_atomically(folder / "certificate.json", text.encode())
+        write_atomically(folder / "README.md", _readme(module, predictor, certificate).encode())
     return certificate
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from transduce.data.batches import pad_sources
+from transduce.data.batches import EncodedPairs, collate, pad_sources
 from transduce.errors import TransduceError
 from transduce.export.certificate import SEARCHES
 from transduce.export.tokenizer_files import library_tokenizer, two_sided_tokenizer
@@ -285,10 +285,10 @@ class TransformersEngine:
     @torch.inference_mode()
     def log_probs(self, sources: list[list[int]], outputs: list[list[int]]) -> list[list[float]]:
         """Natural log-probability of each token of each output and of its end, given the tokens before it."""
-        tgt_in = pad_sources([[Tokenizer.bos_id, *ids] for ids in outputs])
-        tgt_out = pad_sources([[*ids, Tokenizer.eos_id] for ids in outputs])
-        logits = self.model(**self._inputs(sources), decoder_input_ids=tgt_in, use_cache=False).logits
-        chosen = logits.log_softmax(dim=-1).gather(2, tgt_out[..., None])[..., 0].tolist()
+        pairs = EncodedPairs(sources, [[*ids, Tokenizer.eos_id] for ids in outputs])
+        batch = collate(pairs, range(len(pairs)))
+        logits = self.model(**self._inputs(sources), decoder_input_ids=batch.tgt_in, use_cache=False).logits
+        chosen = logits.log_softmax(dim=-1).gather(2, batch.tgt_out[..., None])[..., 0].tolist()
         return [row[: len(ids) + 1] for row, ids in zip(chosen, outputs, strict=True)]
 
     def _inputs(self, sources: list[list[int]]) -> dict[str, Tensor]:

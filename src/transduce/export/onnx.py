@@ -22,15 +22,6 @@ _LARGEST_FILE = 2**31 - 1  # bytes in a protobuf message: twice as many as the w
 _PACKAGES = ("onnx", "onnxruntime")
 _PROGRAM = Path(__file__).with_name("greedy_onnx.py")
 
-_USAGE = """\
-# pip install numpy onnxruntime tokenizers
-# In this folder; as a command: python greedy.py < lines > outputs
-from greedy import Greedy
-
-translate = Greedy(".")
-print(translate(["a text", "another text"]))
-"""
-
 
 def refuse(predictor: Predictor, *, int8: bool) -> None:
     """Raises TransduceError for weights too large for a file, and where a package is missing."""
@@ -85,7 +76,14 @@ def unexpressed(decoding: DecodingConfig) -> list[str]:
 
 def usage(predictor: Predictor) -> str:  # noqa: ARG001 - the same for every run
     """A Python program that predicts with the exported folder."""
-    return _USAGE
+    return """\
+# pip install numpy onnxruntime tokenizers
+# In this folder; as a command: python greedy.py < lines > outputs
+from greedy import Greedy
+
+translate = Greedy(".")
+print(translate(["a text", "another text"]))
+"""
 
 
 class OnnxEngine:

@@ -37,9 +37,7 @@ def library_tokenizer(tokenizer: Tokenizer, side: Side) -> tokenizers.Tokenizer:
     TransduceError for the tokenizer of an imported model.
     """
     vocabulary = _vocabulary(tokenizer, side)
-    names = _names(vocabulary)
-    scores = (0.0,) * NUM_FIXED_IDS + vocabulary.scores
-    library = _assemble(vocabulary, names, scores, tokenizer.eos_id, _decoder(vocabulary.kind))
+    library = _assemble(vocabulary, _names(vocabulary), _decoder(vocabulary.kind))
     return _normalizing(library, tokenizer.config.normalize if side == "source" else tokenizer.config.target_forms)
 
 
@@ -53,11 +51,9 @@ def two_sided_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     num_controls = len(CONTROL_NAMES)
     names = [*target_names[:num_controls], *(_MARK + name for name in target_names[num_controls:])]
     names += [*(_MARK + name for name in source_names[:num_controls]), *source_names[num_controls:]]
-    scores = (0.0,) * (len(target_names) + NUM_FIXED_IDS) + source.scores
     strip_mark = decoders.Replace(tokenizers.Regex(rf"\A{_MARK}"), "")
     decoder = decoders.Sequence([strip_mark, _decoder(target.kind)])
-    library = _assemble(source, names, scores, len(target_names) + tokenizer.eos_id, decoder)
-    return _normalizing(library, tokenizer.config.normalize)
+    return _normalizing(_assemble(source, names, decoder), tokenizer.config.normalize)
 
 
 def _vocabulary(tokenizer: Tokenizer, side: Side) -> Vocabulary:
@@ -81,13 +77,13 @@ def _names(vocabulary: Vocabulary) -> list[str]:
     return [*fixed, *(_MARK if vocabulary.kind == "words" and piece == " " else piece for piece in pieces)]
 
 
-def _assemble(
-    vocabulary: Vocabulary, names: list[str], scores: tuple[float, ...], eos_id: int, decoder: decoders.Decoder
-) -> tokenizers.Tokenizer:
+def _assemble(vocabulary: Vocabulary, names: list[str], decoder: decoders.Decoder) -> tokenizers.Tokenizer:
     """The library's tokenizer that encodes lines by `vocabulary`, whose ids have the last of `names`."""
     id_of = {name: i for i, name in enumerate(names)}
     assert len(id_of) == len(names), "no subword has the name of another id"
+    first_id = len(names) - len(vocabulary.tokens)
     if vocabulary.kind == "unigram":  # it needs an unknown id, but never uses it: every character has its bytes
+        scores = (0.0,) * (first_id + NUM_FIXED_IDS) + vocabulary.scores
         library = tokenizers.Tokenizer(models.Unigram(list(zip(names, scores, strict=True)), 0, byte_fallback=True))
     else:
         is_whole = vocabulary.kind == "words"
@@ -95,6 +91,7 @@ def _assemble(
             models.BPE(id_of, list(vocabulary.merges), byte_fallback=True, ignore_merges=is_whole)
         )
     _split_as(library, vocabulary)
+    eos_id = first_id + Tokenizer.eos_id
     end = names[eos_id]
     library.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, eos_id)])
     library.decoder = decoder

@@ -8,7 +8,7 @@ remains is not renormalized: the log-probability of an output stays the model's.
 import math
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -16,13 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transduce.data.seen import Seen
-from transduce.text.config import CONTROL_NAMES, NUM_FIXED_IDS
+from transduce.text.config import FIRST_BYTE_ID, NUM_FIXED_IDS
 from transduce.text.tokenizer import Tokenizer
 
 LONGEST_CHARACTER = 4  # bytes
 MOST_UNFINISHED = LONGEST_CHARACTER - 1
 _LEADS = {2: 0xC0, 3: 0xE0, 4: 0xF0}  # the first byte of a character of so many bytes is at least this one
-_FIRST_BYTE_ID = len(CONTROL_NAMES)
 _MOST_SPANS = 16  # of ids that are masked one after another: faster than a bias on all, up to about so many
 
 
@@ -35,6 +34,7 @@ class Alphabet:
     characters: frozenset[str] = frozenset()
     # Characters of several bytes that are written byte by byte, and beginnings of them; None: all that UTF-8 has.
     spelled: frozenset[bytes] | None = frozenset()
+    _biases: dict[bytes, Tensor] = field(default_factory=dict, init=False, repr=False)  # of `bias_within` so far
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, seen: Seen | None) -> "Alphabet | None":
@@ -45,7 +45,7 @@ class Alphabet:
         if seen is None:
             # No character begins with these bytes; a newline would end the line that an output is.
             no_leads = [ord("\n"), *range(0x80, 0xC2), *range(0xF5, 0x100)]
-            banned = frozenset([tokenizer.pad_id, tokenizer.bos_id, *(_FIRST_BYTE_ID + byte for byte in no_leads)])
+            banned = frozenset([tokenizer.pad_id, tokenizer.bos_id, *(FIRST_BYTE_ID + byte for byte in no_leads)])
             return cls(token_bytes, banned, spelled=None)
         nothing = cls(token_bytes, frozenset(range(len(token_bytes))) - {tokenizer.eos_id})
         # Where tokens carry the space before a word, the first one of a line does, too.
@@ -60,7 +60,7 @@ class Alphabet:
             return self
         tokens = (i for i in self.banned if i >= NUM_FIXED_IDS)
         freed = {i for i in tokens if characters.issuperset(self.token_bytes[i].decode())}
-        freed |= {_FIRST_BYTE_ID + text[0] for text in spelled}
+        freed |= {FIRST_BYTE_ID + text[0] for text in spelled}
         beginnings = (text[:length] for text in spelled for length in range(2, len(text) + 1))
         return replace(self, banned=self.banned - freed, characters=characters, spelled=self.spelled.union(beginnings))
 
@@ -105,24 +105,19 @@ class Alphabet:
         how much room is left, the term added to those of controls and bytes.
         """
         assert self.spelled is not None
-        states = {b"": 0}
-        for begun in sorted({text[:length] for text in self.spelled for length in range(1, len(text))}):
-            states[begun] = len(states)
+        begun = {text[:length] for text in self.spelled for length in range(1, len(text))}
+        states = {text: number for number, text in enumerate([b"", *sorted(begun)])}
         biases = torch.full((len(states), num_ids), -math.inf)
         biases[0] = 0.0
         biases[0, : len(self.bias)] = self.bias
         for text, number in states.items():
             if text:
-                biases[number, _FIRST_BYTE_ID:NUM_FIXED_IDS] = self.bias_within(text)
+                biases[number, FIRST_BYTE_ID:NUM_FIXED_IDS] = self.bias_within(text)
         following = [[states.get(text + bytes([byte]), 0) for byte in range(256)] for text in states]
         by_room = torch.zeros(LONGEST_CHARACTER + 2, NUM_FIXED_IDS)
         for room, lead in _LEADS.items():
-            by_room[room, _FIRST_BYTE_ID + lead :] = -math.inf
+            by_room[room, FIRST_BYTE_ID + lead :] = -math.inf
         return biases, torch.tensor(following), by_room
-
-    @cached_property
-    def _biases(self) -> dict[bytes, Tensor]:
-        return {}
 
 
 def restrict(
@@ -137,9 +132,9 @@ def restrict(
         begun = _begun_characters(history[..., -MOST_UNFINISHED:])
         for row, room in enumerate(rooms):
             if room in _LEADS:  # beside the end there is no room for all bytes of such a character
-                log_probs[row, :, _FIRST_BYTE_ID + _LEADS[room] : NUM_FIXED_IDS] = -math.inf
+                log_probs[row, :, FIRST_BYTE_ID + _LEADS[room] : NUM_FIXED_IDS] = -math.inf
     places = tuple(zip(*begun, strict=True))  # rows, ranks
-    byte_scores = log_probs[..., _FIRST_BYTE_ID:NUM_FIXED_IDS][places].clone() if begun else None
+    byte_scores = log_probs[..., FIRST_BYTE_ID:NUM_FIXED_IDS][places].clone() if begun else None
     if len(distinct) == 1 and len(alphabets[0].spans) <= _MOST_SPANS:
         for span in alphabets[0].spans:
             log_probs[..., span] = -math.inf
@@ -149,20 +144,20 @@ def restrict(
     if byte_scores is not None:
         biases = [alphabets[row].bias_within(text) for (row, _), text in begun.items()]
         log_probs[places] = -math.inf
-        log_probs[..., _FIRST_BYTE_ID:NUM_FIXED_IDS][places] = byte_scores + torch.stack(biases).to(log_probs.device)
+        log_probs[..., FIRST_BYTE_ID:NUM_FIXED_IDS][places] = byte_scores + torch.stack(biases).to(log_probs.device)
 
 
 @lru_cache(1 << 14)
 def unfinished(*last: int) -> bytes:
     """The bytes of a character that a text ends within, given its last ids; none where it ends with a whole one."""
     decoder = getincrementaldecoder("utf-8")("ignore")
-    decoder.decode(bytes(i - _FIRST_BYTE_ID if _FIRST_BYTE_ID <= i < NUM_FIXED_IDS else 0 for i in last))
+    decoder.decode(bytes(i - FIRST_BYTE_ID if FIRST_BYTE_ID <= i < NUM_FIXED_IDS else 0 for i in last))
     return decoder.getstate()[0]
 
 
 def _begun_characters(tails: Int[Tensor, "batch beam last"]) -> dict[tuple[int, int], bytes]:
     """The bytes of a character that hypotheses end within, by row and rank."""
-    is_byte = (tails[..., -1:] >= _FIRST_BYTE_ID + 0x80) & (tails[..., -1:] < NUM_FIXED_IDS)
+    is_byte = (tails[..., -1:] >= FIRST_BYTE_ID + 0x80) & (tails[..., -1:] < NUM_FIXED_IDS)
     if not is_byte.any():  # nearly always
         return {}
     rows, ranks, _ = is_byte.nonzero().T.tolist()

@@ -1,7 +1,7 @@
 """Attention weights of an unchanged model, recorded by hooks: the fused kernel never returns them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,13 +34,8 @@ def record_attention(model: nn.Module, part: str = "") -> Iterator[AttentionMaps
             mask = causal_mask(q.size(-2)).to(q.device)
         maps[name] = attention(q, k, v, mask)[1]
 
-    handles = [
-        module.register_forward_hook(partial(record, name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, MultiHeadAttention) and part in name
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, MultiHeadAttention) and part in name:
+                hooks.enter_context(module.register_forward_hook(partial(record, name), with_kwargs=True))
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()

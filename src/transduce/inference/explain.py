@@ -82,7 +82,7 @@ def explain(predictor: Predictor, text: str, *, num_candidates: int = 8) -> Expl
     num_best = 1 if predictor.decoding.is_sampling else predictor.decoding.beam_size
     # A search for all outputs goes on for longer: only those that ended before the best was certain were in this one.
     outputs = [best] if num_best == 1 else predictor.search([source], num_best)[0]
-    ended = [output for output in outputs if len(output.ids) < len(trace.tokens)]
+    ended = [output for output in outputs if len(output.ids) < len(trace.steps)]
     tokenizer = predictor.tokenizer
     attention, log_probs = _full_pass(predictor, source, best.ids)
     names = partial(_tokens, tokenizer.target_tokens, tokenizer.config.target)
@@ -135,9 +135,8 @@ class _Trace:
     """The hypotheses of a single sentence at each step of a search, including rows that only fill its beam."""
 
     def __init__(self) -> None:
-        self.tokens: list[list[int]] = []
-        self.parents: list[list[int]] = []
-        self.log_probs: list[list[float]] = []  # of each hypothesis, including that token
+        # By step, of each hypothesis: its last token, its parent in the step before, the log-probability of all of it.
+        self.steps: list[list[tuple[int, int, float]]] = []
         self._next_totals: Float[Tensor, "beam vocab"] | None = None
 
     def watch(self, step: Step[Any]) -> Step[Any]:
@@ -146,9 +145,7 @@ class _Trace:
         def watched(tokens: Tensor, parents: Tensor, state: Any) -> tuple[Tensor, Any]:
             logits, state = step(tokens, parents, state)
             totals = torch.zeros(1) if self._next_totals is None else self._next_totals[parents[0], tokens[0]]
-            self.tokens.append(tokens[0].tolist())
-            self.parents.append(parents[0].tolist())
-            self.log_probs.append(totals.tolist())
+            self.steps.append(list(zip(tokens[0].tolist(), parents[0].tolist(), totals.tolist(), strict=True)))
             self._next_totals = totals.to(logits.device)[:, None] + logits[0].float().log_softmax(dim=-1)
             return logits, state
 
@@ -187,21 +184,19 @@ def _branches(
     numbers = {0: 0}  # from the search's numbers of hypotheses to ours, which skip rows that hold none
     best_ids = tuple(best.ids)
     branches = []
-    for step in range(1, len(trace.tokens) + 1):
+    for step, rows in enumerate([*trace.steps[1:], []], start=1):  # after the last one nothing goes on
         kept: list[Branch] = []
         next_histories, next_numbers = [], {}
-        if step < len(trace.tokens):
-            rows = zip(trace.tokens[step], trace.parents[step], trace.log_probs[step], strict=True)
-            for place, (token, parent, log_prob) in enumerate(rows):
-                # Where there are fewer hypotheses than beam_size, the search fills its beam with control ids, and then
-                # with what follows them.
-                if token <= eos_id or parent not in numbers:
-                    continue
-                history = (*histories[numbers[parent]], token)
-                next_numbers[place] = len(kept)
-                next_histories.append(history)
-                is_winner = history == best_ids[:step]
-                kept.append(Branch(numbers[parent], names([token])[0], log_prob, None, is_winner))
+        for place, (token, parent, log_prob) in enumerate(rows):
+            # Where there are fewer hypotheses than beam_size, the search fills its beam with control ids, and then with
+            # what follows them.
+            if token <= eos_id or parent not in numbers:
+                continue
+            history = (*histories[numbers[parent]], token)
+            next_numbers[place] = len(kept)
+            next_histories.append(history)
+            is_winner = history == best_ids[:step]
+            kept.append(Branch(numbers[parent], names([token])[0], log_prob, None, is_winner))
         for output in ended:
             if len(output.ids) == step - 1:
                 parent, is_winner = histories.index(tuple(output.ids)), tuple(output.ids) == best_ids

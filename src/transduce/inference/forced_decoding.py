@@ -10,12 +10,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transduce.data.batches import bucket_batches, pad_sources
+from transduce.data.batches import EncodedPairs, bucket_batches, collate
 from transduce.inference.attention_maps import AttentionMaps, record_attention
 from transduce.model.transformer import Transformer
 from transduce.text.tokenizer import Tokenizer
@@ -102,16 +101,15 @@ def _forced_passes(
 ) -> Iterator[tuple[int, list[list[float]], Float[Tensor, "tgt_len src_len"]]]:
     """Row by row: its log-probabilities at each temperature and, if wanted, the sum of its cross-attention."""
     device = model.output_weight.device
-    src_lens, tgt_lens = (np.array([len(ids) + 1 for ids in side], dtype=np.int32) for side in (sources, outputs))
-    for rows in bucket_batches(src_lens, tgt_lens, batch_tokens=_TOKENS_AT_ONCE, order=range(len(sources))):
-        src = pad_sources([sources[row] for row in rows]).to(device)
-        tgt_in = pad_sources([[Tokenizer.bos_id, *outputs[row]] for row in rows]).to(device)
-        tgt_out = pad_sources([[*outputs[row], Tokenizer.eos_id] for row in rows]).to(device)
+    pairs = EncodedPairs(sources, [[*ids, Tokenizer.eos_id] for ids in outputs])
+    src_lens = pairs.src_lens + 1  # as ever: in other batches the last bits of a log-probability may be others
+    for rows in bucket_batches(src_lens, pairs.tgt_lens, batch_tokens=_TOKENS_AT_ONCE, order=range(len(pairs))):
+        batch = collate(pairs, rows).to(device)
         recording = record_attention(model, "cross_attention") if with_attention else nullcontext[AttentionMaps]({})
         with torch.inference_mode(), recording as maps:
-            logits, chosen = model.logits(model(src, tgt_in)).float(), tgt_out[..., None]
+            logits, chosen = model.logits(model(*batch.inputs)).float(), batch.tgt_out[..., None]
             of_all = [(logits / each).log_softmax(dim=-1).gather(2, chosen)[..., 0].tolist() for each in temperatures]
-            start = torch.zeros(*tgt_in.shape, src.size(1), device=device)
+            start = torch.zeros(*batch.tgt_in.shape, batch.src.size(1), device=device)
             attention = sum((heads.mean(dim=1) for heads in maps.values()), start=start)
         for place, row in enumerate(rows.tolist()):
             src_len, tgt_len = len(sources[row]), len(outputs[row]) + 1

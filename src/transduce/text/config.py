@@ -10,8 +10,8 @@ Kind = Literal["characters", "words", "bpe", "unigram"]
 AnyKind = Literal[Kind, "sentencepiece"]
 
 CONTROL_NAMES = ("<pad>", "<s>", "</s>")  # by id
-_NUM_CONTROL_IDS = len(CONTROL_NAMES)
-NUM_FIXED_IDS = _NUM_CONTROL_IDS + 256
+FIRST_BYTE_ID = len(CONTROL_NAMES)  # a byte that stands for itself follows the controls
+NUM_FIXED_IDS = FIRST_BYTE_ID + 256
 _MIN_VOCAB_SIZE = 300  # the fixed ids, and some for text
 MOST_TOKENS = 2**18  # of a vocabulary: there is hardly a larger one, and all of it is in memory several times
 

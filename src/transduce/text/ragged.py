@@ -27,6 +27,9 @@ class Ragged:
         lens = np.concatenate([part.lens for part in parts])
         return cls(np.concatenate([part.ids for part in parts]), starts_of(lens))
 
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
     @cached_property
     def lens(self) -> NDArray[np.int32]:
         """The number of ids of each row."""
@@ -52,8 +55,7 @@ class Ragged:
 
     def joined(self, other: "Ragged") -> "Ragged":
         """Rows as long as row k of this and row k of the other together, end to end."""
-        num_rows = len(self.lens)
-        alternating = np.arange(2 * num_rows).reshape(2, num_rows).T.ravel()
+        alternating = np.arange(2 * len(self)).reshape(2, len(self)).T.ravel()
         ids = Ragged.chained([self, other]).select(alternating).ids
         return Ragged(ids, starts_of(self.lens + other.lens))
 

@@ -23,7 +23,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from transduce.text.config import CONTROL_NAMES, MOST_TOKENS, NUM_FIXED_IDS, Kind
+from transduce.text.config import CONTROL_NAMES, FIRST_BYTE_ID, MOST_TOKENS, NUM_FIXED_IDS, Kind
 from transduce.text.unigram import learn_unigram_scores
 from transduce.text.word_cache import WordTable
 
@@ -71,23 +71,23 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; control ids are skipped."""
-        text = "".join(self.tokens[i] for i in ids if i >= len(CONTROL_NAMES))
+        text = "".join(self.tokens[i] for i in ids if i >= FIRST_BYTE_ID)
         text = _FIXED_RUN.sub(_read_bytes, text)
         return text if self.kind == "characters" else text.removeprefix(" ")
 
     def name(self, i: int) -> str:
         """The readable name of one id: a word without its space, any other token with ▁ for a space."""
-        if i < len(CONTROL_NAMES):
+        if i < FIRST_BYTE_ID:
             return CONTROL_NAMES[i]
         if i < NUM_FIXED_IDS:
-            return f"<0x{i - len(CONTROL_NAMES):02X}>"
+            return f"<0x{i - FIRST_BYTE_ID:02X}>"
         token = self.tokens[i]
         return token[1:] if self.kind == "words" and token != " " else token.replace(" ", "▁")
 
     def bytes_of(self, i: int) -> bytes:
         """The UTF-8 bytes that one id adds to a text, maybe only a part of a character."""
         if i < NUM_FIXED_IDS:
-            return bytes([i - len(CONTROL_NAMES)]) if i >= len(CONTROL_NAMES) else b""
+            return bytes([i - FIRST_BYTE_ID]) if i >= FIRST_BYTE_ID else b""
         return self.tokens[i].encode()
 
     def with_target_tokens_first(self, tgt_lines: Sequence[str]) -> tuple["Vocabulary", int]:
@@ -140,14 +140,12 @@ class Vocabulary:
     def _spell_unknown(self, text: str) -> str:
         return self._unknown.sub(lambda match: "".join(_FIXED_TOKENS[i] for i in _byte_ids(match[0])), text)
 
-    def _respell_token(self, text: str, end: int) -> list[int]:
-        ids: list[int] = []
+    def _respell_token(self, text: str, end: int) -> Iterator[int]:
         while text:
             prefixes = (text[:length] for length in range(min(len(text), _MAX_RESPELL_LEN), 0, -1))
             known = next((prefix for prefix in prefixes if self._id_of.get(prefix, end) < end), None)
-            ids.extend(_byte_ids(text[0]) if known is None else (self._id_of[known],))
+            yield from _byte_ids(text[0]) if known is None else [self._id_of[known]]
             text = text[len(known or text[0]) :]
-        return ids
 
     def _encode_words(self, line: str) -> list[int]:
         ids: list[int] = []
@@ -227,9 +225,9 @@ def _words(line: str) -> list[str]:
 
 
 def _byte_ids(text: str) -> list[int]:
-    return [len(CONTROL_NAMES) + byte for byte in text.encode()]
+    return [FIRST_BYTE_ID + byte for byte in text.encode()]
 
 
 def _read_bytes(run: re.Match[str]) -> str:
-    content = bytes(ord(token) - _FIXED_BASE - len(CONTROL_NAMES) for token in run[0])
+    content = bytes(ord(token) - _FIXED_BASE - FIRST_BYTE_ID for token in run[0])
     return content.decode(errors="replace").replace("\n", "\N{REPLACEMENT CHARACTER}")
