@@ -42,6 +42,7 @@ def lock(path: Path, report: Callable[[str], None] | None = None, *, patience: f
                 _take(file.fileno(), path, held, waits=True)
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
+            file.flush()
         yield
 
 
