@@ -148,7 +148,7 @@ def test_without_such_a_checkpoint_a_damaged_best_model_is_named_and_how_to_mend
     flip(own / "model.safetensors")
     damaged = (own / "model.safetensors").read_bytes()
     outcome = resumed(own, data)
-    assert outcome.status == DAMAGED and "of step 40" in outcome.err
+    assert outcome.status == DAMAGED and "from step 40" in outcome.err
     assert (own / "model.safetensors").read_bytes() == damaged  # there may be more to be saved of it
     mend = re.search(r"transduce (average .*) -o ANOTHER", outcome.err)
     assert mend is not None and command(*mend[1].split(), "-o", own.with_name("mended")).status == 0

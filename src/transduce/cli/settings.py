@@ -31,9 +31,9 @@ _HEADER = """\
 
 
 _ON_RESUME = {
-    "free": "Can change when a run is resumed.",
-    "with --accept-changes": "Can change when a run is resumed with --accept-changes.",
-    "never": "Cannot change when a run is resumed.",
+    "free": "Can change on --resume.",
+    "with --accept-changes": "Can change on --resume with --accept-changes.",
+    "never": "Cannot change on --resume.",
 }
 
 
