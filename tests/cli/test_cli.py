@@ -505,7 +505,7 @@ def test_lines_outside_of_training_are_named(run: Path, tmp_path: Path) -> None:
     longest = RunFolder.open(run).facts["seen"]["source_len"]
     notes = [
         "characters never seen in training: A, B, C, U+001B, Ä (line 2, 3, 6)",
-        f"sources longer than nearly all in training ({longest} tokens): 1 of 6 lines (line 5)",
+        f"sources longer than nearly all in training (at most {longest} tokens): 1 of 6 lines (line 5)",
     ]
     assert found.err.split("\n") == [*notes, ""]
     evaluated = command("evaluate", run, "--source", tmp_path / "lines", "--target", tmp_path / "answers")

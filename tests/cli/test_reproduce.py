@@ -410,7 +410,7 @@ def test_a_run_goes_on_with_the_processes_that_its_minutes_count_for(letters):
     refused = command(*words, "--processes", 2, "--resume")
     assert refused.status == 78
     assert "started with --processes 1 --threads 1, and its minutes are counted for these" in refused.err
-    assert "can use --processes 2 --threads 2: use the same" in refused.err  # one each
+    assert "can use --processes 2 --threads 2: use those it was started with" in refused.err  # one each
 
     folder = RunFolder.open(letters / "run")
     session = {"step": 3, "changes": {}, "machine": folder.facts["started"] | {"threads": 4}}

@@ -449,7 +449,7 @@ def test_a_batch_that_memory_is_too_small_for_is_described_and_the_steps_before_
         patch.setattr(step, "collate", short)
         outcome = places.call(words, "--quiet")
     assert outcome.status == 71
-    batch = r"\d+ pairs, the longest of \d+ tokens, with padding [\d,]+\."
+    batch = r"\d+ pairs, the longest of \d+ tokens \([\d,]+ with padding\)\."
     pattern = rf"transduce: error: step {number}: out of memory on {batch}"
     assert re.match(pattern, outcome.err)
     assert "Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len." in outcome.err

@@ -439,7 +439,7 @@ def test_what_was_not_seen_is_reported_once() -> None:
     assert reported == [
         "characters never seen in training: d, e, U+0301.",
         "characters never seen in training: U+001B.",
-        "some sources are longer than nearly all in training (6 tokens).",
+        "some sources are longer than nearly all in training (at most 6 tokens).",
     ]
 
 

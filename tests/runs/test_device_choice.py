@@ -20,7 +20,7 @@ from transduce.model import Transformer
 from transduce.model.config import TransformerConfig, VocabularySizes
 from transduce.runs import device_choice
 from transduce.runs import train as experiment
-from transduce.runs.device_choice import settled, suit_device
+from transduce.runs.device_choice import check_kernels, settled, suit_device
 from transduce.runs.folder import RunFolder
 from transduce.runs.sizing import choose_settings
 from transduce.runs.tasks import find_task
@@ -376,16 +376,18 @@ def test_a_resumed_run_keeps_what_is_left_open(asked, saved, expected):
     ],
 )
 def test_kernels_that_cannot_be_used_are_refused_with_what_to_do(
-    capability, is_missing, num_heads, expected, on_gpu, monkeypatch
+    capability, is_missing, num_heads, expected, monkeypatch
 ):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(device_choice, "find_spec", lambda _name: None if is_missing else object())
-    config = asking(kernels="triton")
+    config = replace(asking(kernels="triton"), model=replace(MODEL, num_heads=num_heads))
     with pytest.raises(TransduceError, match=expected):
-        on_gpu(config=replace(config, model=replace(MODEL, num_heads=num_heads)), capability=capability)
+        check_kernels(config, torch.device("cuda", 0), lambda _line: None)
 
 
-def test_on_a_cpu_our_kernels_are_not_used_and_that_is_said():
+def test_on_a_cpu_our_kernels_are_not_used_and_that_is_said_also_on_resume(files, tmp_path):
     lines: list[str] = []
-    model = Transformer(MODEL, VocabularySizes.joint(13))
-    suit_device(asking(kernels="triton"), model, EncodedPairs([[3, 2]], [[3, 2]]), 1, lines.append)
-    assert lines == ["training.kernels does nothing on a CPU"]
+    for kernels in ("torch", "triton"):
+        config = replace(files, training=replace(files.training, kernels=kernels))
+        train(config, tmp_path / "run", resume=kernels == "triton", accept_changes=True, report=lines.append)
+    assert lines.count("training.kernels does nothing on a CPU") == 1

@@ -43,7 +43,7 @@ class LineNotes:
             named, more = list(self._characters)[:_MAX_CHARACTERS_NAMED], len(self._characters) - _MAX_CHARACTERS_NAMED
             characters = shown(named) + (f" and {more:,} more" if more > 0 else "")
             self._report(f"characters never seen in training: {characters} ({self._lines('unseen')})")
-        longest = f"({seen.source_len:,} tokens)" if seen else ""
+        longest = f"(at most {seen.source_len:,} tokens)" if seen else ""
         reasons = {
             "long": f"sources longer than nearly all in training {longest}",
             "source": f"sources truncated after model.max_len = {max_len:,} tokens",

@@ -101,7 +101,7 @@ def _refuse_other_run(recipe: Recipe, run: RunFolder, *, seed: int, cores: tuple
         ]
         raise ConfigMismatchError(
             f"{run.path} was started with {ways[0]}, and its minutes are counted for these, so no part of it can use "
-            f"{' or '.join(ways[1:])}: use the same, or choose another folder with --run-dir."
+            f"{' or '.join(ways[1:])}: use those it was started with, or choose another folder with --run-dir."
         )
 
 

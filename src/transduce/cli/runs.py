@@ -22,9 +22,8 @@ from transduce.files.atomic import new_folder
 from transduce.files.certified_json import json_object, matches
 from transduce.files.content import read_regular
 from transduce.model.config import PRESETS, VocabularySizes
-from transduce.model.weights import Shapes, parameter_shapes
+from transduce.model.weights import Shapes, parameter_shapes, with_prefix
 from transduce.runs.folder import RunFolder
-from transduce.training.trainer import with_prefix
 
 _NUMBER = (int, float)
 _SCORES = {"*": {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER, "num_segments": int, "*": object}}  # of score.json

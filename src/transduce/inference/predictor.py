@@ -332,7 +332,7 @@ class Predictor:
         if new := characters - self._reported:
             self.report(f"characters never seen in training: {shown(sorted(new))}.")
         if any(is_long for _, is_long in unfamiliar) and "" not in self._reported:
-            self.report(f"some sources are longer than nearly all in training ({longest} tokens).")
+            self.report(f"some sources are longer than nearly all in training (at most {longest} tokens).")
             new.add("")
         self._reported |= new
 

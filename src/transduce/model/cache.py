@@ -11,7 +11,7 @@ class DecoderState:
     """Keys and values of the source, once a sentence, and of all target tokens so far, for each hypothesis.
 
     A beam search reorders its hypotheses at every step, and here their keys and values are copied along: the plain way.
-    `transduce.inference.engine` holds the same without copying.
+    `transduce.inference.state` holds the same without copying.
     """
 
     def __init__(self, cross: list[KeysAndValues], memory_mask: Bool[Tensor, "batch 1 1 src_len"]) -> None:

@@ -22,6 +22,11 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         parameter.copy_(tensors[name])
 
 
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     """The shape of each tensor."""
     return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -47,9 +47,8 @@ def suit_device(
     into one. Raises TransduceError where it is too short even so.
     """
     asked, device = config.training, model.output_weight.device
+    check_kernels(config, device, report)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    if asked.kernels == "triton":
-        _check_kernels(config, capability, report)
     new = settled(config, capability, num_gpus)
     if capability is None and new.cuda_graph:
         report("training.cuda_graph does nothing on a CPU")
@@ -76,14 +75,16 @@ def suit_device(
     return replace(config, training=new), facts
 
 
-def _check_kernels(config: ExperimentConfig, capability: tuple[int, int] | None, report: Callable[[str], None]) -> None:
-    """Raises TransduceError if our kernels cannot be used; reports that a CPU uses none."""
+def check_kernels(config: ExperimentConfig, device: torch.device, report: Callable[[str], None]) -> None:
+    """Raises TransduceError if kernels of our own are set and cannot be used; reports that a CPU uses none."""
     head_dim = config.model.d_model // config.model.num_heads
-    if capability is None:
+    if config.training.kernels != "triton":
+        return
+    if device.type != "cuda":
         report("training.kernels does nothing on a CPU")
-    elif capability < (8, 0):
+    elif (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         raise TransduceError(
-            f"training.kernels = 'triton' needs a GPU of compute capability 8.0 or higher, and this one has "
+            "training.kernels = 'triton' needs a GPU of compute capability 8.0 or higher, and this one has "
             f"{capability[0]}.{capability[1]}: set it to 'torch'."
         )
     elif find_spec("triton") is None:

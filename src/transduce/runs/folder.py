@@ -121,7 +121,7 @@ class RunFolder:
         text = self.config_text
         with well_formed(self.path / "config.toml", _MEND_CONTENT):
             if len(text) > _MOST_SETTINGS or max(line.count(".") for line in text.split("\n")) > _MOST_DOTS:
-                raise ValueError("it is longer, or has more dots in a line, than any that is written")
+                raise ValueError("it is longer, or has more dots in a line, than any config that this package writes")
             return load_config(text, "its text")
 
     @property

@@ -4,20 +4,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from transduce.config.settings import ExperimentConfig, carry_over, refuse_changes, refuse_other_data, with_shape_of
 from transduce.config.toml import differences, to_toml
 from transduce.errors import DamagedFileError, MissingInputError, RunFolderError
 from transduce.evaluation.config import name_of_score
-from transduce.model.weights import parameter_shapes, shapes_of
+from transduce.model.weights import parameter_shapes, shapes_of, with_prefix
 from transduce.runs.corpus import Corpus, absolute_paths
+from transduce.runs.device_choice import check_kernels
 from transduce.runs.folder import RunFolder
 from transduce.runs.monitoring import metrics_of
 from transduce.training.distributed import Process
 from transduce.training.optim import learning_rate
 from transduce.training.state import TrainerState
-from transduce.training.trainer import with_prefix
 
 Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, state of the trainer
 
@@ -25,6 +26,7 @@ Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, state 
 def settle_resumption(
     config: ExperimentConfig,
     folder: RunFolder,
+    *,
     corpus: Corpus,
     process: Process,
     environment: Mapping[str, Any],
@@ -41,6 +43,7 @@ def settle_resumption(
         resumed = carry_over(asked, saved, facts.get("configured_batch", ()))
         changes = differences(saved, resumed)
         refuse_changes(changes, accept_changes=accept_changes)
+        check_kernels(resumed, torch.device(environment["device"]), report)
         refuse_other_data(facts.get("data", {}), corpus.sha256, folder.path)
         newest = folder.newest_checkpoint(report=report)
         if newest is not None:

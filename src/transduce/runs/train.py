@@ -99,7 +99,10 @@ def train(
         environment |= {"processes": num * process.world_size, "threads": threads_of_each(num)}
         checkpoint = ancestor = None
         if saved is not None:
-            config, checkpoint = settle_resumption(config, saved, corpus, process, environment, report, accept_changes)
+            config, checkpoint = settle_resumption(
+                config, saved, corpus=corpus, process=process, environment=environment, report=report,
+                accept_changes=accept_changes,
+            )  # fmt: skip
         elif init_from:
             ancestor = RunFolder.open(Path(init_from))
             config = with_shape_of(ancestor.settings, config)
@@ -112,8 +115,7 @@ def train(
         first = saved.facts.get("initialised_from") if saved else init_from
         model = _first_model(config, encoded.tokenizer, first if checkpoint is None else None).to(local_device(chosen))
         if saved is None:
-            suit = partial(suit_device, config, model, pairs, process.world_size, report)
-            config, choice = process.decide(suit)
+            config, choice = process.decide(partial(suit_device, config, model, pairs, process.world_size, report))
             facts = {"data": corpus.sha256, "started": environment} | choice
             saved = process.decide(partial(_create, run_dir, config, encoded, ancestor, facts))
             process.decide(partial(held.enter_context, saved.lock()))
@@ -245,7 +247,7 @@ def _train(run: _Run) -> TrainerState:
             "schedule"
         )
     elif trainer.num_steps < steps:
-        report(f"took {trainer.num_steps:,} steps instead of {steps:,}, because steps became slower")
+        report(f"planned {trainer.num_steps:,} steps instead of {steps:,}, because they took longer than expected")
     run.process.decide(partial(_finish, run, state.best_step))  # together, as a process that leaves early may end badly
     return state
 

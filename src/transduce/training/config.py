@@ -44,7 +44,7 @@ class TrainingConfig:
     auto: bfloat16 on a GPU of compute capability 8.0 or higher, float32 elsewhere."""
     kernels: Literal["torch", "triton"] = "torch"
     """GPU kernels for the loss and, in packed batches, for attention and Add & Norm: those of torch, or our own in
-    Triton."""
+    Triton, for a compute capability of 8.0 or higher."""
     compile: bool = False
     """Use torch.compile: faster steps after a minute or more of compilation."""
     cuda_graph: Literal["auto", True, False] = "auto"

@@ -148,8 +148,9 @@ class TrainStep:
                 raise
             longest = int(max(pairs.src_lens[rows].max(), pairs.tgt_lens[rows].max()))
             raise OutOfMemoryError(
-                f"step {step}: out of memory on {len(rows):,} pairs, the longest of {longest:,} tokens, with padding "
-                f"{len(rows) * longest:,}. Lower training.batch_tokens (on a CPU training.part_tokens) or data.max_len."
+                f"step {step}: out of memory on {len(rows):,} pairs, the longest of {longest:,} tokens "
+                f"({len(rows) * longest:,} with padding). Lower training.batch_tokens (on a CPU training.part_tokens) "
+                "or data.max_len."
             ) from error
 
     def _collate(self, pairs: EncodedPairs, rows: NDArray[np.intp]) -> Batch | PackedBatch:

@@ -16,7 +16,7 @@ from transduce.data.packed_batches import pack_batches
 from transduce.devices.cpu import speed_up_cpu
 from transduce.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from transduce.model.transformer import Transformer
-from transduce.model.weights import load_weights
+from transduce.model.weights import load_weights, with_prefix
 from transduce.training.config import OptimConfig, TrainingConfig
 from transduce.training.distributed import Process
 from transduce.training.optim import slot_names
@@ -294,8 +294,3 @@ def step_order(pairs: TrainingPairs, config: TrainingConfig) -> StepOrder:
         seed=config.seed,
         cut=pack_batches if config.batching == "packed" else bucket_batches,
     )
-
-
-def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin so, by the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

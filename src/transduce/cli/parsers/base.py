@@ -100,7 +100,7 @@ def add_decoding(parser: Parser) -> None:
     search.add_argument(
         "--int8",
         action="store_true",
-        help="use 8-bit integer arithmetic: faster on a CPU; some outputs, up to 2 in 100, depend on their batch",
+        help="use 8-bit integer arithmetic: faster on a CPU; a few outputs, at most 2 in 100, depend on their batch",
     )
 
 
