@@ -23,7 +23,7 @@ ORDER = [
 ]  # fmt: skip
 ENTRIES = {name for floor in ORDER for name in floor} | {"learn"}
 OUTSIDE_THE_CORE = ("learn", "export", "cli")
-MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 9_698
+MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 9_703
 
 
 @cache

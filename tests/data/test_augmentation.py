@@ -11,7 +11,7 @@ from transduce.data.augmentation import ConcatenatedPairs, RecombinedPairs, augm
 from transduce.data.batches import EncodedPairs, StepOrder
 from transduce.data.config import DataConfig
 
-EOS = 2
+BOS, EOS = 1, 2
 
 
 def random_pairs(num_pairs: int, longest: int, seed: int) -> EncodedPairs:
@@ -41,7 +41,7 @@ def test_an_epoch_has_each_pair_alone_and_so_many_times_before_another_one() -> 
     alone = rows_of(pairs)
     assert rows[:23] == alone
     possible = [
-        (src[:-1] + next_src, tgt[:-1] + next_tgt) for (src, tgt), (next_src, next_tgt) in product(alone, alone)
+        ([BOS, *src[:-1], *next_src], tgt[:-1] + next_tgt) for (src, tgt), (next_src, next_tgt) in product(alone, alone)
     ]
     assert all(row in possible for row in rows[23:])
     assert max(max(map(len, pair)) for pair in rows[23:]) <= max_len < max(max(map(len, pair)) for pair in possible)
@@ -49,8 +49,8 @@ def test_an_epoch_has_each_pair_alone_and_so_many_times_before_another_one() -> 
     whole = untouched.window(0, np.random.default_rng(5))
     assert len(whole) == len(untouched) == 4 * 23
     # Each is in front, and behind, as often as the others.
-    for side, side_before in zip(whole.sides, pairs.sides, strict=True):
-        assert side.lens.sum() == (1 + 2 * num) * side_before.lens.sum() - num * 23
+    for side, side_before, num_tags in zip(whole.sides, pairs.sides, (num * 23, 0), strict=True):
+        assert side.lens.sum() == (1 + 2 * num) * side_before.lens.sum() - num * 23 + num_tags
 
 
 def test_made_up_pairs_are_others_in_every_epoch_and_the_same_after_a_resume() -> None:
@@ -66,16 +66,21 @@ def test_made_up_pairs_are_others_in_every_epoch_and_the_same_after_a_resume() -
 
 
 def test_recombined_pairs_are_spelled_as_they_sound() -> None:
-    pairs = spelled(300, seed=11)
+    pairs = spelled(600, seed=11)
     rows = rows_of(RecombinedPairs(pairs, 4).window(0, np.random.default_rng(5)))
-    assert rows[:300] == rows_of(pairs)
-    assert len(rows) == 5 * 300
-    wrong = [(src, tgt) for src, tgt in rows[300:] if [*sounds(src[:-1]), EOS] != tgt]
+    assert rows[:600] == rows_of(pairs)
+    assert len(rows) == 5 * 600
+    assert {src[0] for src, _ in rows[600:]} == {BOS} and BOS not in {i for src, _ in rows for i in src[1:]}
+    synthetic = [(src[1:], tgt) for src, tgt in rows[600:]]
+    wrong = [(src, tgt) for src, tgt in synthetic if [*sounds(src[:-1]), EOS] != tgt]
     assert len(wrong) <= 12  # a silent letter may go to either side of a cut
-    known = {tuple(src) for src, _ in rows[:300]}
-    made_up = [src for src, _ in rows[300:] if tuple(src) not in known]
-    assert len(made_up) > 900
-    neighbors = {pair for src, _ in rows[:300] for pair in pairwise(src)}
+    known = {tuple(src) for src, _ in rows[:600]}
+    made_up = [src for src, _ in synthetic if tuple(src) not in known]
+    assert len(made_up) > 700
+    # The symbols before and behind the cut have their neighbors; of three in a row, those before it alone may be new.
+    triples = {triple for src, _ in rows[:600] for triple in zip(src, src[1:], src[2:], strict=False)}
+    assert all(len({*zip(src, src[1:], src[2:], strict=False)} - triples) <= 1 for src in made_up)
+    neighbors = {pair for src, _ in rows[:600] for pair in pairwise(src)}
     assert {pair for src in made_up for pair in pairwise(src)} <= neighbors
 
 

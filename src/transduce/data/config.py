@@ -22,9 +22,11 @@ class DataConfig:
     """Files of additional training pairs, such as the outputs of another model."""
     recombinations: int = 0
     """Synthetic pairs per training pair and epoch, each the start of one pair joined to the end of another.
-    For small corpora whose two sides run in parallel, such as words and their phonemes."""
+    For small corpora whose two sides run in parallel, such as words and their phonemes. Their sources begin with a
+    tag, by which the model tells them from the pairs of the corpus."""
     concatenations: int = 0
-    """Synthetic pairs per training pair and epoch, each that pair joined to a random other one. For small corpora."""
+    """Synthetic pairs per training pair and epoch, each that pair joined to a random other one, and tagged. For small
+    corpora."""
     max_len: int = 256
     """Longest side of a training pair, in tokens; longer pairs are left out."""
 
