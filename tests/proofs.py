@@ -120,7 +120,7 @@ def run_part(part: str, commit: str, seconds: float | None = None) -> Row:
         if seconds is not None:
             words += [f"--sample-seed={commit}", f"--begin-none-after={LAST_BEGIN * seconds}"]
         started = time.monotonic()
-        output, is_cut, status = run_for(words, seconds)
+        output, is_cut, status = run_for(words, seconds, record)
         took = time.monotonic() - started
         found = json.loads(record.read_text()) if record.exists() else {}
     counts = {name: found.get(name, 0) for name in ("passed", "skipped", "failed", "total")}
@@ -133,15 +133,21 @@ def run_part(part: str, commit: str, seconds: float | None = None) -> Row:
     return Row(part, commit, seconds=round(took, 1), complete=is_complete, failures=failures, **counts)
 
 
-def run_for(words: list[str], seconds: float | None) -> tuple[str, bool, int]:
-    """Output of a command, whether it was cut off after `seconds`, and its exit status."""
+def run_for(words: list[str], seconds: float | None, record: Path) -> tuple[str, bool, int]:
+    """Output of a command, whether it was cut off after `seconds`, and its exit status.
+
+    `record` then stays as it was: an interrupted test may take that for a failure.
+    """
     with tempfile.TemporaryFile("w+") as output:  # not a pipe: what a test leaves running may hold that open for ever
         process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         is_cut = not ends_within(process, seconds)
         if is_cut:
+            content = record.read_bytes() if record.exists() else b"{}"
             process.send_signal(signal.SIGINT)
             if not ends_within(process, SECONDS_TO_END):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            record.write_bytes(content)
         status = process.wait()
         output.seek(0)
         return output.read(), is_cut, status

@@ -77,4 +77,6 @@ class Sample:
 
     def _write(self) -> None:
         if self.path is not None:
-            self.path.write_text(json.dumps(self.counts | {"failures": self.failures}))
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.counts | {"failures": self.failures}))
+            temporary.replace(self.path)

@@ -43,6 +43,15 @@ import pytest, subprocess
 def test_endless():  # by a process that neither a signal to this one nor to its group reaches
     subprocess.run(["sleep", "100"], start_new_session=True)
 """
+TAKING_IT_AMISS = """
+import pytest, time
+@pytest.mark.proof
+def test_that_fails_when_interrupted():
+    try:
+        time.sleep(100)
+    except KeyboardInterrupt:
+        raise AssertionError
+"""
 FAILING = """
 import pytest
 @pytest.mark.proof
@@ -108,16 +117,17 @@ def test_a_file_that_cannot_be_read_is_a_failure(project: Path) -> None:
 def test_time_that_is_over_ends_a_sample_and_fails_nothing(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, content in (("slow", SLOW), ("endless", ENDLESS)):
+    for name, content in (("slow", SLOW), ("endless", ENDLESS), ("amiss", TAKING_IT_AMISS)):
         (project / f"tests/test_{name}.py").write_text(content)
-    monkeypatch.setattr(proofs, "SAMPLE_SECONDS", 6)
+    monkeypatch.setattr(proofs, "SAMPLE_SECONDS", 9)
     started = time.monotonic()
-    assert proofs.sample(["test_slow.py", "test_endless.py"], "a") == 0
+    assert proofs.sample(["test_slow.py", "test_endless.py", "test_amiss.py"], "a") == 0
     assert time.monotonic() - started < 60
-    slow, endless, _ = capsys.readouterr().out.split("\n", 2)
+    slow, endless, amiss, _ = capsys.readouterr().out.split("\n", 3)
     assert slow.startswith("test_slow.py: ") and " of 50, until its time was over: " in slow
     assert 0 < int(slow.split()[1]) < 50
     assert endless.startswith("test_endless.py: 0 of 1, until its time was over: ")
+    assert amiss.startswith("test_amiss.py: 0 of 1, until its time was over: ")
     assert not (project / "tests/proofs.json").exists()
 
 
